@@ -1,0 +1,466 @@
+//! One pod against policy and cluster: what `/mutate/pods` changes and how `/validate/pods` answers. Owns the order of the
+//! decisions; the pieces are the other modules of this tier, the sentences are [`super::verdict`]'s.
+//!
+//! Nothing is reserved here: reviews race, are dry-run, or are refused later by somebody else.
+
+use super::cluster::Cluster;
+use super::declaration::{self, Fallback, Names, Refused};
+use super::demand::{self, Basis, Demand};
+use super::environment::{self, Injection};
+use super::gpu::Resource;
+use super::pod::{Container, Origin, Pod, VramRequest};
+use super::policy::{Mode, OnConflict, OnShortfall, Policy};
+use super::verdict::{Advice, Verdict, Violation};
+use super::vram::Vram;
+use crate::keys;
+
+/// What is known of a pod under a policy, before it is asked which webhook wants to know.
+#[derive(Debug)]
+pub struct Assessment<'a> {
+    pod: &'a Pod,
+    policy: &'a Policy,
+    cluster: &'a Cluster,
+    /// For each container: what it demands; `None` where it requests no shared GPU, demands nothing of its own, or its
+    /// declaration is refused.
+    demands: Vec<Option<Demand>>,
+    injections: Vec<Injection>,
+    violations: Vec<Violation>,
+    advice: Vec<Advice>,
+}
+
+/// What `/mutate/pods` changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Annotations to take off.
+    pub strip: Vec<String>,
+    /// By container, in the pod's order.
+    pub containers: Vec<ContainerChange>,
+    /// Whether the pod has to be kept off nodes that share their GPUs.
+    pub avoid_shared: bool,
+    /// What its author is told.
+    pub advice: Vec<Advice>,
+}
+
+/// What changes in one container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerChange {
+    /// The request for `vramguard.dev/vram` to set.
+    pub request: Option<Vram>,
+    /// To put in front of its environment.
+    pub env: Vec<environment::Variable>,
+}
+
+/// How `/validate/pods` sees a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The namespace's mode, which decides what a violation does.
+    pub mode: Mode,
+    /// What the pod demands in all, as Kubernetes counts; `None` where it is not guarded or not readable.
+    pub demand: Option<Vram>,
+    /// What breaks policy.
+    pub violations: Vec<Violation>,
+    /// What else there is to say.
+    pub advice: Vec<Advice>,
+}
+
+/// Looks at a pod under the policy of its namespace.
+pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Assessment<'a> {
+    let mut assessment = Assessment {
+        pod,
+        policy,
+        cluster,
+        demands: vec![None; pod.containers.len()],
+        injections: Vec::new(),
+        violations: Vec::new(),
+        advice: Vec::new(),
+    };
+    assessment.demand();
+    assessment.environment();
+    let unknown = pod
+        .unknown_annotations
+        .iter()
+        .map(|key| Advice::UnknownAnnotation { key: key.clone() });
+    assessment.advice.extend(unknown);
+    assessment
+}
+
+/// Answers `/validate/pods`: under the policy in force, or the one before it where only the request for VRAM tells the
+/// two apart, because the pod was mutated a moment before the policy changed.
+pub fn judge(pod: &Pod, current: &Policy, previous: Option<&Policy>, cluster: &Cluster) -> Judgement {
+    let now = assess(pod, current, cluster).judge();
+    let mismatch = |violation: &Violation| matches!(violation, Violation::RequestMismatch { .. });
+    if now.violations.is_empty() || !now.violations.iter().all(mismatch) {
+        return now;
+    }
+    match previous.map(|policy| assess(pod, policy, cluster).judge()) {
+        Some(before) if before.violations.is_empty() => Judgement {
+            mode: now.mode,
+            ..before
+        },
+        _ => now,
+    }
+}
+
+impl Judgement {
+    /// What the mode makes of it.
+    pub fn verdict(self) -> Verdict {
+        let Judgement {
+            mode,
+            violations,
+            mut advice,
+            ..
+        } = self;
+        match mode {
+            Mode::Enforce if !violations.is_empty() => Verdict::Deny { violations, advice },
+            Mode::Enforce => Verdict::Allow { advice },
+            Mode::Warn => {
+                advice.splice(0..0, violations.into_iter().map(Advice::Violates));
+                Verdict::Allow { advice }
+            }
+            Mode::Audit | Mode::Off => Verdict::Allow { advice: Vec::new() },
+        }
+    }
+}
+
+impl Assessment<'_> {
+    /// Whether the pod requests a guarded resource.
+    pub fn is_guarded(&self) -> bool {
+        self.pod
+            .containers
+            .iter()
+            .any(|container| self.guarded_gpu(container).is_some())
+    }
+
+    /// What `/mutate/pods` changes. Nothing where the mode says so; a container whose declaration is refused is left as it
+    /// is, for `/validate/pods` to say why.
+    pub fn changes(self) -> Changes {
+        if matches!(self.policy.mode, Mode::Audit | Mode::Off) || self.pod.origin == Origin::Mirror {
+            return Changes::default();
+        }
+        let strip = self.pod.reserved_annotations.clone();
+        let advice = strip.iter().map(|key| Advice::Stripped { key: key.clone() }).collect();
+        let avoid_shared = self.several_replicas().next().is_some();
+        let injections = self.injections.into_iter();
+        let containers = self
+            .pod
+            .containers
+            .iter()
+            .zip(self.demands)
+            .zip(injections)
+            .map(|((container, demand), injection)| ContainerChange {
+                // A user's own figure is left for validation to compare, never overwritten.
+                request: demand
+                    .filter(|_| container.vram_request == VramRequest::Absent)
+                    .map(|demand| demand.total),
+                env: injection.missing,
+            })
+            .collect();
+        Changes {
+            strip,
+            containers,
+            avoid_shared,
+            advice,
+        }
+    }
+
+    /// How `/validate/pods` sees the pod, which is the final object.
+    pub fn judge(mut self) -> Judgement {
+        let mode = self.policy.mode;
+        if self.pod.origin == Origin::Mirror || mode == Mode::Off {
+            return Judgement {
+                mode,
+                demand: None,
+                violations: Vec::new(),
+                advice: Vec::new(),
+            };
+        }
+        let reserved = self.pod.reserved_annotations.iter();
+        self.violations
+            .extend(reserved.map(|key| Violation::ReservedAnnotation { key: key.clone() }));
+        if matches!(mode, Mode::Enforce | Mode::Warn) {
+            self.requests();
+            let several: Vec<Violation> = self.several_replicas().collect();
+            self.violations.extend(several);
+        }
+        let demand = self.total();
+        if let Some(demand) = demand {
+            self.landing(demand);
+        }
+        Judgement {
+            mode,
+            demand,
+            violations: self.violations,
+            advice: self.advice,
+        }
+    }
+
+    /// The first guarded resource that a container requests.
+    fn guarded_gpu<'c>(&self, container: &'c Container) -> Option<&'c (Resource, u64)> {
+        container
+            .gpus
+            .iter()
+            .find(|(resource, _)| self.cluster.guards(resource))
+    }
+
+    /// What all containers demand, as Kubernetes counts; `None` where none does or one of them is refused.
+    fn total(&self) -> Option<Vram> {
+        let guarded = |container: &Container| self.guarded_gpu(container).is_some_and(|(_, count)| *count == 1);
+        let complete = self
+            .pod
+            .containers
+            .iter()
+            .zip(&self.demands)
+            .all(|(c, demand)| demand.is_some() || !guarded(c));
+        let any = self.demands.iter().any(Option::is_some);
+        let amounts = self.pod.containers.iter().zip(&self.demands);
+        (any && complete).then(|| demand::of_pod(amounts.filter_map(|(c, d)| Some((c.role, d.as_ref()?.total)))))
+    }
+
+    fn demand(&mut self) {
+        let pod = self.pod;
+        let all: Vec<&str> = pod.containers.iter().map(|container| container.name.as_str()).collect();
+        let guarded: Vec<(usize, &Container)> = pod
+            .containers
+            .iter()
+            .enumerate()
+            .filter(|(_, container)| self.guarded_gpu(container).is_some())
+            .collect();
+        let names: Vec<&str> = guarded.iter().map(|(_, container)| container.name.as_str()).collect();
+        let fallback = Fallback {
+            models: &self.policy.models,
+            default: self.policy.default,
+        };
+        let names = Names {
+            all: &all,
+            guarded: &names,
+        };
+        let mut violations = Vec::new();
+        let declared = declaration::resolve(&pod.declarations, names, fallback, &mut violations);
+        for violation in violations {
+            match self.unguarded_instead(&violation) {
+                Some(advice) => self.advice.push(advice),
+                None => self.violations.push(violation),
+            }
+        }
+        let processes = match &pod.declarations.processes {
+            None => 1,
+            Some(Ok(processes)) => *processes,
+            Some(Err(text)) => {
+                self.violations.push(Violation::BadProcesses { text: text.clone() });
+                return;
+            }
+        };
+        let only = guarded.len() == 1;
+        for ((index, container), declared) in guarded.into_iter().zip(declared) {
+            let key = if only {
+                keys::VRAM.to_owned()
+            } else {
+                format!("{}{}", keys::VRAM_OF, container.name)
+            };
+            self.demands[index] = match declared {
+                Err(Refused) => None,
+                Ok(Some(declared)) => self.declared(container, declared, processes),
+                Ok(None) => self.undeclared(container, processes, key),
+            };
+        }
+    }
+
+    /// A declaration on GPUs that nobody shares is harmless: said, not refused.
+    fn unguarded_instead(&self, violation: &Violation) -> Option<Advice> {
+        let Violation::WithoutGpu { key, container } = violation else {
+            return None;
+        };
+        let named = |c: &&Container| container.as_ref().is_none_or(|name| *name == c.name);
+        let (resource, _) = self
+            .pod
+            .containers
+            .iter()
+            .filter(named)
+            .find_map(|container| container.gpus.first())?;
+        Some(Advice::NotGuarded {
+            key: key.clone(),
+            resource: resource.clone(),
+        })
+    }
+
+    fn declared(&mut self, container: &Container, declared: Vram, processes: u32) -> Option<Demand> {
+        let name = || container.name.clone();
+        if let Some(minimum) = self.policy.min.filter(|minimum| declared < *minimum) {
+            self.violations.push(Violation::BelowMinimum {
+                container: name(),
+                declared,
+                minimum,
+            });
+        }
+        if let Some(maximum) = self.policy.max.filter(|maximum| declared > *maximum) {
+            self.violations.push(Violation::AboveMaximum {
+                container: name(),
+                declared,
+                maximum,
+            });
+        }
+        let demand = Demand::declared(declared, self.policy.per_process_overhead, processes);
+        if demand.is_none() {
+            self.violations.push(Violation::TooLarge {
+                container: name(),
+                declared,
+            });
+        }
+        demand
+    }
+
+    fn undeclared(&mut self, container: &Container, processes: u32, key: String) -> Option<Demand> {
+        let (resource, count) = self
+            .guarded_gpu(container)
+            .expect("only guarded containers are asked")
+            .clone();
+        if count > 1 {
+            return None; // whole GPUs on a node that does not share: there is nothing to sum
+        }
+        let container = container.name.clone();
+        if self.policy.required {
+            self.violations.push(Violation::Undeclared {
+                container,
+                resource,
+                key,
+            });
+            return None;
+        }
+        let Some(slot) = self.cluster.slot_for(&resource, &self.pod.placement) else {
+            self.violations.push(Violation::SlotUnknown { container, resource });
+            return None;
+        };
+        self.advice.push(Advice::CountsAsSlot { container, slot, key });
+        Some(Demand::of_slot(slot, self.policy.per_process_overhead, processes))
+    }
+
+    fn environment(&mut self) {
+        let guarded = self.is_guarded();
+        for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
+            if environment::shows_gpus_without_request(container) {
+                self.violations.push(Violation::VisibleDevices {
+                    container: container.name.clone(),
+                });
+            }
+            // A container whose declaration is refused is not an injection without GPU.
+            let refused = demand.is_none() && !container.gpus.is_empty();
+            let injection = if guarded && !refused {
+                environment::of_container(container, demand.as_ref())
+            } else {
+                Injection::default()
+            };
+            for conflict in injection.conflicts.iter().cloned() {
+                let container = container.name.clone();
+                match self.policy.on_conflict {
+                    OnConflict::Deny => self
+                        .violations
+                        .push(Violation::EnvironmentConflict { container, conflict }),
+                    OnConflict::Warn => self.advice.push(Advice::KeptEnvironment { container, conflict }),
+                }
+            }
+            self.injections.push(injection);
+        }
+    }
+
+    /// Containers that ask for several replicas although the pod may land where those are one GPU.
+    fn several_replicas(&self) -> impl Iterator<Item = Violation> {
+        let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
+        let kept_off = self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared);
+        self.pod
+            .containers
+            .iter()
+            .filter(move |_| !kept_off)
+            .filter_map(|container| {
+                let (resource, count) = self.guarded_gpu(container).filter(|(_, count)| *count > 1)?;
+                Some(Violation::SharedReplicas {
+                    container: container.name.clone(),
+                    resource: resource.clone(),
+                    count: *count,
+                })
+            })
+    }
+
+    /// The final request of each container is its demand.
+    fn requests(&mut self) {
+        for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
+            let text = match &container.vram_request {
+                VramRequest::Absent => None,
+                VramRequest::Exactly(amount) => Some(amount.to_string()),
+                VramRequest::Odd { text, .. } => Some(text.clone()),
+            };
+            let (demand, basis) = match demand {
+                Some(demand) if self.meets(container, demand) => continue,
+                Some(demand) => (demand.total, self.basis(demand)),
+                // Refused already, for what its declaration says; or nothing asked, nothing requested.
+                None if self.guarded_gpu(container).is_some() || text.is_none() => continue,
+                None => (Vram::ZERO, "it requests no shared GPU".to_owned()),
+            };
+            let container = container.name.clone();
+            self.violations.push(Violation::RequestMismatch {
+                container,
+                requested: text,
+                demand,
+                basis,
+            });
+        }
+    }
+
+    fn meets(&self, container: &Container, demand: &Demand) -> bool {
+        let VramRequest::Exactly(request) = container.vram_request else {
+            return false;
+        };
+        // The slot may be that of another node than a moment ago: nodes come and go between two reviews.
+        let slot_of = |resource: &Resource| self.cluster.is_slot(resource, request);
+        request == demand.total
+            || demand.basis == Basis::Slot
+                && self
+                    .guarded_gpu(container)
+                    .is_some_and(|(resource, _)| slot_of(resource))
+    }
+
+    fn basis(&self, demand: &Demand) -> String {
+        match (demand.basis, demand.declared) {
+            (Basis::Declared, Some(declared)) => {
+                let overhead = demand.total.less(declared).room();
+                format!("{declared} declared + {overhead} for its CUDA contexts")
+            }
+            (Basis::Slot | Basis::Declared, _) => "one slot".to_owned(),
+        }
+    }
+
+    /// Where a pod with that demand may land, now or at all.
+    fn landing(&mut self, demand: Vram) {
+        let pod = self.pod;
+        if let Some(node) = &pod.placement.node_name {
+            let resources = pod
+                .containers
+                .iter()
+                .filter_map(|container| self.guarded_gpu(container));
+            let room = resources
+                .filter_map(|(resource, _)| self.cluster.room_on(node, resource))
+                .min();
+            self.violations.push(Violation::NodeNameSet {
+                node: node.clone(),
+                demand,
+                room,
+            });
+            return;
+        }
+        let Some((resource, _)) = pod.containers.iter().find_map(|container| self.guarded_gpu(container)) else {
+            return;
+        };
+        let shortfall = match self.policy.on_shortfall {
+            OnShortfall::Deny => self.cluster.shortfall(resource, demand, &pod.placement),
+            OnShortfall::Wait | OnShortfall::Reroute => None,
+        };
+        if let Some(shortfall) = shortfall {
+            self.violations.push(Violation::Shortfall(shortfall));
+        } else if let Some(ceiling) = self.cluster.ceiling(resource).filter(|ceiling| demand > *ceiling) {
+            self.advice.push(Advice::NothingLargeEnough {
+                demand,
+                ceiling,
+                resource: resource.clone(),
+            });
+        }
+    }
+}

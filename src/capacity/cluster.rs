@@ -1,0 +1,335 @@
+//! All nodes together: which resources are guarded, how large slots and GPUs are, where the most room is. Owns the
+//! picture that reviews are answered from and keeps it in orders that make each answer a lookup; events fold into it one
+//! by one, in any order, any number of times.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::gpu::{Pool, Resource, Rules};
+use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
+use super::placement::{Placement, Preemption, Site};
+use super::verdict::{BestNode, Shortfall};
+use super::vram::Vram;
+
+/// What is known of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Who may land on it.
+    pub site: Site,
+    /// Its GPUs.
+    pub pools: Vec<Pool>,
+}
+
+/// One node: its facts, if it has been seen, and who holds on it, which may be seen before it.
+#[derive(Debug, Default)]
+struct Node {
+    facts: NodeFacts,
+    ledger: NodeLedger,
+    standing: Option<Standing>,
+}
+
+/// By amount, then name: the first from the end is the best, and where it does not take the pod, the next one.
+type Ranking = BTreeSet<(Vram, String)>;
+
+/// The picture of the cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    rules: Rules,
+    /// Guarded even while no node shares them, by configuration.
+    always_guarded: BTreeSet<Resource>,
+    nodes: BTreeMap<String, Node>,
+    node_of: BTreeMap<PodUid, String>,
+    /// How many nodes share each resource.
+    sharing: BTreeMap<Resource, usize>,
+    rooms: BTreeMap<Resource, Ranking>,
+    slots: BTreeMap<Resource, Ranking>,
+    ceilings: BTreeMap<Resource, Ranking>,
+    changed: BTreeSet<String>,
+}
+
+impl Cluster {
+    /// An empty cluster.
+    pub fn new(rules: Rules, always_guarded: BTreeSet<Resource>) -> Cluster {
+        Cluster {
+            rules,
+            always_guarded,
+            nodes: BTreeMap::new(),
+            node_of: BTreeMap::new(),
+            sharing: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            ceilings: BTreeMap::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// Other rules: every node stands elsewhere.
+    pub fn set_rules(&mut self, rules: Rules, always_guarded: BTreeSet<Resource>) {
+        if self.rules == rules && self.always_guarded == always_guarded {
+            return;
+        }
+        (self.rules, self.always_guarded) = (rules, always_guarded);
+        self.rebuild();
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// A node was seen.
+    pub fn apply_node(&mut self, name: &str, facts: NodeFacts) {
+        let unchanged = self.nodes.get(name).is_some_and(|node| node.facts.pools == facts.pools);
+        if unchanged {
+            self.nodes.get_mut(name).expect("found above").facts.site = facts.site;
+            return;
+        }
+        if facts.pools.is_empty() && !self.nodes.contains_key(name) {
+            return; // without GPUs and without holders there is nothing to keep
+        }
+        let guarded_before = self.guarded();
+        self.unrank(name);
+        let node = self.nodes.entry(name.to_owned()).or_default();
+        self.sharing = recount(std::mem::take(&mut self.sharing), &node.facts.pools, &facts.pools);
+        node.facts = facts;
+        if self.guarded() == guarded_before {
+            self.rank(name)
+        } else {
+            self.rebuild()
+        }
+    }
+
+    /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
+    pub fn delete_node(&mut self, name: &str) {
+        self.apply_node(name, NodeFacts::default());
+        if self
+            .nodes
+            .get(name)
+            .is_some_and(|node| node.ledger.holders().is_empty())
+        {
+            self.nodes.remove(name);
+            self.changed.remove(name);
+        }
+    }
+
+    /// A pod was seen on a node.
+    pub fn apply_pod(&mut self, uid: &PodUid, node: &str, holder: Holder) {
+        if self.node_of.get(uid).is_some_and(|before| before != node) {
+            self.delete_pod(uid);
+        }
+        self.node_of.insert(uid.clone(), node.to_owned());
+        let entry = self.nodes.entry(node.to_owned()).or_default();
+        if entry.ledger.holders().get(uid) == Some(&holder) {
+            return;
+        }
+        entry.ledger.confirm(uid.clone(), holder);
+        self.unrank(node);
+        self.rank(node);
+    }
+
+    /// A pod ended, is gone, or was never on a node.
+    pub fn delete_pod(&mut self, uid: &PodUid) {
+        let Some(node) = self.node_of.remove(uid) else { return };
+        self.nodes
+            .get_mut(&node)
+            .expect("a pod's node is kept while the pod is")
+            .ledger
+            .release(uid);
+        self.unrank(&node);
+        self.rank(&node);
+    }
+
+    /// Nodes that stand elsewhere than when this was last asked.
+    pub fn take_changed(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether a resource is shared by at least one node, or guarded by configuration.
+    pub fn guards(&self, resource: &Resource) -> bool {
+        self.sharing.contains_key(resource) || self.always_guarded.contains(resource)
+    }
+
+    /// All guarded resources.
+    pub fn guarded(&self) -> BTreeSet<Resource> {
+        self.sharing.keys().chain(&self.always_guarded).cloned().collect()
+    }
+
+    /// Names of the nodes that have GPUs or holders.
+    pub fn node_names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// What is known of a node and where it stands.
+    pub fn node(&self, name: &str) -> Option<(&NodeFacts, &NodeLedger, &Standing)> {
+        let node = self.nodes.get(name)?;
+        Some((&node.facts, &node.ledger, node.standing.as_ref()?))
+    }
+
+    /// The largest demand that any node could take for a resource if it were empty.
+    pub fn ceiling(&self, resource: &Resource) -> Option<Vram> {
+        Some(self.ceilings.get(resource)?.last()?.0)
+    }
+
+    /// The largest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
+    /// land on none of them now.
+    pub fn slot_for(&self, resource: &Resource, placement: &Placement) -> Option<Vram> {
+        let slots = self.slots.get(resource)?;
+        let allowed = slots.iter().rev().find(|(_, name)| self.allows(placement, name));
+        Some(allowed.or_else(|| slots.last())?.0)
+    }
+
+    /// Whether an amount is the slot of some node.
+    pub fn is_slot(&self, resource: &Resource, amount: Vram) -> bool {
+        let from = (amount, String::new());
+        self.slots
+            .get(resource)
+            .is_some_and(|slots| slots.range(from..).next().is_some_and(|(slot, _)| *slot == amount))
+    }
+
+    /// How a demand fits the nodes that it may land on now: `None` where it fits one, the best that there is otherwise.
+    pub fn shortfall(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<Shortfall> {
+        let rooms = self.rooms.get(resource);
+        let best = rooms.and_then(|rooms| rooms.iter().rev().find(|(_, name)| self.allows(placement, name)));
+        if best.is_some_and(|(room, _)| demand <= *room) || self.fits_by_preemption(resource, demand, placement) {
+            return None;
+        }
+        Some(Shortfall {
+            demand,
+            resource: resource.clone(),
+            best: best.and_then(|(_, name)| self.describe(resource, name)),
+        })
+    }
+
+    /// The largest demand that a node can take now for a resource.
+    pub fn room_on(&self, node: &str, resource: &Resource) -> Option<Vram> {
+        let (facts, _, standing) = self.node(node)?;
+        facts
+            .pools
+            .iter()
+            .any(|pool| pool.resource == *resource)
+            .then_some(standing.placeable)
+    }
+
+    fn allows(&self, placement: &Placement, name: &str) -> bool {
+        self.nodes
+            .get(name)
+            .is_some_and(|node| placement.allows(name, &node.facts.site))
+    }
+
+    /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may
+    /// preempt.
+    fn fits_by_preemption(&self, resource: &Resource, demand: Vram, placement: &Placement) -> bool {
+        if placement.preemption == Preemption::Never {
+            return false;
+        }
+        let viewpoint = Viewpoint::Preempting(placement.priority);
+        let candidates = self.rooms.get(resource).into_iter().flatten().filter_map(|(_, name)| {
+            self.nodes
+                .get_key_value(name)
+                .filter(|(name, node)| placement.allows(name, &node.facts.site))
+        });
+        candidates.into_iter().any(|(_, node)| {
+            node.ledger
+                .holders()
+                .values()
+                .any(|holder| holder.priority < placement.priority)
+                && node
+                    .facts
+                    .pools
+                    .iter()
+                    .filter(|pool| self.guards(&pool.resource))
+                    .map(|pool| node.ledger.pool_standing(pool, &self.rules, viewpoint).balance.room())
+                    .min()
+                    .is_some_and(|room| demand <= room)
+        })
+    }
+
+    fn describe(&self, resource: &Resource, name: &str) -> Option<BestNode> {
+        let (_, _, standing) = self.node(name)?;
+        let pool = standing.pools.iter().find(|pool| pool.resource == *resource)?;
+        Some(BestNode {
+            node: name.to_owned(),
+            room: standing.placeable,
+            allocatable: pool.allocatable.unwrap_or(Vram::ZERO),
+            held: pool.held,
+            holders: pool.holders,
+            accounting: pool.accounting,
+        })
+    }
+
+    /// Takes a node out of the rankings, under the amounts it is in with.
+    fn unrank(&mut self, name: &str) {
+        let Some(node) = self.nodes.get(name) else { return };
+        for pool in &node.facts.pools {
+            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
+                if let Some(entries) = ranking.get_mut(&pool.resource) {
+                    let room = node.standing.as_ref().map(|standing| standing.placeable);
+                    for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)]
+                        .into_iter()
+                        .flatten()
+                    {
+                        entries.remove(&(amount, name.to_owned()));
+                    }
+                    if entries.is_empty() {
+                        ranking.remove(&pool.resource);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes where a node stands and puts it into the rankings.
+    fn rank(&mut self, name: &str) {
+        let guarded = self.guarded();
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let standing = node
+            .ledger
+            .standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
+        for pool in &node.facts.pools {
+            let enter = |rankings: &mut BTreeMap<Resource, Ranking>, amount: Vram| {
+                rankings
+                    .entry(pool.resource.clone())
+                    .or_default()
+                    .insert((amount, name.to_owned()));
+            };
+            enter(&mut self.rooms, standing.placeable);
+            if let Some(ceiling) = pool.ceiling(&self.rules) {
+                enter(&mut self.ceilings, ceiling);
+            }
+            if let Some(slot) = pool.slot(&self.rules).filter(|_| pool.sharing.is_shared()) {
+                enter(&mut self.slots, slot);
+            }
+        }
+        if node.standing.as_ref() != Some(&standing) {
+            self.changed.insert(name.to_owned());
+        }
+        node.standing = Some(standing);
+    }
+
+    fn rebuild(&mut self) {
+        (self.rooms, self.slots, self.ceilings) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let names: Vec<String> = self.nodes.keys().cloned().collect();
+        for name in names {
+            self.rank(&name);
+        }
+    }
+}
+
+/// The number of nodes that share each resource, after one node went from `before` to `after`.
+fn recount(mut sharing: BTreeMap<Resource, usize>, before: &[Pool], after: &[Pool]) -> BTreeMap<Resource, usize> {
+    for pool in after.iter().filter(|pool| pool.sharing.is_shared()) {
+        *sharing.entry(pool.resource.clone()).or_default() += 1;
+    }
+    for pool in before.iter().filter(|pool| pool.sharing.is_shared()) {
+        let count = sharing
+            .get_mut(&pool.resource)
+            .expect("a pool that was shared was counted");
+        *count -= 1;
+        if *count == 0 {
+            sharing.remove(&pool.resource);
+        }
+    }
+    sharing
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! The picture of the cluster against one that is computed from scratch for each question.
+
+use std::num::NonZeroU32;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::capacity::gpu::{Contents, Gpu, Sharing};
+use crate::capacity::ledger::Estimate;
+use crate::capacity::placement::{Operator, Requirement, Term};
+use crate::capacity::pod::PodName;
+
+fn gpu() -> Resource {
+    Resource("nvidia.com/gpu".into())
+}
+
+fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
+    let gpus = (0..gpus)
+        .map(|index| Gpu::of_size(index, Vram::from_mib(size)))
+        .collect();
+    let contents = Contents {
+        gpus,
+        replicas: NonZeroU32::new(replicas).unwrap(),
+    };
+    NodeFacts {
+        site: Site::default(),
+        pools: vec![Pool {
+            resource: gpu(),
+            sharing,
+            contents: Ok(contents),
+        }],
+    }
+}
+
+fn holder(request: u64, priority: i32) -> Holder {
+    Holder {
+        name: PodName {
+            namespace: "ml".into(),
+            name: "llm".into(),
+        },
+        request: Some(Vram::from_mib(request)),
+        estimate: Estimate::Slot,
+        gpus: vec![(gpu(), 1)],
+        gpu: None,
+        priority,
+    }
+}
+
+fn uid(number: usize) -> PodUid {
+    PodUid(number.to_string())
+}
+
+fn cluster() -> Cluster {
+    Cluster::new(Rules::default(), BTreeSet::new())
+}
+
+fn on(node: &str) -> Placement {
+    let field = Requirement {
+        key: "metadata.name".into(),
+        operator: Operator::In,
+        values: vec![node.into()],
+    };
+    Placement {
+        required: Some(vec![Term {
+            fields: vec![field],
+            labels: vec![],
+        }]),
+        ..Placement::default()
+    }
+}
+
+#[test]
+fn a_resource_is_guarded_while_a_node_shares_it() {
+    let mut cluster = cluster();
+    cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
+    assert!(!cluster.guards(&gpu()));
+    assert_eq!(cluster.node("whole").unwrap().2.published, None);
+    cluster.apply_node("shared", node(24_576, 1, 4, Sharing::TimeSlicing));
+    assert!(cluster.guards(&gpu()));
+    assert_eq!(
+        cluster.node("whole").unwrap().2.published,
+        Some(Vram::from_mib(80_000 - 800))
+    );
+    cluster.delete_node("shared");
+    assert!(!cluster.guards(&gpu()));
+    assert_eq!(cluster.node("whole").unwrap().2.published, None);
+}
+
+#[test]
+fn a_resource_may_be_guarded_before_any_node_shares_it() {
+    let cluster = Cluster::new(Rules::default(), BTreeSet::from([gpu()]));
+    assert!(cluster.guards(&gpu()));
+}
+
+#[test]
+fn a_pod_seen_before_its_node_counts_once_the_node_is_seen() {
+    let mut cluster = cluster();
+    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(24_320 - 8000));
+}
+
+#[test]
+fn a_node_that_comes_back_finds_its_pods_again() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
+    cluster.delete_node("n");
+    assert!(
+        cluster
+            .shortfall(&gpu(), Vram::from_mib(1), &Placement::default())
+            .is_some()
+    );
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(24_320 - 8000));
+}
+
+#[test]
+fn a_shortfall_names_the_best_node_that_takes_the_pod() {
+    let mut cluster = cluster();
+    cluster.apply_node("small", node(10_256, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "large", holder(20_000, 0));
+    let best = |demand, placement: &Placement| {
+        cluster
+            .shortfall(&gpu(), Vram::from_mib(demand), placement)
+            .map(|s| s.best.map(|best| best.node))
+    };
+    assert_eq!(best(10_000, &Placement::default()), None);
+    assert_eq!(best(10_001, &Placement::default()), Some(Some("small".into())));
+    assert_eq!(best(5000, &on("large")), Some(Some("large".into())));
+    assert_eq!(best(5000, &on("elsewhere")), Some(None));
+}
+
+#[test]
+fn a_pod_that_may_preempt_is_not_short_of_what_lower_priorities_hold() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "n", holder(20_000, 5));
+    let pod = |priority, preemption| Placement {
+        priority,
+        preemption,
+        ..Placement::default()
+    };
+    let short = |placement: &Placement| cluster.shortfall(&gpu(), Vram::from_mib(8000), placement).is_some();
+    assert!(short(&pod(5, Preemption::LowerPriority)));
+    assert!(short(&pod(10, Preemption::Never)));
+    assert!(!short(&pod(10, Preemption::LowerPriority)));
+}
+
+#[test]
+fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
+    let mut cluster = cluster();
+    cluster.apply_node("small", node(8448, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("whole", node(80_000, 1, 1, Sharing::Exclusive));
+    let slot = |placement: &Placement| cluster.slot_for(&gpu(), placement).unwrap().mib();
+    assert_eq!(
+        (slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))),
+        (6080, 2048, 6080)
+    );
+    assert!(cluster.is_slot(&gpu(), Vram::from_mib(2048)));
+    assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
+}
+
+#[test]
+fn what_stands_elsewhere_is_told_once() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    assert_eq!(cluster.take_changed(), BTreeSet::from(["n".to_owned()]));
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    assert_eq!(cluster.take_changed(), BTreeSet::new());
+    cluster.apply_pod(&uid(1), "n", holder(1, 0));
+    assert_eq!(cluster.take_changed(), BTreeSet::from(["n".to_owned()]));
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Node(usize, Option<(u64, u32, u32)>),
+    Pod(usize, Option<(usize, u64)>),
+    Rules(u8),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let shape = proptest::option::weighted(0.8, (1000u64..50_000, 1u32..4, 1u32..4));
+    let bound = proptest::option::weighted(0.8, (0usize..4, 1u64..20_000));
+    proptest::collection::vec(
+        prop_oneof![
+            2 => (0usize..4, shape).prop_map(|(node, shape)| Event::Node(node, shape)),
+            4 => (0usize..12, bound).prop_map(|(pod, bound)| Event::Pod(pod, bound)),
+            1 => (0u8..50).prop_map(Event::Rules),
+        ],
+        0..40,
+    )
+}
+
+proptest! {
+    /// Any events in any order, duplicated at will: every answer equals the one that a cluster built from the final state
+    /// alone gives, and the rankings hold nothing of what was.
+    #[test]
+    fn the_picture_depends_on_the_state_and_not_on_how_it_came_about(events in events(), again in any::<bool>()) {
+        let mut live = cluster();
+        let (mut nodes, mut pods, mut rules) = (BTreeMap::new(), BTreeMap::new(), Rules::default());
+        for event in events.iter().flat_map(|event| std::iter::repeat_n(event, if again { 2 } else { 1 })) {
+            match event.clone() {
+                Event::Node(number, Some((size, gpus, replicas))) => {
+                    let sharing = if replicas == 1 { Sharing::Exclusive } else { Sharing::TimeSlicing };
+                    let facts = node(size, gpus, replicas, sharing);
+                    live.apply_node(&format!("n{number}"), facts.clone());
+                    nodes.insert(format!("n{number}"), facts);
+                }
+                Event::Node(number, None) => {
+                    live.delete_node(&format!("n{number}"));
+                    nodes.remove(&format!("n{number}"));
+                }
+                Event::Pod(number, Some((node, request))) => {
+                    live.apply_pod(&uid(number), &format!("n{node}"), holder(request, 0));
+                    pods.insert(number, (format!("n{node}"), request));
+                }
+                Event::Pod(number, None) => {
+                    live.delete_pod(&uid(number));
+                    pods.remove(&number);
+                }
+                Event::Rules(percent) => {
+                    rules.headroom.percent = percent;
+                    live.set_rules(rules, BTreeSet::new());
+                }
+            }
+        }
+        let mut fresh = Cluster::new(rules, BTreeSet::new());
+        for (number, (node, request)) in &pods {
+            fresh.apply_pod(&uid(*number), node, holder(*request, 0));
+        }
+        for (name, facts) in &nodes {
+            fresh.apply_node(name, facts.clone());
+        }
+        prop_assert_eq!(live.guarded(), fresh.guarded());
+        prop_assert_eq!((&live.rooms, &live.slots, &live.ceilings), (&fresh.rooms, &fresh.slots, &fresh.ceilings));
+        for name in nodes.keys() {
+            prop_assert_eq!(live.node(name).unwrap().2, fresh.node(name).unwrap().2);
+            let held: u64 = pods.values().filter(|(node, _)| node == name).map(|(_, request)| request).sum();
+            prop_assert_eq!(live.node(name).unwrap().2.bound.mib(), held);
+        }
+    }
+}

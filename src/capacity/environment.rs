@@ -1,0 +1,190 @@
+//! What is injected into each container of a guarded pod, and what of the user's own stands against it. Owns names and
+//! values; how an entry gets into the object is `k8s::patch`'s work.
+
+use super::demand::Demand;
+use super::pod::Container;
+use super::verdict::EnvConflict;
+use crate::keys;
+
+/// One variable that vramguard wants a container to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Name.
+    pub name: &'static str,
+    /// Value.
+    pub value: String,
+}
+
+/// What the environment of one container lacks and what contradicts it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// To put in front of the user's entries, in this order, so that theirs can refer to ours.
+    pub missing: Vec<Variable>,
+    /// The user's own values, which are never overwritten silently.
+    pub conflicts: Vec<EnvConflict>,
+}
+
+/// For a container of a guarded pod: with the demand where it requests a guarded GPU, without where it requests none.
+pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection {
+    let mut injection = Injection::default();
+    match demand {
+        Some(demand) => {
+            if let Some(declared) = demand.declared {
+                injection.want(container, keys::ENV_VRAM_MIB, declared.mib().to_string());
+            }
+            injection.want(container, keys::ENV_DEVICE_ORDER, "PCI_BUS_ID".to_owned());
+            // Where the plugin hands GPUs over by this variable, the pod's own value beats the plugin's: the container
+            // would sit on another GPU than the one the kubelet recorded.
+            if let Some(theirs) = container
+                .env(keys::ENV_VISIBLE_DEVICES)
+                .filter(|entry| !hides_gpus(entry.value.as_deref()))
+            {
+                injection.conflicts.push(EnvConflict {
+                    name: keys::ENV_VISIBLE_DEVICES,
+                    theirs: theirs.value.clone(),
+                    ours: None,
+                });
+            }
+        }
+        // CUDA images are built with NVIDIA_VISIBLE_DEVICES=all, which shows a container without a GPU all of them. A
+        // value of the user's own is a violation of its own, see `shows_gpus_without_request`.
+        None if container.gpus.is_empty() && container.env(keys::ENV_VISIBLE_DEVICES).is_none() => {
+            injection.want(container, keys::ENV_VISIBLE_DEVICES, "void".to_owned());
+        }
+        None => {}
+    }
+    injection
+}
+
+/// Whether a container that requests no GPU makes GPUs visible to itself.
+pub fn shows_gpus_without_request(container: &Container) -> bool {
+    container.gpus.is_empty()
+        && container
+            .env(keys::ENV_VISIBLE_DEVICES)
+            .is_some_and(|entry| !hides_gpus(entry.value.as_deref()))
+}
+
+/// The values under which the NVIDIA container toolkit shows no GPU.
+fn hides_gpus(value: Option<&str>) -> bool {
+    matches!(value, Some("" | "void" | "none"))
+}
+
+impl Injection {
+    fn want(&mut self, container: &Container, name: &'static str, value: String) {
+        match container.env(name) {
+            None => self.missing.push(Variable { name, value }),
+            Some(entry) if entry.value.as_deref() == Some(&value) => {}
+            Some(entry) => {
+                self.conflicts.push(EnvConflict {
+                    name,
+                    theirs: entry.value.clone(),
+                    ours: Some(value),
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::demand::Role;
+    use crate::capacity::gpu::Resource;
+    use crate::capacity::pod::{EnvEntry, VramRequest};
+    use crate::capacity::vram::Vram;
+
+    fn container(gpu: bool, env: &[(&str, Option<&str>)]) -> Container {
+        Container {
+            name: "main".into(),
+            role: Role::App,
+            gpus: if gpu {
+                vec![(Resource("nvidia.com/gpu".into()), 1)]
+            } else {
+                vec![]
+            },
+            vram_request: VramRequest::Absent,
+            env: env
+                .iter()
+                .map(|&(n, v)| EnvEntry {
+                    name: n.into(),
+                    value: v.map(Into::into),
+                })
+                .collect(),
+        }
+    }
+
+    fn demand() -> Demand {
+        Demand::declared(Vram::from_mib(8192), Vram::from_mib(600), 1).unwrap()
+    }
+
+    fn injected(injection: &Injection) -> Vec<String> {
+        injection
+            .missing
+            .iter()
+            .map(|v| format!("{}={}", v.name, v.value))
+            .collect()
+    }
+
+    #[test]
+    fn a_gpu_container_gets_its_budget_and_the_device_order() {
+        let injection = of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()));
+        assert_eq!(
+            injected(&injection),
+            ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]
+        );
+        assert_eq!(injection.conflicts, []);
+    }
+
+    #[test]
+    fn a_container_without_a_gpu_sees_none() {
+        assert_eq!(
+            injected(&of_container(&container(false, &[]), None)),
+            ["NVIDIA_VISIBLE_DEVICES=void"]
+        );
+        let own = container(false, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
+        assert_eq!(of_container(&own, None), Injection::default());
+        assert!(shows_gpus_without_request(&own));
+        for harmless in ["void", "none", ""] {
+            assert!(!shows_gpus_without_request(&container(
+                false,
+                &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))]
+            )));
+        }
+        assert!(shows_gpus_without_request(&container(
+            false,
+            &[("NVIDIA_VISIBLE_DEVICES", None)]
+        )));
+    }
+
+    #[test]
+    fn what_is_already_there_is_not_injected_again() {
+        let there = [
+            ("VRAMGUARD_VRAM_MIB", Some("8192")),
+            ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")),
+        ];
+        assert_eq!(
+            of_container(&container(true, &there), Some(&demand())),
+            Injection::default()
+        );
+    }
+
+    #[test]
+    fn a_users_own_value_is_a_conflict_and_the_last_one_counts() {
+        let own = [
+            ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")),
+            ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST")),
+        ];
+        let injection = of_container(&container(true, &own), Some(&demand()));
+        assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192"]);
+        assert_eq!(injection.conflicts.len(), 1);
+        assert_eq!(injection.conflicts[0].theirs.as_deref(), Some("FASTEST_FIRST"));
+    }
+
+    #[test]
+    fn visible_devices_on_a_gpu_container_contradict_the_device_plugin() {
+        let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
+        let injection = of_container(&own, Some(&demand()));
+        assert_eq!(injection.conflicts.len(), 1);
+        assert_eq!(injection.conflicts[0].ours, None);
+    }
+}

@@ -1,0 +1,309 @@
+//! The ledger against hand-made nodes and against an oracle that tries every placement.
+
+use std::num::NonZeroU32;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::capacity::gpu::{Contents, Gpu, Headroom, Overcommit, Sharing, Unknown};
+
+const GPU: &str = "nvidia.com/gpu";
+
+fn mib(mib: u64) -> Vram {
+    Vram::from_mib(mib)
+}
+
+/// No headroom, no overhead: the figures of the tests are the figures of the ledger.
+fn plain() -> Rules {
+    Rules {
+        per_process_overhead: mib(10),
+        headroom: Headroom {
+            percent: 0,
+            minimum: Vram::ZERO,
+        },
+        overcommit: Overcommit::NONE,
+    }
+}
+
+fn pool(sizes: &[u64], replicas: u32, sharing: Sharing) -> Pool {
+    let gpus = (0..)
+        .zip(sizes)
+        .map(|(index, &size)| Gpu::of_size(index, mib(size)))
+        .collect();
+    let replicas = NonZeroU32::new(replicas).unwrap();
+    Pool {
+        resource: Resource(GPU.into()),
+        sharing,
+        contents: Ok(Contents { gpus, replicas }),
+    }
+}
+
+fn holder(request: Option<u64>, estimate: Estimate) -> Holder {
+    Holder {
+        name: PodName {
+            namespace: "ml".into(),
+            name: "llm".into(),
+        },
+        request: request.map(mib),
+        estimate,
+        gpus: vec![(Resource(GPU.into()), 1)],
+        gpu: None,
+        priority: 0,
+    }
+}
+
+fn ledger(holders: impl IntoIterator<Item = Holder>) -> NodeLedger {
+    let mut ledger = NodeLedger::default();
+    for (number, holder) in holders.into_iter().enumerate() {
+        ledger.confirm(PodUid(number.to_string()), holder);
+    }
+    ledger
+}
+
+fn requesting(requests: &[u64]) -> NodeLedger {
+    ledger(requests.iter().map(|&request| holder(Some(request), Estimate::Slot)))
+}
+
+fn standing(ledger: &NodeLedger, pool: Pool) -> Standing {
+    ledger.standing(&[pool], &plain(), |_| true)
+}
+
+#[test]
+fn an_exact_node_publishes_a_constant() {
+    let node = || pool(&[24_000], 4, Sharing::TimeSlicing);
+    for (requests, placeable) in [
+        (vec![], 24_000),
+        (vec![8000], 16_000),
+        (vec![8000, 8000], 8000),
+        (vec![24_000], 0),
+    ] {
+        let standing = standing(&requesting(&requests), node());
+        assert_eq!(
+            (standing.published, standing.placeable),
+            (Some(mib(24_000)), mib(placeable))
+        );
+        assert_eq!(standing.deficit, None);
+    }
+}
+
+#[test]
+fn a_node_never_publishes_less_than_what_is_bound() {
+    let standing = standing(
+        &requesting(&[8000, 8000, 8000]),
+        pool(&[14_000], 4, Sharing::TimeSlicing),
+    );
+    assert_eq!(
+        (standing.published, standing.placeable),
+        (Some(mib(24_000)), Vram::ZERO)
+    );
+    assert_eq!(standing.deficit, Some(mib(10_000)));
+}
+
+#[test]
+fn a_holder_without_a_request_is_taken_off_placeable_and_not_published() {
+    let declared = holder(
+        None,
+        Estimate::Declared {
+            declared: mib(5000),
+            processes: 2,
+        },
+    );
+    let undeclared = holder(None, Estimate::Slot);
+    let standing = standing(
+        &ledger([declared, undeclared]),
+        pool(&[24_000], 4, Sharing::TimeSlicing),
+    );
+    assert_eq!(standing.placeable, mib(24_000 - 5020 - 6000));
+    assert_eq!(
+        (standing.bound, standing.published),
+        (Vram::ZERO, Some(standing.placeable))
+    );
+}
+
+#[test]
+fn several_gpus_without_an_agent_promise_one_slot_of_the_smallest() {
+    let node = || pool(&[24_000, 80_000], 4, Sharing::TimeSlicing);
+    assert_eq!(standing(&requesting(&[]), node()).placeable, mib(6000));
+    let full = standing(&requesting(&[6000; 7]), node());
+    assert_eq!((full.placeable, full.published), (mib(6000), Some(mib(48_000))));
+}
+
+#[test]
+fn a_holder_larger_than_a_slot_leaves_its_neighbours_less() {
+    let legacy = holder(
+        None,
+        Estimate::Declared {
+            declared: mib(20_000),
+            processes: 0,
+        },
+    );
+    let node = pool(&[24_000, 24_000], 4, Sharing::TimeSlicing);
+    assert_eq!(standing(&ledger([legacy]), node).placeable, mib(4000));
+}
+
+#[test]
+fn a_whole_gpu_is_promised_while_one_is_free() {
+    let node = || pool(&[80_000, 80_000], 1, Sharing::Exclusive);
+    assert_eq!(standing(&requesting(&[100]), node()).placeable, mib(80_000));
+    assert_eq!(standing(&requesting(&[100, 200]), node()).placeable, Vram::ZERO);
+    assert_eq!(standing(&requesting(&[100, 200]), node()).published, Some(mib(300)));
+}
+
+#[test]
+fn a_node_whose_gpus_are_not_known_publishes_only_what_is_bound() {
+    let contents = Err(Unknown::Unlabelled {
+        label: "nvidia.com/gpu.memory",
+    });
+    let unknown = Pool {
+        contents,
+        ..pool(&[1], 1, Sharing::TimeSlicing)
+    };
+    let mut holders = requesting(&[100]);
+    holders.confirm(PodUid("x".into()), holder(None, Estimate::Slot));
+    let standing = standing(&holders, unknown);
+    assert_eq!((standing.published, standing.placeable), (Some(mib(100)), Vram::ZERO));
+    assert_eq!((standing.pools[0].holders, standing.pools[0].uncounted), (2, 1));
+    assert_eq!(standing.pools[0].allocatable, None);
+}
+
+#[test]
+fn a_node_without_guarded_gpus_publishes_nothing_unless_something_is_bound() {
+    let exclusive = || [pool(&[80_000], 1, Sharing::Exclusive)];
+    let publish = |ledger: &NodeLedger, pools: &[Pool]| ledger.standing(pools, &plain(), |_| false).published;
+    assert_eq!(publish(&requesting(&[]), &exclusive()), None);
+    assert_eq!(publish(&requesting(&[100]), &exclusive()), Some(mib(100)));
+    assert_eq!(publish(&requesting(&[100]), &[]), Some(mib(100)));
+}
+
+#[test]
+fn two_resources_on_one_node_promise_what_the_fuller_one_can_keep() {
+    let shared = Pool {
+        resource: Resource("nvidia.com/gpu.shared".into()),
+        ..pool(&[24_000], 4, Sharing::TimeSlicing)
+    };
+    let whole = pool(&[80_000], 1, Sharing::Exclusive);
+    let standing = requesting(&[]).standing(&[shared, whole], &plain(), |_| true);
+    assert_eq!(standing.placeable, mib(24_000));
+}
+
+#[test]
+fn pods_of_lower_priority_make_room_for_one_that_may_preempt() {
+    let mut low = holder(Some(20_000), Estimate::Slot);
+    low.priority = 1;
+    let ledger = ledger([low]);
+    let pool = pool(&[24_000], 4, Sharing::TimeSlicing);
+    let room = |viewpoint| ledger.pool_standing(&pool, &plain(), viewpoint).balance.room();
+    assert_eq!(room(Viewpoint::Everyone), mib(4000));
+    assert_eq!(room(Viewpoint::Preempting(1)), mib(4000));
+    assert_eq!(room(Viewpoint::Preempting(2)), mib(24_000));
+}
+
+#[test]
+fn the_same_pod_seen_twice_counts_once() {
+    let mut ledger = requesting(&[8000]);
+    ledger.confirm(PodUid("0".into()), holder(Some(9000), Estimate::Slot));
+    assert_eq!(
+        standing(&ledger, pool(&[24_000], 4, Sharing::TimeSlicing)).bound,
+        mib(9000)
+    );
+    ledger.release(&PodUid("0".into()));
+    assert_eq!(ledger.release(&PodUid("0".into())), None);
+    assert_eq!(ledger, NodeLedger::default());
+}
+
+/// Every way in which `pods` could sit on GPUs with so many replicas each: the largest sum on any GPU.
+fn worst_sum(pods: &[u64], gpus: usize, replicas: usize) -> u64 {
+    fn place(pods: &[u64], load: &mut [(u64, usize)], replicas: usize, worst: &mut u64) {
+        let Some((&pod, rest)) = pods.split_first() else {
+            *worst = load.iter().map(|gpu| gpu.0).chain([*worst]).max().unwrap();
+            return;
+        };
+        for gpu in 0..load.len() {
+            if load[gpu].1 < replicas {
+                load[gpu] = (load[gpu].0 + pod, load[gpu].1 + 1);
+                place(rest, load, replicas, worst);
+                load[gpu] = (load[gpu].0 - pod, load[gpu].1 - 1);
+            }
+        }
+    }
+    let mut worst = 0;
+    place(pods, &mut vec![(0, 0); gpus], replicas, &mut worst);
+    worst
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A pod that wants this much comes if the node has room for it.
+    Arrive(u64),
+    /// The n-th pod leaves.
+    Leave(usize),
+    /// The watch repeats itself.
+    Replay(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (1u64..100).prop_map(Step::Arrive),
+        1 => (0usize..8).prop_map(Step::Leave),
+        1 => (0usize..8).prop_map(Step::Replay),
+    ];
+    proptest::collection::vec(step, 0..24)
+}
+
+proptest! {
+    /// Whatever comes and goes as placeable allows, no GPU is ever promised more than it has, wherever the device plugin
+    /// put the pods; and the sum is the sum over a plain list.
+    #[test]
+    fn no_order_of_events_overcommits_a_gpu(
+        sizes in proptest::collection::vec(20u64..100, 1..4), replicas in 1usize..4, steps in steps(),
+    ) {
+        let pool = pool(&sizes, u32::try_from(replicas).unwrap(), Sharing::TimeSlicing);
+        let smallest = *sizes.iter().min().unwrap();
+        let mut ledger = NodeLedger::default();
+        let mut oracle: Vec<(String, u64)> = Vec::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Arrive(want) => {
+                    let before = ledger.standing(std::slice::from_ref(&pool), &plain(), |_| true);
+                    let fits = want <= before.placeable.mib() && oracle.len() < sizes.len() * replicas;
+                    if fits {
+                        let uid = number.to_string();
+                        ledger.confirm(PodUid(uid.clone()), holder(Some(want), Estimate::Slot));
+                        oracle.push((uid, want));
+                    }
+                }
+                Step::Leave(n) if n < oracle.len() => {
+                    let (uid, _) = oracle.remove(n);
+                    ledger.release(&PodUid(uid));
+                }
+                Step::Replay(n) if n < oracle.len() => {
+                    let (uid, want) = &oracle[n];
+                    ledger.confirm(PodUid(uid.clone()), holder(Some(*want), Estimate::Slot));
+                }
+                Step::Leave(_) | Step::Replay(_) => {}
+            }
+            let held: Vec<u64> = oracle.iter().map(|(_, want)| *want).collect();
+            let standing = ledger.standing(std::slice::from_ref(&pool), &plain(), |_| true);
+            prop_assert_eq!(standing.bound.mib(), held.iter().sum::<u64>());
+            prop_assert_eq!(standing.deficit, None);
+            prop_assert!(worst_sum(&held, sizes.len(), replicas) <= smallest);
+            prop_assert!(standing.published.unwrap() >= standing.bound);
+        }
+    }
+
+    /// Placeable falls by no more than the demand that was bound, so what the scheduler sees between a bind and the next
+    /// write errs to the safe side.
+    #[test]
+    fn placeable_never_falls_by_more_than_what_was_bound(
+        sizes in proptest::collection::vec(20u64..100, 1..4), replicas in 1u32..5,
+        held in proptest::collection::vec(1u64..60, 0..8), share in 1u64..=100,
+    ) {
+        let pool = pool(&sizes, replicas, Sharing::TimeSlicing);
+        let room = |requests: &[u64]| standing(&requesting(requests), pool.clone()).placeable.mib();
+        let before = room(&held);
+        let demand = before * share / 100;
+        let after = room(&[held, vec![demand]].concat());
+        prop_assert!(after <= before);
+        prop_assert!(before - demand <= after, "{before} - {demand} > {after}");
+    }
+}

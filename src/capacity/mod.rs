@@ -1,0 +1,33 @@
+//! The decisions of vramguard, and nothing else.
+//!
+//! Plain values in, plain values out: no Kubernetes types, no clock, no environment, no I/O, no async, and no order that
+//! depends on a hash. Time, configuration and cluster state are arguments. `clippy.toml` and `tests/it/tiers.rs` hold
+//! that line.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`vram`] | amounts of GPU memory: grammar and arithmetic |
+//! | [`gpu`] | GPUs, pools of GPUs behind one resource name, allocatable |
+//! | [`declaration`] | what a container declares: sources, precedence, conflicts |
+//! | [`demand`] | from declared to demanded; the sum over a pod's containers |
+//! | [`ledger`] | who holds how much on a node; placeable and published |
+//! | [`pod`] | what a pod asks for, as one validated value |
+//! | [`placement`] | which node a pod may land on |
+//! | [`cluster`] | all nodes together: guarded resources, room, slots |
+//! | [`policy`] | policy fields, layers, the effective policy of a namespace |
+//! | [`environment`] | what is injected into each container |
+//! | [`admission`] | one pod against policy and cluster |
+//! | [`verdict`] | reasons and every sentence that a user reads |
+
+pub mod admission;
+pub mod cluster;
+pub mod declaration;
+pub mod demand;
+pub mod environment;
+pub mod gpu;
+pub mod ledger;
+pub mod placement;
+pub mod pod;
+pub mod policy;
+pub mod verdict;
+pub mod vram;

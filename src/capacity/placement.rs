@@ -1,0 +1,337 @@
+//! Which node a pod may land on, by what the two objects say: nodeName, nodeSelector, required node affinity, taints and
+//! tolerations, unschedulable. Not CPU and memory: that is kube-scheduler's work, and an answer that says "room" where
+//! the scheduler finds no CPU only makes a pod wait that would have been refused.
+
+use std::collections::BTreeMap;
+
+/// What a pod demands of its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// `spec.nodeName`, if the pod comes with one.
+    pub node_name: Option<String>,
+    /// `spec.nodeSelector`.
+    pub node_selector: BTreeMap<String, String>,
+    /// Required node affinity: any one term suffices. `None` where there is none; an empty list matches nothing.
+    pub required: Option<Vec<Term>>,
+    /// `spec.tolerations`.
+    pub tolerations: Vec<Toleration>,
+    /// `spec.priority`, 0 where unset.
+    pub priority: i32,
+    /// Whether it may preempt pods of lower priority.
+    pub preemption: Preemption,
+}
+
+/// `spec.preemptionPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preemption {
+    /// Pods of lower priority make room.
+    #[default]
+    LowerPriority,
+    /// It waits.
+    Never,
+}
+
+/// One term of a required node affinity: all of it must hold. A term without any requirement matches nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Term {
+    /// On labels.
+    pub labels: Vec<Requirement>,
+    /// On fields; the API knows `metadata.name` only.
+    pub fields: Vec<Requirement>,
+}
+
+/// One requirement of a term.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// Label or field.
+    pub key: String,
+    /// How its value is compared.
+    pub operator: Operator,
+    /// With what.
+    pub values: Vec<String>,
+}
+
+/// `operator` of a node selector requirement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// Present and one of the values.
+    In,
+    /// Absent or none of the values.
+    NotIn,
+    /// Present.
+    Exists,
+    /// Absent.
+    DoesNotExist,
+    /// Present, a number above the one value.
+    Gt,
+    /// Present, a number below the one value.
+    Lt,
+    /// One this version does not know: matches nothing.
+    Unrecognised,
+}
+
+/// A toleration of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Toleration {
+    /// Taint key; `None` tolerates every key (with `Exists`).
+    pub key: Option<String>,
+    /// Value it must equal; `None` with operator `Exists`.
+    pub value: Option<String>,
+    /// Effect; `None` tolerates every effect.
+    pub effect: Option<String>,
+}
+
+/// What a node says about who may land on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that keep pods away (`NoSchedule`, `NoExecute`); `spec.unschedulable` shows as the taint it stands for.
+    pub taints: Vec<Taint>,
+}
+
+/// A taint of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    /// Key.
+    pub key: String,
+    /// Value, empty where unset.
+    pub value: String,
+    /// `NoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// Taint that stands for `spec.unschedulable`.
+pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+impl Placement {
+    /// Whether the pod may land on the node of that name.
+    pub fn allows(&self, node: &str, site: &Site) -> bool {
+        if let Some(name) = &self.node_name {
+            return name == node;
+        }
+        self.node_selector
+            .iter()
+            .all(|(key, value)| site.labels.get(key) == Some(value))
+            && self
+                .required
+                .as_ref()
+                .is_none_or(|terms| terms.iter().any(|term| term.holds(node, site)))
+            && site
+                .taints
+                .iter()
+                .all(|taint| self.tolerations.iter().any(|toleration| toleration.covers(taint)))
+    }
+
+    /// Whether it says anything about labels or names, so that nodes have to be looked at one by one.
+    pub fn is_constrained(&self) -> bool {
+        self.node_name.is_some() || !self.node_selector.is_empty() || self.required.is_some()
+    }
+
+    /// Whether every way to place the pod requires `key` to be none of `values`.
+    pub fn excludes_everywhere(&self, key: &str, values: &[&str]) -> bool {
+        let excluded = |requirement: &Requirement| {
+            requirement.key == key
+                && match requirement.operator {
+                    Operator::NotIn => values.iter().all(|value| requirement.values.iter().any(|v| v == value)),
+                    Operator::In => !requirement.values.iter().any(|v| values.contains(&v.as_str())),
+                    Operator::DoesNotExist => true,
+                    Operator::Exists | Operator::Gt | Operator::Lt | Operator::Unrecognised => false,
+                }
+        };
+        let selected = self
+            .node_selector
+            .get(key)
+            .is_some_and(|value| !values.contains(&value.as_str()));
+        selected
+            || self
+                .required
+                .as_ref()
+                .is_some_and(|terms| terms.iter().all(|term| term.labels.iter().any(excluded)))
+    }
+}
+
+impl Term {
+    fn holds(&self, node: &str, site: &Site) -> bool {
+        let field = |key: &str| (key == "metadata.name").then_some(node);
+        let label = |key: &str| site.labels.get(key).map(String::as_str);
+        !(self.labels.is_empty() && self.fields.is_empty())
+            && self
+                .labels
+                .iter()
+                .all(|requirement| requirement.holds(label(&requirement.key)))
+            && self
+                .fields
+                .iter()
+                .all(|requirement| requirement.holds(field(&requirement.key)))
+    }
+}
+
+impl Requirement {
+    fn holds(&self, value: Option<&str>) -> bool {
+        let listed = |value: &str| self.values.iter().any(|v| v == value);
+        let compare = |holds: fn(i64, i64) -> bool| {
+            let bound = self.values.first().and_then(|v| v.parse::<i64>().ok());
+            let value = value.and_then(|v| v.parse::<i64>().ok());
+            value.zip(bound).is_some_and(|(value, bound)| holds(value, bound))
+        };
+        match self.operator {
+            Operator::In => value.is_some_and(listed),
+            Operator::NotIn => !value.is_some_and(listed),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::Gt => compare(|value, bound| value > bound),
+            Operator::Lt => compare(|value, bound| value < bound),
+            Operator::Unrecognised => false,
+        }
+    }
+}
+
+impl Toleration {
+    fn covers(&self, taint: &Taint) -> bool {
+        self.effect.as_ref().is_none_or(|effect| *effect == taint.effect)
+            && self.key.as_ref().is_none_or(|key| *key == taint.key)
+            && self.value.as_ref().is_none_or(|value| *value == taint.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(labels: &[(&str, &str)], taints: &[(&str, &str)]) -> Site {
+        Site {
+            labels: labels.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
+            taints: taints
+                .iter()
+                .map(|&(key, value)| Taint {
+                    key: key.into(),
+                    value: value.into(),
+                    effect: "NoSchedule".into(),
+                })
+                .collect(),
+        }
+    }
+
+    fn requirement(key: &str, operator: Operator, values: &[&str]) -> Requirement {
+        Requirement {
+            key: key.into(),
+            operator,
+            values: values.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+
+    fn requires(terms: Vec<Term>) -> Placement {
+        Placement {
+            required: Some(terms),
+            ..Placement::default()
+        }
+    }
+
+    #[test]
+    fn terms_are_alternatives_and_requirements_are_not() {
+        let a = requirement("zone", Operator::In, &["a"]);
+        let big = requirement("memory", Operator::Gt, &["40000"]);
+        let both = Term {
+            labels: vec![a.clone(), big],
+            ..Term::default()
+        };
+        let only_a = Term {
+            labels: vec![a],
+            ..Term::default()
+        };
+        let node = site(&[("zone", "a"), ("memory", "24576")], &[]);
+        assert!(!requires(vec![both.clone()]).allows("n", &node));
+        assert!(requires(vec![both, only_a]).allows("n", &node));
+    }
+
+    #[test]
+    fn an_empty_list_of_terms_and_an_empty_term_match_nothing() {
+        assert!(!requires(vec![]).allows("n", &Site::default()));
+        assert!(!requires(vec![Term::default()]).allows("n", &Site::default()));
+        assert!(Placement::default().allows("n", &Site::default()));
+    }
+
+    #[test]
+    fn operators_compare_as_the_scheduler_does() {
+        use Operator::*;
+        for (operator, values, value, holds) in [
+            (In, vec!["a"], Some("a"), true),
+            (In, vec!["a"], None, false),
+            (NotIn, vec!["a"], None, true),
+            (NotIn, vec!["a"], Some("a"), false),
+            (Exists, vec![], Some(""), true),
+            (DoesNotExist, vec![], Some(""), false),
+            (DoesNotExist, vec![], None, true),
+            (Gt, vec!["10"], Some("11"), true),
+            (Gt, vec!["10"], Some("10"), false),
+            (Gt, vec!["10"], Some("many"), false),
+            (Lt, vec!["10"], Some("9"), true),
+            (Lt, vec!["10"], None, false),
+            (Unrecognised, vec![], Some("x"), false),
+        ] {
+            assert_eq!(
+                requirement("k", operator, &values).holds(value),
+                holds,
+                "{operator:?} {values:?} {value:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_daemonset_pod_lands_on_the_node_of_its_match_field_only() {
+        let field = requirement("metadata.name", Operator::In, &["gpu-1"]);
+        let placement = requires(vec![Term {
+            fields: vec![field],
+            ..Term::default()
+        }]);
+        assert!(placement.allows("gpu-1", &Site::default()));
+        assert!(!placement.allows("gpu-2", &Site::default()));
+    }
+
+    #[test]
+    fn a_taint_keeps_away_what_does_not_tolerate_it() {
+        let tainted = site(&[], &[("gpu", "yes")]);
+        let tolerate = |key: Option<&str>, value: Option<&str>, effect: Option<&str>| Placement {
+            tolerations: vec![Toleration {
+                key: key.map(Into::into),
+                value: value.map(Into::into),
+                effect: effect.map(Into::into),
+            }],
+            ..Placement::default()
+        };
+        assert!(!Placement::default().allows("n", &tainted));
+        assert!(tolerate(None, None, None).allows("n", &tainted));
+        assert!(tolerate(Some("gpu"), None, None).allows("n", &tainted));
+        assert!(tolerate(Some("gpu"), Some("yes"), Some("NoSchedule")).allows("n", &tainted));
+        assert!(!tolerate(Some("gpu"), Some("no"), None).allows("n", &tainted));
+        assert!(!tolerate(Some("gpu"), None, Some("NoExecute")).allows("n", &tainted));
+    }
+
+    #[test]
+    fn a_node_name_passes_selectors_and_taints() {
+        let placement = Placement {
+            node_name: Some("n".into()),
+            ..Placement::default()
+        };
+        assert!(placement.allows("n", &site(&[], &[("gpu", "yes")])));
+        assert!(!placement.allows("m", &Site::default()));
+    }
+
+    #[test]
+    fn an_exclusion_counts_only_if_every_alternative_carries_it() {
+        let not_shared = requirement("sharing", Operator::NotIn, &["time-slicing", "mps"]);
+        let with = Term {
+            labels: vec![not_shared],
+            ..Term::default()
+        };
+        let without = Term {
+            labels: vec![requirement("zone", Operator::Exists, &[])],
+            ..Term::default()
+        };
+        let values = ["time-slicing", "mps"];
+        assert!(requires(vec![with.clone()]).excludes_everywhere("sharing", &values));
+        assert!(!requires(vec![with, without]).excludes_everywhere("sharing", &values));
+        assert!(!Placement::default().excludes_everywhere("sharing", &values));
+    }
+}

@@ -1,0 +1,526 @@
+//! What is said to people: why a pod is refused ([`Violation`]), what it is told on the way ([`Advice`]), and the machine
+//! reason of each ([`Reason`], a closed enum). Every sentence of a review stands in this file; deciding which of them
+//! applies is [`super::admission`]'s work.
+//!
+//! A denial is user interface: it names the object, the numbers with units, the limit and the remedy. Lower case, no
+//! full stop. Text that a user wrote is quoted, escaped and cut at [`QUOTED`] characters.
+
+use std::fmt;
+
+use super::gpu::Resource;
+use super::vram::Vram;
+use crate::keys;
+
+/// How much of a user's own text is repeated in a message.
+pub const QUOTED: usize = 64;
+
+/// A user's text as it may appear in a message.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// Machine reason of a violation: `status.reason` of a denial, a label of metrics, a field of reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// No declaration where one is required.
+    VramUndeclared,
+    /// A declaration that is no amount.
+    VramUnreadable,
+    /// A declaration of nothing.
+    VramZero,
+    /// Two declarations that differ.
+    VramConflict,
+    /// One declaration for several containers.
+    VramAmbiguous,
+    /// A declaration for a container that is not there.
+    UnknownContainer,
+    /// A declaration where no GPU is requested.
+    VramWithoutGpu,
+    /// A model that no catalogue lists.
+    UnknownModel,
+    /// A process count that is none.
+    BadProcesses,
+    /// Below the policy's minimum.
+    VramBelowMinimum,
+    /// Above the policy's maximum.
+    VramAboveMaximum,
+    /// More than any quantity can say.
+    VramTooLarge,
+    /// Nothing declared, and no node says what a slot is.
+    SlotUnknown,
+    /// The request for `vramguard.dev/vram` is not the demand.
+    RequestMismatch,
+    /// Several replicas without a requirement for unshared GPUs.
+    SharedReplicas,
+    /// `spec.nodeName` on a guarded pod.
+    NodeNameSet,
+    /// No room now, under `onShortfall: Deny`.
+    VramShortfall,
+    /// GPUs made visible without a request.
+    VisibleDevicesWithoutGpu,
+    /// The user's environment says otherwise than ours, under `onConflict: Deny`.
+    EnvironmentConflict,
+    /// An annotation that only vramguard sets.
+    ReservedAnnotation,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The variant's name is the wire form.
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// One thing about a pod that breaks policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// See [`Reason::VramUndeclared`].
+    Undeclared {
+        container: String,
+        resource: Resource,
+        key: String,
+    },
+    /// See [`Reason::VramUnreadable`].
+    Unreadable { key: String, text: String, why: String },
+    /// See [`Reason::VramZero`].
+    Zero { key: String },
+    /// See [`Reason::VramConflict`].
+    Conflict {
+        container: String,
+        first: (String, Vram),
+        second: (String, Vram),
+    },
+    /// See [`Reason::VramAmbiguous`].
+    Ambiguous {
+        key: String,
+        text: String,
+        containers: Vec<String>,
+    },
+    /// See [`Reason::UnknownContainer`].
+    UnknownContainer { key: String, containers: Vec<String> },
+    /// See [`Reason::VramWithoutGpu`]. `container` where the declaration names one.
+    WithoutGpu { key: String, container: Option<String> },
+    /// See [`Reason::UnknownModel`].
+    UnknownModel { name: String, known: Vec<String> },
+    /// See [`Reason::BadProcesses`].
+    BadProcesses { text: String },
+    /// See [`Reason::VramBelowMinimum`].
+    BelowMinimum {
+        container: String,
+        declared: Vram,
+        minimum: Vram,
+    },
+    /// See [`Reason::VramAboveMaximum`].
+    AboveMaximum {
+        container: String,
+        declared: Vram,
+        maximum: Vram,
+    },
+    /// See [`Reason::VramTooLarge`].
+    TooLarge { container: String, declared: Vram },
+    /// See [`Reason::SlotUnknown`].
+    SlotUnknown { container: String, resource: Resource },
+    /// See [`Reason::RequestMismatch`]. `requested` as written, or `None` where there is none.
+    RequestMismatch {
+        container: String,
+        requested: Option<String>,
+        demand: Vram,
+        basis: String,
+    },
+    /// See [`Reason::SharedReplicas`].
+    SharedReplicas {
+        container: String,
+        resource: Resource,
+        count: u64,
+    },
+    /// See [`Reason::NodeNameSet`].
+    NodeNameSet {
+        node: String,
+        demand: Vram,
+        room: Option<Vram>,
+    },
+    /// See [`Reason::VramShortfall`].
+    Shortfall(Shortfall),
+    /// See [`Reason::VisibleDevicesWithoutGpu`].
+    VisibleDevices { container: String },
+    /// See [`Reason::EnvironmentConflict`].
+    EnvironmentConflict { container: String, conflict: EnvConflict },
+    /// See [`Reason::ReservedAnnotation`].
+    ReservedAnnotation { key: String },
+}
+
+/// A demand and the best that any node it may land on can offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// The pod's demand.
+    pub demand: Vram,
+    /// The resource it needs.
+    pub resource: Resource,
+    /// The node with the most room, or `None` where no node has the resource and takes the pod.
+    pub best: Option<BestNode>,
+}
+
+/// The node with the most room for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BestNode {
+    /// Name.
+    pub node: String,
+    /// Largest demand it can take now.
+    pub room: Vram,
+    /// What its GPUs can be promised in all.
+    pub allocatable: Vram,
+    /// What is promised.
+    pub held: Vram,
+    /// By how many pods.
+    pub holders: usize,
+    /// How it counts.
+    pub accounting: super::gpu::Accounting,
+}
+
+/// A user's own value where vramguard injects another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvConflict {
+    /// The variable.
+    pub name: &'static str,
+    /// The user's value; `None` where it is taken from elsewhere (`valueFrom`).
+    pub theirs: Option<String>,
+    /// What would be injected; `None` where the variable should not be set at all.
+    pub ours: Option<String>,
+}
+
+impl Violation {
+    /// Its machine reason.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Violation::Undeclared { .. } => Reason::VramUndeclared,
+            Violation::Unreadable { .. } => Reason::VramUnreadable,
+            Violation::Zero { .. } => Reason::VramZero,
+            Violation::Conflict { .. } => Reason::VramConflict,
+            Violation::Ambiguous { .. } => Reason::VramAmbiguous,
+            Violation::UnknownContainer { .. } => Reason::UnknownContainer,
+            Violation::WithoutGpu { .. } => Reason::VramWithoutGpu,
+            Violation::UnknownModel { .. } => Reason::UnknownModel,
+            Violation::BadProcesses { .. } => Reason::BadProcesses,
+            Violation::BelowMinimum { .. } => Reason::VramBelowMinimum,
+            Violation::AboveMaximum { .. } => Reason::VramAboveMaximum,
+            Violation::TooLarge { .. } => Reason::VramTooLarge,
+            Violation::SlotUnknown { .. } => Reason::SlotUnknown,
+            Violation::RequestMismatch { .. } => Reason::RequestMismatch,
+            Violation::SharedReplicas { .. } => Reason::SharedReplicas,
+            Violation::NodeNameSet { .. } => Reason::NodeNameSet,
+            Violation::Shortfall(_) => Reason::VramShortfall,
+            Violation::VisibleDevices { .. } => Reason::VisibleDevicesWithoutGpu,
+            Violation::EnvironmentConflict { .. } => Reason::EnvironmentConflict,
+            Violation::ReservedAnnotation { .. } => Reason::ReservedAnnotation,
+        }
+    }
+}
+
+/// Most CUDA processes that a container may declare.
+pub const MAX_PROCESSES: u32 = 1024;
+
+/// One table of sentences, longer than a function should be so that no arm is a catch-all.
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Violation::Undeclared {
+                container,
+                resource,
+                key,
+            } => write!(
+                f,
+                "container {container:?} requests {resource} but declares no VRAM, which this namespace requires; add \
+                 the annotation {key}: <amount>, as in {key}: 8Gi"
+            ),
+            Violation::Unreadable { key, text, why } => write!(f, "annotation {key}: {} {why}", quoted(text)),
+            Violation::Zero { key } => {
+                write!(
+                    f,
+                    "annotation {key} declares nothing; write what the container needs, or remove the annotation"
+                )
+            }
+            Violation::Conflict {
+                container,
+                first,
+                second,
+            } => write!(
+                f,
+                "container {container:?} is declared twice: {} says {}, {} says {}; keep one",
+                first.0, first.1, second.0, second.1
+            ),
+            Violation::Ambiguous { key, text, containers } => write!(
+                f,
+                "annotation {key}: {} does not say which of the GPU containers {} it means; write one \
+                 {}<container> for each",
+                quoted(text),
+                names(containers),
+                keys::VRAM_OF
+            ),
+            Violation::UnknownContainer { key, containers } => {
+                write!(
+                    f,
+                    "annotation {key} names a container that the pod does not have; it has {}",
+                    names(containers)
+                )
+            }
+            Violation::WithoutGpu { key, container: None } => write!(
+                f,
+                "annotation {key} is set, but no container requests a shared GPU; add {}: 1 to the limits of the \
+                 container that needs it, or remove the annotation",
+                keys::GPU_RESOURCE
+            ),
+            Violation::WithoutGpu {
+                key,
+                container: Some(container),
+            } => write!(
+                f,
+                "annotation {key} is set, but container {container:?} requests no shared GPU; add {}: 1 to its \
+                 limits, or remove the annotation",
+                keys::GPU_RESOURCE
+            ),
+            Violation::UnknownModel { name, known } if known.is_empty() => write!(
+                f,
+                "annotation {}: {} names a model, but the policy lists none; declare {} instead",
+                keys::MODEL,
+                quoted(name),
+                keys::VRAM
+            ),
+            Violation::UnknownModel { name, known } => write!(
+                f,
+                "annotation {}: {} is not in the policy's models ({}); use one of them or declare {}",
+                keys::MODEL,
+                quoted(name),
+                known.join(", "),
+                keys::VRAM
+            ),
+            Violation::BadProcesses { text } => write!(
+                f,
+                "annotation {}: {} is not a whole number from 1 to {MAX_PROCESSES}",
+                keys::PROCESSES,
+                quoted(text)
+            ),
+            Violation::BelowMinimum {
+                container,
+                declared,
+                minimum,
+            } => write!(
+                f,
+                "container {container:?}: {declared} declared, below the policy's minimum of {minimum}; raise {}",
+                keys::VRAM
+            ),
+            Violation::AboveMaximum {
+                container,
+                declared,
+                maximum,
+            } => write!(
+                f,
+                "container {container:?}: {declared} declared, above the policy's maximum of {maximum}; lower {}",
+                keys::VRAM
+            ),
+            Violation::TooLarge { container, declared } => write!(
+                f,
+                "container {container:?}: {declared} declared, which with its overhead is more than 2^63 bytes; lower {}",
+                keys::VRAM
+            ),
+            Violation::SlotUnknown { container, resource } => write!(
+                f,
+                "container {container:?} declares no VRAM, and no node that shares {resource} says how large a slot \
+                 is; add the annotation {}: <amount>",
+                keys::VRAM
+            ),
+            Violation::RequestMismatch {
+                container,
+                requested: Some(requested),
+                demand,
+                basis,
+            } => write!(
+                f,
+                "container {container:?} requests {requested} of {}, but its demand is {demand} ({basis}); remove the \
+                 request, the webhook writes it",
+                keys::VRAM_RESOURCE
+            ),
+            Violation::RequestMismatch {
+                container,
+                requested: None,
+                demand,
+                basis,
+            } => write!(
+                f,
+                "container {container:?} does not request its demand of {demand} ({basis}) of {}: the mutating webhook \
+                 was not reached or was undone; create the pod again",
+                keys::VRAM_RESOURCE
+            ),
+            Violation::SharedReplicas {
+                container,
+                resource,
+                count,
+            } => write!(
+                f,
+                "container {container:?} requests {count} of {resource}, and where it is shared those may all be one \
+                 GPU; require nodes with label {} not in (time-slicing, mps)",
+                keys::GFD_SHARING
+            ),
+            Violation::NodeNameSet { node, demand, room } => {
+                write!(
+                    f,
+                    "spec.nodeName {node:?} passes by kube-scheduler, which accounts for VRAM"
+                )?;
+                match room {
+                    Some(room) => write!(f, " ({demand} demanded, {room} left there)")?,
+                    None => write!(f, " ({demand} demanded, what is left there is not known)")?,
+                }
+                write!(f, "; use nodeSelector kubernetes.io/hostname instead")
+            }
+            Violation::Shortfall(shortfall) => write!(f, "{shortfall}; lower {} or try later", keys::VRAM),
+            Violation::VisibleDevices { container } => write!(
+                f,
+                "container {container:?} sets {} without requesting a GPU, which can show it every GPU of the node; \
+                 request {} or remove the variable",
+                keys::ENV_VISIBLE_DEVICES,
+                keys::GPU_RESOURCE
+            ),
+            Violation::EnvironmentConflict { container, conflict } => {
+                write!(f, "container {container:?} sets {conflict}; remove it")
+            }
+            Violation::ReservedAnnotation { key } => {
+                write!(f, "annotation {key} is set by vramguard only; remove it")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} demanded, but ", self.demand)?;
+        match &self.best {
+            None => write!(f, "no node that the pod may land on offers {}", self.resource),
+            Some(best) => write!(
+                f,
+                "the best node it may land on, {:?}, has room for {} ({} of {} held by {}, {} accounting)",
+                best.node,
+                best.room,
+                best.held,
+                best.allocatable,
+                count(best.holders, "pod"),
+                best.accounting
+            ),
+        }
+    }
+}
+
+impl fmt::Display for EnvConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.theirs {
+            Some(value) => write!(f, "{}={}", self.name, quoted(value))?,
+            None => write!(f, "{} from elsewhere", self.name)?,
+        }
+        match &self.ours {
+            Some(ours) => write!(f, " where vramguard sets {ours:?}"),
+            None => write!(f, ", which decides in place of the device plugin which GPUs it sees"),
+        }
+    }
+}
+
+/// What a pod's author is told although the pod is admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Nothing declared, and that is allowed.
+    CountsAsSlot { container: String, slot: Vram, key: String },
+    /// A reserved annotation was taken off.
+    Stripped { key: String },
+    /// An annotation under our prefix means nothing.
+    UnknownAnnotation { key: String },
+    /// The user's own environment is kept.
+    KeptEnvironment { container: String, conflict: EnvConflict },
+    /// No node could take it, even an empty one.
+    NothingLargeEnough {
+        demand: Vram,
+        ceiling: Vram,
+        resource: Resource,
+    },
+    /// Declared, but nothing shares the resource, so nothing counts it.
+    NotGuarded { key: String, resource: Resource },
+    /// A violation in a namespace that only warns.
+    Violates(Violation),
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Advice::CountsAsSlot { container, slot, key } => write!(
+                f,
+                "container {container:?} declares no VRAM and counts as one slot of {slot}; add the annotation {key}: \
+                 <amount>"
+            ),
+            Advice::Stripped { key } => write!(f, "annotation {key} is set by vramguard only and was removed"),
+            Advice::UnknownAnnotation { key } => write!(
+                f,
+                "annotation {} means nothing to vramguard; known are {}, {}<container>, {} and {}",
+                quoted(key),
+                keys::VRAM,
+                keys::VRAM_OF,
+                keys::MODEL,
+                keys::PROCESSES
+            ),
+            Advice::KeptEnvironment { container, conflict } => {
+                write!(f, "container {container:?} sets {conflict}; its own value is kept")
+            }
+            Advice::NothingLargeEnough {
+                demand,
+                ceiling,
+                resource,
+            } => write!(
+                f,
+                "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
+                 empty: the pod waits until a larger one joins"
+            ),
+            Advice::NotGuarded { key, resource } => write!(
+                f,
+                "annotation {key} is not accounted for: no node is known to share {resource}"
+            ),
+            Advice::Violates(violation) => write!(f, "would be refused under mode Enforce: {violation}"),
+        }
+    }
+}
+
+/// The answer to `/validate/pods`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Created; the author is told so much.
+    Allow {
+        /// In the order they were found.
+        advice: Vec<Advice>,
+    },
+    /// Not created.
+    Deny {
+        /// All that is wrong with it; at least one.
+        violations: Vec<Violation>,
+        /// Beside that.
+        advice: Vec<Advice>,
+    },
+}
+
+/// The message of a denial: the pod, then everything that is wrong with it.
+pub fn denial(pod: &super::pod::PodName, violations: &[Violation]) -> String {
+    let all: Vec<String> = violations.iter().map(Violation::to_string).collect();
+    format!("pod {pod}: {}", all.join("; also, "))
+}
+
+fn names(list: &[String]) -> String {
+    list.iter()
+        .map(|name| format!("{name:?}"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// `1 pod`, `2 pods`.
+pub fn count(number: usize, noun: &str) -> String {
+    if number == 1 {
+        format!("{number} {noun}")
+    } else {
+        format!("{number} {noun}s")
+    }
+}
