@@ -1,0 +1,247 @@
+//! The programs of the control plane and the flags that each is run with.
+//!
+//! Stock behaviour wherever a test could notice: the deviations below say why.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use serde_json::json;
+
+use super::assets;
+use super::process::{Process, write};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Component {
+    Etcd,
+    ApiServer,
+    ControllerManager,
+    Scheduler,
+    /// Plays the kubelets of the nodes that [`super::ControlPlane::add_gpu_node`] adds.
+    Kwok,
+}
+
+impl Component {
+    /// In the order in which they depend on each other.
+    pub const ALL: [Self; 5] = [
+        Self::Etcd,
+        Self::ApiServer,
+        Self::ControllerManager,
+        Self::Scheduler,
+        Self::Kwok,
+    ];
+
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::ApiServer => "kube-apiserver",
+            Self::ControllerManager => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
+            Self::Kwok => "kwok",
+        }
+    }
+}
+
+/// Nodes that carry this annotation are played by kwok.
+pub const KWOK_NODE: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
+
+const ADMIN: &str = "admin";
+
+/// Users by token: name, groups. Those of the components are the names that Kubernetes' own bootstrap roles bind.
+const USERS: [(&str, &str, &str); 4] = [
+    (ADMIN, "admin", "system:masters"),
+    ("controller-manager", "system:kube-controller-manager", ""),
+    ("scheduler", "system:kube-scheduler", ""),
+    ("kwok", "kwok", "system:masters"),
+];
+
+/// Everything one control plane keeps on disk, and its addresses.
+pub struct Site {
+    folder: PathBuf,
+    api_server: u16,
+    etcd_client: u16,
+    etcd_peer: u16,
+    controller_manager: u16,
+    scheduler: u16,
+}
+
+impl Site {
+    /// Lays out keys, tokens and kubeconfigs in `folder`.
+    pub fn create(folder: &Path) -> Self {
+        let site = Self {
+            folder: folder.to_owned(),
+            api_server: free_port(),
+            etcd_client: free_port(),
+            etcd_peer: free_port(),
+            controller_manager: free_port(),
+            scheduler: free_port(),
+        };
+        let key = rcgen::KeyPair::generate().expect("a key can be generated");
+        write(&site.file("service-accounts.key"), key.serialize_pem());
+        write(&site.file("service-accounts.pub"), key.public_key_pem());
+        let line = |(token, user, groups): (&str, &str, &str)| format!("token-{token},{user},{user},\"{groups}\"\n");
+        // The kubelet of a real node may join later; tokens are read once, at the API server's start.
+        let nodes = (0..4).map(|n| format!("token-real-{n},system:node:real-{n},real-{n},\"system:nodes\"\n"));
+        write(
+            &site.file("tokens.csv"),
+            USERS.into_iter().map(line).chain(nodes).collect::<String>(),
+        );
+        for (token, ..) in USERS {
+            site.write_kubeconfig(&site.kubeconfig(token), &format!("token-{token}"));
+        }
+        write(&site.file("kwok.yaml"), include_str!("kwok.yaml"));
+        site
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.api_server)
+    }
+
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig(ADMIN)
+    }
+
+    fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.file(&format!("{user}.kubeconfig"))
+    }
+
+    /// The certificate exists once the API server runs; whoever reads the file before that fails.
+    pub fn write_kubeconfig(&self, path: &Path, token: &str) {
+        let cluster = json!({"server": self.url(), "certificate-authority": self.file("tls/apiserver.crt")});
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        write(path, kubeconfig.to_string());
+    }
+
+    pub fn process(&self, component: Component) -> Process {
+        let name = component.program();
+        let program = assets::program(name).unwrap_or_else(|reason| panic!("no {name}: {reason}"));
+        let process = Process::new(name, &program, &self.folder);
+        match component {
+            Component::Etcd => self.etcd(process),
+            Component::ApiServer => self.api_server(process),
+            Component::ControllerManager => self.controller_manager(process),
+            Component::Scheduler => self.scheduler(process),
+            Component::Kwok => self.kwok(process),
+        }
+    }
+
+    fn etcd(&self, process: Process) -> Process {
+        let (client, peer) = (loopback(self.etcd_client), loopback(self.etcd_peer));
+        process
+            .arg(format!("--data-dir={}", self.file("etcd").display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=default={peer}"))
+            .arg("--unsafe-no-fsync") // survives a kill of the process, which is all that tests do to it
+            .arg("--log-level=warn")
+    }
+
+    fn api_server(&self, process: Process) -> Process {
+        process
+            .arg(format!("--etcd-servers={}", loopback(self.etcd_client)))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", self.api_server))
+            .arg(format!("--cert-dir={}", self.file("tls").display()))
+            // An endpoint of the service `kubernetes` may not be a loopback address, and nothing here looks for it.
+            .arg("--endpoint-reconciler-type=none")
+            .arg("--service-cluster-ip-range=10.96.0.0/24")
+            .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
+            .arg(format!(
+                "--service-account-key-file={}",
+                self.file("service-accounts.pub").display()
+            ))
+            .arg(format!(
+                "--service-account-signing-key-file={}",
+                self.file("service-accounts.key").display()
+            ))
+            .arg(format!("--token-auth-file={}", self.file("tokens.csv").display()))
+            .arg("--authorization-mode=Node,RBAC")
+            .arg("--enable-admission-plugins=NodeRestriction")
+            // A pod needs no token here, and with the plugin a pod created in the first moment of its namespace is
+            // refused until the controller-manager has made the namespace's account.
+            .arg("--disable-admission-plugins=ServiceAccount")
+            .arg("--allow-privileged=true")
+    }
+
+    fn controller_manager(&self, process: Process) -> Process {
+        process
+            .arg(format!(
+                "--kubeconfig={}",
+                self.kubeconfig("controller-manager").display()
+            ))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", self.controller_manager))
+            .arg(format!("--cert-dir={}", self.file("controller-manager-tls").display()))
+            .arg(format!("--root-ca-file={}", self.file("tls/apiserver.crt").display()))
+            .arg(format!(
+                "--service-account-private-key-file={}",
+                self.file("service-accounts.key").display()
+            ))
+            .arg("--leader-elect=false")
+            // The bootstrap roles are those of the single controllers.
+            .arg("--use-service-account-credentials=true")
+            // Bursts of pods shall be as fast as the API server lets them: what is measured is not this client.
+            .args([
+                "--kube-api-qps=500",
+                "--kube-api-burst=1000",
+                "--resource-quota-sync-period=10s",
+            ])
+    }
+
+    fn scheduler(&self, process: Process) -> Process {
+        process
+            .arg(format!("--kubeconfig={}", self.kubeconfig("scheduler").display()))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", self.scheduler))
+            .arg(format!("--cert-dir={}", self.file("scheduler-tls").display()))
+            .arg("--leader-elect=false")
+            .arg("--v=2") // logs every binding and why a pod does not fit: what a failed test is read for
+    }
+
+    fn kwok(&self, process: Process) -> Process {
+        process
+            .arg(format!("--kubeconfig={}", self.kubeconfig("kwok").display()))
+            .arg(format!("--config={}", self.file("kwok.yaml").display()))
+            .arg("--manage-all-nodes=false")
+            .arg(format!(
+                "--manage-nodes-with-annotation-selector={}={}",
+                KWOK_NODE.0, KWOK_NODE.1
+            ))
+            .arg("--node-lease-duration-seconds=40")
+            .env("HOME", &self.folder) // it reads ~/.kwok otherwise
+    }
+}
+
+fn loopback(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+/// A TCP port of the loopback interface that nobody listens on.
+///
+/// Below the range from which systems take the ports of outgoing connections: there, while a server is stopped, a
+/// client that reconnects to it could be given the very port and hold it.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 10_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % u32::from(COUNT)) as u16; // two processes that ask at once seldom collide
+    for _ in 0..COUNT {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        let port = FIRST + (start + offset) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port from {FIRST} to {}", FIRST + COUNT);
+}

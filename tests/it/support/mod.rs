@@ -1,0 +1,21 @@
+//! The real parts that the integration tests drive: a control plane, nodes that kwok plays, and one real kubelet.
+//!
+//! Owns starting, stopping and cleaning up of processes. Knows nothing of vramguard: what is tested is in the modules
+//! beside this folder.
+#![allow(dead_code)] // not every helper has a user in every build of the tests
+// What the pure tiers may not touch is what this is made of.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod assets;
+mod components;
+mod control_plane;
+mod gpu_node;
+mod process;
+mod wait;
+
+pub use components::Component;
+pub use control_plane::ControlPlane;
+pub use gpu_node::GpuNode;
+#[allow(unused_imports)] // for the modules beside
+pub use process::{Finished, Process, run};
+pub use wait::eventually;
