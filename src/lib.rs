@@ -9,4 +9,5 @@
 //! `ARCHITECTURE.md` is the map.
 
 pub mod capacity;
+pub mod k8s;
 pub mod keys;

@@ -65,15 +65,24 @@ pub enum Role {
 /// container with the sidecars started before it. `containers` in start order: init containers and sidecars as listed,
 /// then app containers.
 pub fn of_pod(containers: impl IntoIterator<Item = (Role, Vram)>) -> Vram {
-    let (mut sidecars, mut apps, mut peak) = (Vram::ZERO, Vram::ZERO, Vram::ZERO);
+    peak(containers, Vram::ZERO, Vram::plus)
+}
+
+/// As [`of_pod`], for the number of replicas of a GPU resource.
+pub fn replicas_of_pod(containers: impl IntoIterator<Item = (Role, u64)>) -> u64 {
+    peak(containers, 0, u64::saturating_add)
+}
+
+fn peak<T: Copy + Ord>(containers: impl IntoIterator<Item = (Role, T)>, zero: T, plus: fn(T, T) -> T) -> T {
+    let (mut sidecars, mut apps, mut peak) = (zero, zero, zero);
     for (role, amount) in containers {
         match role {
-            Role::Init => peak = peak.max(sidecars.plus(amount)),
-            Role::Sidecar => sidecars = sidecars.plus(amount),
-            Role::App => apps = apps.plus(amount),
+            Role::Init => peak = peak.max(plus(sidecars, amount)),
+            Role::Sidecar => sidecars = plus(sidecars, amount),
+            Role::App => apps = plus(apps, amount),
         }
     }
-    peak.max(sidecars.plus(apps))
+    peak.max(plus(sidecars, apps))
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub struct Container {
     pub gpus: Vec<(Resource, u64)>,
     /// Its own `vramguard.dev/vram` request.
     pub vram_request: VramRequest,
-    /// Its environment, in order.
+    /// The entries of its environment that vramguard has a say in, in order.
     pub env: Vec<EnvEntry>,
 }
 

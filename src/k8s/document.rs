@@ -1,0 +1,216 @@
+//! Policy documents: `ClusterVramPolicy`, `VramPolicy` and `GpuInventory`, strictly. Owns their schema, which is that of the
+//! future custom resources too, and errors that name file, line and field. Reading files is the `policies` shell's work.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::node::Override;
+use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
+use crate::keys;
+
+mod schema;
+
+/// One problem in a policy file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentError {
+    /// File, as it was named.
+    pub file: String,
+    /// Line, from 1; where a document as a whole is wrong, its first.
+    pub line: u64,
+    /// Field, such as `spec.declaration.min`; empty where no field is meant.
+    pub field: String,
+    /// What is wrong and what was expected.
+    pub what: String,
+}
+
+impl fmt::Display for DocumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file, self.line)?;
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for DocumentError {}
+
+/// All documents of a policy directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Policies.
+    pub documents: Documents,
+    /// What operators say about nodes, in the order of files and entries: the first that describes a node counts.
+    pub overrides: Vec<Override>,
+    /// Fields that this version reads and does not act on yet, each with its file.
+    pub inert: Vec<(String, &'static str)>,
+}
+
+/// Reads the documents of several files, given as name and text. All errors, one for each document that has any.
+pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Configuration, Vec<DocumentError>> {
+    let mut reader = Reader::default();
+    for (file, text) in files {
+        for (line, document) in split(text) {
+            if let Err(error) = reader.read(file, line, document) {
+                reader.errors.push(error);
+            }
+        }
+    }
+    if reader.errors.is_empty() {
+        Ok(reader.configuration)
+    } else {
+        Err(reader.errors)
+    }
+}
+
+/// The documents of a YAML stream, each with the number of lines before it. Empty ones are left out.
+pub fn split(text: &str) -> Vec<(u64, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut at, mut line) = (0, 0, 0, 0);
+    for content in text.split_inclusive('\n') {
+        let marker = content.trim_end();
+        if marker == "---" || marker.starts_with("--- ") {
+            documents.push((start_line, &text[start..at]));
+            start = at + 3;
+            start_line = line;
+        }
+        at += content.len();
+        line += 1;
+    }
+    documents.push((start_line, &text[start..]));
+    documents.retain(|(_, document)| {
+        document
+            .lines()
+            .any(|line| !matches!(line.trim_start().chars().next(), None | Some('#')))
+    });
+    documents
+}
+
+#[derive(Default)]
+struct Reader {
+    configuration: Configuration,
+    errors: Vec<DocumentError>,
+    /// Where each singleton was first seen.
+    seen: BTreeMap<String, String>,
+}
+
+/// What every document starts with.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: String,
+    kind: String,
+}
+
+impl Reader {
+    fn read(&mut self, file: &str, line: u64, text: &str) -> Result<(), DocumentError> {
+        let at = |field: &str, what: String| DocumentError {
+            file: file.to_owned(),
+            line: line + 1,
+            field: field.to_owned(),
+            what,
+        };
+        let head: Head = parse(file, line, text)?;
+        if head.api_version != keys::API_VERSION {
+            return Err(at(
+                "apiVersion",
+                format!("{:?} is not {}", head.api_version, keys::API_VERSION),
+            ));
+        }
+        match head.kind.as_str() {
+            "ClusterVramPolicy" => {
+                let document: schema::Document<schema::ClusterSpec> = parse(file, line, text)?;
+                self.only_one(&at, "the ClusterVramPolicy", file)?;
+                self.note_inert(file, document.spec.inert());
+                let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
+                self.configuration.documents.cluster = Some(policy);
+            }
+            "VramPolicy" => {
+                let document: schema::Document<schema::NamespaceSpec> = parse(file, line, text)?;
+                let namespace = document
+                    .metadata
+                    .namespace
+                    .clone()
+                    .filter(|namespace| !namespace.is_empty());
+                let namespace = namespace.ok_or_else(|| {
+                    at(
+                        "metadata.namespace",
+                        "is missing; a VramPolicy is for one namespace".into(),
+                    )
+                })?;
+                self.only_one(&at, &format!("the VramPolicy of namespace {namespace:?}"), file)?;
+                self.note_inert(file, document.spec.inert());
+                let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
+                self.configuration.documents.namespaces.insert(namespace, layer);
+            }
+            "GpuInventory" => {
+                let document: schema::Document<schema::InventorySpec> = parse(file, line, text)?;
+                self.configuration
+                    .overrides
+                    .extend(document.spec.overrides().map_err(|(field, what)| at(&field, what))?);
+            }
+            other => {
+                return Err(at(
+                    "kind",
+                    format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn only_one(
+        &mut self,
+        at: &impl Fn(&str, String) -> DocumentError,
+        what: &str,
+        file: &str,
+    ) -> Result<(), DocumentError> {
+        match self.seen.insert(what.to_owned(), file.to_owned()) {
+            None => Ok(()),
+            Some(first) => Err(at(
+                "",
+                format!("{what} is there twice, the first time in {first}; keep one"),
+            )),
+        }
+    }
+
+    fn note_inert(&mut self, file: &str, fields: Vec<&'static str>) {
+        self.configuration
+            .inert
+            .extend(fields.into_iter().map(|field| (file.to_owned(), field)));
+    }
+}
+
+/// Parses one document, naming line and field of what is wrong with it.
+fn parse<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, DocumentError> {
+    let mut field = String::new();
+    let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            field = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    parsed.map_err(|error| DocumentError {
+        file: file.to_owned(),
+        line: line + error.location().map_or(1, |location| location.line()),
+        field: if field == "." { String::new() } else { field },
+        what: what(&error),
+    })
+}
+
+/// The error without its place, which stands in front already.
+pub(super) fn what(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default().trim_end_matches('.');
+    let text = text.split(" at line ").next().unwrap_or(text);
+    match text.strip_prefix("error: ") {
+        Some(rest) => rest.to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,437 @@
+//! The schema of the policy documents: what may be written, field by field. A field that is not here is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::NonZeroU32;
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use serde::{Deserialize, de::IgnoredAny};
+
+use super::super::node::Override;
+use crate::capacity::gpu::{Overcommit, Resource};
+use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, VisibleDevices};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+/// A document of any kind.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Document<Spec> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub metadata: Metadata,
+    #[serde(default = "Option::default", rename = "status")]
+    _status: Option<IgnoredAny>,
+    pub spec: Spec,
+}
+
+/// Its metadata; a live object carries much more of it.
+#[derive(Deserialize)]
+pub struct Metadata {
+    #[serde(rename = "name")]
+    _name: String,
+    pub namespace: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterSpec {
+    mode: Option<ModeText>,
+    on_shortfall: Option<OnShortfallText>,
+    declaration: Declaration,
+    quota: Option<Amount>,
+    models: BTreeMap<String, Amount>,
+    environment: Environment,
+    reroute: Reroute,
+    per_process_overhead: Option<Amount>,
+    headroom: Headroom,
+    overcommit: Option<OvercommitText>,
+    startup: Startup,
+    exempt_namespaces: Option<BTreeSet<String>>,
+    locked: BTreeSet<FieldText>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct NamespaceSpec {
+    mode: Option<ModeText>,
+    on_shortfall: Option<OnShortfallText>,
+    declaration: Declaration,
+    quota: Option<Amount>,
+    models: BTreeMap<String, Amount>,
+    environment: Environment,
+    #[serde(rename = "reroute")]
+    _reroute: ClusterOnly,
+    #[serde(rename = "perProcessOverhead")]
+    _per_process_overhead: ClusterOnly,
+    #[serde(rename = "headroom")]
+    _headroom: ClusterOnly,
+    #[serde(rename = "overcommit")]
+    _overcommit: ClusterOnly,
+    #[serde(rename = "startup")]
+    _startup: ClusterOnly,
+    #[serde(rename = "exemptNamespaces")]
+    _exempt_namespaces: ClusterOnly,
+    #[serde(rename = "locked")]
+    _locked: ClusterOnly,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Declaration {
+    required: Option<bool>,
+    default: Option<Amount>,
+    min: Option<Amount>,
+    max: Option<Amount>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct Environment {
+    framework: Option<FrameworkText>,
+    visible_devices: Option<VisibleDevicesText>,
+    on_conflict: Option<OnConflictText>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Reroute {
+    pools: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Headroom {
+    percent: Option<Percent>,
+    minimum: Option<Amount>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct Startup {
+    serialize_per_gpu: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InventorySpec {
+    nodes: Vec<InventoryEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct InventoryEntry {
+    #[serde(default)]
+    names: BTreeSet<String>,
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+    resource: GpuResource,
+    replicas: NonZeroU32,
+    gpus: Vec<Amount>,
+}
+
+/// A field and what is wrong with it.
+type Wrong<F> = (F, String);
+
+impl ClusterSpec {
+    pub fn inert(&self) -> Vec<&'static str> {
+        let mut fields = inert(self.on_shortfall, self.quota, &self.environment);
+        if !self.reroute.pools.is_empty() {
+            fields.push("reroute.pools");
+        }
+        if self.startup.serialize_per_gpu == Some(true) {
+            fields.push("startup.serializePerGpu");
+        }
+        fields
+    }
+}
+
+impl NamespaceSpec {
+    pub fn inert(&self) -> Vec<&'static str> {
+        inert(self.on_shortfall, self.quota, &self.environment)
+    }
+}
+
+/// Fields that ask for what this version does not do yet.
+fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if matches!(on_shortfall, Some(OnShortfallText::Reroute)) {
+        fields.push("onShortfall: Reroute");
+    }
+    if quota.is_some() {
+        fields.push("quota");
+    }
+    if !matches!(
+        environment.framework,
+        None | Some(FrameworkText::Auto | FrameworkText::None)
+    ) {
+        fields.push("environment.framework");
+    }
+    if matches!(environment.visible_devices, Some(VisibleDevicesText::Pin)) {
+        fields.push("environment.visibleDevices: Pin");
+    }
+    fields
+}
+
+impl TryFrom<ClusterSpec> for ClusterPolicy {
+    type Error = Wrong<&'static str>;
+
+    fn try_from(spec: ClusterSpec) -> Result<ClusterPolicy, Self::Error> {
+        Ok(ClusterPolicy {
+            layer: layer(
+                spec.mode,
+                spec.on_shortfall,
+                &spec.declaration,
+                spec.quota,
+                spec.models,
+                &spec.environment,
+            )?,
+            per_process_overhead: spec.per_process_overhead.map(|amount| amount.0),
+            headroom_percent: spec.headroom.percent.map(|percent| percent.0),
+            headroom_minimum: spec.headroom.minimum.map(|amount| amount.0),
+            overcommit: spec.overcommit.map(|overcommit| overcommit.0),
+            serialize_per_gpu: spec.startup.serialize_per_gpu,
+            exempt_namespaces: spec.exempt_namespaces,
+            reroute_pools: spec.reroute.pools,
+            locked: spec.locked.into_iter().map(|field| field.0).collect(),
+        })
+    }
+}
+
+impl TryFrom<NamespaceSpec> for Layer {
+    type Error = Wrong<&'static str>;
+
+    fn try_from(spec: NamespaceSpec) -> Result<Layer, Self::Error> {
+        layer(
+            spec.mode,
+            spec.on_shortfall,
+            &spec.declaration,
+            spec.quota,
+            spec.models,
+            &spec.environment,
+        )
+    }
+}
+
+fn layer(
+    mode: Option<ModeText>,
+    on_shortfall: Option<OnShortfallText>,
+    declaration: &Declaration,
+    quota: Option<Amount>,
+    models: BTreeMap<String, Amount>,
+    environment: &Environment,
+) -> Result<Layer, Wrong<&'static str>> {
+    let Declaration {
+        required,
+        default,
+        min,
+        max,
+    } = *declaration;
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        return Err(("spec.declaration", format!("min {} is above max {}", min.0, max.0)));
+    }
+    if let Some(default) = default
+        && (min.is_some_and(|min| default < min) || max.is_some_and(|max| default > max))
+    {
+        return Err((
+            "spec.declaration.default",
+            format!("{} is outside of min and max", default.0),
+        ));
+    }
+    Ok(Layer {
+        mode: mode.map(Into::into),
+        on_shortfall: on_shortfall.map(Into::into),
+        required,
+        default: default.map(|amount| amount.0),
+        min: min.map(|amount| amount.0),
+        max: max.map(|amount| amount.0),
+        quota: quota.map(|amount| amount.0),
+        models: models.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
+        framework: environment.framework.map(Into::into),
+        visible_devices: environment.visible_devices.map(Into::into),
+        on_conflict: environment.on_conflict.map(Into::into),
+    })
+}
+
+impl InventorySpec {
+    pub fn overrides(self) -> Result<Vec<Override>, Wrong<String>> {
+        let entries = self.nodes.into_iter().enumerate().map(|(index, entry)| {
+            let field = |name: &str| format!("spec.nodes[{index}]{name}");
+            if entry.names.is_empty() && entry.match_labels.is_empty() {
+                return Err((field(""), "describes no node; write names or matchLabels".to_owned()));
+            }
+            if entry.gpus.is_empty() {
+                return Err((
+                    field(".gpus"),
+                    "is empty; write the total memory of each GPU".to_owned(),
+                ));
+            }
+            if let Some(zero) = entry.gpus.iter().position(|amount| amount.0.is_zero()) {
+                return Err((
+                    field(&format!(".gpus[{zero}]")),
+                    "is zero; write the total memory of the GPU".to_owned(),
+                ));
+            }
+            Ok(Override {
+                names: entry.names,
+                labels: entry.match_labels,
+                resource: entry.resource.0,
+                replicas: entry.replicas,
+                gpus: entry.gpus.into_iter().map(|amount| amount.0).collect(),
+            })
+        });
+        entries.collect()
+    }
+}
+
+/// An enum of the core under the names of the documents.
+macro_rules! text_of {
+    ($text:ident => $core:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
+        #[derive(Clone, Copy, Deserialize)]
+        enum $text {
+            $(#[serde(rename = $name)] $variant,)+
+        }
+        impl From<$text> for $core {
+            fn from(text: $text) -> $core {
+                match text {
+                    $($text::$variant => $core::$variant,)+
+                }
+            }
+        }
+    };
+}
+text_of!(ModeText => Mode { Enforce = "Enforce", Warn = "Warn", Audit = "Audit", Off = "Off" });
+text_of!(OnShortfallText => OnShortfall { Wait = "Wait", Deny = "Deny", Reroute = "Reroute" });
+text_of!(VisibleDevicesText => VisibleDevices { Leave = "Leave", Pin = "Pin" });
+text_of!(OnConflictText => OnConflict { Warn = "Warn", Deny = "Deny" });
+text_of!(FrameworkText => Framework {
+    Auto = "Auto", None = "None", PyTorch = "PyTorch", Vllm = "vLLM", SgLang = "SGLang", Tgi = "TGI", Jax = "JAX",
+    TensorFlow = "TensorFlow", LlamaCpp = "llama.cpp", Ollama = "Ollama", Triton = "Triton",
+});
+
+/// A field that only the ClusterVramPolicy may set: reading it is the error.
+#[derive(Default)]
+struct ClusterOnly;
+
+impl<'de> Deserialize<'de> for ClusterOnly {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClusterOnly, D::Error> {
+        IgnoredAny::deserialize(deserializer)?;
+        Err(D::Error::custom(
+            "is for the whole cluster: only the ClusterVramPolicy may set it",
+        ))
+    }
+}
+
+/// An amount of VRAM; unlike a declaration it may be a bare 0.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Amount(Vram);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Amount;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an amount of VRAM with a unit, as in 8Gi, or 0")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Amount, E> {
+                if text == "0" {
+                    return Ok(Amount(Vram::ZERO));
+                }
+                text.parse()
+                    .map(Amount)
+                    .map_err(|error| E::custom(format_args!("{text:?} {error}")))
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Amount, E> {
+                if number == 0 {
+                    Ok(Amount(Vram::ZERO))
+                } else {
+                    self.visit_str(&number.to_string())
+                }
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Amount, E> {
+                self.visit_str(&number.to_string())
+            }
+            fn visit_f64<E: Error>(self, number: f64) -> Result<Amount, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// 0 to 100.
+struct Percent(u8);
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Percent, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        let percent = u8::try_from(number).ok().filter(|percent| *percent <= 100);
+        percent
+            .map(Percent)
+            .ok_or_else(|| D::Error::invalid_value(Unexpected::Signed(number), &"a whole number from 0 to 100"))
+    }
+}
+
+/// A decimal number in quotes, exact to the thousandth.
+struct OvercommitText(Overcommit);
+
+impl<'de> Deserialize<'de> for OvercommitText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OvercommitText, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = thousandths(&text).and_then(Overcommit::from_thousandths);
+        parsed.map(OvercommitText).ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "{text:?} is not a number from \"0.001\" to \"10.0\" with at most 3 decimals"
+            ))
+        })
+    }
+}
+
+fn thousandths(text: &str) -> Option<u32> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 3 {
+        return None;
+    }
+    format!("{whole}{fraction:0<3}").parse().ok()
+}
+
+/// A field by its path.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct FieldText(Field);
+
+impl<'de> Deserialize<'de> for FieldText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FieldText, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let field = Field::ALL.into_iter().find(|field| field.path() == text);
+        field.map(FieldText).ok_or_else(|| {
+            let known = Field::ALL.map(Field::path).join(", ");
+            D::Error::custom(format_args!(
+                "{text:?} is not a field that can be locked; those are {known}"
+            ))
+        })
+    }
+}
+
+/// The name of a GPU resource.
+struct GpuResource(Resource);
+
+impl<'de> Deserialize<'de> for GpuResource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<GpuResource, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if keys::is_gpu_resource(&name) {
+            return Ok(GpuResource(Resource(name)));
+        }
+        Err(D::Error::custom(format_args!(
+            "{name:?} is not a GPU resource; those are {}, {} and {}<profile>",
+            keys::GPU_RESOURCE,
+            keys::GPU_SHARED_RESOURCE,
+            keys::MIG_RESOURCE_OF
+        )))
+    }
+}

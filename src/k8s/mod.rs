@@ -1,0 +1,22 @@
+//! Translation between the Kubernetes API and the pure core, and nothing else: API types, but no client and no runtime.
+//! The same parsers serve admission, the watch and snapshots, so what is admitted can be read later.
+//!
+//! | module | translates |
+//! |---|---|
+//! | [`object`] | JSON and YAML of pods and nodes → the few fields that matter |
+//! | [`quantity`] | Kubernetes quantities |
+//! | [`pod`] | pod object → what it asks for; bound pod → ledger holder |
+//! | [`node`] | node object → its GPUs |
+//! | [`document`] | policy documents → policies, with file, line and field in every error |
+//! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
+//! | [`review`] | AdmissionReview ↔ verdict |
+//! | [`patch`] | changes → JSON Patch |
+
+pub mod document;
+pub mod node;
+pub mod object;
+pub mod patch;
+pub mod pod;
+pub mod quantity;
+pub mod review;
+pub mod snapshot;

@@ -1,0 +1,322 @@
+//! Node object → the GPUs behind each of its resources, from the labels of GPU Feature Discovery and the node's capacity,
+//! or from a [`GpuInventory`](super::document) entry where an operator said better. Owns what labels are believed; a
+//! node whose labels contradict its capacity is unknown, never a guess.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+
+use super::object::{Condition, NodeObject, Quantity};
+use super::quantity;
+use crate::capacity::cluster::NodeFacts;
+use crate::capacity::gpu::{Contents, Gpu, Pool, Resource, Sharing, Unknown};
+use crate::capacity::placement::{Site, Taint, UNSCHEDULABLE};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+/// What an operator says about nodes whose labels do not tell the truth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Which nodes: these names, or all with these labels.
+    pub names: BTreeSet<String>,
+    /// Labels a node must have; never empty together with `names`.
+    pub labels: BTreeMap<String, String>,
+    /// The resource it describes.
+    pub resource: Resource,
+    /// Replicas of each GPU.
+    pub replicas: NonZeroU32,
+    /// Total of each GPU.
+    pub gpus: Vec<Vram>,
+}
+
+impl Override {
+    fn describes(&self, node: &str, labels: &BTreeMap<String, String>) -> bool {
+        let labelled = !self.labels.is_empty() && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value));
+        self.names.contains(node) || labelled
+    }
+}
+
+/// What is known of a node.
+pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let pools = gpu_counts(&node.status.capacity)
+        .iter()
+        .map(|(resource, count)| {
+            let described = overrides
+                .iter()
+                .find(|o| o.resource == *resource && o.describes(name, &labels));
+            match (count, described) {
+                (Err(value), _) => unreadable(resource, value),
+                (Ok(count), Some(described)) => from_override(resource, *count, described),
+                (Ok(count), None) => from_labels(resource, *count, &node.status.capacity, &labels),
+            }
+        })
+        .collect();
+    NodeFacts {
+        site: Site {
+            labels,
+            taints: taints(node),
+        },
+        pools,
+    }
+}
+
+/// What the node says of our own resource: capacity and allocatable, as they stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advertised {
+    /// `status.capacity`.
+    pub capacity: Option<String>,
+    /// `status.allocatable`.
+    pub allocatable: Option<String>,
+    /// Our condition, if it is there.
+    pub condition: Option<Condition>,
+}
+
+/// Type of the condition that vramguard keeps on nodes with guarded GPUs.
+pub const CONDITION: &str = "VramAccounted";
+
+/// Reads back what a node advertises.
+pub fn advertised(node: &NodeObject) -> Advertised {
+    let of = |quantities: &BTreeMap<String, Quantity>| {
+        quantities.get(keys::VRAM_RESOURCE).map(|quantity| quantity.0.clone())
+    };
+    Advertised {
+        capacity: of(&node.status.capacity),
+        allocatable: of(&node.status.allocatable),
+        condition: node
+            .status
+            .conditions
+            .iter()
+            .find(|condition| condition.kind == CONDITION)
+            .cloned(),
+    }
+}
+
+/// Whether an advertised figure is that amount, however it is written.
+pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
+    match (advertised, amount) {
+        (None, None) => true,
+        (Some(text), Some(amount)) => quantity::bytes(text) == Some(quantity::Bytes::Exactly(amount)),
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+/// Counts of each GPU resource that the node has any of; the text where it is no count.
+fn gpu_counts(capacity: &BTreeMap<String, Quantity>) -> Vec<(Resource, Result<u64, String>)> {
+    let gpus = capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name));
+    let counted = gpus.map(|(name, quantity)| {
+        (
+            Resource(name.clone()),
+            quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()),
+        )
+    });
+    counted.filter(|(_, count)| *count != Ok(0)).collect()
+}
+
+fn unreadable(resource: &Resource, value: &str) -> Pool {
+    let why = Unknown::BadCapacity {
+        resource: resource.clone(),
+        value: value.to_owned(),
+    };
+    Pool {
+        resource: resource.clone(),
+        sharing: Sharing::Unstated,
+        contents: Err(why),
+    }
+}
+
+fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Pool {
+    let sharing = if described.replicas.get() > 1 {
+        Sharing::SomeWay
+    } else {
+        Sharing::Exclusive
+    };
+    let gpus = u32::try_from(described.gpus.len()).unwrap_or(u32::MAX);
+    let contents = if u64::from(gpus) * u64::from(described.replicas.get()) == capacity {
+        Ok(contents(&described.gpus, described.replicas))
+    } else {
+        let replicas = described.replicas.get();
+        Err(Unknown::Contradiction {
+            gpus,
+            replicas,
+            resource: resource.clone(),
+            capacity,
+        })
+    };
+    Pool {
+        resource: resource.clone(),
+        sharing,
+        contents,
+    }
+}
+
+fn from_labels(
+    resource: &Resource,
+    count: u64,
+    capacity: &BTreeMap<String, Quantity>,
+    labels: &BTreeMap<String, String>,
+) -> Pool {
+    if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
+        let contents = Err(Unknown::Unsupported {
+            resource: resource.clone(),
+        });
+        return Pool {
+            resource: resource.clone(),
+            sharing: Sharing::Unstated,
+            contents,
+        };
+    }
+    let of = |name: &str| {
+        capacity
+            .get(name)
+            .and_then(|quantity| quantity::count(&quantity.0))
+            .unwrap_or(0)
+    };
+    // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
+    let renamed = of(keys::GPU_SHARED_RESOURCE) > 0;
+    let sharing = match (renamed, resource.0 == keys::GPU_SHARED_RESOURCE) {
+        (true, false) => Sharing::Exclusive,
+        (_, is_shared_name) => sharing(labels, is_shared_name),
+    };
+    let others = match (renamed, sharing.is_shared()) {
+        (true, true) => Others {
+            exclusive: of(keys::GPU_RESOURCE),
+            shared: 0,
+        },
+        (true, false) => Others {
+            exclusive: 0,
+            shared: of(keys::GPU_SHARED_RESOURCE),
+        },
+        (false, _) => Others {
+            exclusive: 0,
+            shared: 0,
+        },
+    };
+    Pool {
+        resource: resource.clone(),
+        sharing,
+        contents: labelled(resource, count, sharing, others, labels),
+    }
+}
+
+/// Capacity of the node's other GPU resource.
+struct Others {
+    exclusive: u64,
+    shared: u64,
+}
+
+fn sharing(labels: &BTreeMap<String, String>, is_shared_name: bool) -> Sharing {
+    let label = |key: &str| labels.get(key).map(String::as_str);
+    match label(keys::GFD_SHARING) {
+        Some(keys::SHARING_TIME_SLICING) => Sharing::TimeSlicing,
+        Some(keys::SHARING_MPS) => Sharing::Mps,
+        _ if is_shared_name => Sharing::SomeWay,
+        Some(keys::SHARING_NONE) => Sharing::Exclusive,
+        _ if label(keys::GFD_PRODUCT).is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX)) => Sharing::SomeWay,
+        _ => match label(keys::GFD_REPLICAS).and_then(|text| text.parse::<u32>().ok()) {
+            Some(0 | 1) => Sharing::Exclusive,
+            Some(_) => Sharing::SomeWay,
+            None => Sharing::Unstated,
+        },
+    }
+}
+
+/// What the labels say is behind a resource, if its capacity bears them out.
+fn labelled(
+    resource: &Resource,
+    capacity: u64,
+    sharing: Sharing,
+    others: Others,
+    labels: &BTreeMap<String, String>,
+) -> Result<Contents, Unknown> {
+    let size = number(labels, keys::GFD_MEMORY)?;
+    let gpus = number(labels, keys::GFD_COUNT)?;
+    let needs_replicas = sharing.is_shared() || others.shared > 0;
+    let replicas = if needs_replicas {
+        number(labels, keys::GFD_REPLICAS)?
+    } else {
+        1
+    };
+    let contradiction = || Unknown::Contradiction {
+        gpus: u32::try_from(gpus).unwrap_or(u32::MAX),
+        replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+        resource: resource.clone(),
+        capacity,
+    };
+    let shared = if sharing.is_shared() { capacity } else { others.shared };
+    let exclusive = if sharing.is_shared() {
+        others.exclusive
+    } else {
+        capacity
+    };
+    // Every GPU of the label is behind one of the two names, and every shared one with all its replicas.
+    let adds_up = shared.is_multiple_of(replicas) && shared / replicas + exclusive == gpus;
+    let size = Vram::checked_from_mib(size)
+        .filter(|_| adds_up)
+        .ok_or_else(contradiction)?;
+    let (count, replicas) = if sharing.is_shared() {
+        (shared / replicas, replicas)
+    } else {
+        (exclusive, 1)
+    };
+    let replicas = u32::try_from(replicas)
+        .ok()
+        .and_then(NonZeroU32::new)
+        .ok_or_else(contradiction)?;
+    // A machine has tens of GPUs; a label that says thousands is not one to allocate memory for.
+    let count = usize::try_from(count)
+        .ok()
+        .filter(|count| *count <= MAX_GPUS)
+        .ok_or_else(contradiction)?;
+    Ok(contents(&vec![size; count], replicas))
+}
+
+const MAX_GPUS: usize = 1024;
+
+fn contents(sizes: &[Vram], replicas: NonZeroU32) -> Contents {
+    Contents {
+        gpus: (0..)
+            .zip(sizes)
+            .map(|(index, size)| Gpu::of_size(index, *size))
+            .collect(),
+        replicas,
+    }
+}
+
+fn number(labels: &BTreeMap<String, String>, label: &'static str) -> Result<u64, Unknown> {
+    let value = labels.get(label).ok_or(Unknown::Unlabelled { label })?;
+    value
+        .parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| Unknown::BadLabel {
+            label,
+            value: value.clone(),
+        })
+}
+
+fn taints(node: &NodeObject) -> Vec<Taint> {
+    let kept = node
+        .spec
+        .taints
+        .iter()
+        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    let mut taints: Vec<Taint> = kept
+        .map(|taint| Taint {
+            key: taint.key.clone(),
+            value: taint.value.clone().unwrap_or_default(),
+            effect: taint.effect.clone(),
+        })
+        .collect();
+    if node.spec.unschedulable == Some(true) && !taints.iter().any(|taint| taint.key == UNSCHEDULABLE) {
+        taints.push(Taint {
+            key: UNSCHEDULABLE.into(),
+            value: String::new(),
+            effect: "NoSchedule".into(),
+        });
+    }
+    taints
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Labels against capacity, as nodes really carry them.
+
+use serde_json::json;
+
+use super::*;
+use crate::capacity::gpu::{Accounting, Rules};
+
+fn node(labels: &[(&str, &str)], capacity: &[(&str, &str)]) -> NodeFacts {
+    facts(&object(labels, capacity), &[])
+}
+
+fn object(labels: &[(&str, &str)], capacity: &[(&str, &str)]) -> NodeObject {
+    let map = |pairs: &[(&str, &str)]| {
+        pairs
+            .iter()
+            .map(|&(k, v)| (k.to_owned(), json!(v)))
+            .collect::<serde_json::Map<_, _>>()
+    };
+    serde_json::from_value(json!({
+        "metadata": { "name": "gpu-0", "labels": map(labels) },
+        "status": { "capacity": map(capacity), "allocatable": map(capacity) },
+    }))
+    .unwrap()
+}
+
+fn labels<'a>(memory: &'a str, count: &'a str, replicas: &'a str, sharing: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
+        ("nvidia.com/gpu.memory", memory),
+        ("nvidia.com/gpu.count", count),
+        ("nvidia.com/gpu.replicas", replicas),
+        ("nvidia.com/gpu.sharing-strategy", sharing),
+    ]
+}
+
+fn modes(facts: &NodeFacts) -> Vec<(&str, Accounting)> {
+    facts
+        .pools
+        .iter()
+        .map(|pool| (pool.resource.0.as_str(), pool.accounting()))
+        .collect()
+}
+
+fn why(facts: &NodeFacts) -> String {
+    facts.pools[0].contents.as_ref().unwrap_err().to_string()
+}
+
+#[test]
+fn one_time_sliced_gpu_is_exact() {
+    let facts = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "4")]);
+    assert_eq!(modes(&facts), [("nvidia.com/gpu", Accounting::Exact)]);
+    assert_eq!(facts.pools[0].slot(&Rules::default()), Some(Vram::from_mib(24_320 / 4)));
+}
+
+#[test]
+fn several_time_sliced_gpus_are_counted_by_slots() {
+    let facts = node(&labels("81559", "8", "4", "time-slicing"), &[("nvidia.com/gpu", "32")]);
+    assert_eq!(modes(&facts), [("nvidia.com/gpu", Accounting::Slot)]);
+    assert_eq!(facts.pools[0].contents.as_ref().unwrap().gpus.len(), 8);
+}
+
+#[test]
+fn a_node_that_does_not_share_is_exclusive() {
+    for replicas in ["0", "1"] {
+        let facts = node(&labels("81559", "2", replicas, "none"), &[("nvidia.com/gpu", "2")]);
+        assert_eq!(modes(&facts), [("nvidia.com/gpu", Accounting::Exclusive)]);
+    }
+}
+
+#[test]
+fn renamed_and_whole_gpus_stand_side_by_side() {
+    let labels = labels("40960", "4", "5", "time-slicing");
+    let facts = node(&labels, &[("nvidia.com/gpu", "2"), ("nvidia.com/gpu.shared", "10")]);
+    assert_eq!(
+        modes(&facts),
+        [
+            ("nvidia.com/gpu", Accounting::Exclusive),
+            ("nvidia.com/gpu.shared", Accounting::Slot)
+        ]
+    );
+    let counts: Vec<usize> = facts
+        .pools
+        .iter()
+        .map(|pool| pool.contents.as_ref().unwrap().gpus.len())
+        .collect();
+    assert_eq!(counts, [2, 2]);
+    let all_shared = node(&labels, &[("nvidia.com/gpu", "0"), ("nvidia.com/gpu.shared", "20")]);
+    assert_eq!(modes(&all_shared), [("nvidia.com/gpu.shared", Accounting::Slot)]);
+}
+
+#[test]
+fn labels_that_contradict_the_capacity_are_not_believed() {
+    let mixed = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "8")]);
+    assert_eq!(modes(&mixed), [("nvidia.com/gpu", Accounting::Unknown)]);
+    assert!(mixed.pools[0].sharing.is_shared());
+    assert_eq!(
+        why(&mixed),
+        "the labels say 1 GPUs with 4 replicas each, but the capacity of nvidia.com/gpu is 8"
+    );
+    let odd = node(
+        &labels("40960", "4", "5", "time-slicing"),
+        &[("nvidia.com/gpu", "2"), ("nvidia.com/gpu.shared", "9")],
+    );
+    assert!(odd.pools.iter().all(|pool| pool.accounting() == Accounting::Unknown));
+}
+
+#[test]
+fn a_missing_an_unreadable_and_a_zero_label_are_unknown_and_never_zero() {
+    let capacity = [("nvidia.com/gpu", "4")];
+    assert_eq!(
+        why(&node(&[], &capacity)),
+        "the node carries no nvidia.com/gpu.memory label"
+    );
+    assert!(!node(&[], &capacity).pools[0].sharing.is_shared());
+    for value in ["0", "", "24Gi", "-1", "99999999999999999999"] {
+        let facts = node(&labels(value, "1", "4", "time-slicing"), &capacity);
+        assert!(
+            why(&facts).contains("is not a whole number above zero"),
+            "{value:?}: {}",
+            why(&facts)
+        );
+    }
+    let facts = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "4.5")]);
+    assert!(
+        why(&facts).contains("\"4.5\", is not a whole number"),
+        "{}",
+        why(&facts)
+    );
+}
+
+#[test]
+fn sharing_is_recognised_without_its_label() {
+    let capacity = [("nvidia.com/gpu", "4")];
+    for (key, value, shared) in [
+        ("nvidia.com/gpu.replicas", "4", true),
+        ("nvidia.com/gpu.product", "NVIDIA-L4-SHARED", true),
+        ("nvidia.com/gpu.product", "NVIDIA-L4", false),
+    ] {
+        assert_eq!(
+            node(&[(key, value)], &capacity).pools[0].sharing.is_shared(),
+            shared,
+            "{key}={value}"
+        );
+    }
+    assert!(
+        node(&[], &[("nvidia.com/gpu.shared", "4")]).pools[0]
+            .sharing
+            .is_shared()
+    );
+}
+
+#[test]
+fn mig_devices_are_unknown_until_their_labels_are_read() {
+    let facts = node(&labels("81559", "1", "1", "none"), &[("nvidia.com/mig-1g.10gb", "7")]);
+    assert_eq!(modes(&facts), [("nvidia.com/mig-1g.10gb", Accounting::Unknown)]);
+}
+
+#[test]
+fn a_node_without_gpus_has_no_pool() {
+    assert_eq!(node(&[], &[("cpu", "8"), ("nvidia.com/gpu", "0")]).pools, []);
+}
+
+#[test]
+fn an_operators_word_replaces_labels_but_not_the_capacity() {
+    let described = Override {
+        names: ["gpu-0".to_owned()].into(),
+        labels: BTreeMap::new(),
+        resource: Resource("nvidia.com/gpu".into()),
+        replicas: NonZeroU32::new(4).unwrap(),
+        gpus: vec![Vram::from_mib(24_576), Vram::from_mib(81_559)],
+    };
+    let with = |count: &str| {
+        facts(
+            &object(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", count)]),
+            std::slice::from_ref(&described),
+        )
+    };
+    assert_eq!(modes(&with("8")), [("nvidia.com/gpu", Accounting::Slot)]);
+    assert_eq!(modes(&with("12")), [("nvidia.com/gpu", Accounting::Unknown)]);
+}
+
+#[test]
+fn a_cordoned_node_is_tainted() {
+    let mut node = object(&[], &[]);
+    node.spec.unschedulable = Some(true);
+    assert_eq!(facts(&node, &[]).site.taints.len(), 1);
+}
+
+#[test]
+fn an_advertised_figure_is_compared_by_value() {
+    assert!(says(Some("24320Mi"), Some(Vram::from_mib(24_320))));
+    assert!(says(Some("25501368320"), Some(Vram::from_mib(24_320))));
+    assert!(!says(Some("25501368321"), Some(Vram::from_mib(24_320))));
+    assert!(!says(None, Some(Vram::ZERO)));
+    assert!(!says(Some("0"), None));
+    assert!(!says(Some("many"), Some(Vram::ZERO)));
+}

@@ -1,0 +1,368 @@
+//! Pods and nodes as the API server sends them, reduced to the fields that matter. Owns what is read and what is skipped:
+//! everything else in the JSON is passed over without a copy, so these types cannot be written back.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, de};
+
+use crate::keys;
+
+/// A Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodObject {
+    /// Name, generateName, namespace, uid, resourceVersion, and the annotations that vramguard reads.
+    #[serde(deserialize_with = "pod_metadata")]
+    pub metadata: ObjectMeta,
+    /// Spec.
+    #[serde(deserialize_with = "null_as_default")]
+    pub spec: PodSpec,
+    /// Status.
+    #[serde(deserialize_with = "null_as_default")]
+    pub status: PodStatus,
+}
+
+/// `spec` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Where it is bound, or wants to be.
+    pub node_name: Option<String>,
+    /// Labels its node must have.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Affinity.
+    pub affinity: Option<Affinity>,
+    /// Tolerations.
+    #[serde(deserialize_with = "null_as_default")]
+    pub tolerations: Vec<Toleration>,
+    /// Resolved priority.
+    pub priority: Option<i32>,
+    /// `Never` or `PreemptLowerPriority`.
+    pub preemption_policy: Option<String>,
+    /// Init containers and sidecars.
+    #[serde(deserialize_with = "null_as_default")]
+    pub init_containers: Vec<Container>,
+    /// App containers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub containers: Vec<Container>,
+}
+
+/// A container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Container {
+    /// Name.
+    pub name: String,
+    /// `Always` makes an init container a sidecar.
+    pub restart_policy: Option<String>,
+    /// Resources; presence matters to a patch.
+    pub resources: Option<Resources>,
+    /// Environment; presence matters to a patch.
+    pub env: Option<Vec<EnvVar>>,
+}
+
+/// `resources` of a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Limits.
+    pub limits: Option<BTreeMap<String, Quantity>>,
+    /// Requests.
+    pub requests: Option<BTreeMap<String, Quantity>>,
+}
+
+/// One environment entry.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EnvVar {
+    /// Name.
+    pub name: String,
+    /// Literal value.
+    pub value: Option<String>,
+    /// Taken from elsewhere.
+    pub value_from: Option<IgnoredAny>,
+}
+
+/// `affinity`, as far as nodes are concerned.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Affinity {
+    /// Node affinity.
+    pub node_affinity: Option<NodeAffinity>,
+}
+
+/// `nodeAffinity`, as far as it must hold.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAffinity {
+    /// Required terms.
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    pub required: Option<NodeSelector>,
+}
+
+/// A node selector.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeSelector {
+    /// Any one of them.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_selector_terms: Vec<NodeSelectorTerm>,
+}
+
+/// A node selector term.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeSelectorTerm {
+    /// On labels.
+    pub match_expressions: Option<Vec<NodeSelectorRequirement>>,
+    /// On fields.
+    pub match_fields: Option<Vec<NodeSelectorRequirement>>,
+}
+
+/// A node selector requirement.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSelectorRequirement {
+    /// Label or field.
+    pub key: String,
+    /// Operator.
+    pub operator: String,
+    /// Values.
+    #[serde(deserialize_with = "null_as_default")]
+    pub values: Vec<String>,
+}
+
+/// A toleration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Toleration {
+    /// Key; empty or absent means every key.
+    pub key: Option<String>,
+    /// `Exists` or `Equal`.
+    pub operator: Option<String>,
+    /// Value.
+    pub value: Option<String>,
+    /// Effect; empty or absent means every effect.
+    pub effect: Option<String>,
+}
+
+/// `status` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: Option<String>,
+    /// Conditions.
+    #[serde(deserialize_with = "null_as_default")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition of a Pod or a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Machine reason.
+    pub reason: Option<String>,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// A Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeObject {
+    /// Name, uid, resourceVersion and labels.
+    #[serde(deserialize_with = "node_metadata")]
+    pub metadata: ObjectMeta,
+    /// Spec.
+    #[serde(deserialize_with = "null_as_default")]
+    pub spec: NodeSpec,
+    /// Status.
+    #[serde(deserialize_with = "null_as_default")]
+    pub status: NodeStatus,
+}
+
+/// `spec` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// Cordoned.
+    pub unschedulable: Option<bool>,
+    /// Taints.
+    #[serde(deserialize_with = "null_as_default")]
+    pub taints: Vec<Taint>,
+}
+
+/// A taint.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Key.
+    pub key: String,
+    /// Value.
+    pub value: Option<String>,
+    /// Effect.
+    pub effect: String,
+}
+
+/// `status` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// All there is.
+    #[serde(deserialize_with = "null_as_default")]
+    pub capacity: BTreeMap<String, Quantity>,
+    /// What pods may request.
+    #[serde(deserialize_with = "null_as_default")]
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Conditions.
+    #[serde(deserialize_with = "null_as_default")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A quantity as written: `8Gi`, `"4"` or, in a hand-written manifest, `4`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quantity(pub String);
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Quantity, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Quantity;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a quantity, as in 8Gi or 4")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Quantity, E> {
+                Ok(Quantity(text.to_owned()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// Go writes an empty list or map as `null` where the field is not `omitempty`.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The part of the metadata that is read; the rest (managedFields above all) is skipped unparsed.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    generate_name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    annotations: Option<OurAnnotations>,
+}
+
+fn pod_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let metadata = Option::<Metadata>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: metadata.name,
+        generate_name: metadata.generate_name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        resource_version: metadata.resource_version,
+        annotations: metadata.annotations.map(|annotations| annotations.0),
+        ..ObjectMeta::default()
+    })
+}
+
+fn node_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+    }
+    let metadata = Option::<Metadata>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: metadata.name,
+        uid: metadata.uid,
+        resource_version: metadata.resource_version,
+        labels: metadata.labels,
+        ..ObjectMeta::default()
+    })
+}
+
+/// The annotations that vramguard reads. Others can be 256 KiB long and are not copied.
+#[derive(Default)]
+struct OurAnnotations(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for OurAnnotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OurAnnotations, D::Error> {
+        struct Ours;
+        impl<'de> Visitor<'de> for Ours {
+            type Value = OurAnnotations;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OurAnnotations, A::Error> {
+                let mut ours = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if is_read(&key) {
+                        ours.insert(key, map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(OurAnnotations(ours))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<OurAnnotations, E> {
+                Ok(OurAnnotations::default())
+            }
+        }
+        deserializer.deserialize_map(Ours)
+    }
+}
+
+fn is_read(annotation: &str) -> bool {
+    annotation.starts_with(keys::PREFIX) || annotation.starts_with(keys::FOREIGN_OF) || annotation == keys::MIRROR_POD
+}
+
+/// Lets a client list and watch the reduced types as what they are on the server.
+macro_rules! served_as {
+    ($object:ty, $kind:literal, $plural:literal, $scope:ty) => {
+        impl k8s_openapi::Resource for $object {
+            const API_VERSION: &'static str = "v1";
+            const GROUP: &'static str = "";
+            const KIND: &'static str = $kind;
+            const VERSION: &'static str = "v1";
+            const URL_PATH_SEGMENT: &'static str = $plural;
+            type Scope = $scope;
+        }
+        impl k8s_openapi::Metadata for $object {
+            type Ty = ObjectMeta;
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+served_as!(PodObject, "Pod", "pods", k8s_openapi::NamespaceResourceScope);
+served_as!(NodeObject, "Node", "nodes", k8s_openapi::ClusterResourceScope);

@@ -1,0 +1,110 @@
+//! Changes → JSON Patch (RFC 6902): the fewest operations that the object as it was sent needs, none where it has
+//! everything. Owns paths and what must be created on the way; what to change is [`crate::capacity::admission`]'s.
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
+use serde_json::{Value, json};
+
+use super::object::{Container, PodObject};
+use crate::capacity::admission::{Changes, ContainerChange};
+use crate::keys;
+
+/// The operations for `changes`, which were decided on this very object.
+pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
+    let mut patch = Vec::new();
+    for annotation in &changes.strip {
+        let path = PointerBuf::from_tokens(["metadata", "annotations", annotation]);
+        patch.push(PatchOperation::Remove(RemoveOperation { path }));
+    }
+    let spec = &object.spec;
+    let init = spec
+        .init_containers
+        .iter()
+        .enumerate()
+        .map(|(index, container)| ("initContainers", index, container));
+    let apps = spec
+        .containers
+        .iter()
+        .enumerate()
+        .map(|(index, container)| ("containers", index, container));
+    for ((list, index, container), change) in init.chain(apps).zip(&changes.containers) {
+        let index = index.to_string();
+        in_container(&mut patch, &["spec", list, &index], container, change);
+    }
+    if changes.avoid_shared {
+        avoid_shared(&mut patch, object);
+    }
+    Patch(patch)
+}
+
+fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Container, change: &ContainerChange) {
+    if let Some(request) = change.request {
+        let request = json!(request.to_string());
+        let resources = container.resources.as_ref();
+        let limits = resources.is_some_and(|resources| resources.limits.is_some());
+        let requests = resources.is_some_and(|resources| resources.requests.is_some());
+        for (list, exists) in [("limits", limits), ("requests", requests)] {
+            let at = [at, &["resources", list]].concat();
+            if exists {
+                add(patch, &[at, vec![keys::VRAM_RESOURCE]].concat(), request.clone());
+            } else {
+                add(patch, &at, json!({ keys::VRAM_RESOURCE: request }));
+            }
+        }
+    }
+    let entries = change
+        .env
+        .iter()
+        .map(|variable| json!({ "name": variable.name, "value": variable.value }));
+    if change.env.is_empty() {
+    } else if container.env.is_none() {
+        add(patch, &[at, &["env"]].concat(), entries.collect());
+    } else {
+        // Each goes to the front, so the last one is inserted first.
+        for entry in entries.rev() {
+            add(patch, &[at, &["env", "0"]].concat(), entry);
+        }
+    }
+}
+
+/// Keeps the pod off nodes that share their GPUs, whatever else it requires.
+fn avoid_shared(patch: &mut Vec<PatchOperation>, object: &PodObject) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let requirement = json!({
+        "key": keys::GFD_SHARING,
+        "operator": "NotIn",
+        "values": [keys::SHARING_TIME_SLICING, keys::SHARING_MPS],
+    });
+    let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [requirement.clone()] }] });
+    let affinity = object.spec.affinity.as_ref();
+    let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+    let at = ["spec", "affinity", "nodeAffinity", REQUIRED];
+    let Some(existing) = node_affinity.and_then(|affinity| affinity.required.as_ref()) else {
+        return match (affinity, node_affinity) {
+            (None, _) => add(patch, &at[..2], json!({ "nodeAffinity": { REQUIRED: required } })),
+            (Some(_), None) => add(patch, &at[..3], json!({ REQUIRED: required })),
+            (Some(_), Some(_)) => add(patch, &at, required),
+        };
+    };
+    for (index, term) in existing.node_selector_terms.iter().enumerate() {
+        let index = index.to_string();
+        let term_at = [&at[..], &["nodeSelectorTerms", &index, "matchExpressions"]].concat();
+        match (&term.match_expressions, &term.match_fields) {
+            // A term without any requirement matches no node; one more would make it match some.
+            (None, None) => {}
+            (Some(expressions), None) if expressions.is_empty() => {}
+            (Some(_), _) => add(patch, &[term_at, vec!["-"]].concat(), requirement.clone()),
+            (None, Some(_)) => add(patch, &term_at, json!([requirement])),
+        }
+    }
+}
+
+fn add(patch: &mut Vec<PatchOperation>, path: &[&str], value: Value) {
+    patch.push(PatchOperation::Add(AddOperation {
+        path: PointerBuf::from_tokens(path.iter().copied()),
+        value,
+    }));
+}
+
+#[cfg(test)]
+mod tests;

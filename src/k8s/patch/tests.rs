@@ -1,0 +1,133 @@
+//! Patches applied to the very object, as the API server does it.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::capacity::environment::Variable;
+use crate::capacity::vram::Vram;
+
+fn patched(pod: &Value, changes: &Changes) -> Value {
+    let object: PodObject = serde_json::from_value(pod.clone()).unwrap();
+    let mut pod = pod.clone();
+    json_patch::patch(&mut pod, &operations(&object, changes)).expect("the patch applies");
+    pod
+}
+
+fn full_change() -> Changes {
+    let env = vec![
+        Variable {
+            name: "VRAMGUARD_VRAM_MIB",
+            value: "8192".into(),
+        },
+        Variable {
+            name: "CUDA_DEVICE_ORDER",
+            value: "PCI_BUS_ID".into(),
+        },
+    ];
+    let change = ContainerChange {
+        request: Some(Vram::from_mib(8792)),
+        env,
+    };
+    Changes {
+        containers: vec![change],
+        ..Changes::default()
+    }
+}
+
+#[test]
+fn what_is_missing_on_the_way_is_created() {
+    let wanted = json!({ "vramguard.dev/vram": "8792Mi" });
+    for resources in [
+        Value::Null,
+        json!({}),
+        json!({ "limits": {} }),
+        json!({ "limits": {}, "requests": {} }),
+    ] {
+        let mut container = json!({ "name": "main" });
+        // `resources` itself always exists where a container requests a GPU; only its maps may be missing.
+        container["resources"] = if resources.is_null() { json!({}) } else { resources };
+        let pod = patched(&json!({ "spec": { "containers": [container] } }), &full_change());
+        let resources = &pod["spec"]["containers"][0]["resources"];
+        assert_eq!((&resources["limits"], &resources["requests"]), (&wanted, &wanted));
+    }
+}
+
+#[test]
+fn ours_stand_before_the_users_in_order() {
+    let ours = [
+        json!({ "name": "VRAMGUARD_VRAM_MIB", "value": "8192" }),
+        json!({ "name": "CUDA_DEVICE_ORDER", "value": "PCI_BUS_ID" }),
+    ];
+    let theirs = json!({ "name": "ARGS", "value": "--mib $(VRAMGUARD_VRAM_MIB)" });
+    for (env, expected) in [
+        (json!([theirs]), json!([ours[0], ours[1], theirs])),
+        (json!([]), json!([ours[0], ours[1]])),
+        (Value::Null, json!([ours[0], ours[1]])),
+    ] {
+        let pod = json!({ "spec": { "containers": [{ "name": "main", "resources": {}, "env": env }] } });
+        assert_eq!(patched(&pod, &full_change())["spec"]["containers"][0]["env"], expected);
+    }
+}
+
+#[test]
+fn nothing_to_change_is_no_operation() {
+    let object: PodObject = serde_json::from_value(json!({ "spec": { "containers": [{ "name": "main" }] } })).unwrap();
+    let nothing = Changes {
+        containers: vec![ContainerChange::default()],
+        ..Changes::default()
+    };
+    assert_eq!(operations(&object, &nothing).0, []);
+    assert_eq!(operations(&object, &Changes::default()).0, []);
+}
+
+#[test]
+fn annotations_are_taken_off_by_their_escaped_name() {
+    let pod = json!({ "metadata": { "annotations": { "vramguard.dev/gpu.main": "x", "keep": "y" } }, "spec": {} });
+    let changes = Changes {
+        strip: vec!["vramguard.dev/gpu.main".into()],
+        ..Changes::default()
+    };
+    assert_eq!(
+        patched(&pod, &changes)["metadata"]["annotations"],
+        json!({ "keep": "y" })
+    );
+}
+
+#[test]
+fn unshared_nodes_are_required_beside_everything_else_that_is() {
+    let requirement =
+        json!({ "key": "nvidia.com/gpu.sharing-strategy", "operator": "NotIn", "values": ["time-slicing", "mps"] });
+    let alone = json!({ "nodeSelectorTerms": [{ "matchExpressions": [requirement] }] });
+    let zone = json!({ "key": "zone", "operator": "In", "values": ["a"] });
+    let name = json!({ "key": "metadata.name", "operator": "In", "values": ["n"] });
+    let required = |terms: Value| json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+    for (affinity, expected) in [
+        (Value::Null, alone.clone()),
+        (json!({}), alone.clone()),
+        (json!({ "podAntiAffinity": {} }), alone.clone()),
+        (json!({ "nodeAffinity": {} }), alone.clone()),
+        (
+            required(json!([{ "matchExpressions": [zone] }, { "matchFields": [name] }, {}])),
+            json!({ "nodeSelectorTerms": [
+                { "matchExpressions": [zone, requirement] },
+                { "matchFields": [name], "matchExpressions": [requirement] },
+                {},
+            ] }),
+        ),
+    ] {
+        let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
+        let changes = Changes {
+            avoid_shared: true,
+            ..Changes::default()
+        };
+        let patched = patched(&pod, &changes);
+        let node_affinity = &patched["spec"]["affinity"]["nodeAffinity"];
+        assert_eq!(
+            node_affinity["requiredDuringSchedulingIgnoredDuringExecution"],
+            expected
+        );
+        if affinity.get("podAntiAffinity").is_some() {
+            assert!(patched["spec"]["affinity"].get("podAntiAffinity").is_some());
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Pod object → [`Pod`], what it asks for; pod with a node → [`Holder`], what it holds there. Owns how loose input becomes
+//! these types; every judgement on them is the core's.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::object::{self, PodObject, PodSpec, Quantity};
+use super::quantity::{self, Bytes};
+use crate::capacity::declaration::{Declarations, Fallback, Names, Written, resolve};
+use crate::capacity::demand::{self, Role};
+use crate::capacity::gpu::{GpuId, Resource};
+use crate::capacity::ledger::{Estimate, Holder, PodUid};
+use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
+use crate::capacity::pod::{Container, EnvEntry, Origin, Pod, PodName, VramRequest};
+use crate::capacity::verdict::MAX_PROCESSES;
+use crate::capacity::vram::{Vram, VramError};
+use crate::keys;
+
+/// What a pod asks for. `namespace` is the review's, because the object of a create may lack it; `user` is who sent it,
+/// `None` outside of a review.
+pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>) -> Pod {
+    let annotations = Annotations::of(&object.metadata);
+    Pod {
+        name: name(&object.metadata, namespace),
+        containers: containers(&object.spec),
+        declarations: annotations.declarations,
+        reserved_annotations: annotations.reserved,
+        unknown_annotations: annotations.unknown,
+        placement: placement(&object.spec),
+        origin: origin(&object.metadata, user),
+    }
+}
+
+/// What a pod holds where it is, or `None` for a pod without a node, one that ended, or one without any GPU.
+pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
+    let node = object.spec.node_name.clone().filter(|node| !node.is_empty())?;
+    if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let containers = containers(&object.spec);
+    let with_request = || {
+        containers
+            .iter()
+            .filter_map(|c| Some((c.role, c.vram_request.counted()?)))
+    };
+    let request = with_request().next().is_some().then(|| demand::of_pod(with_request()));
+    let gpus = replicas(&containers);
+    if request.is_none() && gpus.is_empty() {
+        return None;
+    }
+    let holder = Holder {
+        name: name(&object.metadata, None),
+        request,
+        estimate: estimate(&containers, &Annotations::of(&object.metadata).declarations),
+        gpus,
+        gpu: gpu(&object.metadata),
+        priority: object.spec.priority.unwrap_or(0),
+    };
+    Some((uid(&object.metadata), node, holder))
+}
+
+/// Whether kube-scheduler has tried to place a pod and found no node.
+pub fn is_unschedulable(object: &PodObject) -> bool {
+    object.spec.node_name.is_none()
+        && object.status.conditions.iter().any(|condition| {
+            condition.kind == "PodScheduled"
+                && condition.status == "False"
+                && condition.reason.as_deref() == Some("Unschedulable")
+        })
+}
+
+/// Its uid; in a hand-written snapshot, which may lack it, namespace and name.
+pub fn uid(metadata: &ObjectMeta) -> PodUid {
+    PodUid(metadata.uid.clone().unwrap_or_else(|| name(metadata, None).to_string()))
+}
+
+fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
+    let generated = || metadata.generate_name.as_ref().map(|prefix| format!("{prefix}*"));
+    PodName {
+        namespace: metadata
+            .namespace
+            .as_deref()
+            .or(namespace)
+            .unwrap_or("default")
+            .to_owned(),
+        name: metadata
+            .name
+            .clone()
+            .filter(|name| !name.is_empty())
+            .or_else(generated)
+            .unwrap_or_default(),
+    }
+}
+
+/// Anyone may write the mirror annotation; a kubelet alone is believed. Outside of a review the pod is there already, and
+/// nothing is decided on it.
+fn origin(metadata: &ObjectMeta, user: Option<&str>) -> Origin {
+    let marked = metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD));
+    if marked && user.is_some_and(|user| user.starts_with("system:node:")) {
+        Origin::Mirror
+    } else {
+        Origin::Api
+    }
+}
+
+fn containers(spec: &PodSpec) -> Vec<Container> {
+    let init = spec
+        .init_containers
+        .iter()
+        .map(|container| match container.restart_policy.as_deref() {
+            Some("Always") => (Role::Sidecar, container),
+            _ => (Role::Init, container),
+        });
+    init.chain(spec.containers.iter().map(|container| (Role::App, container)))
+        .map(container)
+        .collect()
+}
+
+fn container((role, object): (Role, &object::Container)) -> Container {
+    let limits = object
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.limits.as_ref());
+    let requests = object
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.requests.as_ref());
+    let injected = [keys::ENV_VRAM_MIB, keys::ENV_DEVICE_ORDER, keys::ENV_VISIBLE_DEVICES];
+    let env = object
+        .env
+        .iter()
+        .flatten()
+        .filter(|entry| injected.contains(&entry.name.as_str()))
+        .map(|entry| EnvEntry {
+            name: entry.name.clone(),
+            value: match (&entry.value, &entry.value_from) {
+                (_, Some(_)) => None,
+                (value, None) => Some(value.clone().unwrap_or_default()),
+            },
+        });
+    Container {
+        name: object.name.clone(),
+        role,
+        gpus: gpus(limits, requests),
+        vram_request: vram_request(limits, requests),
+        env: env.collect(),
+    }
+}
+
+type Quantities = BTreeMap<String, Quantity>;
+
+fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Resource, u64)> {
+    let mut gpus: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, quantity) in requests
+        .into_iter()
+        .chain(limits)
+        .flatten()
+        .filter(|(name, _)| keys::is_gpu_resource(name))
+    {
+        // The API server refuses a count that is none. Until it has, the container asks for a GPU.
+        let count = quantity::count(&quantity.0).unwrap_or(1);
+        let known = gpus.entry(name).or_default();
+        *known = (*known).max(count);
+    }
+    gpus.into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| (Resource(name.to_owned()), count))
+        .collect()
+}
+
+fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> VramRequest {
+    let of = |quantities: Option<&Quantities>| quantities.and_then(|q| q.get(keys::VRAM_RESOURCE)).map(|q| q.0.clone());
+    // Where one of them is missing, the API server copies the other.
+    let (limit, request) = (of(limits), of(requests));
+    let (Some(limit), Some(request)) = (limit.clone().or_else(|| request.clone()), request.or(limit)) else {
+        return VramRequest::Absent;
+    };
+    match (quantity::bytes(&limit), quantity::bytes(&request)) {
+        (Some(Bytes::Exactly(limit)), Some(Bytes::Exactly(request))) if limit == request => {
+            VramRequest::Exactly(request)
+        }
+        (read_limit, read_request) => VramRequest::Odd {
+            text: if limit == request {
+                request
+            } else {
+                format!("{request} (limit {limit})")
+            },
+            counted: read_request.or(read_limit).map(Bytes::vram),
+        },
+    }
+}
+
+/// Replicas of each GPU resource, as Kubernetes counts over containers.
+fn replicas(containers: &[Container]) -> Vec<(Resource, u64)> {
+    let mut resources: Vec<&Resource> = containers
+        .iter()
+        .flat_map(|c| c.gpus.iter().map(|(resource, _)| resource))
+        .collect();
+    resources.sort_unstable();
+    resources.dedup();
+    let of = |resource: &Resource| {
+        let counts = containers
+            .iter()
+            .flat_map(|c| c.gpus.iter().filter(|(r, _)| r == resource).map(|(_, n)| (c.role, *n)));
+        demand::replicas_of_pod(counts)
+    };
+    resources
+        .into_iter()
+        .map(|resource| (resource.clone(), of(resource)))
+        .collect()
+}
+
+/// How a pod counts without a request: by its declaration where each GPU container has a readable one. Model names need a
+/// policy, which a pod that is there already may never have been under; such a pod counts as a slot.
+fn estimate(containers: &[Container], declarations: &Declarations) -> Estimate {
+    let all: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
+    let with_gpu: Vec<&Container> = containers
+        .iter()
+        .filter(|container| !container.gpus.is_empty())
+        .collect();
+    let guarded: Vec<&str> = with_gpu.iter().map(|container| container.name.as_str()).collect();
+    let mut violations = Vec::new();
+    let none = BTreeMap::new();
+    let fallback = Fallback {
+        models: &none,
+        default: None,
+    };
+    let declared = resolve(
+        declarations,
+        Names {
+            all: &all,
+            guarded: &guarded,
+        },
+        fallback,
+        &mut violations,
+    );
+    let figures: Option<Vec<Vram>> = declared.into_iter().map(|figure| figure.ok().flatten()).collect();
+    let processes = match declarations.processes {
+        None => Some(1),
+        Some(Ok(processes)) => Some(processes),
+        Some(Err(_)) => None,
+    };
+    match (figures, processes, u32::try_from(with_gpu.len())) {
+        (Some(figures), Some(processes), Ok(gpu_containers)) if gpu_containers > 0 => Estimate::Declared {
+            declared: demand::of_pod(with_gpu.iter().map(|container| container.role).zip(figures)),
+            processes: processes.saturating_mul(gpu_containers),
+        },
+        _ => Estimate::Slot,
+    }
+}
+
+/// The GPU that the annotation of one of its containers names.
+fn gpu(metadata: &ObjectMeta) -> Option<GpuId> {
+    let annotations = metadata.annotations.as_ref()?;
+    let (_, id) = annotations.iter().find(|(key, _)| key.starts_with(keys::GPU_OF))?;
+    Some(id.parse().map_or_else(|_| GpuId::Uuid(id.clone()), GpuId::Index))
+}
+
+/// The annotations of a pod, sorted by what they are.
+#[derive(Default)]
+struct Annotations {
+    declarations: Declarations,
+    reserved: Vec<String>,
+    unknown: Vec<String>,
+}
+
+impl Annotations {
+    fn of(metadata: &ObjectMeta) -> Annotations {
+        let mut sorted = Annotations::default();
+        for (key, text) in metadata.annotations.iter().flatten() {
+            sorted.sort(key, text);
+        }
+        sorted
+    }
+
+    fn sort(&mut self, key: &str, text: &str) {
+        let declarations = &mut self.declarations;
+        let ours = || {
+            written(key, text, |text| {
+                text.parse().map_err(|error: VramError| error.to_string())
+            })
+        };
+        if key == keys::VRAM {
+            declarations.pod = Some(ours());
+        } else if let Some(container) = key.strip_prefix(keys::VRAM_OF) {
+            declarations.containers.insert(container.to_owned(), ours());
+        } else if key == keys::MODEL {
+            declarations.model = Some(text.to_owned());
+        } else if key == keys::PROCESSES {
+            let count = text.parse().ok().filter(|count| (1..=MAX_PROCESSES).contains(count));
+            declarations.processes = Some(count.ok_or_else(|| text.to_owned()));
+        } else if key == keys::GPU_TOTAL_MIB || key.starts_with(keys::GPU_OF) || key.starts_with(keys::VRAM_FRACTION_OF)
+        {
+            self.reserved.push(key.to_owned());
+        } else if key.starts_with(keys::PREFIX) {
+            self.unknown.push(key.to_owned());
+        } else if let Some(container) = foreign_container(key) {
+            let read = |text: &str| {
+                quantity::bytes(text)
+                    .map(Bytes::vram)
+                    .ok_or_else(|| "is not a quantity".to_owned())
+            };
+            declarations
+                .foreign
+                .entry(container.to_owned())
+                .or_default()
+                .push(written(key, text, read));
+        }
+    }
+}
+
+fn foreign_container(key: &str) -> Option<&str> {
+    let rest = key.strip_prefix(keys::FOREIGN_OF)?;
+    rest.strip_suffix(keys::FOREIGN_REQUEST)
+        .or_else(|| rest.strip_suffix(keys::FOREIGN_LIMIT))
+}
+
+fn written(key: &str, text: &str, read: impl Fn(&str) -> Result<Vram, String>) -> Written {
+    Written {
+        key: key.to_owned(),
+        text: text.to_owned(),
+        amount: read(text),
+    }
+}
+
+fn placement(spec: &PodSpec) -> Placement {
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|a| a.required.as_ref());
+    Placement {
+        node_name: spec.node_name.clone().filter(|node| !node.is_empty()),
+        node_selector: spec.node_selector.clone(),
+        required: required.map(|selector| selector.node_selector_terms.iter().map(term).collect()),
+        tolerations: spec.tolerations.iter().map(toleration).collect(),
+        priority: spec.priority.unwrap_or(0),
+        preemption: match spec.preemption_policy.as_deref() {
+            Some("Never") => Preemption::Never,
+            _ => Preemption::LowerPriority,
+        },
+    }
+}
+
+fn term(term: &object::NodeSelectorTerm) -> Term {
+    let all = |list: &Option<Vec<object::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect();
+    Term {
+        labels: all(&term.match_expressions),
+        fields: all(&term.match_fields),
+    }
+}
+
+fn requirement(requirement: &object::NodeSelectorRequirement) -> Requirement {
+    let operator = match requirement.operator.as_str() {
+        "In" => Operator::In,
+        "NotIn" => Operator::NotIn,
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Gt" => Operator::Gt,
+        "Lt" => Operator::Lt,
+        _ => Operator::Unrecognised,
+    };
+    Requirement {
+        key: requirement.key.clone(),
+        operator,
+        values: requirement.values.clone(),
+    }
+}
+
+fn toleration(toleration: &object::Toleration) -> Toleration {
+    let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let value = match toleration.operator.as_deref() {
+        Some("Exists") => None,
+        _ => Some(toleration.value.clone().unwrap_or_default()),
+    };
+    Toleration {
+        key: filled(&toleration.key),
+        value,
+        effect: filled(&toleration.effect),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! AdmissionReview ↔ verdict, for `admission.k8s.io/v1`. Owns both wire forms: kube's own response type writes a patch as
+//! an array of numbers and knows no status code, so the response is written here.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use json_patch::Patch;
+use serde::{Deserialize, Serialize};
+
+use super::object::PodObject;
+use crate::capacity::admission::{Changes, Judgement};
+use crate::capacity::pod::PodName;
+use crate::capacity::policy::Mode;
+use crate::capacity::verdict::{self, Advice, Reason, Verdict, Violation};
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+
+/// The question.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review {
+    api_version: String,
+    kind: String,
+    request: Request,
+}
+
+/// What is asked.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Repeated in the answer.
+    pub uid: String,
+    /// Which resource; only pods are looked at.
+    #[serde(default)]
+    pub resource: GroupResource,
+    /// `status`, `binding` and the like; only the pod itself is looked at.
+    #[serde(default)]
+    pub sub_resource: Option<String>,
+    /// Only `CREATE` is looked at.
+    #[serde(default)]
+    pub operation: String,
+    /// Namespace, which the object may lack.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Who asks.
+    #[serde(default)]
+    pub user_info: UserInfo,
+    /// The pod.
+    #[serde(default)]
+    pub object: Option<PodObject>,
+}
+
+/// Group and plural of a resource.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GroupResource {
+    /// Empty for the core group.
+    pub group: String,
+    /// Plural.
+    pub resource: String,
+}
+
+/// Who asks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct UserInfo {
+    /// Name.
+    pub username: String,
+}
+
+/// Why a body is no review. Says where, never what: a body may hold anything.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewError {
+    /// Not JSON, or not of the shape of a review.
+    #[error("the body is not an {API_VERSION} AdmissionReview (line {line}, column {column})")]
+    Malformed {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// JSON of the right shape, of another kind.
+    #[error("the body is not an {API_VERSION} AdmissionReview: apiVersion or kind differ")]
+    OtherKind,
+}
+
+/// Reads a review.
+pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
+    let review: Review = serde_json::from_slice(body).map_err(|error| ReviewError::Malformed {
+        line: error.line(),
+        column: error.column(),
+    })?;
+    if review.api_version != API_VERSION || review.kind != "AdmissionReview" {
+        return Err(ReviewError::OtherKind);
+    }
+    Ok(review.request)
+}
+
+impl Request {
+    /// The pod, if the review is about the creation of one.
+    pub fn created_pod(&self) -> Option<&PodObject> {
+        let about_pods = self.resource.group.is_empty() && self.resource.resource == "pods";
+        let whole = self.sub_resource.as_deref().unwrap_or_default().is_empty();
+        self.object
+            .as_ref()
+            .filter(|_| about_pods && whole && self.operation == "CREATE")
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    /// That of the request.
+    pub uid: String,
+    /// Whether the pod may be.
+    pub allowed: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// JSON Patch, base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<String>,
+    /// `JSONPatch` with a patch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch_type: Option<&'static str>,
+    /// For the author of the pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// For the audit log of the API server.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub audit_annotations: BTreeMap<&'static str, String>,
+}
+
+/// `metav1.Status` of a denial.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// `Failure`.
+    pub status: &'static str,
+    /// HTTP status.
+    pub code: u16,
+    /// Machine reason.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Answer {
+    /// Allows what vramguard has no say in.
+    pub fn untouched(uid: String) -> Answer {
+        Answer::of(Response {
+            uid,
+            allowed: true,
+            ..Response::default()
+        })
+    }
+
+    /// Answers `/mutate/pods`.
+    pub fn mutated(uid: String, patch: &Patch, changes: &Changes) -> Answer {
+        let mut response = Response {
+            uid,
+            allowed: true,
+            warnings: warnings(&changes.advice),
+            ..Response::default()
+        };
+        if !patch.0.is_empty() {
+            let operations = serde_json::to_vec(patch).expect("a patch of strings and maps is JSON");
+            response.patch = Some(BASE64_STANDARD.encode(operations));
+            response.patch_type = Some("JSONPatch");
+        }
+        Answer::of(response)
+    }
+
+    /// Answers `/validate/pods`.
+    pub fn judged(uid: String, pod: &PodName, judgement: Judgement) -> Answer {
+        let audit_annotations = record(&judgement, pod);
+        let (allowed, status, advice) = match judgement.verdict() {
+            Verdict::Allow { advice } => (true, None, advice),
+            Verdict::Deny { violations, advice } => (false, Some(denial(pod, &violations)), advice),
+        };
+        Answer::of(Response {
+            uid,
+            allowed,
+            status,
+            warnings: warnings(&advice),
+            audit_annotations,
+            ..Response::default()
+        })
+    }
+
+    fn of(response: Response) -> Answer {
+        Answer {
+            api_version: API_VERSION,
+            kind: "AdmissionReview",
+            response,
+        }
+    }
+
+    /// What is answered.
+    pub fn response(&self) -> &Response {
+        &self.response
+    }
+}
+
+/// HTTP status of a denial: 422 for what cannot be read as written, 403 for what policy forbids. Never 404, which clients
+/// take for a missing object.
+fn code(reason: Reason) -> u16 {
+    match reason {
+        Reason::VramUnreadable
+        | Reason::VramZero
+        | Reason::VramConflict
+        | Reason::VramAmbiguous
+        | Reason::UnknownContainer
+        | Reason::UnknownModel
+        | Reason::BadProcesses
+        | Reason::VramTooLarge => 422,
+        Reason::VramUndeclared
+        | Reason::VramWithoutGpu
+        | Reason::VramBelowMinimum
+        | Reason::VramAboveMaximum
+        | Reason::SlotUnknown
+        | Reason::RequestMismatch
+        | Reason::SharedReplicas
+        | Reason::NodeNameSet
+        | Reason::VramShortfall
+        | Reason::VisibleDevicesWithoutGpu
+        | Reason::EnvironmentConflict
+        | Reason::ReservedAnnotation => 403,
+    }
+}
+
+fn denial(pod: &PodName, violations: &[Violation]) -> Status {
+    let reason = violations.first().expect("a denial has a violation").reason();
+    Status {
+        status: "Failure",
+        code: code(reason),
+        reason: reason.to_string(),
+        message: verdict::denial(pod, violations),
+    }
+}
+
+/// For the audit log: what was decided, or under `Audit` would have been.
+fn record(judgement: &Judgement, pod: &PodName) -> BTreeMap<&'static str, String> {
+    let mut record = BTreeMap::new();
+    if judgement.mode == Mode::Off || judgement.demand.is_none() && judgement.violations.is_empty() {
+        return record;
+    }
+    record.insert("mode", judgement.mode.to_string());
+    if let Some(demand) = judgement.demand {
+        record.insert("demand", demand.to_string());
+    }
+    if let Some(first) = judgement.violations.first() {
+        record.insert("reason", first.reason().to_string());
+        record.insert("violations", verdict::denial(pod, &judgement.violations));
+    }
+    record
+}
+
+fn warnings(advice: &[Advice]) -> Vec<String> {
+    advice.iter().map(|advice| format!("vramguard: {advice}")).collect()
+}
