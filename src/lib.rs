@@ -11,3 +11,14 @@
 pub mod capacity;
 pub mod k8s;
 pub mod keys;
+
+#[cfg(feature = "cluster")]
+pub mod index;
+#[cfg(feature = "cluster")]
+pub mod metrics;
+#[cfg(feature = "cluster")]
+pub mod policies;
+#[cfg(feature = "cluster")]
+pub mod tls;
+#[cfg(feature = "cluster")]
+pub mod webhook;

@@ -158,6 +158,16 @@ impl Cluster {
         self.nodes.keys().map(String::as_str)
     }
 
+    /// Pods that hold on some node.
+    pub fn pods(&self) -> impl Iterator<Item = &PodUid> {
+        self.node_of.keys()
+    }
+
+    /// Whether a pod holds on some node.
+    pub fn holds(&self, pod: &PodUid) -> bool {
+        self.node_of.contains_key(pod)
+    }
+
     /// What is known of a node and where it stands.
     pub fn node(&self, name: &str) -> Option<(&NodeFacts, &NodeLedger, &Standing)> {
         let node = self.nodes.get(name)?;

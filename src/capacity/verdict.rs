@@ -503,6 +503,11 @@ pub enum Verdict {
     },
 }
 
+/// The note of the event on a pod that waits.
+pub fn waiting(shortfall: &Shortfall) -> String {
+    format!("waits for VRAM: {shortfall}")
+}
+
 /// The message of a denial: the pod, then everything that is wrong with it.
 pub fn denial(pod: &super::pod::PodName, violations: &[Violation]) -> String {
     let all: Vec<String> = violations.iter().map(Violation::to_string).collect();

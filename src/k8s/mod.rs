@@ -11,12 +11,16 @@
 //! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
 //! | [`review`] | AdmissionReview ↔ verdict |
 //! | [`patch`] | changes → JSON Patch |
+//! | [`publication`] | where a node stands → patch of its status |
+//! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
 
 pub mod document;
 pub mod node;
 pub mod object;
 pub mod patch;
 pub mod pod;
+pub mod publication;
 pub mod quantity;
 pub mod review;
 pub mod snapshot;
+pub mod webhook_configuration;

@@ -149,10 +149,7 @@ fn errors_name_file_line_and_field() {
             cluster("declaration:\n  min: 2Gi\n  max: 1Gi"),
             "policies/p.yaml:1: spec.declaration: min 2Gi is above max 1Gi",
         ),
-        (
-            namespaced("headroom: {percent: 1}"),
-            "policies/p.yaml:7: spec.headroom",
-        ),
+        (namespaced("headroom: {percent: 1}"), "policies/p.yaml:7: spec.headroom"),
         (namespaced("locked: []"), "policies/p.yaml:7: spec.locked: "),
         (
             namespaced("").replace("namespace: ml", "labels: {}"),
@@ -165,7 +162,7 @@ fn errors_name_file_line_and_field() {
         ),
         (
             cluster("").replace("kind: ClusterVramPolicy\n", ""),
-            "policies/p.yaml:1: ",
+            "policies/p.yaml:4: missing field `kind`",
         ),
         ("mode: Enforce\n".to_owned(), "policies/p.yaml:1: "),
         ("a: [\n".to_owned(), "policies/p.yaml:"),

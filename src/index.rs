@@ -1,0 +1,395 @@
+//! Watch → state: folds nodes and pods, as they are seen, into the [`Cluster`] that reviews are answered from. Owns the
+//! lock, what is remembered beside the cluster (what nodes advertise, which pods wait) and whether the first lists have
+//! been read. No store of pods: an object is folded in and dropped.
+//!
+//! Three synchronous methods a kind: apply, delete, and reset after a relist. A relist is folded in object by object, and
+//! what it did not name goes at its end, so that the picture is never empty in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use parking_lot::{RwLock, RwLockReadGuard};
+use tokio::sync::watch;
+
+use crate::capacity::cluster::Cluster;
+use crate::capacity::gpu::{Resource, Rules};
+use crate::capacity::ledger::PodUid;
+use crate::capacity::placement::Placement;
+use crate::capacity::pod::{Pod, PodName};
+use crate::capacity::vram::Vram;
+use crate::k8s::node::{self, Advertised, Override};
+use crate::k8s::object::{NodeObject, PodObject};
+use crate::k8s::pod;
+use crate::k8s::snapshot::Snapshot;
+use crate::keys;
+
+/// The state that all parts of a server share.
+#[derive(Debug)]
+pub struct Index {
+    state: RwLock<State>,
+    changed: watch::Sender<()>,
+}
+
+/// What is behind the lock. Held for memory work only.
+#[derive(Debug)]
+pub struct State {
+    /// Nodes, GPUs and who holds what.
+    pub cluster: Cluster,
+    /// Pods that kube-scheduler found no node for, and that request VRAM.
+    pub waiting: BTreeMap<PodUid, Waiting>,
+    overrides: Vec<Override>,
+    advertised: BTreeMap<String, Advertised>,
+    repair: BTreeSet<String>,
+    nodes_listed: bool,
+    pods_listed: bool,
+}
+
+/// A pod that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Namespace and name.
+    pub name: PodName,
+    /// What it demands.
+    pub demand: Vram,
+    /// Of which resource.
+    pub resource: Resource,
+    /// Where it may land.
+    pub placement: Placement,
+}
+
+impl Index {
+    /// An empty state under these rules.
+    pub fn new(rules: Rules, overrides: Vec<Override>) -> Index {
+        let state = State {
+            cluster: Cluster::new(rules, guarded_by(&overrides)),
+            waiting: BTreeMap::new(),
+            overrides,
+            advertised: BTreeMap::new(),
+            repair: BTreeSet::new(),
+            nodes_listed: false,
+            pods_listed: false,
+        };
+        Index {
+            state: RwLock::new(state),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// A static picture of a cluster.
+    pub fn of_snapshot(snapshot: Snapshot, rules: Rules, overrides: Vec<Override>) -> Index {
+        let index = Index::new(rules, overrides);
+        snapshot.nodes.iter().for_each(|node| index.apply_node(node));
+        snapshot.pods.iter().for_each(|pod| index.apply_pod(pod));
+        let mut state = index.state.write();
+        (state.nodes_listed, state.pods_listed) = (true, true);
+        drop(state);
+        index
+    }
+
+    /// The state, to read. Never hold it across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
+    }
+
+    /// Whether nodes and pods have both been listed once: before that every sum is too small.
+    pub fn is_synced(&self) -> bool {
+        let state = self.state.read();
+        state.nodes_listed && state.pods_listed
+    }
+
+    /// Other rules. The nodes have to be listed again for other overrides to reach them; returns whether.
+    pub fn set_rules(&self, rules: Rules, overrides: &[Override]) -> bool {
+        let mut state = self.state.write();
+        let relist = state.overrides != overrides;
+        if relist {
+            state.overrides = overrides.to_vec();
+        }
+        state.cluster.set_rules(rules, guarded_by(overrides));
+        drop(state);
+        self.changed.send_replace(());
+        relist
+    }
+
+    /// A node was seen.
+    pub fn apply_node(&self, object: &NodeObject) {
+        let Some(name) = object.metadata.name.as_deref() else {
+            return;
+        };
+        let mut state = self.state.write();
+        let facts = node::facts(object, &state.overrides);
+        state.cluster.apply_node(name, facts);
+        let advertised = node::advertised(object);
+        let before = if advertised == Advertised::default() {
+            state.advertised.remove(name).unwrap_or_default()
+        } else {
+            state
+                .advertised
+                .insert(name.to_owned(), advertised.clone())
+                .unwrap_or_default()
+        };
+        if before != advertised {
+            state.repair.insert(name.to_owned());
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// A node is gone.
+    pub fn delete_node(&self, name: &str) {
+        let mut state = self.state.write();
+        state.cluster.delete_node(name);
+        state.advertised.remove(name);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// All nodes have been listed: those not named are gone.
+    pub fn reset_nodes(&self, listed: &BTreeSet<String>) {
+        let mut state = self.state.write();
+        let known = state
+            .cluster
+            .node_names()
+            .chain(state.advertised.keys().map(String::as_str));
+        let gone: Vec<String> = known
+            .filter(|name| !listed.contains(*name))
+            .map(str::to_owned)
+            .collect();
+        for name in gone {
+            state.cluster.delete_node(&name);
+            state.advertised.remove(&name);
+        }
+        state.nodes_listed = true;
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// A pod was seen.
+    pub fn apply_pod(&self, object: &PodObject) {
+        let uid = pod::uid(&object.metadata);
+        let holder = pod::holder(object);
+        let waiting = waiting(object);
+        let mut state = self.state.write();
+        match holder {
+            Some((uid, node, holder)) => state.cluster.apply_pod(&uid, &node, holder),
+            None => state.cluster.delete_pod(&uid),
+        }
+        match waiting {
+            Some(waiting) => _ = state.waiting.insert(uid, waiting),
+            None => _ = state.waiting.remove(&uid),
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// A pod is gone.
+    pub fn delete_pod(&self, uid: &PodUid) {
+        let mut state = self.state.write();
+        state.cluster.delete_pod(uid);
+        state.waiting.remove(uid);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// All pods have been listed: those not named are gone.
+    pub fn reset_pods(&self, listed: &BTreeSet<PodUid>) {
+        let mut state = self.state.write();
+        let known = state.cluster.pods().chain(state.waiting.keys());
+        let gone: Vec<PodUid> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
+        for uid in gone {
+            state.cluster.delete_pod(&uid);
+            state.waiting.remove(&uid);
+        }
+        state.pods_listed = true;
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// Whether a pod is kept at all, so that a relist need not remember the others.
+    pub fn knows(&self, uid: &PodUid) -> bool {
+        let state = self.state.read();
+        state.cluster.holds(uid) || state.waiting.contains_key(uid)
+    }
+
+    /// Tells that something changed.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Nodes that stand elsewhere or advertise something else than when this was last asked.
+    pub fn take_stale_nodes(&self) -> BTreeSet<String> {
+        let mut state = self.state.write();
+        let mut nodes = state.cluster.take_changed();
+        nodes.append(&mut state.repair);
+        nodes
+    }
+
+    /// Every node that has GPUs, holders or something advertised: a new leader looks at all of them.
+    pub fn all_nodes(&self) -> BTreeSet<String> {
+        let state = self.state.read();
+        state
+            .cluster
+            .node_names()
+            .chain(state.advertised.keys().map(String::as_str))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl State {
+    /// What a node says of itself.
+    pub fn advertised(&self, node: &str) -> Advertised {
+        self.advertised.get(node).cloned().unwrap_or_default()
+    }
+}
+
+fn guarded_by(overrides: &[Override]) -> BTreeSet<Resource> {
+    overrides
+        .iter()
+        .filter(|o| o.replicas.get() > 1)
+        .map(|o| o.resource.clone())
+        .collect()
+}
+
+fn waiting(object: &PodObject) -> Option<Waiting> {
+    if !pod::is_unschedulable(object) {
+        return None;
+    }
+    let Pod {
+        name,
+        containers,
+        placement,
+        ..
+    } = pod::translate(object, None, None);
+    let requests = containers
+        .iter()
+        .filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+    let demand = crate::capacity::demand::of_pod(requests);
+    let (resource, _) = containers
+        .into_iter()
+        .find_map(|container| container.gpus.into_iter().next())?;
+    debug_assert!(keys::is_gpu_resource(&resource.0));
+    (!demand.is_zero()).then_some(Waiting {
+        name,
+        demand,
+        resource,
+        placement,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn index() -> Index {
+        Index::new(Rules::default(), Vec::new())
+    }
+
+    fn node(capacity: Value) -> NodeObject {
+        serde_json::from_value(json!({
+            "metadata": { "name": "gpu-0", "labels": {
+                "nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.count": "1", "nvidia.com/gpu.replicas": "4",
+                "nvidia.com/gpu.sharing-strategy": "time-slicing",
+            } },
+            "status": { "capacity": capacity, "allocatable": capacity },
+        }))
+        .unwrap()
+    }
+
+    fn gpus() -> Value {
+        json!({ "nvidia.com/gpu": "4" })
+    }
+
+    fn pod(uid: &str, node: Option<&str>, phase: &str) -> PodObject {
+        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
+        let conditions = if node.is_none() {
+            json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }])
+        } else {
+            json!([])
+        };
+        serde_json::from_value(json!({
+            "metadata": { "name": uid, "namespace": "ml", "uid": uid },
+            "spec": { "nodeName": node, "containers": [{ "name": "main", "resources": { "limits": resources } }] },
+            "status": { "phase": phase, "conditions": conditions },
+        }))
+        .unwrap()
+    }
+
+    fn placeable(index: &Index) -> Vram {
+        index.read().cluster.node("gpu-0").unwrap().2.placeable
+    }
+
+    #[test]
+    fn a_pod_counts_until_it_ends() {
+        let index = index();
+        index.apply_node(&node(gpus()));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320 - 8192));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Succeeded"));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+    }
+
+    #[test]
+    fn it_is_not_synced_before_both_lists_are_read() {
+        let index = index();
+        assert!(!index.is_synced());
+        index.reset_nodes(&BTreeSet::new());
+        assert!(!index.is_synced());
+        index.reset_pods(&BTreeSet::new());
+        assert!(index.is_synced());
+    }
+
+    #[test]
+    fn a_relist_takes_away_what_it_does_not_name() {
+        let index = index();
+        index.apply_node(&node(gpus()));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
+        index.apply_pod(&pod("b", None, "Pending"));
+        index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+        assert_eq!(index.read().waiting.len(), 1);
+        index.reset_pods(&BTreeSet::new());
+        assert!(index.read().waiting.is_empty());
+        index.reset_nodes(&BTreeSet::new());
+        assert!(index.read().cluster.node("gpu-0").is_none());
+    }
+
+    #[test]
+    fn a_pod_waits_until_it_is_bound() {
+        let index = index();
+        index.apply_pod(&pod("a", None, "Pending"));
+        assert_eq!(
+            index.read().waiting.values().next().unwrap().demand,
+            Vram::from_mib(8192)
+        );
+        index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
+        assert!(index.read().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_figure_that_somebody_takes_away_makes_its_node_stale() {
+        let index = index();
+        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "24320Mi" });
+        index.apply_node(&node(published.clone()));
+        index.take_stale_nodes();
+        index.apply_node(&node(published));
+        assert_eq!(index.take_stale_nodes(), BTreeSet::new());
+        index.apply_node(&node(gpus()));
+        assert_eq!(index.take_stale_nodes(), BTreeSet::from(["gpu-0".to_owned()]));
+    }
+
+    #[test]
+    fn other_overrides_need_the_nodes_again() {
+        let index = index();
+        let described = Override {
+            names: ["gpu-0".to_owned()].into(),
+            labels: BTreeMap::new(),
+            resource: Resource("nvidia.com/gpu".into()),
+            replicas: 2.try_into().unwrap(),
+            gpus: vec![Vram::from_mib(1000)],
+        };
+        assert!(index.set_rules(Rules::default(), std::slice::from_ref(&described)));
+        assert!(!index.set_rules(Rules::default(), &[described]));
+        assert!(index.read().cluster.guards(&Resource("nvidia.com/gpu".into())));
+    }
+}

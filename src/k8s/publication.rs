@@ -1,0 +1,269 @@
+//! Where a node stands → the patch of its status: `vramguard.dev/vram` in capacity and allocatable alike, and the condition
+//! `VramAccounted`. Owns their wording; nothing is patched where the node says it all already.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::node::{Advertised, CONDITION, says};
+use crate::capacity::cluster::NodeFacts;
+use crate::capacity::gpu::{Accounting, Resource, Rules};
+use crate::capacity::ledger::{PoolStanding, Standing};
+use crate::capacity::verdict::count;
+use crate::keys;
+
+/// What the condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+/// The strategic merge patch that makes a node advertise where it stands, or `None` where it does. Without a standing
+/// (a node whose GPUs are gone) what it advertised is taken back.
+pub fn status_patch(
+    facts: &NodeFacts,
+    standing: Option<&Standing>,
+    rules: &Rules,
+    guards: impl Fn(&Resource) -> bool,
+    advertised: &Advertised,
+    now: Timestamp,
+) -> Option<Value> {
+    let published = standing.and_then(|standing| standing.published);
+    let mut status = Map::new();
+    // Allocatable is what the scheduler reads, and the kubelet rewrites it from capacity every few seconds: one number in
+    // both, or the two fight.
+    for (list, current) in [
+        ("capacity", &advertised.capacity),
+        ("allocatable", &advertised.allocatable),
+    ] {
+        if !says(current.as_deref(), published) {
+            status.insert(
+                list.into(),
+                json!({ keys::VRAM_RESOURCE: published.map(|amount| amount.to_string()) }),
+            );
+        }
+    }
+    let said = said(facts, standing, rules, guards);
+    let before = advertised.condition.as_ref();
+    // A node that never had guarded GPUs has no condition either.
+    let said = said.or_else(|| before.map(|_| not_shared()));
+    if let Some(said) = said.filter(|said| !before.is_some_and(|before| said.is(before))) {
+        let mut condition = json!({
+            "type": CONDITION, "status": said.status, "reason": said.reason, "message": said.message,
+            "lastHeartbeatTime": seconds(now),
+        });
+        // Kept by the merge where the status stays.
+        if before.is_none_or(|before| before.status != said.status) {
+            condition["lastTransitionTime"] = json!(seconds(now));
+        }
+        status.insert("conditions".into(), json!([condition]));
+    }
+    (!status.is_empty()).then(|| json!({ "status": status }))
+}
+
+/// Node conditions carry whole seconds.
+fn seconds(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+impl Said {
+    fn is(&self, condition: &super::object::Condition) -> bool {
+        self.status == condition.status
+            && Some(self.reason) == condition.reason.as_deref()
+            && Some(self.message.as_str()) == condition.message.as_deref()
+    }
+}
+
+fn not_shared() -> Said {
+    Said {
+        status: "False",
+        reason: "NotShared",
+        message: "no guarded GPU resource on this node".into(),
+    }
+}
+
+fn said(
+    facts: &NodeFacts,
+    standing: Option<&Standing>,
+    rules: &Rules,
+    guards: impl Fn(&Resource) -> bool,
+) -> Option<Said> {
+    let standing = standing?;
+    let pools: Vec<_> = facts
+        .pools
+        .iter()
+        .zip(&standing.pools)
+        .filter(|(pool, _)| guards(&pool.resource))
+        .collect();
+    let unknown = pools
+        .iter()
+        .find_map(|(pool, _)| Some((pool, pool.contents.as_ref().err()?)));
+    if let Some((pool, why)) = unknown {
+        let message = format!(
+            "{}: {why}; nothing more is placed here until a GpuInventory describes the node",
+            pool.resource
+        );
+        return Some(Said {
+            status: "False",
+            reason: "Unknown",
+            message,
+        });
+    }
+    if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.balance.deficit().is_some()) {
+        return Some(Said {
+            status: "False",
+            reason: "Overcommitted",
+            message: overcommitted(pool),
+        });
+    }
+    let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
+    let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
+    Some(Said {
+        status: "True",
+        reason: reason(worst),
+        message: each.join("; "),
+    })
+}
+
+fn overcommitted(pool: &PoolStanding) -> String {
+    let deficit = pool.balance.deficit().unwrap_or_default();
+    let total = pool.allocatable.unwrap_or_default();
+    let held = format!("{} of {total} held by {}", pool.held, count(pool.holders, "pod"));
+    let may = if pool.accounting == Accounting::Slot {
+        "one GPU may be"
+    } else {
+        "the GPU is"
+    };
+    format!(
+        "{}: {may} overcommitted by {deficit} ({held}, {} accounting); nothing is evicted, and nothing more is placed here \
+         until it fits",
+        pool.resource, pool.accounting
+    )
+}
+
+fn accounted(pool: &PoolStanding, rules: &Rules) -> String {
+    let total = pool.allocatable.unwrap_or_default();
+    let overcommit = if rules.overcommit.is_on() {
+        format!(", overcommit {}", rules.overcommit)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: {} accounting, {total} allocatable{overcommit}",
+        pool.resource, pool.accounting
+    )
+}
+
+fn reason(accounting: Accounting) -> &'static str {
+    match accounting {
+        Accounting::Exact => "Exact",
+        Accounting::Confirmed => "Confirmed",
+        Accounting::Pinned => "Pinned",
+        Accounting::Slot => "Slot",
+        Accounting::Exclusive => "Exclusive",
+        Accounting::Unknown => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::cluster::Cluster;
+    use crate::capacity::vram::Vram;
+    use crate::k8s::node;
+    use crate::k8s::object::NodeObject;
+    use std::collections::BTreeSet;
+
+    fn now() -> Timestamp {
+        "2026-11-22T12:00:00.5Z".parse().unwrap()
+    }
+
+    /// The patch for a node, and the node as it is after the patch.
+    fn patch(node: &Value) -> (Option<Value>, Value) {
+        let object: NodeObject = serde_json::from_value(node.clone()).unwrap();
+        let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
+        cluster.apply_node("n", node::facts(&object, &[]));
+        let stands = cluster.node("n");
+        let none = NodeFacts::default();
+        let (facts, standing) = stands.map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
+        let guards = |resource: &Resource| cluster.guards(resource);
+        let patch = status_patch(
+            facts,
+            standing,
+            cluster.rules(),
+            guards,
+            &node::advertised(&object),
+            now(),
+        );
+        let mut after = node.clone();
+        if let Some(patch) = &patch {
+            // The conditions list is merged by type on the server; here there is only ours.
+            json_patch::merge(&mut after, patch);
+        }
+        (patch, after)
+    }
+
+    fn node(count: &str) -> Value {
+        json!({
+            "metadata": { "name": "n", "labels": {
+                "nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.count": "1", "nvidia.com/gpu.replicas": "4",
+                "nvidia.com/gpu.sharing-strategy": "time-slicing",
+            } },
+            "status": { "capacity": { "nvidia.com/gpu": count }, "allocatable": { "nvidia.com/gpu": count } },
+        })
+    }
+
+    #[test]
+    fn a_node_is_patched_once() {
+        let (first, after) = patch(&node("4"));
+        let status = &first.unwrap()["status"];
+        assert_eq!(
+            status["capacity"],
+            json!({ "vramguard.dev/vram": Vram::from_mib(24_320).to_string() })
+        );
+        assert_eq!(status["allocatable"], status["capacity"]);
+        assert_eq!(status["conditions"][0]["reason"], "Exact");
+        assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-11-22T12:00:00Z");
+        assert_eq!(patch(&after).0, None);
+    }
+
+    #[test]
+    fn what_somebody_removed_is_put_back() {
+        let (_, mut after) = patch(&node("4"));
+        after["status"]["allocatable"] = json!({ "nvidia.com/gpu": "4" });
+        let (again, _) = patch(&after);
+        assert_eq!(
+            again.unwrap(),
+            json!({ "status": { "allocatable": { "vramguard.dev/vram": "24320Mi" } } })
+        );
+    }
+
+    #[test]
+    fn a_node_whose_labels_contradict_its_capacity_says_so() {
+        let (patch, _) = patch(&node("8"));
+        let status = &patch.unwrap()["status"];
+        assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": "0Mi" }));
+        assert_eq!(status["conditions"][0]["status"], "False");
+        assert_eq!(status["conditions"][0]["reason"], "Unknown");
+    }
+
+    #[test]
+    fn a_node_that_lost_its_gpus_takes_back_what_it_advertised() {
+        let (_, mut after) = patch(&node("4"));
+        after["metadata"]["labels"] = json!({});
+        after["status"]["capacity"]["nvidia.com/gpu"] = json!("0");
+        let (back, _) = patch(&after);
+        let status = &back.unwrap()["status"];
+        assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": null }));
+        assert_eq!(status["conditions"][0]["reason"], "NotShared");
+    }
+
+    #[test]
+    fn a_node_without_gpus_is_left_alone() {
+        assert_eq!(
+            patch(&json!({ "metadata": { "name": "n" }, "status": { "capacity": { "cpu": "8" } } })).0,
+            None
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! Which namespaces the API server asks about, and which CA it trusts: the parts of the webhook configurations that follow
+//! from the policies in force. Owns selectors and the patch that brings them about; everything else in those objects is
+//! the manifest's.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::WebhookClientConfig;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use serde_json::{Value, json};
+
+use crate::capacity::policy::{Enforced, Policies};
+use crate::keys;
+
+/// Name of the mutating entry.
+pub const MUTATE: &str = "pods.vramguard.dev";
+/// Name of the validating entry with failurePolicy Fail.
+pub const ENFORCE: &str = "enforce.pods.vramguard.dev";
+/// Name of the validating entry with failurePolicy Ignore.
+pub const REPORT: &str = "report.pods.vramguard.dev";
+
+/// The selector of an entry; `None` for an entry that is not ours.
+pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
+    let exempt = policies.exempt();
+    let (enforced, reported) = match policies.enforced() {
+        Enforced::AllBut(others) => {
+            let reported = others.difference(exempt).cloned().collect();
+            (all_but(&others), only(&reported))
+        }
+        Enforced::Only(enforced) => (only(&enforced), all_but(&enforced.union(exempt).cloned().collect())),
+    };
+    match entry {
+        MUTATE => Some(all_but(exempt)),
+        ENFORCE => Some(enforced),
+        REPORT => Some(reported),
+        _ => None,
+    }
+}
+
+fn all_but(namespaces: &BTreeSet<String>) -> LabelSelector {
+    if namespaces.is_empty() {
+        return LabelSelector::default();
+    }
+    requirement("NotIn", Some(namespaces.iter().cloned().collect()))
+}
+
+/// No namespace lacks the label with its own name, so requiring its absence selects none.
+fn only(namespaces: &BTreeSet<String>) -> LabelSelector {
+    if namespaces.is_empty() {
+        return requirement("DoesNotExist", None);
+    }
+    requirement("In", Some(namespaces.iter().cloned().collect()))
+}
+
+fn requirement(operator: &str, values: Option<Vec<String>>) -> LabelSelector {
+    let key = keys::NAMESPACE_NAME_LABEL.to_owned();
+    let requirement = LabelSelectorRequirement {
+        key,
+        operator: operator.to_owned(),
+        values,
+    };
+    LabelSelector {
+        match_expressions: Some(vec![requirement]),
+        match_labels: None,
+    }
+}
+
+/// One entry of a webhook configuration as it is.
+#[derive(Clone, Debug)]
+pub struct Entry<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Its namespaceSelector.
+    pub selector: Option<&'a LabelSelector>,
+    /// Its clientConfig.
+    pub client: &'a WebhookClientConfig,
+}
+
+/// The JSON Patch that makes the entries follow the policies and trust the CA (PEM; `None` where somebody else keeps it), or
+/// `None` where they do.
+pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Option<Value> {
+    let mut operations = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(wanted) = selector(entry.name, policies) else {
+            continue;
+        };
+        let mut changes = Vec::new();
+        if !same(entry.selector, &wanted) {
+            changes
+                .push(json!({ "op": "add", "path": format!("/webhooks/{index}/namespaceSelector"), "value": wanted }));
+        }
+        if let Some(ca) = ca.map(|ca| ByteString(ca.as_bytes().to_vec()))
+            && entry.client.ca_bundle.as_ref() != Some(&ca)
+        {
+            changes
+                .push(json!({ "op": "add", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": ca }));
+        }
+        if !changes.is_empty() {
+            // Somebody may have reordered the entries since they were read.
+            operations.push(json!({ "op": "test", "path": format!("/webhooks/{index}/name"), "value": entry.name }));
+            operations.append(&mut changes);
+        }
+    }
+    (!operations.is_empty()).then(|| Value::Array(operations))
+}
+
+fn same(current: Option<&LabelSelector>, wanted: &LabelSelector) -> bool {
+    let normal = |selector: &LabelSelector| {
+        let mut expressions = selector.match_expressions.clone().unwrap_or_default();
+        expressions
+            .iter_mut()
+            .for_each(|e| e.values.iter_mut().for_each(|values| values.sort()));
+        (selector.match_labels.clone().unwrap_or_default(), expressions)
+    };
+    current.is_some_and(|current| normal(current) == normal(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::policy::{ClusterPolicy, Documents, Layer, Mode};
+
+    fn policies(cluster: Option<Mode>, ml: Option<Mode>) -> Policies {
+        let layer = |mode| Layer {
+            mode: Some(mode),
+            ..Layer::default()
+        };
+        let documents = Documents {
+            cluster: cluster.map(|mode| ClusterPolicy {
+                layer: layer(mode),
+                ..ClusterPolicy::default()
+            }),
+            namespaces: ml.map(|mode| ("ml".to_owned(), layer(mode))).into_iter().collect(),
+        };
+        Policies::new(&documents, "vramguard-system")
+    }
+
+    /// Whether the selector takes a namespace of that name.
+    fn selects(entry: &str, policies: &Policies, namespace: &str) -> bool {
+        let selector = selector(entry, policies).unwrap();
+        selector.match_expressions.into_iter().flatten().all(|requirement| {
+            let listed = requirement
+                .values
+                .unwrap_or_default()
+                .iter()
+                .any(|value| value == namespace);
+            match requirement.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "DoesNotExist" => false,
+                other => panic!("{other}"),
+            }
+        })
+    }
+
+    #[test]
+    fn each_namespace_is_in_exactly_the_entry_of_its_mode() {
+        let modes = [
+            None,
+            Some(Mode::Enforce),
+            Some(Mode::Warn),
+            Some(Mode::Audit),
+            Some(Mode::Off),
+        ];
+        for (cluster, ml) in modes
+            .iter()
+            .flat_map(|cluster| modes.iter().map(move |ml| (*cluster, *ml)))
+        {
+            let policies = policies(cluster, ml);
+            for namespace in ["ml", "other", "created-later", "kube-system", "vramguard-system"] {
+                let mode = policies.of(namespace).map(|policy| policy.mode);
+                let enforced = selects(ENFORCE, &policies, namespace);
+                assert_eq!(enforced, mode == Some(Mode::Enforce), "{cluster:?} {ml:?} {namespace}");
+                let reported = selects(REPORT, &policies, namespace);
+                assert_eq!(reported, mode.is_some() && !enforced, "{cluster:?} {ml:?} {namespace}");
+                assert_eq!(selects(MUTATE, &policies, namespace), mode.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn entries_are_patched_once_and_others_left_alone() {
+        let policies = policies(Some(Mode::Enforce), None);
+        let stale = only(&BTreeSet::new());
+        let client = WebhookClientConfig::default();
+        let patch_of = |selector: &LabelSelector, ca| {
+            let other = Entry { name: "other", selector: Some(&stale), client: &client };
+            patch(&[other, Entry { name: ENFORCE, selector: Some(selector), client: &client }], &policies, ca)
+        };
+        let operations = patch_of(&stale, Some("CA")).unwrap();
+        let paths: Vec<&str> = operations
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|op| op["path"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                "/webhooks/1/name",
+                "/webhooks/1/namespaceSelector",
+                "/webhooks/1/clientConfig/caBundle"
+            ]
+        );
+        assert_eq!(operations[2]["value"], "Q0E=");
+        assert_eq!(patch_of(&selector(ENFORCE, &policies).unwrap(), None), None);
+    }
+}

@@ -1,0 +1,260 @@
+//! `/metrics`: counters of what was answered, and the state of every GPU computed from the index when it is scraped, so that
+//! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::capacity::vram::Vram;
+use crate::index::Index;
+use crate::policies::PolicyStore;
+use crate::tls::CertificateStore;
+
+/// Which review was answered how.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Answered {
+    /// `mutate` or `validate`.
+    pub webhook: &'static str,
+    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`.
+    pub verdict: &'static str,
+    /// Machine reason; empty where nothing was wrong.
+    pub reason: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Webhook {
+    webhook: &'static str,
+}
+
+/// The counters that handlers and controller add to.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    answers: Family<Answered, Counter>,
+    refused_bodies: Counter,
+    latency: Family<Webhook, Histogram>,
+    /// Writes of a node's published figure.
+    pub published: Counter,
+    /// Writes that the API server refused.
+    pub publish_errors: Counter,
+    /// Connections that are open.
+    pub connections: Gauge<i64>,
+    /// 1 while this replica leads.
+    pub leading: Gauge<i64>,
+}
+
+impl Metrics {
+    /// All metrics of a server.
+    pub fn new(index: Arc<Index>, policies: Arc<PolicyStore>, certificates: Arc<CertificateStore>) -> Metrics {
+        let mut metrics = Metrics {
+            registry: Registry::with_prefix("vramguard"),
+            answers: Family::default(),
+            refused_bodies: Counter::default(),
+            latency: Family::new_with_constructor(latencies),
+            published: Counter::default(),
+            publish_errors: Counter::default(),
+            connections: Gauge::default(),
+            leading: Gauge::default(),
+        };
+        let r = &mut metrics.registry;
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "Version of the binary", build);
+        r.register("reviews", "Admission reviews answered", metrics.answers.clone());
+        r.register(
+            "refused_bodies",
+            "Requests that held no AdmissionReview",
+            metrics.refused_bodies.clone(),
+        );
+        let help = "Time from the whole body of a review to its answer";
+        r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
+        r.register(
+            "node_publications",
+            "Writes of a node's published VRAM",
+            metrics.published.clone(),
+        );
+        r.register(
+            "node_publication_errors",
+            "Writes of it that failed",
+            metrics.publish_errors.clone(),
+        );
+        r.register("connections", "Open HTTPS connections", metrics.connections.clone());
+        r.register("leader", "1 while this replica leads", metrics.leading.clone());
+        r.register_collector(Box::new(State {
+            index,
+            policies,
+            certificates,
+        }));
+        metrics
+    }
+
+    /// A review was answered.
+    pub fn answered(&self, answered: Answered, took: Duration) {
+        self.latency
+            .get_or_create(&Webhook {
+                webhook: answered.webhook,
+            })
+            .observe(took.as_secs_f64());
+        self.answers.get_or_create(&answered).inc();
+    }
+
+    /// A body was no review.
+    pub fn refused_body(&self) {
+        self.refused_bodies.inc();
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// 25 µs to 1.6 s: a review takes tens of microseconds, and what takes a second is what one wants to see.
+fn latencies() -> Histogram {
+    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
+        25e-6, 4.0, 9,
+    ))
+}
+
+/// Reads the state at each scrape.
+#[derive(Debug)]
+struct State {
+    index: Arc<Index>,
+    policies: Arc<PolicyStore>,
+    certificates: Arc<CertificateStore>,
+}
+
+/// One figure of a GPU, a pool or a node.
+struct Figure {
+    labels: Vec<(&'static str, String)>,
+    value: Vram,
+}
+
+/// All figures by metric, in the order of [`FIGURES`].
+type Figures = [Vec<Figure>; FIGURES.len()];
+
+const FIGURES: [(&str, &str); 8] = [
+    ("gpu_total", "Memory of a GPU, driver-reserved included"),
+    ("gpu_allocatable", "What a GPU can be promised"),
+    (
+        "pool_allocatable",
+        "What all GPUs behind a resource of a node can be promised",
+    ),
+    ("pool_held", "What is promised of them"),
+    ("pool_free", "The largest demand that can be placed on them now"),
+    (
+        "pool_deficit",
+        "By how much they are overcommitted, or may be where the GPU of each pod is not known",
+    ),
+    ("node_published", "What a node should advertise of vramguard.dev/vram"),
+    ("node_bound", "Requests of the pods on a node"),
+];
+
+impl State {
+    fn figures(&self) -> Figures {
+        let mut figures: Figures = Default::default();
+        let state = self.index.read();
+        let rules = *state.cluster.rules();
+        for name in state.cluster.node_names() {
+            let Some((facts, _, standing)) = state.cluster.node(name) else {
+                continue;
+            };
+            let node = || ("node", name.to_owned());
+            for (pool, stands) in facts.pools.iter().zip(&standing.pools) {
+                let resource = || ("resource", pool.resource.0.clone());
+                let mode = || ("mode", stands.accounting.to_string());
+                for gpu in pool.contents.iter().flat_map(|contents| &contents.gpus) {
+                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
+                    figures[0].push(Figure {
+                        labels: labels.clone(),
+                        value: gpu.total,
+                    });
+                    figures[1].push(Figure {
+                        labels,
+                        value: gpu.allocatable(&rules).room(),
+                    });
+                }
+                let labels = || vec![node(), resource(), mode()];
+                figures[2].extend(stands.allocatable.map(|value| Figure {
+                    labels: labels(),
+                    value,
+                }));
+                figures[3].push(Figure {
+                    labels: labels(),
+                    value: stands.held,
+                });
+                figures[4].push(Figure {
+                    labels: labels(),
+                    value: stands.balance.room(),
+                });
+                let deficit = stands.balance.deficit().unwrap_or(Vram::ZERO);
+                figures[5].push(Figure {
+                    labels: labels(),
+                    value: deficit,
+                });
+            }
+            figures[6].extend(standing.published.map(|value| Figure {
+                labels: vec![node()],
+                value,
+            }));
+            figures[7].push(Figure {
+                labels: vec![node()],
+                value: standing.bound,
+            });
+        }
+        figures
+    }
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        for ((name, help), figures) in FIGURES.iter().zip(self.figures()) {
+            let gauge = ConstGauge::new(0_u64);
+            let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), gauge.metric_type())?;
+            for figure in figures {
+                let bytes = u64::try_from(figure.value.bytes()).unwrap_or(u64::MAX);
+                ConstGauge::new(bytes).encode(family.encode_family(&figure.labels)?)?;
+            }
+        }
+        let generation = self.policies.current();
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        let number = i64::try_from(generation.number).unwrap_or(i64::MAX);
+        gauge(
+            "policy_generation",
+            "Counts the changes of the policies in force",
+            number,
+        )?;
+        let overcommit = i64::from(generation.policies.rules().overcommit.is_on());
+        gauge(
+            "overcommit_enabled",
+            "1 where policy promises more than there is",
+            overcommit,
+        )?;
+        gauge(
+            "index_synced",
+            "1 once nodes and pods have been listed",
+            i64::from(self.index.is_synced()),
+        )?;
+        if let Some(not_after) = self.certificates.not_after() {
+            let help = "When the serving certificate ends, in seconds since 1970";
+            gauge("certificate_not_after_timestamp_seconds", help, not_after.as_second())?;
+        }
+        let errors = ConstCounter::new(self.policies.reload_errors());
+        let help = "Changed policies that could not be put in force";
+        errors.encode(encoder.encode_descriptor("policy_reload_errors", help, None, errors.metric_type())?)
+    }
+}

@@ -1,0 +1,316 @@
+//! The policies in force: reads `--policies DIR`, keeps the last good set, notices changes. Owns files and time; what the
+//! documents mean is `k8s::document`, what wins is `capacity::policy`.
+//!
+//! The directory is read again every second and compared by content. That costs nothing at the size of policies, and it
+//! cannot miss what event interfaces do: the kubelet's symlink swap, editors that replace files, network file systems.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::capacity::policy::{Policies, Policy};
+use crate::k8s::document::{self, Configuration, DocumentError};
+use crate::k8s::node::Override;
+
+/// How soon a changed file is in force.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A policy directory that may not be larger than this: it is read every second.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// One generation of policies.
+#[derive(Debug)]
+pub struct Generation {
+    /// Counts up from 1.
+    pub number: u64,
+    /// In force.
+    pub policies: Policies,
+    /// In force before, for pods that were mutated a moment ago.
+    pub previous: Option<Policies>,
+    /// What operators say about nodes.
+    pub overrides: Vec<Override>,
+}
+
+/// The policies in force, shared by all parts of a server.
+#[derive(Debug)]
+pub struct PolicyStore {
+    current: ArcSwap<Generation>,
+    changed: watch::Sender<u64>,
+    reload_errors: AtomicU64,
+    own_namespace: String,
+}
+
+/// Why policies could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A directory or file that cannot be read.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// More than is sensible.
+    #[error("{path}: more than {} MiB of policies", MAX_BYTES >> 20)]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Documents with errors.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Documents(Vec<DocumentError>),
+}
+
+/// File name and text of each policy file.
+pub type Files = Vec<(String, String)>;
+
+impl PolicyStore {
+    /// Reads the documents; with none the built-in default is in force.
+    pub fn new(files: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
+        let configuration = parse(files)?;
+        let policies = Policies::new(&configuration.documents, own_namespace);
+        report(&configuration, &policies);
+        let generation = Generation {
+            number: 1,
+            policies,
+            previous: None,
+            overrides: configuration.overrides,
+        };
+        Ok(PolicyStore {
+            current: ArcSwap::from_pointee(generation),
+            changed: watch::Sender::new(1),
+            reload_errors: AtomicU64::new(0),
+            own_namespace: own_namespace.to_owned(),
+        })
+    }
+
+    /// The generation in force.
+    pub fn current(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// Tells the number of each new generation.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// How often changed files could not be put in force.
+    pub fn reload_errors(&self) -> u64 {
+        self.reload_errors.load(Ordering::Relaxed)
+    }
+
+    /// Puts other documents in force, if they are good.
+    pub fn replace(&self, files: &Files) -> Result<(), LoadError> {
+        let configuration = parse(files)?;
+        let policies = Policies::new(&configuration.documents, &self.own_namespace);
+        let before = self.current();
+        if before.policies == policies && before.overrides == configuration.overrides {
+            return Ok(());
+        }
+        report(&configuration, &policies);
+        let number = before.number + 1;
+        let previous = Some(before.policies.clone());
+        self.current.store(Arc::new(Generation {
+            number,
+            policies,
+            previous,
+            overrides: configuration.overrides,
+        }));
+        self.changed.send_replace(number);
+        tracing::info!(generation = number, "policies changed");
+        Ok(())
+    }
+
+    /// Follows the directory until cancelled. `fixed` files (from snapshots) count beside it.
+    pub async fn follow(&self, directory: &Path, fixed: &Files, mut seen: Files) {
+        let mut ticks = tokio::time::interval(POLL);
+        loop {
+            ticks.tick().await;
+            let owned = directory.to_owned();
+            let read = tokio::task::spawn_blocking(move || files_of(&owned))
+                .await
+                .expect("reading files does not panic");
+            let files = match read {
+                Ok(files) => [fixed.clone(), files].concat(),
+                Err(error) => {
+                    self.complain(&error);
+                    continue;
+                }
+            };
+            if files == seen {
+                continue;
+            }
+            if let Err(error) = self.replace(&files) {
+                self.complain(&error);
+            }
+            seen = files;
+        }
+    }
+
+    fn complain(&self, error: &LoadError) {
+        self.reload_errors.fetch_add(1, Ordering::Relaxed);
+        for line in error.to_string().lines() {
+            tracing::error!("policy error, the last good policies stay in force: {line}");
+        }
+    }
+}
+
+impl Generation {
+    /// The policy in force in a namespace, and the one before it where that differs; `None` where it is exempt.
+    pub fn of(&self, namespace: &str) -> Option<(&Policy, Option<&Policy>)> {
+        let current = self.policies.of(namespace)?;
+        let previous = self.previous.as_ref().and_then(|policies| policies.of(namespace));
+        Some((
+            current,
+            previous.filter(|previous| *previous != current).map(Arc::as_ref),
+        ))
+    }
+}
+
+/// The policy files of a directory, by name. Hidden files are left out: the kubelet keeps the real ones behind `..data`.
+pub fn files_of(directory: &Path) -> Result<Files, LoadError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |error| LoadError::Io { path, error }
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io(directory))? {
+        let path = entry.map_err(io(directory))?.path();
+        let hidden = path
+            .file_name()
+            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let named = path
+            .extension()
+            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e));
+        if named && !hidden && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let mut bytes = 0;
+    let mut files = Files::new();
+    for path in paths {
+        bytes += std::fs::metadata(&path).map_err(io(&path))?.len();
+        if bytes > MAX_BYTES {
+            return Err(LoadError::TooLarge {
+                path: directory.to_owned(),
+            });
+        }
+        let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+        files.push((path.display().to_string(), text));
+    }
+    Ok(files)
+}
+
+fn parse(files: &Files) -> Result<Configuration, LoadError> {
+    document::read(files.iter().map(|(name, text)| (name.as_str(), text.as_str()))).map_err(LoadError::Documents)
+}
+
+/// Says what is written and does not count.
+fn report(configuration: &Configuration, policies: &Policies) {
+    for (file, field) in &configuration.inert {
+        tracing::warn!("{file}: {field} is read, but has no effect in this version");
+    }
+    for (namespace, field) in policies.ignored() {
+        let field = field.path();
+        tracing::warn!("VramPolicy of namespace {namespace:?}: {field} is locked by the ClusterVramPolicy and ignored");
+    }
+    let overcommit = policies.rules().overcommit;
+    if overcommit.is_on() {
+        tracing::warn!("overcommit is {overcommit}: more VRAM is promised than there is, pods may run out of memory");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::policy::Mode;
+
+    fn cluster(mode: &str) -> String {
+        format!(
+            "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {{name: c}}\nspec: {{mode: {mode}}}\n"
+        )
+    }
+
+    fn store(directory: &Path) -> PolicyStore {
+        PolicyStore::new(&files_of(directory).unwrap(), "own").unwrap()
+    }
+
+    fn mode(store: &PolicyStore) -> Mode {
+        store.current().of("ml").unwrap().0.mode
+    }
+
+    #[test]
+    fn a_broken_file_leaves_the_last_good_policies_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cluster.yaml");
+        std::fs::write(&file, cluster("Warn")).unwrap();
+        let store = store(directory.path());
+        std::fs::write(&file, cluster("Wran")).unwrap();
+        let error = store
+            .replace(&files_of(directory.path()).unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cluster.yaml:4: spec.mode"), "{error}");
+        assert_eq!((mode(&store), store.current().number), (Mode::Warn, 1));
+    }
+
+    #[test]
+    fn the_policy_before_is_remembered_for_one_generation() {
+        let store = PolicyStore::new(&vec![("c".into(), cluster("Warn"))], "own").unwrap();
+        store.replace(&vec![("c".into(), cluster("Enforce"))]).unwrap();
+        let current = store.current();
+        let (now, before) = current.of("ml").unwrap();
+        assert_eq!((now.mode, before.unwrap().mode), (Mode::Enforce, Mode::Warn));
+        assert!(current.of("kube-system").is_none());
+    }
+
+    #[test]
+    fn the_same_content_is_no_new_generation() {
+        let store = PolicyStore::new(&vec![("c".into(), cluster("Warn"))], "own").unwrap();
+        store
+            .replace(&vec![(
+                "other-name".into(),
+                format!("# a comment\n{}", cluster("Warn")),
+            )])
+            .unwrap();
+        assert_eq!(store.current().number, 1);
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_an_error_and_not_an_empty_one() {
+        assert!(files_of(Path::new("/nonexistent/policies")).is_err());
+    }
+
+    #[tokio::test]
+    async fn the_kubelets_symlink_swap_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        for (version, mode) in [("..1", "Warn"), ("..2", "Audit")] {
+            std::fs::create_dir(root.join(version)).unwrap();
+            std::fs::write(root.join(version).join("cluster.yaml"), cluster(mode)).unwrap();
+        }
+        std::os::unix::fs::symlink("..1", root.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/cluster.yaml", root.join("cluster.yaml")).unwrap();
+        let files = files_of(&root).unwrap();
+        let store = Arc::new(PolicyStore::new(&files, "own").unwrap());
+        let mut changed = store.subscribe();
+        let follower = tokio::spawn({
+            let (store, root) = (store.clone(), root.clone());
+            async move { store.follow(&root, &Files::new(), files).await }
+        });
+        std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
+        std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), changed.changed())
+            .await
+            .expect("a new generation")
+            .unwrap();
+        assert_eq!(mode(&store), Mode::Audit);
+        follower.abort();
+    }
+}

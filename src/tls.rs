@@ -1,0 +1,300 @@
+//! The serving certificate: where it comes from, when it changes, when it ends. Owns PEM, expiry and the last good pair;
+//! does not listen (`webhook::server` does) and does not talk to the cluster (`controller::certificate` does).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use jiff::{Span, Timestamp, tz::TimeZone};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+
+/// How soon changed files are served.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How long an issued certificate is valid, in days. A third of that before its end it is replaced.
+pub const VALID_DAYS: i32 = 90;
+
+/// A certificate chain with its key, read and checked to belong together.
+#[derive(Debug)]
+pub struct Pair {
+    key: Arc<CertifiedKey>,
+    /// When the first certificate of the chain ends.
+    pub not_after: Timestamp,
+}
+
+impl Pair {
+    /// Reads PEM. Refuses a key that is not the certificate's.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> anyhow::Result<Pair> {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .context("the certificate is not PEM")?;
+        let first = chain.first().context("the certificate file holds no certificate")?;
+        let not_after = not_after(first)?;
+        let key = PrivateKeyDer::from_pem_slice(key).context("the key is not PEM")?;
+        let key = any_supported_type(&key).context("the key is of a kind that cannot sign")?;
+        let pair = CertifiedKey::new(chain, key);
+        pair.keys_match()
+            .context("the key does not belong to the certificate")?;
+        Ok(Pair {
+            key: Arc::new(pair),
+            not_after,
+        })
+    }
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> anyhow::Result<Timestamp> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).context("the certificate cannot be read")?;
+    Ok(Timestamp::from_second(parsed.validity().not_after.timestamp())?)
+}
+
+/// The pair that new connections are served with.
+#[derive(Debug)]
+pub struct CertificateStore {
+    current: ArcSwapOption<Pair>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for CertificateStore {
+    fn default() -> CertificateStore {
+        CertificateStore {
+            current: ArcSwapOption::empty(),
+            changed: watch::Sender::new(()),
+        }
+    }
+}
+
+impl CertificateStore {
+    /// Serves this pair from now on.
+    pub fn set(&self, pair: Pair) {
+        tracing::info!(not_after = %pair.not_after, "serving certificate loaded");
+        self.current.store(Some(Arc::new(pair)));
+        self.changed.send_replace(());
+    }
+
+    /// When the certificate that is served ends; `None` before there is one.
+    pub fn not_after(&self) -> Option<Timestamp> {
+        self.current.load().as_ref().map(|pair| pair.not_after)
+    }
+
+    /// Waits until there is a certificate.
+    pub async fn ready(&self) {
+        let mut changed = self.changed.subscribe();
+        while self.current.load().is_none() {
+            changed.changed().await.expect("the sender lives as long as the store");
+        }
+    }
+
+    /// Follows `tls.crt` and `tls.key` of a directory. What cannot be read leaves the last good pair in place.
+    pub async fn follow(&self, directory: PathBuf) {
+        let mut seen = None;
+        let mut ticks = tokio::time::interval(POLL);
+        loop {
+            ticks.tick().await;
+            let owned = directory.clone();
+            let files = tokio::task::spawn_blocking(move || read(&owned))
+                .await
+                .expect("reading files does not panic");
+            match files {
+                Ok(files) if seen.as_ref() == Some(&files) => {}
+                Ok(files) => {
+                    match Pair::from_pem(&files.0, &files.1) {
+                        Ok(pair) => self.set(pair),
+                        // A rotation may be half done; the other half is a change of its own.
+                        Err(error) => tracing::error!("{}: {error:#}; the last good pair stays", directory.display()),
+                    }
+                    seen = Some(files);
+                }
+                Err(error) if seen.is_some() => tracing::error!("{error:#}; the last good pair stays"),
+                Err(error) => tracing::warn!("waiting for a certificate: {error:#}"),
+            }
+        }
+    }
+}
+
+impl ResolvesServerCert for CertificateStore {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current.load().as_ref().map(|pair| pair.key.clone())
+    }
+}
+
+fn read(directory: &Path) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+    let file = |name: &str| {
+        let path = directory.join(name);
+        std::fs::read(&path).with_context(|| path.display().to_string())
+    };
+    Ok((file("tls.crt")?, file("tls.key")?))
+}
+
+/// A certificate as issued, in PEM. The key of the CA is gone: a new certificate comes with a new CA.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The CA that clients have to trust.
+    pub ca: String,
+    /// The serving certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+/// Issues a serving certificate for these names.
+pub fn issue(names: &[String], now: Timestamp) -> anyhow::Result<Issued> {
+    let today = now.to_zoned(TimeZone::UTC).date();
+    // A day early: the clocks of API server and webhook need not agree.
+    let from = today.checked_sub(Span::new().days(1))?;
+    let until = today.checked_add(Span::new().days(VALID_DAYS))?;
+    let day = |date: jiff::civil::Date| -> anyhow::Result<_> {
+        Ok(rcgen::date_time_ymd(
+            i32::from(date.year()),
+            u8::try_from(date.month())?,
+            u8::try_from(date.day())?,
+        ))
+    };
+    let params = |names: &[String], common_name: &str| -> anyhow::Result<CertificateParams> {
+        let mut params = CertificateParams::new(names)?;
+        params.not_before = day(from)?;
+        params.not_after = day(until)?;
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        Ok(params)
+    };
+    let mut ca = params(&[], &format!("vramguard CA {today}"))?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let ca_key = KeyPair::generate()?;
+    let ca_certificate = ca.self_signed(&ca_key)?;
+    let mut serving = params(names, "vramguard")?;
+    serving.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    serving.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    serving.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = serving.signed_by(&key, &Issuer::new(ca, ca_key))?;
+    Ok(Issued {
+        ca: ca_certificate.pem(),
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
+/// Whether a certificate that ends then should be replaced now.
+pub fn is_due(not_after: Timestamp, now: Timestamp) -> bool {
+    let left = not_after.duration_since(now);
+    left < jiff::SignedDuration::from_hours(i64::from(VALID_DAYS) * 24 / 3)
+}
+
+/// Creates `tls.crt`, `tls.key` and `ca.crt` in a directory, where the first two are missing.
+pub fn self_sign(directory: &Path, names: &[String], now: Timestamp) -> anyhow::Result<()> {
+    if directory.join("tls.crt").exists() && directory.join("tls.key").exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let issued = issue(names, now)?;
+    for (name, text) in [
+        ("ca.crt", issued.ca),
+        ("tls.crt", issued.certificate),
+        ("tls.key", issued.key),
+    ] {
+        let path = directory.join(name);
+        write_private(&path, &text).with_context(|| path.display().to_string())?;
+    }
+    tracing::info!(
+        "created a certificate for {} in {}",
+        names.join(", "),
+        directory.display()
+    );
+    Ok(())
+}
+
+/// A file that its owner alone may read, the key above all.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    fn issued() -> Issued {
+        issue(&["localhost".to_owned(), "127.0.0.1".to_owned()], now()).unwrap()
+    }
+
+    #[test]
+    fn an_issued_pair_is_valid_for_its_time() {
+        let issued = issued();
+        let pair = Pair::from_pem(issued.certificate.as_bytes(), issued.key.as_bytes()).unwrap();
+        assert_eq!(pair.not_after.to_string(), "2027-02-20T00:00:00Z");
+        assert!(!is_due(pair.not_after, now()));
+        assert!(is_due(pair.not_after, "2027-01-25T00:00:00Z".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let error = Pair::from_pem(issued().certificate.as_bytes(), issued().key.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("does not belong"), "{error:#}");
+        for (certificate, key) in [("", ""), ("garbage", "garbage")] {
+            assert!(Pair::from_pem(certificate.as_bytes(), key.as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_pair_that_is_there_is_not_replaced_and_the_key_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["localhost".to_owned()];
+        self_sign(directory.path(), &names, now()).unwrap();
+        let first = read(directory.path()).unwrap();
+        self_sign(directory.path(), &names, now()).unwrap();
+        assert_eq!(read(directory.path()).unwrap(), first);
+        let mode = std::fs::metadata(directory.path().join("tls.key"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_broken_rotation_leaves_the_last_good_pair() {
+        let directory = tempfile::tempdir().unwrap();
+        self_sign(directory.path(), &["localhost".to_owned()], now()).unwrap();
+        let store = Arc::new(CertificateStore::default());
+        let follower = tokio::spawn({
+            let (store, directory) = (store.clone(), directory.path().to_owned());
+            async move { store.follow(directory).await }
+        });
+        tokio::time::timeout(Duration::from_secs(20), store.ready())
+            .await
+            .unwrap();
+        let mut changed = store.changed.subscribe();
+        std::fs::write(directory.path().join("tls.key"), "half a key").unwrap();
+        tokio::time::sleep(POLL * 2).await;
+        assert!(!changed.has_changed().unwrap());
+        let other = issued();
+        std::fs::write(directory.path().join("tls.crt"), other.certificate).unwrap();
+        std::fs::write(directory.path().join("tls.key"), other.key).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), changed.changed())
+            .await
+            .expect("the new pair")
+            .unwrap();
+        follower.abort();
+    }
+}

@@ -1,0 +1,167 @@
+//! The HTTPS side: reviews in, answers out. Owns routes, limits and what is counted; parsing and writing reviews is
+//! `k8s::review`, deciding is `capacity::admission`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::{RequestBodyDeadlineLayer, TimeoutLayer};
+
+use crate::capacity::admission;
+use crate::capacity::policy::Mode;
+use crate::index::Index;
+use crate::k8s::review::{self, Answer, Request};
+use crate::k8s::{patch, pod};
+use crate::metrics::{Answered, Metrics};
+use crate::policies::PolicyStore;
+
+pub mod server;
+
+/// Reviews carry objects of up to about 3 MiB, old and new.
+const MAX_BODY: usize = 8 << 20;
+/// For the whole body of a request to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// For a request as a whole; the API server gives up before that.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// The picture of the cluster.
+    pub index: Arc<Index>,
+    /// The policies in force.
+    pub policies: Arc<PolicyStore>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The routes of the HTTPS port.
+pub fn routes(webhook: Webhook) -> Router {
+    Router::new()
+        .route("/mutate/pods", post(mutate))
+        .route("/validate/pods", post(validate))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(RequestBodyDeadlineLayer::new(BODY_DEADLINE))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            REQUEST_DEADLINE,
+        ))
+        .layer(CatchPanicLayer::new())
+        .with_state(webhook)
+}
+
+async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response {
+    webhook.answer("mutate", &body, Webhook::mutate)
+}
+
+async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
+    webhook.answer("validate", &body, Webhook::validate)
+}
+
+/// An answer and how it is counted.
+struct Decided {
+    answer: Answer,
+    verdict: &'static str,
+    reason: String,
+}
+
+impl Decided {
+    fn untouched(request: &Request) -> Decided {
+        Decided {
+            answer: Answer::untouched(request.uid.clone()),
+            verdict: "allowed",
+            reason: String::new(),
+        }
+    }
+}
+
+impl Webhook {
+    fn answer(&self, name: &'static str, body: &[u8], decide: fn(&Webhook, &Request) -> Decided) -> Response {
+        let start = Instant::now();
+        let request = match review::read(body) {
+            Ok(request) => request,
+            Err(error) => {
+                self.metrics.refused_body();
+                return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+            }
+        };
+        if !self.index.is_synced() {
+            // Sums over half a list are too small. The API server asks another replica, or applies failurePolicy.
+            let what = "not ready: nodes and pods have not been listed yet";
+            return (StatusCode::SERVICE_UNAVAILABLE, what).into_response();
+        }
+        let decided = decide(self, &request);
+        let body = serde_json::to_vec(&decided.answer).expect("an answer of strings is JSON");
+        let namespace = request.namespace.unwrap_or_default();
+        let Decided { verdict, reason, .. } = decided;
+        self.metrics.answered(
+            Answered {
+                webhook: name,
+                verdict,
+                reason,
+                namespace,
+            },
+            start.elapsed(),
+        );
+        ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    }
+
+    fn mutate(&self, request: &Request) -> Decided {
+        let generation = self.policies.current();
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        let (Some(object), Some((policy, _))) = (request.created_pod(), generation.of(namespace)) else {
+            return Decided::untouched(request);
+        };
+        let pod = pod::translate(object, request.namespace.as_deref(), Some(&request.user_info.username));
+        let state = self.index.read();
+        let changes = admission::assess(&pod, policy, &state.cluster).changes();
+        drop(state);
+        let operations = patch::operations(object, &changes);
+        let verdict = if operations.0.is_empty() { "allowed" } else { "patched" };
+        let answer = Answer::mutated(request.uid.clone(), &operations, &changes);
+        Decided {
+            answer,
+            verdict,
+            reason: String::new(),
+        }
+    }
+
+    fn validate(&self, request: &Request) -> Decided {
+        let generation = self.policies.current();
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        let (Some(object), Some((policy, previous))) = (request.created_pod(), generation.of(namespace)) else {
+            return Decided::untouched(request);
+        };
+        if policy.mode == Mode::Off {
+            return Decided::untouched(request);
+        }
+        let pod = pod::translate(object, request.namespace.as_deref(), Some(&request.user_info.username));
+        let state = self.index.read();
+        let judgement = admission::judge(&pod, policy, previous, &state.cluster);
+        drop(state);
+        let reason = judgement
+            .violations
+            .first()
+            .map(|violation| violation.reason().to_string());
+        let verdict = match (&reason, judgement.mode) {
+            (None, _) => "allowed",
+            (Some(_), Mode::Enforce) => "denied",
+            (Some(_), Mode::Warn | Mode::Audit | Mode::Off) => "would_deny",
+        };
+        if let Some(reason) = &reason {
+            tracing::info!(pod = %pod.name, mode = %judgement.mode, %reason, verdict, "policy violated");
+        }
+        let answer = Answer::judged(request.uid.clone(), &pod.name, judgement);
+        Decided {
+            answer,
+            verdict,
+            reason: reason.unwrap_or_default(),
+        }
+    }
+}
