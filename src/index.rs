@@ -75,7 +75,7 @@ impl Index {
     }
 
     /// A static picture of a cluster.
-    pub fn of_snapshot(snapshot: Snapshot, rules: Rules, overrides: Vec<Override>) -> Index {
+    pub fn of_snapshot(snapshot: &Snapshot, rules: Rules, overrides: Vec<Override>) -> Index {
         let index = Index::new(rules, overrides);
         snapshot.nodes.iter().for_each(|node| index.apply_node(node));
         snapshot.pods.iter().for_each(|pod| index.apply_pod(pod));

@@ -8,10 +8,17 @@
 //!
 //! `ARCHITECTURE.md` is the map.
 
+// The shells read clocks, files and the environment; `capacity` and `k8s` forbid it to themselves.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod capacity;
 pub mod k8s;
 pub mod keys;
 
+#[cfg(feature = "cluster")]
+pub mod cli;
+#[cfg(feature = "cluster")]
+pub mod controller;
 #[cfg(feature = "cluster")]
 pub mod index;
 #[cfg(feature = "cluster")]
@@ -20,5 +27,7 @@ pub mod metrics;
 pub mod policies;
 #[cfg(feature = "cluster")]
 pub mod tls;
+#[cfg(feature = "cluster")]
+pub mod watch;
 #[cfg(feature = "cluster")]
 pub mod webhook;

@@ -19,6 +19,8 @@
 //! | [`admission`] | one pod against policy and cluster |
 //! | [`verdict`] | reasons and every sentence that a user reads |
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod admission;
 pub mod cluster;
 pub mod declaration;

@@ -14,6 +14,8 @@
 //! | [`publication`] | where a node stands → patch of its status |
 //! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod document;
 pub mod node;
 pub mod object;

@@ -184,8 +184,23 @@ mod tests {
         let stale = only(&BTreeSet::new());
         let client = WebhookClientConfig::default();
         let patch_of = |selector: &LabelSelector, ca| {
-            let other = Entry { name: "other", selector: Some(&stale), client: &client };
-            patch(&[other, Entry { name: ENFORCE, selector: Some(selector), client: &client }], &policies, ca)
+            let other = Entry {
+                name: "other",
+                selector: Some(&stale),
+                client: &client,
+            };
+            patch(
+                &[
+                    other,
+                    Entry {
+                        name: ENFORCE,
+                        selector: Some(selector),
+                        client: &client,
+                    },
+                ],
+                &policies,
+                ca,
+            )
         };
         let operations = patch_of(&stale, Some("CA")).unwrap();
         let paths: Vec<&str> = operations

@@ -1,0 +1,387 @@
+//! `vramguard serve`: puts the parts together and takes them apart again. Owns the order of starting and stopping; not ready
+//! before everything that an answer needs is there, not ready any more before anything is taken away.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use jiff::Timestamp;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use crate::controller::Controller;
+use crate::controller::certificate::Kept;
+use crate::index::Index;
+use crate::k8s::snapshot::{self, Snapshot};
+use crate::metrics::Metrics;
+use crate::policies::{self, Files, PolicyStore};
+use crate::tls::{self, CertificateStore};
+use crate::watch;
+use crate::webhook::server::Server;
+use crate::webhook::{self, Webhook};
+
+/// Arguments of `serve`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Directory of policy files (*.yaml, *.yml, *.json); followed while serving. Without it: mode Audit everywhere
+    #[arg(long, value_name = "DIR", env = "VRAMGUARD_POLICIES")]
+    pub policies: Option<PathBuf>,
+
+    /// Serve on a static picture of a cluster instead of a live one: what `kubectl get nodes,pods -A -o yaml` prints.
+    /// Repeatable
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_SNAPSHOT", value_delimiter = ',')]
+    pub snapshot: Vec<PathBuf>,
+
+    /// Where reviews are answered (HTTPS)
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "0.0.0.0:8443")]
+    pub listen: SocketAddr,
+
+    /// Where /metrics, /healthz and /readyz are (plain HTTP)
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "VRAMGUARD_METRICS_LISTEN",
+        default_value = "0.0.0.0:8080"
+    )]
+    pub metrics_listen: SocketAddr,
+
+    /// Directory with tls.crt and tls.key; followed while serving
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "VRAMGUARD_CERT_DIR",
+        required_unless_present = "cert_secret"
+    )]
+    pub cert_dir: Option<PathBuf>,
+
+    /// Create tls.crt, tls.key and ca.crt in --cert-dir where they are missing (for development)
+    #[arg(long, env = "VRAMGUARD_SELF_SIGNED", requires = "cert_dir")]
+    pub self_signed: bool,
+
+    /// Secret of the own namespace that the leader keeps a certificate in; it also keeps caBundle of the webhook
+    /// configurations
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_CERT_SECRET", conflicts_with_all = ["cert_dir", "snapshot"])]
+    pub cert_secret: Option<String>,
+
+    /// Further DNS name or IP address for certificates that vramguard creates. Repeatable
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_CERT_NAME", value_delimiter = ',')]
+    pub cert_name: Vec<String>,
+
+    /// Own Service, which certificates are made out to
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_SERVICE", default_value = "vramguard")]
+    pub service: String,
+
+    /// Mutating and validating webhook configuration of this name follow the policies
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "VRAMGUARD_WEBHOOK_CONFIGURATION",
+        default_value = "vramguard"
+    )]
+    pub webhook_configuration: String,
+
+    /// Own namespace: of the Lease and the Secret, and never guarded
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "VRAMGUARD_NAMESPACE",
+        default_value = "vramguard-system"
+    )]
+    pub namespace: String,
+
+    /// Own name among the replicas [default: hostname and process id]
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_IDENTITY")]
+    pub identity: Option<String>,
+
+    /// Kubeconfig [default: the Pod's service account, or the usual places]
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_KUBECONFIG", conflicts_with = "snapshot")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Seconds between SIGTERM, when /readyz fails, and the end of listening: time for endpoints to forget this replica
+    #[arg(long, value_name = "SECONDS", env = "VRAMGUARD_DRAIN", default_value_t = 10)]
+    pub drain: u64,
+
+    /// Form of the log on standard error; what is logged is set by RUST_LOG
+    #[arg(long, value_enum, value_name = "FORMAT", env = "VRAMGUARD_LOG_FORMAT", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    log(args.log_format);
+    let inputs = Inputs::read(&args).map_err(Failure::Input)?;
+    let policies =
+        PolicyStore::new(&inputs.policy_files(), &args.namespace).map_err(|error| Failure::Input(error.into()))?;
+    let policies = Arc::new(policies);
+    let generation = policies.current();
+    let (rules, overrides) = (*generation.policies.rules(), generation.overrides.clone());
+    let index = Arc::new(match &inputs.snapshot {
+        Some(snapshot) => Index::of_snapshot(snapshot, rules, overrides),
+        None => Index::new(rules, overrides),
+    });
+    let certificates = Arc::new(CertificateStore::default());
+    let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
+    let bind = async |address: SocketAddr| {
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))
+    };
+    let (listener, plain) = (bind(args.listen).await?, bind(args.metrics_listen).await?);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), https = %listener.local_addr().map_err(anyhow::Error::from)?,
+        http = %plain.local_addr().map_err(anyhow::Error::from)?, "listening");
+
+    let stopping = Arc::new(AtomicBool::new(false));
+    let health = Health {
+        index: index.clone(),
+        certificates: certificates.clone(),
+        metrics: metrics.clone(),
+        stopping: stopping.clone(),
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { _ = axum::serve(plain, health_routes(health)).await });
+    inputs.follow(&args, &policies, &index, &mut tasks);
+
+    let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
+    let mut controller = None;
+    if let Some(directory) = args.cert_dir.clone() {
+        if args.self_signed {
+            tls::self_sign(&directory, &names(&args), Timestamp::now()).map_err(Failure::Input)?;
+        }
+        let store = certificates.clone();
+        tasks.spawn(async move { store.follow(directory).await });
+    }
+    if inputs.snapshot.is_none() {
+        let client = client(args.kubeconfig.as_deref()).await?;
+        let kept = args.cert_secret.clone().map(|secret| Kept {
+            client: client.clone(),
+            namespace: args.namespace.clone(),
+            secret,
+            names: names(&args),
+        });
+        if let Some(kept) = kept.clone() {
+            tasks.spawn(kept.follow(certificates.clone()));
+        }
+        tasks.spawn(watch::pods(client.clone(), index.clone()));
+        tasks.spawn(watch::nodes(client.clone(), index.clone(), policies.clone()));
+        let parts = Controller {
+            client,
+            index: index.clone(),
+            policies: policies.clone(),
+            metrics: metrics.clone(),
+            namespace: args.namespace.clone(),
+            identity: args.identity.clone().unwrap_or_else(identity),
+            webhook_configuration: args.webhook_configuration.clone(),
+            certificate: kept,
+        };
+        controller = Some(tokio::spawn(parts.run(stop_controller.clone())));
+    }
+
+    let webhook = webhook::routes(Webhook {
+        index,
+        policies,
+        metrics: metrics.clone(),
+    });
+    let server = Server {
+        listener,
+        certificates,
+        metrics,
+    };
+    let mut server = tokio::spawn(server.serve(webhook, stop_server.clone()));
+    tokio::select! {
+        () = told_to_stop() => {}
+        ended = &mut server => return Err(Failure::Run(anyhow!("the server ended: {ended:?}"))),
+    }
+    tracing::info!(drain_seconds = args.drain, "stopping");
+    stopping.store(true, Ordering::Relaxed);
+    // Leadership goes first, so that the next leader is at work while this one drains.
+    stop_controller.cancel();
+    if let Some(controller) = controller {
+        _ = tokio::time::timeout(Duration::from_secs(5), controller).await;
+    }
+    tokio::time::sleep(Duration::from_secs(args.drain)).await;
+    stop_server.cancel();
+    server.await.context("the server panicked")??;
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// What is read before anything starts.
+struct Inputs {
+    policies: Files,
+    snapshot: Option<Snapshot>,
+}
+
+impl Inputs {
+    fn read(args: &Args) -> anyhow::Result<Inputs> {
+        let policies = match &args.policies {
+            Some(directory) => policies::files_of(directory)?,
+            None => Files::new(),
+        };
+        let snapshot = match args.snapshot.as_slice() {
+            [] => None,
+            files => Some(read_snapshot(files)?),
+        };
+        Ok(Inputs { policies, snapshot })
+    }
+
+    /// Policies from the directory and from snapshots.
+    fn policy_files(&self) -> Files {
+        let found = self.snapshot.iter().flat_map(|snapshot| snapshot.policies.clone());
+        found.chain(self.policies.clone()).collect()
+    }
+
+    /// Keeps to what changes in the directory. A snapshot never changes while it is served, but the rules it is seen under
+    /// may.
+    fn follow(&self, args: &Args, policies: &Arc<PolicyStore>, index: &Arc<Index>, tasks: &mut JoinSet<()>) {
+        if let Some(directory) = args.policies.clone() {
+            let fixed: Files = self
+                .snapshot
+                .iter()
+                .flat_map(|snapshot| snapshot.policies.clone())
+                .collect();
+            let (store, seen) = (policies.clone(), self.policy_files());
+            tasks.spawn(async move { store.follow(&directory, &fixed, seen).await });
+        }
+        if let Some(snapshot) = &self.snapshot {
+            let (store, index, nodes) = (policies.clone(), index.clone(), snapshot.nodes.clone());
+            let mut changed = policies.subscribe();
+            tasks.spawn(async move {
+                while changed.changed().await.is_ok() {
+                    let generation = store.current();
+                    if index.set_rules(*generation.policies.rules(), &generation.overrides) {
+                        nodes.iter().for_each(|node| index.apply_node(node));
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn read_snapshot(files: &[PathBuf]) -> anyhow::Result<Snapshot> {
+    let read = |path: &PathBuf| {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
+        anyhow::Ok((name, text))
+    };
+    let files: Vec<(String, String)> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
+    let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    snapshot::read(texts)
+        .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+}
+
+async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
+            kube::Config::from_custom_kubeconfig(file, &Default::default())
+                .await
+                .with_context(|| path.display().to_string())?
+        }
+        None => kube::Config::infer()
+            .await
+            .context("no cluster: give --kubeconfig, or --snapshot to serve without one")?,
+    };
+    Client::try_from(config).context("cannot make a client of the cluster's configuration")
+}
+
+/// Names that certificates are made out to.
+fn names(args: &Args) -> Vec<String> {
+    let (service, namespace) = (&args.service, &args.namespace);
+    let mut names = vec![
+        format!("{service}.{namespace}.svc"),
+        format!("{service}.{namespace}.svc.cluster.local"),
+    ];
+    if args.self_signed {
+        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    }
+    names.extend(args.cert_name.clone());
+    names
+}
+
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "vramguard".into());
+    format!("{}-{}", host.trim(), std::process::id())
+}
+
+fn log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // A second server in one process (tests) keeps the first one's log.
+    _ = match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}
+
+async fn told_to_stop() {
+    let signal = |kind| signal(kind).expect("the runtime can listen for signals");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+#[derive(Clone)]
+struct Health {
+    index: Arc<Index>,
+    certificates: Arc<CertificateStore>,
+    metrics: Arc<Metrics>,
+    stopping: Arc<AtomicBool>,
+}
+
+fn health_routes(health: Health) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(health)
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
+    if health.stopping.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+    } else if !health.index.is_synced() {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "nodes and pods have not been listed yet\n",
+        )
+    } else if health.certificates.not_after().is_none() {
+        (StatusCode::SERVICE_UNAVAILABLE, "there is no serving certificate yet\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    match health.metrics.encode() {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
