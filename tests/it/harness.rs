@@ -2,13 +2,16 @@
 //! behaves differently and everything else fails for that reason.
 #![allow(clippy::disallowed_methods)] // a test measures time
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
 
-use crate::support::{Component, ControlPlane, GpuNode, eventually};
+use crate::support::{Component, ControlPlane, GpuNode, RealNode, eventually};
 
 const VRAM: &str = "vramguard.dev/vram";
 
@@ -19,14 +22,25 @@ fn pod(name: &str, requests: &str) -> String {
     )
 }
 
-async fn running(plane: &ControlPlane, name: &str) {
+/// Waits until a pod runs and all its containers are ready.
+async fn running(plane: &ControlPlane, name: &str) -> Pod {
     let pods: Api<Pod> = Api::default_namespaced(plane.client());
     eventually(&format!("pod {name} to run"), Duration::from_secs(20), async || {
-        let phase = pods.get(name).await?.status.and_then(|status| status.phase);
-        ensure!(phase.as_deref() == Some("Running"), "phase {phase:?}");
-        Ok(())
+        let pod = pods.get(name).await?;
+        let status = pod.status.clone().unwrap_or_default();
+        let ready = status
+            .container_statuses
+            .unwrap_or_default()
+            .iter()
+            .all(|container| container.ready);
+        ensure!(
+            status.phase.as_deref() == Some("Running") && ready,
+            "phase {:?}, ready {ready}",
+            status.phase
+        );
+        Ok(pod)
     })
-    .await;
+    .await
 }
 
 #[tokio::test]
@@ -116,4 +130,208 @@ async fn a_service_account_may_do_what_its_role_allows_and_no_more() {
         .kubectl(&["--kubeconfig", account, "auth", "can-i", "list", "pods"])
         .await;
     assert_eq!(pods.stdout.trim(), "no", "{}", pods.stderr);
+}
+
+/// A pod for the real node, which prints nothing and sleeps; deletable within a second.
+fn real_pod(name: &str, limits: &Value) -> String {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "annotations": {"injected": "8192"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": RealNode::IMAGE, "imagePullPolicy": "Never",
+                "env": [{"name": "INJECTED", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['injected']"}}}],
+                "resources": {"limits": limits},
+            }],
+        },
+    });
+    pod.to_string()
+}
+
+/// A real node with one GPU of four replicas and `vram` published; prints why if there can be none here.
+async fn real_node(plane: &ControlPlane, vram: &str) -> Option<RealNode> {
+    match RealNode::try_start(plane, &GpuNode::new(RealNode::NAME)).await {
+        Ok(node) => {
+            plane.publish(RealNode::NAME, VRAM, Some(vram)).await;
+            Some(node)
+        }
+        Err(skip) => {
+            println!("{skip}");
+            None
+        }
+    }
+}
+
+/// Capacity and allocatable of a resource of the real node.
+async fn resource(plane: &ControlPlane, name: &str) -> anyhow::Result<(String, String)> {
+    let nodes: Api<Node> = Api::all(plane.client());
+    let status = nodes.get(RealNode::NAME).await?.status.context("no status")?;
+    let of = |list: Option<BTreeMap<String, Quantity>>| list.and_then(|mut list| list.remove(name));
+    let both = of(status.capacity)
+        .zip(of(status.allocatable))
+        .with_context(|| format!("no {name}"))?;
+    Ok((both.0.0, both.1.0))
+}
+
+fn twice(quantity: &str) -> (String, String) {
+    (quantity.to_owned(), quantity.to_owned())
+}
+
+/// Starts three pods that hold 7Gi and a replica each, one after the other, and returns them.
+async fn three_pods(plane: &ControlPlane) -> Vec<Pod> {
+    let mut pods = Vec::new();
+    for name in ["first", "second", "third"] {
+        plane
+            .apply(&real_pod(name, &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"})))
+            .await;
+        pods.push(running(plane, name).await);
+    }
+    pods
+}
+
+/// What a container that was restarted or replaced would have changed.
+fn container(pod: &Pod) -> (Option<String>, Option<i32>) {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    let status = statuses.and_then(|statuses| statuses.first());
+    (
+        status.and_then(|status| status.container_id.clone()),
+        status.map(|status| status.restart_count),
+    )
+}
+
+async fn assert_untouched(plane: &ControlPlane, pods: &[Pod]) {
+    for before in pods {
+        let now = running(plane, before.metadata.name.as_deref().expect("created with a name")).await;
+        assert_eq!(container(&now), container(before));
+    }
+}
+
+async fn failed(plane: &ControlPlane, name: &str, reason: &str) {
+    let pods: Api<Pod> = Api::default_namespaced(plane.client());
+    eventually(
+        &format!("pod {name} to fail with {reason}"),
+        Duration::from_secs(30),
+        async || {
+            let status = pods.get(name).await?.status.unwrap_or_default();
+            let seen = (status.phase.as_deref(), status.reason.as_deref());
+            ensure!(seen == (Some("Failed"), Some(reason)), "{seen:?}");
+            Ok(())
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_real_kubelet_runs_a_pod_with_a_device_and_env() {
+    let plane = ControlPlane::start().await;
+    let Some(_node) = real_node(&plane, "24Gi").await else {
+        return;
+    };
+    plane
+        .apply(&real_pod("one", &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"})))
+        .await;
+    running(&plane, "one").await;
+    let environment = RealNode::exec_env(&plane, "default", "one", "main").await;
+    assert_eq!(
+        environment["NVIDIA_VISIBLE_DEVICES"],
+        "GPU-00000000-0000-4000-8000-000000000000"
+    );
+    assert_eq!(environment["INJECTED"], "8192");
+}
+
+/// The kubelet makes allocatable anew from capacity at each sync: one number must stand in both.
+#[tokio::test]
+async fn the_published_number_survives_status_syncs() {
+    let plane = ControlPlane::start().await;
+    let Some(_node) = real_node(&plane, "24Gi").await else {
+        return;
+    };
+    let nodes: Api<Node> = Api::all(plane.client());
+    let headroom =
+        json!({"status": {"capacity": {"test.example/odd": "24Gi"}, "allocatable": {"test.example/odd": "20Gi"}}});
+    let patch = Patch::Merge(headroom);
+    nodes
+        .patch_status(RealNode::NAME, &PatchParams::default(), &patch)
+        .await
+        .expect("status can be patched");
+
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(35) {
+        assert_eq!(
+            resource(&plane, VRAM).await.expect("the number is there"),
+            twice("24Gi")
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(
+        resource(&plane, "test.example/odd").await.expect("the number is there"),
+        twice("24Gi")
+    );
+}
+
+#[tokio::test]
+async fn a_kubelet_restart_keeps_running_pods_and_the_published_number() {
+    let plane = ControlPlane::start().await;
+    let Some(mut node) = real_node(&plane, "24Gi").await else {
+        return;
+    };
+    let pods = three_pods(&plane).await;
+    // The plugin is back later than the kubelet, as where it runs in a pod: until then, and mostly until the status sync
+    // after that, the node has no devices. An inventory that believed it would find no GPU under the running pods.
+    node.stop_device_plugin();
+    node.stop_kubelet(&plane).await;
+    node.start_kubelet();
+    node.reported(&plane).await;
+    assert_eq!(
+        resource(&plane, "nvidia.com/gpu").await.expect("it is there"),
+        twice("0")
+    );
+    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+    node.start_device_plugin();
+    node.ready(&plane).await;
+    assert_untouched(&plane, &pods).await;
+    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+}
+
+/// At its start the kubelet admits all its pods again, oldest first.
+#[tokio::test]
+async fn a_kubelet_restart_refuses_the_youngest_pod_that_exceeds_a_lowered_number() {
+    let plane = ControlPlane::start().await;
+    let Some(mut node) = real_node(&plane, "24Gi").await else {
+        return;
+    };
+    let pods = three_pods(&plane).await;
+    plane.publish(RealNode::NAME, VRAM, Some("14Gi")).await;
+    node.restart_kubelet(&plane).await;
+    failed(&plane, "third", "OutOfvramguard.dev/vram").await;
+    assert_untouched(&plane, &pods[..2]).await;
+}
+
+/// Kubernetes 1.35 starts the device manager before it registers the node, so it finds its own socket where it looks for
+/// a checkpoint. Older kubelets put all extended resources to zero here.
+#[tokio::test]
+async fn without_its_device_checkpoint_the_kubelet_keeps_extended_resources_until_it_starts_once_more() {
+    let plane = ControlPlane::start().await;
+    let Some(mut node) = real_node(&plane, "24Gi").await else {
+        return;
+    };
+    let pods = three_pods(&plane).await;
+    node.stop_kubelet(&plane).await;
+    node.empty_device_plugin_folder();
+    node.restart_kubelet(&plane).await;
+    assert_untouched(&plane, &pods).await;
+    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+
+    // But whose devices they are is forgotten, and so the next start, before the plugin is back, has none for them:
+    // with or without VRAM in their requests.
+    node.stop_device_plugin();
+    node.stop_kubelet(&plane).await;
+    node.start_kubelet();
+    for pod in ["first", "second", "third"] {
+        failed(&plane, pod, "OutOfnvidia.com/gpu").await;
+    }
 }

@@ -48,12 +48,17 @@ pub const KWOK_NODE: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 const ADMIN: &str = "admin";
 
 /// Users by token: name, groups. Those of the components are the names that Kubernetes' own bootstrap roles bind.
-const USERS: [(&str, &str, &str); 4] = [
+const USERS: [(&str, &str, &str); 5] = [
     (ADMIN, "admin", "system:masters"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
     ("kwok", "kwok", "system:masters"),
+    // A real node may join later; tokens are read once, at the API server's start.
+    ("real-0", "system:node:real-0", "system:nodes"),
 ];
+
+/// Name of the certificate and key with which the API server calls a kubelet.
+pub const KUBELET_CLIENT: &str = "kubelet-client";
 
 /// Everything one control plane keeps on disk, and its addresses.
 pub struct Site {
@@ -79,8 +84,8 @@ impl Site {
         let key = rcgen::KeyPair::generate().expect("a key can be generated");
         write(&site.file("service-accounts.key"), key.serialize_pem());
         write(&site.file("service-accounts.pub"), key.public_key_pem());
+        site.write_kubelet_client();
         let line = |(token, user, groups): (&str, &str, &str)| format!("token-{token},{user},{user},\"{groups}\"\n");
-        // The kubelet of a real node may join later; tokens are read once, at the API server's start.
         let nodes = (0..4).map(|n| format!("token-real-{n},system:node:real-{n},real-{n},\"system:nodes\"\n"));
         write(
             &site.file("tokens.csv"),
@@ -91,6 +96,19 @@ impl Site {
         }
         write(&site.file("kwok.yaml"), include_str!("kwok.yaml"));
         site
+    }
+
+    /// A certificate that vouches for itself: kubelets are told to trust this one and no other.
+    fn write_kubelet_client(&self) {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "kube-apiserver");
+        parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().expect("a key can be generated");
+        let certificate = parameters.self_signed(&key).expect("a certificate can be signed");
+        write(&self.file(&format!("{KUBELET_CLIENT}.crt")), certificate.pem());
+        write(&self.file(&format!("{KUBELET_CLIENT}.key")), key.serialize_pem());
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -172,6 +190,16 @@ impl Site {
             // refused until the controller-manager has made the namespace's account.
             .arg("--disable-admission-plugins=ServiceAccount")
             .arg("--allow-privileged=true")
+            // A node's host name is in nobody's name server.
+            .arg("--kubelet-preferred-address-types=InternalIP")
+            .arg(format!(
+                "--kubelet-client-certificate={}",
+                self.file(&format!("{KUBELET_CLIENT}.crt")).display()
+            ))
+            .arg(format!(
+                "--kubelet-client-key={}",
+                self.file(&format!("{KUBELET_CLIENT}.key")).display()
+            ))
     }
 
     fn controller_manager(&self, process: Process) -> Process {

@@ -26,7 +26,7 @@ const PATIENCE_FOR_START: Duration = Duration::from_secs(90);
 const PATIENCE_FOR_KUBECTL: Duration = Duration::from_secs(60);
 
 /// Holds the machine-wide lock while it lives: two at once would halve each other's speed and share the real node's
-/// cgroups and network names. A test that fails leaves the ends of all logs on stderr.
+/// cgroups and network names. A test that fails leaves the ends of all logs on stderr, and its folder.
 pub struct ControlPlane {
     processes: BTreeMap<Component, Mutex<Process>>,
     site: Site,
@@ -247,6 +247,12 @@ impl Drop for ControlPlane {
             for component in Component::ALL {
                 eprint!("{}", self.log_tail(component));
             }
+            // The next start of a control plane takes it away.
+            self.folder.disable_cleanup(true);
+            eprintln!(
+                "all logs and files stay in {} until the next test",
+                self.folder().display()
+            );
         }
         // Dependants first, so that none logs the end of another.
         for component in Component::ALL.into_iter().rev() {

@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// What is shown of a log when something went wrong.
-const TAIL_LINES: usize = 25;
+const TAIL_LINES: usize = 15;
+/// Components write dozens of lines about the caches of their clients at each start, and they say nothing.
+const NOISE: [&str; 3] = ["Caches populated", "Caches are synced", "Waiting for caches"];
 
 /// A long-running program with its log, which can be stopped and started again with the same arguments.
 pub struct Process {
@@ -139,7 +141,10 @@ impl Process {
     pub fn log_tail(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| !NOISE.iter().any(|noise| line.contains(noise)))
+            .collect();
         let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
         format!("--- last lines of {}:\n  {tail}\n", self.log.display())
     }
