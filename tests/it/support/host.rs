@@ -104,9 +104,14 @@ impl Reserved {
     /// Makes them, or says why this host does not allow them. The machine-wide lock is held: what is there already was
     /// left behind by a test process that was killed, and is taken over.
     pub fn new() -> Result<Self, String> {
-        let reserved = Self {
+        let mut reserved = Self {
             cgroups: make_cgroups()?,
+            made_mount_point: false,
         };
+        if !Path::new(MOUNT_POINT).is_dir() {
+            fs::create_dir_all(MOUNT_POINT).map_err(|e| format!("cannot make {MOUNT_POINT}: {e}"))?;
+            reserved.made_mount_point = true;
+        }
         remove_bridge();
         let ip = |arguments: &[&str]| {
             let ended = run(Command::new("ip").args(arguments), PATIENCE);
