@@ -2,9 +2,8 @@
 //!
 //! Owns starting, stopping and cleaning up of processes. Knows nothing of vramguard: what is tested is in the modules
 //! beside this folder.
-#![allow(dead_code)]
-// not every helper has a user in every build of the tests
-// What the pure tiers may not touch is what this is made of.
+// Not every helper has a user at all times. What the pure tiers may not touch is what this is made of.
+#![allow(dead_code, unused_imports)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod assets;
@@ -21,8 +20,6 @@ mod wait;
 pub use components::{Component, free_port};
 pub use control_plane::ControlPlane;
 pub use gpu_node::GpuNode;
-#[allow(unused_imports)] // for the modules beside this folder
 pub use process::{Finished, Process, run};
-#[allow(unused_imports)]
 pub use real_node::{RealNode, Skip};
 pub use wait::eventually;
