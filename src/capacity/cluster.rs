@@ -209,6 +209,20 @@ impl Cluster {
         })
     }
 
+    /// Nodes that can take a demand now and that the pod may land on, the one with the least room first.
+    pub fn fitting<'a>(
+        &'a self,
+        resource: &Resource,
+        demand: Vram,
+        placement: &'a Placement,
+    ) -> impl Iterator<Item = &'a str> {
+        let rooms = self.rooms.get(resource).into_iter();
+        let enough = rooms.flat_map(move |rooms| rooms.range((demand, String::new())..));
+        enough
+            .map(|(_, name)| name.as_str())
+            .filter(|name| self.allows(placement, name))
+    }
+
     /// The largest demand that a node can take now for a resource.
     pub fn room_on(&self, node: &str, resource: &Resource) -> Option<Vram> {
         let (facts, _, standing) = self.node(node)?;

@@ -21,6 +21,7 @@ use crate::k8s::{patch, pod};
 use crate::metrics::{Answered, Metrics};
 use crate::policies::PolicyStore;
 
+pub mod client;
 pub mod server;
 
 /// Reviews carry objects of up to about 3 MiB, old and new.
