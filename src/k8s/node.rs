@@ -39,7 +39,9 @@ impl Override {
 pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let labels = node.metadata.labels.clone().unwrap_or_default();
-    let pools = gpu_counts(&node.status.capacity)
+    let capacity = Capacity::of(node, &labels);
+    let pools = capacity
+        .counts
         .iter()
         .map(|(resource, count)| {
             let described = overrides
@@ -48,7 +50,7 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
             match (count, described) {
                 (Err(value), _) => unreadable(resource, value),
                 (Ok(count), Some(described)) => from_override(resource, *count, described),
-                (Ok(count), None) => from_labels(resource, *count, &node.status.capacity, &labels),
+                (Ok(count), None) => from_labels(resource, *count, &capacity, &labels),
             }
         })
         .collect();
@@ -59,6 +61,70 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
         },
         pools,
     }
+}
+
+/// How many of each GPU resource a node has; the text where it is no count.
+struct Capacity {
+    counts: BTreeMap<Resource, Result<u64, String>>,
+}
+
+impl Capacity {
+    /// A kubelet that starts advertises zero of every device until its plugins have come back, some ten seconds later. The
+    /// GPUs are still there, and so is what their pods hold: while the labels describe GPUs, zero is "not back yet". Nothing
+    /// can be placed meanwhile, because the device count itself says so.
+    fn of(node: &NodeObject, labels: &BTreeMap<String, String>) -> Capacity {
+        let counted = node
+            .status
+            .capacity
+            .iter()
+            .filter(|(name, _)| keys::is_gpu_resource(name))
+            .map(|(name, quantity)| {
+                (
+                    Resource(name.clone()),
+                    quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()),
+                )
+            });
+        let mut counts: BTreeMap<Resource, Result<u64, String>> = counted.collect();
+        let (gpu, shared) = (
+            Resource(keys::GPU_RESOURCE.into()),
+            Resource(keys::GPU_SHARED_RESOURCE.into()),
+        );
+        let known = [&gpu, &shared].map(|resource| counts.get(resource).cloned());
+        let back = match known {
+            [Some(Ok(0)), None] => labelled_count(labels).map(|count| (gpu, count)),
+            [None, Some(Ok(0))] => labelled_count(labels).map(|count| (shared, count)),
+            // With renameByDefault the product keeps its plain name; the split between the two names is not in the labels.
+            [Some(Ok(0)), Some(Ok(0))] if is_shared_product(labels) => labelled_count(labels).map(|count| (gpu, count)),
+            _ => None,
+        };
+        counts.retain(|_, count| *count != Ok(0));
+        counts.extend(back.map(|(resource, count)| (resource, Ok(count))));
+        Capacity { counts }
+    }
+
+    fn of_resource(&self, name: &str) -> u64 {
+        match self.counts.get(&Resource(name.to_owned())) {
+            Some(Ok(count)) => *count,
+            Some(Err(_)) | None => 0,
+        }
+    }
+}
+
+/// What the device plugin advertises when it is there, as far as the labels tell.
+fn labelled_count(labels: &BTreeMap<String, String>) -> Option<u64> {
+    let gpus = number(labels, keys::GFD_COUNT).ok()?;
+    let replicas = if sharing(labels, false).is_shared() {
+        number(labels, keys::GFD_REPLICAS).ok()?
+    } else {
+        1
+    };
+    gpus.checked_mul(replicas)
+}
+
+fn is_shared_product(labels: &BTreeMap<String, String>) -> bool {
+    labels
+        .get(keys::GFD_PRODUCT)
+        .is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX))
 }
 
 /// What the node says of our own resource: capacity and allocatable, as they stand.
@@ -101,18 +167,6 @@ pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
     }
 }
 
-/// Counts of each GPU resource that the node has any of; the text where it is no count.
-fn gpu_counts(capacity: &BTreeMap<String, Quantity>) -> Vec<(Resource, Result<u64, String>)> {
-    let gpus = capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name));
-    let counted = gpus.map(|(name, quantity)| {
-        (
-            Resource(name.clone()),
-            quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()),
-        )
-    });
-    counted.filter(|(_, count)| *count != Ok(0)).collect()
-}
-
 fn unreadable(resource: &Resource, value: &str) -> Pool {
     let why = Unknown::BadCapacity {
         resource: resource.clone(),
@@ -150,12 +204,7 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Po
     }
 }
 
-fn from_labels(
-    resource: &Resource,
-    count: u64,
-    capacity: &BTreeMap<String, Quantity>,
-    labels: &BTreeMap<String, String>,
-) -> Pool {
+fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
     if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
         let contents = Err(Unknown::Unsupported {
             resource: resource.clone(),
@@ -166,26 +215,20 @@ fn from_labels(
             contents,
         };
     }
-    let of = |name: &str| {
-        capacity
-            .get(name)
-            .and_then(|quantity| quantity::count(&quantity.0))
-            .unwrap_or(0)
-    };
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
-    let renamed = of(keys::GPU_SHARED_RESOURCE) > 0;
+    let renamed = capacity.of_resource(keys::GPU_SHARED_RESOURCE) > 0;
     let sharing = match (renamed, resource.0 == keys::GPU_SHARED_RESOURCE) {
         (true, false) => Sharing::Exclusive,
         (_, is_shared_name) => sharing(labels, is_shared_name),
     };
     let others = match (renamed, sharing.is_shared()) {
         (true, true) => Others {
-            exclusive: of(keys::GPU_RESOURCE),
+            exclusive: capacity.of_resource(keys::GPU_RESOURCE),
             shared: 0,
         },
         (true, false) => Others {
             exclusive: 0,
-            shared: of(keys::GPU_SHARED_RESOURCE),
+            shared: capacity.of_resource(keys::GPU_SHARED_RESOURCE),
         },
         (false, _) => Others {
             exclusive: 0,
@@ -212,7 +255,7 @@ fn sharing(labels: &BTreeMap<String, String>, is_shared_name: bool) -> Sharing {
         Some(keys::SHARING_MPS) => Sharing::Mps,
         _ if is_shared_name => Sharing::SomeWay,
         Some(keys::SHARING_NONE) => Sharing::Exclusive,
-        _ if label(keys::GFD_PRODUCT).is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX)) => Sharing::SomeWay,
+        _ if is_shared_product(labels) => Sharing::SomeWay,
         _ => match label(keys::GFD_REPLICAS).and_then(|text| text.parse::<u32>().ok()) {
             Some(0 | 1) => Sharing::Exclusive,
             Some(_) => Sharing::SomeWay,

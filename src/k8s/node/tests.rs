@@ -159,6 +159,32 @@ fn a_node_without_gpus_has_no_pool() {
     assert_eq!(node(&[], &[("cpu", "8"), ("nvidia.com/gpu", "0")]).pools, []);
 }
 
+/// Seen on a real kubelet of 1.35: each restart advertises 0 for some ten seconds.
+#[test]
+fn a_kubelet_that_starts_has_lost_no_gpu() {
+    let one = labels("24576", "1", "4", "time-slicing");
+    assert_eq!(
+        node(&one, &[("nvidia.com/gpu", "0")]).pools,
+        node(&one, &[("nvidia.com/gpu", "4")]).pools
+    );
+    assert_eq!(
+        node(&one, &[("nvidia.com/gpu.shared", "0")]).pools,
+        node(&one, &[("nvidia.com/gpu.shared", "4")]).pools
+    );
+    let whole = labels("81559", "2", "1", "none");
+    assert_eq!(
+        node(&whole, &[("nvidia.com/gpu", "0")]).pools,
+        node(&whole, &[("nvidia.com/gpu", "2")]).pools
+    );
+    let renamed = [one.clone(), vec![("nvidia.com/gpu.product", "NVIDIA-L4-SHARED")]].concat();
+    let left_over = [("nvidia.com/gpu", "0"), ("nvidia.com/gpu.shared", "0")];
+    assert_eq!(
+        modes(&node(&renamed, &left_over)),
+        [("nvidia.com/gpu", Accounting::Exact)]
+    );
+    assert_eq!(node(&[], &[("nvidia.com/gpu", "0")]).pools, []);
+}
+
 #[test]
 fn an_operators_word_replaces_labels_but_not_the_capacity() {
     let described = Override {

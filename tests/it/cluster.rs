@@ -1,0 +1,596 @@
+//! vramguard on a real control plane: the manifests of `deploy/`, stock scheduler, stock controller-manager, nodes that kwok
+//! plays.
+#![allow(clippy::disallowed_methods)] // a test measures time
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+
+use crate::guard::Guard;
+use crate::support::{Component, ControlPlane, GpuNode, eventually};
+
+const VRAM: &str = "vramguard.dev/vram";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const ENFORCE: &str =
+    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
+
+fn namespace_policy(namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: vramguard.dev/v1alpha1\nkind: VramPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+/// A Deployment of GPU pods; `annotations` in flow style.
+fn deployment(namespace: &str, name: &str, replicas: u32, annotations: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  replicas: {replicas}\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, annotations: {annotations}}}\n    \
+         spec:\n      terminationGracePeriodSeconds: 0\n      containers:\n        - name: main\n          image: none\n          \
+         resources: {{limits: {{nvidia.com/gpu: 1}}}}\n"
+    )
+}
+
+fn gpu_pod(namespace: &str, name: &str, annotations: &str, extra: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, annotations: {annotations}}}, spec: {{{extra} \
+         terminationGracePeriodSeconds: 0, containers: [{{name: main, image: none, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}"
+    )
+}
+
+fn plain_pod(namespace: &str, name: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{containers: [{{name: main, image: none}}]}}}}"
+    )
+}
+
+struct Cluster {
+    plane: ControlPlane,
+    guard: Guard,
+}
+
+impl Cluster {
+    async fn start(nodes: &[GpuNode], policies: &[(&str, &str)]) -> Cluster {
+        let plane = ControlPlane::start().await;
+        for node in nodes {
+            plane.add_gpu_node(node).await;
+        }
+        let guard = Guard::start(&plane, policies).await;
+        let cluster = Cluster { plane, guard };
+        cluster.namespace("ml").await;
+        for node in nodes {
+            cluster.published(&node.name).await;
+        }
+        cluster
+    }
+
+    async fn namespace(&self, name: &str) {
+        self.plane
+            .kubectl(&["create", "namespace", name])
+            .await
+            .expect_success();
+    }
+
+    /// Waits until a node advertises anything, and returns it.
+    async fn published(&self, node: &str) -> String {
+        let nodes: Api<Node> = Api::all(self.plane.client());
+        eventually("the node to publish VRAM", PATIENCE, async || {
+            let status = nodes.get(node).await?.status.context("no status")?;
+            let of = |list: Option<BTreeMap<String, _>>| list.and_then(|mut list| list.remove(VRAM));
+            let (capacity, allocatable) = (of(status.capacity), of(status.allocatable));
+            ensure!(capacity == allocatable, "{capacity:?} and {allocatable:?}");
+            let quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity = capacity.context("nothing")?;
+            Ok(quantity.0)
+        })
+        .await
+    }
+
+    async fn pods(&self, namespace: &str) -> Vec<Pod> {
+        let pods: Api<Pod> = Api::namespaced(self.plane.client(), namespace);
+        pods.list(&ListParams::default())
+            .await
+            .expect("pods can be listed")
+            .items
+    }
+
+    /// Waits until so many pods of a namespace are bound and so many are not.
+    async fn settles(&self, namespace: &str, bound: usize, waiting: usize) -> Vec<Pod> {
+        eventually("the pods to settle", PATIENCE, async || {
+            let pods = self.pods(namespace).await;
+            let on_nodes = pods.iter().filter(|pod| node_of(pod).is_some()).count();
+            ensure!(
+                (on_nodes, pods.len() - on_nodes) == (bound, waiting),
+                "{on_nodes} bound, {} waiting, expected {bound} and {waiting}{}",
+                pods.len() - on_nodes,
+                self.guard.server.log_tail()
+            );
+            Ok(pods)
+        })
+        .await
+    }
+
+    /// Waits for an event whose reason and message match.
+    async fn event(&self, namespace: &str, reason: &str, text: &str) -> String {
+        let events: Api<Event> = Api::namespaced(self.plane.client(), namespace);
+        eventually(&format!("an event {reason} with {text:?}"), PATIENCE, async || {
+            let events = events.list(&ListParams::default()).await?.items;
+            let seen = || {
+                events
+                    .iter()
+                    .map(|e| format!("{:?} {:?}", e.reason, e.message))
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            };
+            let found = events.iter().find(|event| {
+                event.reason.as_deref() == Some(reason) && event.message.as_deref().unwrap_or_default().contains(text)
+            });
+            Ok(found.with_context(seen)?.message.clone().unwrap_or_default())
+        })
+        .await
+    }
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// MiB that a pod requests.
+fn requested(pod: &Pod) -> u64 {
+    let containers = &pod.spec.as_ref().expect("a pod has a spec").containers;
+    let of = |c: &k8s_openapi::api::core::v1::Container| {
+        let quantity = c.resources.as_ref()?.requests.as_ref()?.get(VRAM)?.0.clone();
+        Some(mib(&quantity))
+    };
+    containers.iter().filter_map(of).sum()
+}
+
+/// An independent reading of the quantities that the tests meet.
+fn mib(quantity: &str) -> u64 {
+    let number = |suffix: &str| quantity.strip_suffix(suffix).and_then(|text| text.parse::<u64>().ok());
+    let bytes = || quantity.parse::<u64>().ok().map(|bytes| bytes / (1 << 20));
+    number("Mi")
+        .or_else(|| Some(number("Gi")? * 1024))
+        .or_else(bytes)
+        .unwrap_or_else(|| panic!("{quantity:?}"))
+}
+
+#[tokio::test]
+async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+    cluster
+        .plane
+        .apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 8Gi}"))
+        .await;
+    let pods = cluster.settles("ml", 2, 0).await;
+    assert!(pods.iter().all(|pod| requested(pod) == 8792), "{pods:?}");
+    let env: Value = serde_json::to_value(&pods[0].spec.as_ref().unwrap().containers[0].env).unwrap();
+    let expected = json!([
+        { "name": "VRAMGUARD_VRAM_MIB", "value": "8192" },
+        { "name": "CUDA_DEVICE_ORDER", "value": "PCI_BUS_ID" },
+    ]);
+    assert_eq!(env, expected);
+
+    cluster
+        .plane
+        .kubectl(&["-n", "ml", "scale", "deployment/agent", "--replicas=3"])
+        .await
+        .expect_success();
+    cluster.settles("ml", 2, 1).await;
+    cluster
+        .event("ml", "FailedScheduling", "Insufficient vramguard.dev/vram")
+        .await;
+    let ours = cluster.event("ml", "VramShortfall", "waits for VRAM").await;
+    assert_eq!(
+        ours,
+        "waits for VRAM: 8792Mi demanded, but the best node it may land on, \"gpu-0\", has room for 6736Mi (17584Mi of 24320Mi \
+         held by 2 pods, exact accounting)"
+    );
+
+    // The Deployment is told to want two again, and one that runs goes: the waiting one is not the one that goes.
+    let running = cluster
+        .pods("ml")
+        .await
+        .into_iter()
+        .find(|pod| node_of(pod).is_some())
+        .unwrap();
+    let freed = Instant::now();
+    cluster
+        .plane
+        .apply(&gpu_pod("ml", "small", "{vramguard.dev/vram: 1Gi}", ""))
+        .await;
+    cluster
+        .plane
+        .kubectl(&[
+            "-n",
+            "ml",
+            "delete",
+            "pod",
+            running.metadata.name.as_deref().unwrap(),
+            "--wait=false",
+        ])
+        .await
+        .expect_success();
+    cluster.settles("ml", 3, 1).await;
+    println!("settled {:?} after a pod was deleted", freed.elapsed());
+    assert_eq!(cluster.published("gpu-0").await, "24320Mi", "constant, whoever holds");
+    assert_eq!(
+        cluster.guard.metric("vramguard_node_publications_total"),
+        Some(1.0),
+        "one write for all of this"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
+    let required = namespace_policy("ml", "{declaration: {required: true}}");
+    let policies = [("cluster.yaml", ENFORCE), ("ml.yaml", &required)];
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    cluster.plane.apply(&deployment("ml", "agent", 1, "{}")).await;
+    let message = cluster.event("ml", "FailedCreate", "declares no VRAM").await;
+    assert!(
+        message.contains("admission webhook \"enforce.pods.vramguard.dev\" denied the request: pod \"ml/agent-"),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("add the annotation vramguard.dev/vram: <amount>, as in vramguard.dev/vram: 8Gi"),
+        "{message}"
+    );
+    assert!(cluster.pods("ml").await.is_empty());
+
+    // Not only refused: the same Deployment with the line added runs.
+    cluster
+        .plane
+        .apply(&deployment("ml", "agent", 1, "{vramguard.dev/vram: 8Gi}"))
+        .await;
+    cluster.settles("ml", 1, 0).await;
+
+    // A pod that names its node passes by the scheduler, and is refused with what is left there.
+    let direct = gpu_pod("ml", "direct", "{vramguard.dev/vram: 20Gi}", "nodeName: gpu-0,");
+    let refused = cluster
+        .plane
+        .kubectl_with_input(&["apply", "-f", "-"], &direct)
+        .await
+        .expect_failure();
+    assert!(
+        refused.contains("spec.nodeName \"gpu-0\" passes by kube-scheduler"),
+        "{refused}"
+    );
+    assert!(refused.contains("(21080Mi demanded, 15528Mi left there)"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_burst_fills_every_node_and_overcommits_none() {
+    let nodes: Vec<GpuNode> = (0..10)
+        .map(|number| GpuNode {
+            replicas: 20,
+            ..GpuNode::new(&format!("gpu-{number}"))
+        })
+        .collect();
+    let cluster = Cluster::start(&nodes, &[("cluster.yaml", ENFORCE)]).await;
+    let start = Instant::now();
+    // 24,320 MiB a node. Ten of 8Gi and a hundred and ninety of 512Mi: what fits is not left to chance, because one size
+    // divides the rest.
+    let sizes = [
+        ("large", 10, "8Gi"),
+        ("a", 60, "512Mi"),
+        ("b", 60, "512Mi"),
+        ("c", 70, "512Mi"),
+    ];
+    let together: Vec<String> = sizes
+        .iter()
+        .map(|(name, n, vram)| deployment("ml", name, *n, &format!("{{vramguard.dev/vram: {vram}}}")))
+        .collect();
+    cluster.plane.apply(&together.join("---\n")).await;
+    // On each node: one large takes 8,792, and 13 small ones of 1,112 the rest, or 21 - 1 = 20 replicas hold no more.
+    let (mut overcommitted, mut last, mut quiet) = (Vec::new(), 0, Instant::now());
+    while quiet.elapsed() < Duration::from_secs(5) && start.elapsed() < Duration::from_secs(120) {
+        let pods = cluster.pods("ml").await;
+        let mut held: BTreeMap<&str, u64> = BTreeMap::new();
+        for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
+            *held.entry(node_of(pod).unwrap()).or_default() += requested(pod);
+        }
+        overcommitted.extend(
+            held.iter()
+                .filter(|(_, mib)| **mib > 24_320)
+                .map(|(node, mib)| format!("{node}: {mib}")),
+        );
+        let bound = pods.iter().filter(|pod| node_of(pod).is_some()).count();
+        if bound != last || pods.len() < 200 {
+            (last, quiet) = (bound, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(overcommitted, Vec::<String>::new());
+    let pods = cluster.pods("ml").await;
+    assert_eq!(pods.len(), 200);
+    let mut room: BTreeMap<String, (u64, u32)> = nodes.iter().map(|node| (node.name.clone(), (24_320, 20))).collect();
+    for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
+        let left = room.get_mut(node_of(pod).unwrap()).unwrap();
+        *left = (left.0 - requested(pod), left.1 - 1);
+    }
+    for pod in pods.iter().filter(|pod| node_of(pod).is_none()) {
+        let fits = room
+            .iter()
+            .find(|(_, (mib, replicas))| *mib >= requested(pod) && *replicas > 0);
+        assert_eq!(fits, None, "{:?} waits although it fits", pod.metadata.name);
+    }
+    println!("{last} of 200 bound after {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster
+        .plane
+        .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000}")
+        .await;
+    cluster
+        .plane
+        .apply(&gpu_pod("ml", "low", "{vramguard.dev/vram: 20Gi}", ""))
+        .await;
+    cluster.settles("ml", 1, 0).await;
+    cluster
+        .plane
+        .apply(&gpu_pod(
+            "ml",
+            "high",
+            "{vramguard.dev/vram: 20Gi}",
+            "priorityClassName: urgent,",
+        ))
+        .await;
+    eventually("the urgent pod to take the room", PATIENCE, async || {
+        let pods = cluster.pods("ml").await;
+        let names: Vec<_> = pods
+            .iter()
+            .filter(|pod| node_of(pod).is_some())
+            .map(|pod| pod.metadata.name.clone())
+            .collect();
+        ensure!(names == [Some("high".to_owned())], "{names:?}");
+        Ok(())
+    })
+    .await;
+
+    cluster.namespace("budget").await;
+    let quota = "{apiVersion: v1, kind: ResourceQuota, metadata: {name: vram, namespace: budget}, spec: {hard: \
+                 {requests.vramguard.dev/vram: 14Gi}}}";
+    cluster.plane.apply(quota).await;
+    eventually("the quota to be counted", PATIENCE, async || {
+        let status = cluster
+            .plane
+            .kubectl(&["-n", "budget", "get", "quota", "vram", "-o", "jsonpath={.status.hard}"])
+            .await;
+        ensure!(status.stdout.contains("vram"), "{}", status.stdout);
+        Ok(())
+    })
+    .await;
+    cluster
+        .plane
+        .apply(&deployment("budget", "agent", 2, "{vramguard.dev/vram: 8Gi}"))
+        .await;
+    let refused = cluster.event("budget", "FailedCreate", "exceeded quota: vram").await;
+    assert!(
+        refused.contains("requested: requests.vramguard.dev/vram=8792Mi"),
+        "{refused}"
+    );
+    assert_eq!(cluster.pods("budget").await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched() {
+    let warn = namespace_policy("lax", "{mode: Warn}");
+    let policies = [("cluster.yaml", ENFORCE), ("lax.yaml", warn.as_str())];
+    let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    cluster.namespace("lax").await;
+    cluster
+        .plane
+        .apply(&gpu_pod("ml", "before", "{vramguard.dev/vram: 4Gi}", ""))
+        .await;
+    cluster.settles("ml", 1, 0).await;
+    cluster.guard.server.stop();
+
+    let create = async |yaml: &str| cluster.plane.kubectl_with_input(&["apply", "-f", "-"], yaml).await;
+    create(&plain_pod("ml", "web")).await.expect_success();
+    create(&gpu_pod("kube-system", "system-gpu", "{}", ""))
+        .await
+        .expect_success();
+    create(&gpu_pod("lax", "unguarded", "{}", "")).await.expect_success();
+    let refused = create(&gpu_pod("ml", "during", "{vramguard.dev/vram: 4Gi}", ""))
+        .await
+        .expect_failure();
+    assert!(refused.contains("enforce.pods.vramguard.dev"), "{refused}");
+    for change in [
+        "label pod before a=b",
+        "annotate pod before vramguard.dev/vram=1Gi --overwrite",
+        "delete pod before",
+    ] {
+        let arguments: Vec<&str> = ["-n", "ml"].into_iter().chain(change.split(' ')).collect();
+        cluster.plane.kubectl(&arguments).await.expect_success();
+    }
+
+    cluster.guard.server.start();
+    cluster.guard.ready(&cluster.plane).await;
+    cluster
+        .plane
+        .apply(&gpu_pod("ml", "after", "{vramguard.dev/vram: 4Gi}", ""))
+        .await;
+    eventually("the pod created after the outage to be bound", PATIENCE, async || {
+        let pods = cluster.pods("ml").await;
+        let after = pods
+            .iter()
+            .find(|pod| pod.metadata.name.as_deref() == Some("after"))
+            .context("not there")?;
+        ensure!(node_of(after).is_some(), "not bound");
+        Ok(())
+    })
+    .await;
+    // What came in unmutated meanwhile holds without a request: one slot of 6,080 and, from kube-system, another.
+    eventually("what came meanwhile to be taken off", PATIENCE, async || {
+        let published = cluster.published("gpu-0").await;
+        ensure!(published == format!("{}Mi", 24_320 - 2 * 6080), "{published}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
+    let (audit, off) = (
+        namespace_policy("audited", "{mode: Audit}"),
+        namespace_policy("quiet", "{mode: \"Off\"}"),
+    );
+    let policies = [
+        ("cluster.yaml", ENFORCE),
+        ("audit.yaml", audit.as_str()),
+        ("off.yaml", off.as_str()),
+    ];
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    let dry = ["apply", "--dry-run=server", "-o", "json", "-f", "-"];
+    let pod = gpu_pod("ml", "dry", "{vramguard.dev/vram: 20Gi}", "");
+    for _ in 0..2 {
+        let seen: Value =
+            serde_json::from_str(&cluster.plane.kubectl_with_input(&dry, &pod).await.expect_success()).unwrap();
+        assert_eq!(seen["spec"]["containers"][0]["resources"]["limits"][VRAM], "21080Mi");
+    }
+    assert!(cluster.pods("ml").await.is_empty());
+    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+
+    for namespace in ["audited", "quiet"] {
+        cluster.namespace(namespace).await;
+        cluster
+            .plane
+            .apply(&gpu_pod(namespace, "p", "{vramguard.dev/vram: 100Gi}", ""))
+            .await;
+        let pods = cluster.settles(namespace, 1, 0).await;
+        assert_eq!(requested(&pods[0]), 0);
+        assert_eq!(pods[0].spec.as_ref().unwrap().containers[0].env, None);
+    }
+    // They hold all the same: by their declaration.
+    eventually("the deficit to be published", PATIENCE, async || {
+        let published = cluster.published("gpu-0").await;
+        ensure!(published == "0" || published == "0Mi", "{published}");
+        Ok(())
+    })
+    .await;
+    let condition = cluster
+        .plane
+        .kubectl(&[
+            "get",
+            "node",
+            "gpu-0",
+            "-o",
+            "jsonpath={.status.conditions[?(@.type==\"VramAccounted\")].message}",
+        ])
+        .await
+        .expect_success();
+    assert!(
+        condition.starts_with("nvidia.com/gpu: the GPU is overcommitted by 181680Mi"),
+        "{condition}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_published_is_repaired_at_once() {
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    for tampered in [None, Some("99Gi"), Some("0")] {
+        let start = Instant::now();
+        cluster.plane.publish("gpu-0", VRAM, tampered).await;
+        eventually("the figure to be put back", Duration::from_secs(10), async || {
+            let published = cluster.published("gpu-0").await;
+            ensure!(published == "24320Mi", "{published}");
+            Ok(())
+        })
+        .await;
+        println!("{tampered:?} repaired after {:?}", start.elapsed());
+    }
+    // A re-applied manifest resets the selector of the Fail entry; it is repaired too.
+    let selector = || async {
+        let path = "jsonpath={.webhooks[?(@.name==\"enforce.pods.vramguard.dev\")].namespaceSelector}";
+        cluster
+            .plane
+            .kubectl(&["get", "validatingwebhookconfiguration", "vramguard", "-o", path])
+            .await
+            .expect_success()
+    };
+    let right = selector().await;
+    assert!(right.contains("NotIn"), "{right}");
+    let reset = r#"[{"op":"replace","path":"/webhooks/0/namespaceSelector","value":{"matchExpressions":[{"key":"kubernetes.io/metadata.name","operator":"DoesNotExist"}]}}]"#;
+    let patch = [
+        "patch",
+        "validatingwebhookconfiguration",
+        "vramguard",
+        "--type=json",
+        "-p",
+        reset,
+    ];
+    cluster.plane.kubectl(&patch).await.expect_success();
+    eventually("the selector to be put back", Duration::from_secs(10), async || {
+        ensure!(selector().await == right, "{}", selector().await);
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nodes_and_policies_may_change_while_it_runs() {
+    let several = GpuNode {
+        gpus: 4,
+        memory_mib: 81_559,
+        ..GpuNode::new("several")
+    };
+    let whole = GpuNode {
+        gpus: 2,
+        replicas: 1,
+        memory_mib: 40_960,
+        ..GpuNode::new("whole")
+    };
+    let mut odd = GpuNode::new("odd");
+    odd.labels.insert("nvidia.com/gpu.count".to_owned(), "3".to_owned());
+    let cluster = Cluster::start(&[several, whole, odd], &[("cluster.yaml", ENFORCE)]).await;
+    let becomes = async |node: &str, expected: u64| {
+        eventually(&format!("{node} to publish {expected}Mi"), PATIENCE, async || {
+            let published = mib(&cluster.published(node).await);
+            ensure!(published == expected, "{published}");
+            Ok(())
+        })
+        .await;
+    };
+    becomes("several", (81_559 - 816) / 4).await;
+    becomes("whole", 40_960 - 410).await;
+    becomes("odd", 0).await;
+
+    // An operator describes the node; nothing is restarted.
+    let inventory = "apiVersion: vramguard.dev/v1alpha1\nkind: GpuInventory\nmetadata: {name: i}\nspec:\n  nodes:\n    - {names: [odd], \
+                     resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}\n";
+    cluster.guard.policy("inventory.yaml", inventory).await;
+    becomes("odd", 24_320).await;
+
+    // Labels change: the GPUs are not shared any more, here or anywhere.
+    let wider = ENFORCE.replace("mode: Enforce", "mode: Enforce, headroom: {percent: 50}");
+    cluster.guard.policy("cluster.yaml", &wider).await;
+    becomes("several", (81_559 - 40_780) / 4).await;
+    cluster.plane.kubectl(&["delete", "node", "odd"]).await.expect_success();
+    cluster.plane.add_gpu_node(&GpuNode::new("late")).await;
+    becomes("late", 12_288).await;
+
+    // A broken file changes nothing, and is counted.
+    std::fs::write(cluster.guard.policies.join("cluster.yaml"), "kind: [").unwrap();
+    eventually("the error to be counted", PATIENCE, async || {
+        ensure!(cluster.guard.metric("vramguard_policy_reload_errors_total") > Some(0.0));
+        Ok(())
+    })
+    .await;
+    becomes("several", (81_559 - 40_780) / 4).await;
+    let metrics = cluster.guard.metrics();
+    assert!(
+        metrics.contains(r#"vramguard_gpu_total_bytes{node="several",resource="nvidia.com/gpu",gpu="3",mode="slot"}"#),
+        "{metrics}"
+    );
+    cluster.plane.expect_running();
+    _ = Component::ALL;
+}

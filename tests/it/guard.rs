@@ -1,0 +1,170 @@
+//! vramguard beside a control plane: the manifests of `deploy/` with the webhooks pointed at a process of this machine, run
+//! under the service account of the manifests, so that their RBAC is what is tested.
+#![allow(clippy::disallowed_methods)] // a test reads files
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use crate::support::{ControlPlane, Process, eventually, free_port, run};
+
+/// A guarded cluster.
+pub struct Guard {
+    /// Its server.
+    pub server: Process,
+    /// Where policies are written.
+    pub policies: PathBuf,
+    http: u16,
+}
+
+const NAMESPACE: &str = "vramguard-system";
+
+impl Guard {
+    /// Applies the manifests, starts a server, and waits until it is ready, leads, and the API server asks it.
+    pub async fn start(plane: &ControlPlane, policies: &[(&str, &str)]) -> Guard {
+        let (https, http) = (free_port(), free_port());
+        apply_manifests(plane, https).await;
+        let directory = plane.folder().join("policies");
+        std::fs::create_dir_all(&directory).expect("a folder for policies");
+        for (name, text) in policies {
+            std::fs::write(directory.join(name), text).expect("a policy file");
+        }
+        let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
+        let mut guard = Guard {
+            server: server("vramguard", plane, &kubeconfig, &directory, https, http),
+            policies: directory,
+            http,
+        };
+        guard.server.start();
+        guard.ready(plane).await;
+        guard
+    }
+
+    /// Waits until reviews are answered and the webhook configurations trust the server.
+    pub async fn ready(&mut self, plane: &ControlPlane) {
+        eventually("the server to be ready", Duration::from_secs(60), async || {
+            self.server.expect_running();
+            let ready = get(self.http, "/readyz");
+            ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}{}", self.server.log_tail());
+            Ok(())
+        })
+        .await;
+        eventually(
+            "the webhook configurations to trust it",
+            Duration::from_secs(60),
+            async || {
+                for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+                    let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+                    let bundle = plane
+                        .kubectl(&["get", kind, "vramguard", "-o", path])
+                        .await
+                        .expect_success();
+                    ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", self.server.log_tail());
+                }
+                Ok(())
+            },
+        )
+        .await;
+        // The API server reads webhook configurations through a watch of its own.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+
+    /// Writes a policy file and waits until its generation is in force.
+    pub async fn policy(&self, name: &str, text: &str) {
+        let generation = || metric(self.http, "vramguard_policy_generation");
+        let before = generation();
+        std::fs::write(self.policies.join(name), text).expect("a policy file");
+        eventually("the policy to be in force", Duration::from_secs(20), async || {
+            ensure!(generation() > before, "generation {before:?}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        metric(self.http, name)
+    }
+
+    /// All metrics.
+    pub fn metrics(&self) -> String {
+        get(self.http, "/metrics")
+    }
+}
+
+/// A server under a service account, beside the control plane.
+fn server(name: &str, plane: &ControlPlane, kubeconfig: &Path, policies: &Path, https: u16, http: u16) -> Process {
+    Process::new(name, Path::new(env!("CARGO_BIN_EXE_vramguard")), plane.folder())
+        .arg("serve")
+        .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
+        .args(["--policies".as_ref(), policies.as_os_str()])
+        .args([
+            "--listen",
+            &format!("127.0.0.1:{https}"),
+            "--metrics-listen",
+            &format!("127.0.0.1:{http}"),
+        ])
+        .args(["--cert-secret", "vramguard-tls", "--cert-name", "127.0.0.1"])
+        .args(["--identity", name, "--drain", "1"])
+        .env("RUST_LOG", "info,vramguard=debug,kube=warn")
+}
+
+/// The manifests as they are shipped; only the Deployment is left out, and the webhooks have a URL in place of a Service.
+async fn apply_manifests(plane: &ControlPlane, https: u16) {
+    let copy = plane.folder().join("manifests");
+    let overlay = copy.join("overlay");
+    std::fs::create_dir_all(&overlay).expect("a folder for the overlay");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let mut copying = std::process::Command::new("cp");
+    run(copying.arg("-r").arg(&source).arg(&copy), Duration::from_secs(10)).expect_success();
+    let mut patches = String::new();
+    for (kind, entries) in [
+        ("MutatingWebhookConfiguration", vec!["/mutate/pods"]),
+        (
+            "ValidatingWebhookConfiguration",
+            vec!["/validate/pods", "/validate/pods"],
+        ),
+    ] {
+        patches.push_str(&format!(
+            "  - target: {{kind: {kind}, name: vramguard}}\n    patch: |-\n"
+        ));
+        for (index, path) in entries.iter().enumerate() {
+            let at = format!("/webhooks/{index}/clientConfig");
+            patches.push_str(&format!(
+                "      - {{op: remove, path: {at}/service}}\n      - {{op: add, path: {at}/url, value: 'https://127.0.0.1:{https}{path}'}}\n"
+            ));
+        }
+    }
+    let overlay_file = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../deploy]\npatches:\n  - patch: |-\n      \
+         $patch: delete\n      apiVersion: apps/v1\n      kind: Deployment\n      metadata: {{name: vramguard, namespace: \
+         vramguard-system}}\n{patches}"
+    );
+    std::fs::write(overlay.join("kustomization.yaml"), overlay_file).expect("the overlay");
+    let overlay = overlay.to_str().expect("a path of the test's own");
+    plane.kubectl(&["apply", "-k", overlay]).await.expect_success();
+}
+
+/// A plain HTTP GET, by hand: status line, headers and body.
+pub fn get(port: u16, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut answer = String::new();
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
+        return answer;
+    };
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    if stream.write_all(request.as_bytes()).is_ok() {
+        _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+fn metric(port: u16, name: &str) -> Option<f64> {
+    let text = get(port, "/metrics");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))?;
+    line.trim().parse().ok()
+}

@@ -1,0 +1,19 @@
+//! The integration tests, one crate: linking the product once for each file would take longer than the tests.
+//!
+//! | module | against |
+//! |---|---|
+//! | `tiers` | the source tree: who may import what |
+//! | `cases` | the case files of `tests/cases`, through the core and through the handlers |
+//! | `server` | the real listener: TLS, limits, garbage, certificates, drain |
+//! | `demo` | the demo and the command line, as a user starts them |
+//! | `harness` | the control plane itself |
+//! | `cluster` | a real control plane with the manifests of `deploy/` |
+//! | `kubelet` | a real kubelet and containerd |
+
+mod cluster;
+mod demo;
+mod guard;
+mod harness;
+mod kubelet;
+mod server;
+mod support;
