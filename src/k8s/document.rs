@@ -185,7 +185,7 @@ impl Reader {
 }
 
 /// Parses one document, naming line and field of what is wrong with it.
-fn parse<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, DocumentError> {
+pub(super) fn parse<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, DocumentError> {
     let mut field = String::new();
     let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {

@@ -9,6 +9,7 @@
 //! | [`node`] | node object → its GPUs |
 //! | [`document`] | policy documents → policies, with file, line and field in every error |
 //! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
+//! | [`case`] | case files: a cluster, policies, pods, and what is expected |
 //! | [`review`] | AdmissionReview ↔ verdict |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
@@ -16,6 +17,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod case;
 pub mod document;
 pub mod node;
 pub mod object;

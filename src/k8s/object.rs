@@ -191,6 +191,13 @@ pub struct NodeObject {
     pub status: NodeStatus,
 }
 
+impl NodeObject {
+    /// Its name, which every node of a cluster has.
+    pub fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
 /// `spec` of a Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

@@ -10,6 +10,7 @@
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
 //! | `kubelet` | a real kubelet and containerd |
 
+mod cases;
 mod cluster;
 mod demo;
 mod guard;

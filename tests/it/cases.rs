@@ -1,0 +1,171 @@
+//! The case files of `tests/cases` through two mouths: the pure core, and the handlers over HTTP. One answer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Request;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+use vramguard::index::Index;
+use vramguard::k8s::case::{self, Case, Expected, Outcome, Stage, Suite};
+use vramguard::k8s::snapshot;
+use vramguard::metrics::Metrics;
+use vramguard::policies::PolicyStore;
+use vramguard::tls::CertificateStore;
+use vramguard::webhook::{self, Webhook};
+
+fn suites() -> Vec<(PathBuf, Suite)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&directory)
+        .expect("tests/cases")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("a case file");
+        let suite = case::read(&path.display().to_string(), &text).unwrap_or_else(|error| panic!("{error}"));
+        (path, suite)
+    };
+    files.into_iter().map(read).collect()
+}
+
+#[test]
+fn the_core_answers_every_case_as_expected() {
+    let mut failures = Vec::new();
+    for (path, suite) in suites() {
+        let stage = Stage::of(&suite).unwrap_or_else(|errors| panic!("{}: {errors:?}", path.display()));
+        for case in &suite.cases {
+            let differences = match stage.play(case) {
+                Ok(outcome) => case.expect.compare(&outcome),
+                Err(error) => vec![error],
+            };
+            failures.extend(
+                differences
+                    .iter()
+                    .map(|line| format!("{}: {}: {line}", path.display(), case.name)),
+            );
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[tokio::test]
+async fn the_handlers_answer_every_case_as_the_core_does() {
+    for (path, suite) in suites() {
+        let stage = Stage::of(&suite).expect("checked above");
+        let routes = routes(&suite);
+        for case in &suite.cases {
+            let by_core = stage
+                .play(case)
+                .unwrap_or_else(|error| panic!("{}: {}: {error}", path.display(), case.name));
+            let by_handlers = handled(&routes, case).await;
+            assert_eq!(by_handlers, by_core, "{}: {}", path.display(), case.name);
+        }
+    }
+}
+
+#[test]
+fn a_case_file_with_a_mistake_names_it() {
+    let suite = "cases:\n  - name: n\n    pod: {}\n    expect: {verdict: Maybe}\n";
+    let error = case::read("suite.yaml", suite).unwrap_err().to_string();
+    assert!(error.starts_with("suite.yaml:4: cases[0].expect.verdict: "), "{error}");
+}
+
+/// A comparison that finds nothing wrong with anything would make every test above pass.
+#[test]
+fn a_case_that_expects_something_else_fails() {
+    let (_, mut suite) = suites().remove(0);
+    let stage = Stage::of(&suite).expect("checked above");
+    let case = &mut suite.cases[0];
+    case.expect.verdict = Expected::Deny;
+    case.expect.demand = Some("1Mi".into());
+    case.expect.patch = Some(json!([]));
+    assert_eq!(case.expect.compare(&stage.play(case).expect("it plays")).len(), 3);
+}
+
+fn routes(suite: &Suite) -> axum::Router {
+    let texts: Vec<(String, String)> = suite
+        .cluster
+        .iter()
+        .enumerate()
+        .map(|(index, value)| (index.to_string(), value.to_string()))
+        .collect();
+    let policies = suite
+        .policies
+        .iter()
+        .enumerate()
+        .map(|(index, value)| (index.to_string(), value.to_string()))
+        .collect();
+    let snapshot = snapshot::read(texts.iter().map(|(n, t)| (n.as_str(), t.as_str()))).expect("a cluster");
+    let policies = Arc::new(PolicyStore::new(&policies, "vramguard-system").expect("policies"));
+    let generation = policies.current();
+    let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
+    let index = Arc::new(index);
+    let metrics = Arc::new(Metrics::new(
+        index.clone(),
+        policies.clone(),
+        Arc::new(CertificateStore::default()),
+    ));
+    webhook::routes(Webhook {
+        index,
+        policies,
+        metrics,
+    })
+}
+
+/// What the API server does with a new pod, with the handlers for webhooks.
+async fn handled(routes: &axum::Router, case: &Case) -> Outcome {
+    let mutated = ask(routes, "/mutate/pods", case, &case.pod).await;
+    let mut pod = case.pod.clone();
+    let mut patch = json!([]);
+    if let Some(encoded) = mutated["patch"].as_str() {
+        assert_eq!(mutated["patchType"], "JSONPatch");
+        patch = serde_json::from_slice(&BASE64_STANDARD.decode(encoded).expect("base64")).expect("JSON");
+        let operations: json_patch::Patch = serde_json::from_value(patch.clone()).expect("a patch");
+        json_patch::patch(&mut pod, &operations).expect("it applies");
+    }
+    let validated = ask(routes, "/validate/pods", case, &pod).await;
+    let annotations: BTreeMap<String, String> =
+        serde_json::from_value(validated["auditAnnotations"].clone()).unwrap_or_default();
+    let texts = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap_or_default() };
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let allowed = validated["allowed"] == true;
+    if !allowed {
+        assert!(
+            [403, 422].contains(&validated["status"]["code"].as_u64().expect("a code")),
+            "{validated}"
+        );
+    }
+    Outcome {
+        verdict: if allowed { Expected::Allow } else { Expected::Deny },
+        reason: text(&validated["status"]["reason"]).or_else(|| annotations.get("reason").cloned()),
+        message: text(&validated["status"]["message"]),
+        demand: annotations.get("demand").cloned(),
+        warnings: [texts(&mutated["warnings"]), texts(&validated["warnings"])].concat(),
+        patch,
+    }
+}
+
+async fn ask(routes: &axum::Router, path: &str, case: &Case, pod: &Value) -> Value {
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "u", "operation": "CREATE", "resource": { "group": "", "version": "v1", "resource": "pods" },
+            "namespace": pod["metadata"]["namespace"], "userInfo": { "username": case.user }, "object": pod,
+        },
+    });
+    let request = Request::post(path)
+        .body(Body::from(review.to_string()))
+        .expect("a request");
+    let response = routes.clone().oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), 200, "{}", case.name);
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    let answer: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(answer["response"]["uid"], "u");
+    answer["response"].clone()
+}
