@@ -11,6 +11,10 @@ use super::gpu::Resource;
 use super::vram::Vram;
 use crate::keys;
 
+mod advice;
+
+pub use advice::Advice;
+
 /// How much of a user's own text is repeated in a message.
 pub const QUOTED: usize = 64;
 
@@ -420,68 +424,6 @@ impl fmt::Display for EnvConflict {
         match &self.ours {
             Some(ours) => write!(f, " where vramguard sets {ours:?}"),
             None => write!(f, ", which decides in place of the device plugin which GPUs it sees"),
-        }
-    }
-}
-
-/// What a pod's author is told although the pod is admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// Nothing declared, and that is allowed.
-    CountsAsSlot { container: String, slot: Vram, key: String },
-    /// A reserved annotation was taken off.
-    Stripped { key: String },
-    /// An annotation under our prefix means nothing.
-    UnknownAnnotation { key: String },
-    /// The user's own environment is kept.
-    KeptEnvironment { container: String, conflict: EnvConflict },
-    /// No node could take it, even an empty one.
-    NothingLargeEnough {
-        demand: Vram,
-        ceiling: Vram,
-        resource: Resource,
-    },
-    /// Declared, but nothing shares the resource, so nothing counts it.
-    NotGuarded { key: String, resource: Resource },
-    /// A violation in a namespace that only warns.
-    Violates(Violation),
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Advice::CountsAsSlot { container, slot, key } => write!(
-                f,
-                "container {container:?} declares no VRAM and counts as one slot of {slot}; add the annotation {key}: \
-                 <amount>"
-            ),
-            Advice::Stripped { key } => write!(f, "annotation {key} is set by vramguard only and was removed"),
-            Advice::UnknownAnnotation { key } => write!(
-                f,
-                "annotation {} means nothing to vramguard; known are {}, {}<container>, {} and {}",
-                quoted(key),
-                keys::VRAM,
-                keys::VRAM_OF,
-                keys::MODEL,
-                keys::PROCESSES
-            ),
-            Advice::KeptEnvironment { container, conflict } => {
-                write!(f, "container {container:?} sets {conflict}; its own value is kept")
-            }
-            Advice::NothingLargeEnough {
-                demand,
-                ceiling,
-                resource,
-            } => write!(
-                f,
-                "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
-                 empty: the pod waits until a larger one joins"
-            ),
-            Advice::NotGuarded { key, resource } => write!(
-                f,
-                "annotation {key} is not accounted for: no node is known to share {resource}"
-            ),
-            Advice::Violates(violation) => write!(f, "would be refused under mode Enforce: {violation}"),
         }
     }
 }

@@ -18,3 +18,4 @@ mod harness;
 mod kubelet;
 mod server;
 mod support;
+mod tiers;

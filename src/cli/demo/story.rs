@@ -13,6 +13,7 @@ use crate::capacity::ledger::PoolStanding;
 use crate::capacity::verdict::{Shortfall, count, waiting};
 use crate::capacity::vram::Vram;
 use crate::index::Index;
+use crate::keys;
 
 const BAR: u64 = 32;
 
@@ -116,7 +117,7 @@ pub fn changes(patch: &Patch, pod: &Value) -> Vec<String> {
         let PatchOperation::Add(add) = operation else { continue };
         let path = add.path.to_string();
         let words = if path.ends_with("limits/vramguard.dev~1vram") {
-            format!("vramguard.dev/vram: {}", text(&add.value))
+            format!("{}: {}", keys::VRAM_RESOURCE, text(&add.value))
         } else if path.contains("/env") {
             let entries = add.value.as_array().cloned().unwrap_or_else(|| vec![add.value.clone()]);
             let each = entries
