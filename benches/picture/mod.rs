@@ -1,0 +1,86 @@
+//! The objects that benchmarks run on: nodes and pods of the size that the API server really sends.
+
+use serde_json::{Map, Value, json};
+
+/// A node with one time-sliced A100 of 80 GB.
+pub fn node(name: &str) -> Value {
+    json!({
+        "metadata": { "name": name, "labels": {
+            "kubernetes.io/hostname": name, "nvidia.com/gpu.memory": "81920", "nvidia.com/gpu.count": "1",
+            "nvidia.com/gpu.replicas": "32", "nvidia.com/gpu.sharing-strategy": "time-slicing",
+        } },
+        "status": { "capacity": { "nvidia.com/gpu": "32" }, "allocatable": { "nvidia.com/gpu": "32" } },
+    })
+}
+
+/// A pod bound to node `n<node>`.
+pub fn bound(number: usize, node: usize) -> Value {
+    json!({
+        "metadata": { "name": format!("p{number}"), "namespace": "ml", "uid": format!("00000000-0000-4000-8000-{number:012}") },
+        "spec": {
+            "nodeName": format!("n{node}"),
+            "containers": [{ "name": "main", "resources": { "limits": { "nvidia.com/gpu": "1", "vramguard.dev/vram": "4000Mi" } } }],
+        },
+        "status": { "phase": "Running" },
+    })
+}
+
+/// A pod as the API server sends it at creation: two containers, volumes, probes, tolerations and managedFields.
+pub fn created() -> Value {
+    let mut env: Vec<Value> = (0..20)
+        .map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("value-{n}") }))
+        .collect();
+    env.push(
+        json!({ "name": "NODE", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } }),
+    );
+    let probe = json!({ "httpGet": { "path": "/health", "port": 8000, "scheme": "HTTP" }, "periodSeconds": 10, "timeoutSeconds": 1 });
+    let container = |name: &str, resources: Value| {
+        json!({
+            "name": name, "image": format!("registry.example/{name}:1.0"), "args": ["--model", "qwen3-8b", "--port", "8000"],
+            "env": env, "resources": resources, "livenessProbe": probe, "readinessProbe": probe, "imagePullPolicy": "IfNotPresent",
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+            "volumeMounts": (0..6).map(|n| json!({ "name": format!("v{n}"), "mountPath": format!("/mnt/v{n}"), "readOnly": true })).collect::<Vec<_>>(),
+        })
+    };
+    let gpu = json!({ "limits": { "cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1" }, "requests": { "cpu": "1", "memory": "8Gi", "nvidia.com/gpu": "1" } });
+    let fields: Map<String, Value> = (0..60)
+        .map(|n| (format!("f:field-{n}"), json!({ ".": {}, "f:name": {}, "f:value": {} })))
+        .collect();
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {
+            "name": "agent-7d9c5b6f4-x2x2x", "generateName": "agent-7d9c5b6f4-", "namespace": "ml", "creationTimestamp": null,
+            "labels": { "app": "agent", "pod-template-hash": "7d9c5b6f4" },
+            "annotations": { "vramguard.dev/vram": "8Gi", "example.com/checksum": "0123456789abcdef0123456789abcdef" },
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "agent-7d9c5b6f4", "uid": "u", "controller": true }],
+            "managedFields": [{ "manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields }],
+        },
+        "spec": {
+            "volumes": (0..6).map(|n| json!({ "name": format!("v{n}"), "configMap": { "name": format!("c{n}"), "defaultMode": 420 } })).collect::<Vec<_>>(),
+            "containers": [container("vllm", gpu), container("langchain", json!({}))],
+            "tolerations": [
+                { "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" },
+                { "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 },
+            ],
+            "restartPolicy": "Always", "serviceAccountName": "agent", "priority": 0, "preemptionPolicy": "PreemptLowerPriority",
+            "schedulerName": "default-scheduler", "securityContext": {},
+        },
+        "status": {},
+    })
+}
+
+/// The review of its creation, as bytes.
+pub fn review() -> Vec<u8> {
+    json!({
+        "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002", "kind": { "group": "", "version": "v1", "kind": "Pod" },
+            "resource": { "group": "", "version": "v1", "resource": "pods" }, "requestKind": { "group": "", "version": "v1", "kind": "Pod" },
+            "name": "agent-7d9c5b6f4-x2x2x", "namespace": "ml", "operation": "CREATE",
+            "userInfo": { "username": "system:serviceaccount:kube-system:replicaset-controller", "groups": ["system:serviceaccounts"] },
+            "object": created(), "oldObject": null, "dryRun": false, "options": { "kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1" },
+        },
+    })
+    .to_string()
+    .into_bytes()
+}
