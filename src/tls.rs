@@ -76,9 +76,19 @@ impl Default for CertificateStore {
 impl CertificateStore {
     /// Serves this pair from now on.
     pub fn set(&self, pair: Pair) {
-        tracing::info!(not_after = %pair.not_after, "serving certificate loaded");
+        if pair.not_after <= Timestamp::now() {
+            tracing::error!(not_after = %pair.not_after, "the serving certificate has ended: clients will refuse it");
+        } else {
+            tracing::info!(not_after = %pair.not_after, "serving certificate loaded");
+        }
         self.current.store(Some(Arc::new(pair)));
         self.changed.send_replace(());
+    }
+
+    /// Whether a pair should be served in place of the current one: not if it has ended and the current one has not. Where
+    /// there is none, one that has ended is served too: clients then say what is wrong, and so does the metric.
+    fn is_better(&self, pair: &Pair, now: Timestamp) -> bool {
+        pair.not_after > now || self.not_after().is_none_or(|current| current <= now)
     }
 
     /// When the certificate that is served ends; `None` before there is one.
@@ -108,6 +118,11 @@ impl CertificateStore {
                 Ok(files) if seen.as_ref() == Some(&files) => {}
                 Ok(files) => {
                     match Pair::from_pem(&files.0, &files.1) {
+                        Ok(pair) if !self.is_better(&pair, Timestamp::now()) => tracing::error!(
+                            "{}: the certificate ended at {}; the last good pair stays",
+                            directory.display(),
+                            pair.not_after
+                        ),
                         Ok(pair) => self.set(pair),
                         // A rotation may be half done; the other half is a change of its own.
                         Err(error) => tracing::error!("{}: {error:#}; the last good pair stays", directory.display()),
