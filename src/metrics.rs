@@ -2,6 +2,7 @@
 //! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -17,6 +18,11 @@ use crate::capacity::vram::Vram;
 use crate::index::Index;
 use crate::policies::PolicyStore;
 use crate::tls::CertificateStore;
+
+/// Series of answered reviews. A cluster has some thousands at most; reviews are anyone's who reaches the port.
+const MAX_ANSWERS: usize = 20_000;
+/// Stands for a namespace that cannot be one, and for all that came after [`MAX_ANSWERS`].
+const OTHER: &str = "(other)";
 
 /// Which review was answered how.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -41,6 +47,7 @@ struct Webhook {
 pub struct Metrics {
     registry: Registry,
     answers: Family<Answered, Counter>,
+    distinct_answers: AtomicUsize,
     refused_bodies: Counter,
     latency: Family<Webhook, Histogram>,
     /// Writes of a node's published figure.
@@ -59,6 +66,7 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("vramguard"),
             answers: Family::default(),
+            distinct_answers: AtomicUsize::new(0),
             refused_bodies: Counter::default(),
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
@@ -98,12 +106,21 @@ impl Metrics {
     }
 
     /// A review was answered.
-    pub fn answered(&self, answered: Answered, took: Duration) {
+    pub fn answered(&self, mut answered: Answered, took: Duration) {
         self.latency
             .get_or_create(&Webhook {
                 webhook: answered.webhook,
             })
             .observe(took.as_secs_f64());
+        if let Some(counter) = self.answers.get(&answered) {
+            counter.inc();
+            return;
+        }
+        if !may_be_namespace(&answered.namespace)
+            || self.distinct_answers.fetch_add(1, Ordering::Relaxed) >= MAX_ANSWERS
+        {
+            OTHER.clone_into(&mut answered.namespace);
+        }
         self.answers.get_or_create(&answered).inc();
     }
 
@@ -118,6 +135,14 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// Whether the API server could have such a namespace; none is that of an object without one.
+fn may_be_namespace(name: &str) -> bool {
+    name.len() <= 63
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// 25 µs to 1.6 s: a review takes tens of microseconds, and what takes a second is what one wants to see.
@@ -256,5 +281,31 @@ impl Collector for State {
         let errors = ConstCounter::new(self.policies.reload_errors());
         let help = "Changed policies that could not be put in force";
         errors.encode(encoder.encode_descriptor("policy_reload_errors", help, None, errors.metric_type())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forged_namespaces_do_not_add_up() {
+        let policies = Arc::new(PolicyStore::new(&Vec::new(), "own").unwrap());
+        let index = Arc::new(Index::new(*policies.current().policies.rules(), Vec::new()));
+        let metrics = Metrics::new(index, policies, Arc::default());
+        for number in 0..MAX_ANSWERS * 2 {
+            let answered = Answered {
+                webhook: "mutate",
+                verdict: "allowed",
+                reason: String::new(),
+                namespace: format!("forged-{number}"),
+            };
+            metrics.answered(answered, Duration::ZERO);
+        }
+        let text = metrics.encode().unwrap();
+        let series = text.lines().filter(|line| line.starts_with("vramguard_reviews_total{"));
+        assert_eq!(series.count(), MAX_ANSWERS + 1);
+        let others = format!("namespace=\"{OTHER}\"}} {MAX_ANSWERS}");
+        assert!(text.contains(&others), "the last ones are counted together");
     }
 }
