@@ -156,7 +156,8 @@ impl Webhook {
             (Some(_), Mode::Warn | Mode::Audit | Mode::Off) => "would_deny",
         };
         if let Some(reason) = &reason {
-            tracing::info!(pod = %pod.name, mode = %judgement.mode, %reason, verdict, "policy violated");
+            // As debug text: a name is anyone's, and may not end the line.
+            tracing::info!(namespace = ?pod.name.namespace, pod = ?pod.name.name, mode = %judgement.mode, %reason, verdict, "policy violated");
         }
         let answer = Answer::judged(request.uid.clone(), &pod.name, judgement);
         Decided {
