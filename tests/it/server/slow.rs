@@ -1,0 +1,213 @@
+//! Clients that stall, and more of them than there are places. Deadlines are those of the server: 5 s for a handshake, 5 s
+//! for the first header, 10 s for a body; 1024 connections.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use futures::future::join_all;
+use hyper::{Method, StatusCode};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::client::{Client, TRICKLE, Verdict, connect, stalling};
+use super::site::{PATIENCE, Server, pod, review};
+use crate::support::eventually;
+
+/// What a busy machine may add to a deadline.
+const SLACK: Duration = Duration::from_secs(4);
+/// No client that is only slow is cut off sooner.
+const LENIENT: Duration = Duration::from_secs(3);
+const CAP: usize = 1024;
+/// More than the server has open beside connections: listeners, the log, a policy file that is just being read.
+const OTHER_FILES: usize = 50;
+
+/// Sends `beginning`, then `again` every now and then, until the server closes; what it answered, and after how long.
+async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Duration) {
+    let start = Instant::now();
+    stream.write_all(beginning).await.expect("a beginning");
+    stream.flush().await.expect("a beginning");
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match tokio::time::timeout(TRICKLE, stream.read(&mut buffer)).await {
+            Ok(Ok(0) | Err(_)) => break,
+            Ok(Ok(count)) => answer.extend(&buffer[..count]),
+            // A failed write shows in the next read.
+            Err(_) => _ = stream.write_all(again).await,
+        }
+        _ = stream.flush().await;
+        assert!(start.elapsed() < PATIENCE, "never cut off");
+    }
+    (String::from_utf8_lossy(&answer).into_owned(), start.elapsed())
+}
+
+fn expect_within(what: &str, took: Duration, deadline: Duration) {
+    assert!(
+        LENIENT < took && took < deadline + SLACK,
+        "{what}: cut off after {took:?}, the deadline is {deadline:?}"
+    );
+}
+
+async fn stalls_before_the_first_request(server: &Server) {
+    let (port, ca) = (server.site.https, server.ca());
+    let deadline = Duration::from_secs(5);
+    let tcp = async |what: &str, beginning: &[u8], again: &[u8]| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+        let (_, took) = stall(stream, beginning, again).await;
+        expect_within(what, took, deadline);
+    };
+    let tls = async |what: &str, protocol: &str, beginning: &[u8], again: &[u8]| {
+        let stream = connect(port, &ca, protocol).await.expect("a connection");
+        let (answer, took) = stall(stream, beginning, again).await;
+        assert!(!answer.contains("allowed"), "{what}: {answer}");
+        expect_within(what, took, deadline);
+    };
+    let half_a_header = b"POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nX-Slow: ";
+    tokio::join!(
+        tcp("silence", b"", b""),
+        tcp("half a hello", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b""),
+        tcp("a hello that trickles", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b"x"),
+        tls("nothing after the handshake", "http/1.1", b"", b""),
+        tls("half a header", "http/1.1", half_a_header, b""),
+        tls("a header that trickles", "http/1.1", half_a_header, b"x"),
+        tls("nothing after the handshake, h2", "h2", b"", b""),
+        tls(
+            "only the preface of h2",
+            "h2",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+            b""
+        ),
+    );
+}
+
+async fn stalls_within_a_body(server: &Server) {
+    let (port, ca) = (server.site.https, server.ca());
+    let deadline = Duration::from_secs(10);
+    let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
+    let half = &body[..body.len() / 2];
+    let head = format!(
+        "POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let http1 = async |what: &str, again: &[u8]| {
+        let stream = connect(port, &ca, "http/1.1").await.expect("a connection");
+        let (answer, took) = stall(stream, format!("{head}{half}").as_bytes(), again).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && !answer.contains("allowed"),
+            "{what}: {answer}"
+        );
+        expect_within(what, took, deadline);
+    };
+    let http2 = async {
+        let mut client = Client::connect(port, &ca, "h2").await.expect("a connection");
+        let start = Instant::now();
+        let answered = client
+            .send(Method::POST, "/mutate/pods", stalling(half.to_owned()))
+            .await;
+        let (status, answer) = answered.expect("an answer");
+        assert!(status.is_client_error(), "{status}: {answer:?}");
+        expect_within("half a body over h2", start.elapsed(), deadline);
+    };
+    tokio::join!(http1("half a body", b""), http1("a body that trickles", b" "), http2);
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
+    let server = Server::start().await;
+    let stalled = async {
+        tokio::join!(stalls_before_the_first_request(&server), stalls_within_a_body(&server));
+    };
+    let others = async {
+        loop {
+            let start = Instant::now();
+            let verdict = server.client().await.verdict(&pod("lab", json!({}))).await;
+            assert_eq!(verdict, Verdict::Denied("VramUndeclared".into()));
+            assert!(start.elapsed() < LENIENT, "held up for {:?}", start.elapsed());
+            tokio::time::sleep(TRICKLE).await;
+        }
+    };
+    tokio::select! {
+        () = stalled => {}
+        () = others => unreachable!("the others go on"),
+    }
+    server.expect_ready();
+}
+
+/// How many files this process, and so its children, may have open.
+fn open_files() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("a limit");
+    line.split_whitespace()
+        .nth(3)
+        .and_then(|soft| soft.parse().ok())
+        .unwrap_or(usize::MAX)
+}
+
+/// How many files the server has open.
+fn files(server: &Server) -> usize {
+    let pid = server.process.pid().expect("it runs");
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("Linux").count()
+}
+
+#[tokio::test]
+async fn more_connections_than_the_cap_wait_and_are_served_when_others_close() {
+    if open_files() < 3 * CAP {
+        println!("skipped: only {} files may be open", open_files());
+        return;
+    }
+    let server = Server::start().await;
+    let (port, ca) = (server.site.https, server.ca());
+    let undeclared = pod("lab", json!({}));
+    let denied = Verdict::Denied("VramUndeclared".into());
+    let hold = async || {
+        let mut client = Client::connect(port, &ca, "http/1.1").await.expect("a connection");
+        assert_eq!(client.verdict(&undeclared).await, denied); // one that was never used is soon cut off
+        client
+    };
+    let mut held = Vec::new();
+    while held.len() < CAP {
+        held.extend(join_all((0..64).map(|_| hold())).await);
+    }
+    assert!(files(&server) >= CAP, "{} files", files(&server));
+    let late = async {
+        let queued = join_all((0..100).map(|_| TcpStream::connect(("127.0.0.1", port)))).await;
+        assert!(queued.iter().all(Result::is_ok), "{queued:?}");
+        server.client().await.verdict(&undeclared).await
+    };
+    let mut late = std::pin::pin!(late);
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut late).await;
+    assert!(early.is_err(), "the cap does not hold: {early:?}");
+    assert!(files(&server) < CAP + OTHER_FILES, "{} files", files(&server));
+    drop(held);
+    let verdict = tokio::time::timeout(PATIENCE, late).await;
+    assert_eq!(verdict.expect("a place that is free again"), denied);
+    eventually("all connections to be forgotten", PATIENCE, async || {
+        ensure!(files(&server) < OTHER_FILES, "{} files", files(&server));
+        Ok(())
+    })
+    .await;
+    server.expect_ready();
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_reviews_at_once() {
+    let server = Server::shared().await;
+    let Client::Http2(sender) = Client::connect(server.site.https, &server.ca(), "h2")
+        .await
+        .expect("a connection")
+    else {
+        unreachable!("h2 was asked for");
+    };
+    let body = review(&pod("lab", json!({}))).to_string();
+    let ask = |_| {
+        let (mut client, body) = (Client::Http2(sender.clone()), body.clone());
+        async move { client.post("/validate/pods", body).await.expect("an answer") }
+    };
+    for (status, answer) in join_all((0..500).map(ask)).await {
+        assert_eq!(status, StatusCode::OK);
+        assert!(String::from_utf8_lossy(&answer).contains("VramUndeclared"));
+    }
+}
