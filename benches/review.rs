@@ -4,6 +4,8 @@
 //!
 //! Not a criterion benchmark: criterion measures the wall clock, which on a shared machine measures the neighbours.
 
+#![allow(clippy::disallowed_methods)] // what the pure tiers may not touch is what is measured here
+
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;

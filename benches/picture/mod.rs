@@ -43,7 +43,7 @@ pub fn created() -> Value {
         })
     };
     let gpu = json!({ "limits": { "cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1" }, "requests": { "cpu": "1", "memory": "8Gi", "nvidia.com/gpu": "1" } });
-    let fields: Map<String, Value> = (0..60)
+    let fields: Map<String, Value> = (0..115)
         .map(|n| (format!("f:field-{n}"), json!({ ".": {}, "f:name": {}, "f:value": {} })))
         .collect();
     json!({

@@ -101,7 +101,7 @@ pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Op
             operations.append(&mut changes);
         }
     }
-    (!operations.is_empty()).then(|| Value::Array(operations))
+    (!operations.is_empty()).then_some(Value::Array(operations))
 }
 
 fn same(current: Option<&LabelSelector>, wanted: &LabelSelector) -> bool {

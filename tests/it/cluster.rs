@@ -1,6 +1,5 @@
 //! vramguard on a real control plane: the manifests of `deploy/`, stock scheduler, stock controller-manager, nodes that kwok
 //! plays.
-#![allow(clippy::disallowed_methods)] // a test measures time
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,6 +1,5 @@
 //! vramguard beside a control plane: the manifests of `deploy/` with the webhooks pointed at a process of this machine, run
 //! under the service account of the manifests, so that their RBAC is what is tested.
-#![allow(clippy::disallowed_methods)] // a test reads files
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! vramguard beside a real kubelet and containerd: what is published outlives what kubelets do, and no running pod dies of
 //! it. Skipped, with the reason printed, where the host cannot run a kubelet.
-#![allow(clippy::disallowed_methods)] // a test measures time
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -10,6 +10,8 @@
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
 //! | `kubelet` | a real kubelet and containerd |
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
+
 mod cases;
 mod cluster;
 mod demo;
