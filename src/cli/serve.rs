@@ -13,6 +13,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::net::TcpListener;
@@ -31,6 +33,11 @@ use crate::tls::{self, CertificateStore};
 use crate::watch;
 use crate::webhook::server::Server;
 use crate::webhook::{self, Webhook};
+
+/// On the plain port: for a request line and headers, and so between two requests too.
+const PLAIN_HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// For a connection of the plain port as a whole. Scrapers that keep theirs open open another.
+const PLAIN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Arguments of `serve`
 #[derive(Clone, Debug, clap::Args)]
@@ -159,7 +166,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         stopping: stopping.clone(),
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { _ = axum::serve(plain, health_routes(health)).await });
+    tasks.spawn(serve_plain(plain, health_routes(health)));
     inputs.follow(&args, &policies, &index, &mut tasks);
 
     let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
@@ -360,6 +367,22 @@ fn health_routes(health: Health) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(health)
+}
+
+/// Serves the plain port. Whoever stalls there is cut off: a port full of sleepers would leave no file for reviews.
+async fn serve_plain(listener: TcpListener, routes: Router) {
+    loop {
+        let Ok((socket, _)) = listener.accept().await else {
+            // Out of file descriptors, say. Accepting again at once would only spin.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PLAIN_HEADER_DEADLINE)
+            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes.clone()));
+        tokio::spawn(tokio::time::timeout(PLAIN_DEADLINE, connection));
+    }
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {

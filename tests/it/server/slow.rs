@@ -49,9 +49,9 @@ fn expect_within(what: &str, took: Duration, deadline: Duration) {
 }
 
 async fn stalls_before_the_first_request(server: &Server) {
-    let (port, ca) = (server.site.https, server.ca());
+    let (port, plain, ca) = (server.site.https, server.site.http, server.ca());
     let deadline = Duration::from_secs(5);
-    let tcp = async |what: &str, beginning: &[u8], again: &[u8]| {
+    let tcp = async |port: u16, what: &str, beginning: &[u8], again: &[u8]| {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
         let (_, took) = stall(stream, beginning, again).await;
         expect_within(what, took, deadline);
@@ -64,9 +64,21 @@ async fn stalls_before_the_first_request(server: &Server) {
     };
     let half_a_header = b"POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nX-Slow: ";
     tokio::join!(
-        tcp("silence", b"", b""),
-        tcp("half a hello", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b""),
-        tcp("a hello that trickles", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b"x"),
+        tcp(port, "silence", b"", b""),
+        tcp(port, "half a hello", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b""),
+        tcp(
+            port,
+            "a hello that trickles",
+            &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
+            b"x"
+        ),
+        tcp(plain, "silence on the plain port", b"", b""),
+        tcp(
+            plain,
+            "half a header on the plain port",
+            b"GET /metrics HTTP/1.1\r\nX-Slow: ",
+            b"x"
+        ),
         tls("nothing after the handshake", "http/1.1", b"", b""),
         tls("half a header", "http/1.1", half_a_header, b""),
         tls("a header that trickles", "http/1.1", half_a_header, b"x"),
