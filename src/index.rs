@@ -20,7 +20,6 @@ use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod;
 use crate::k8s::snapshot::Snapshot;
-use crate::keys;
 
 /// The state that all parts of a server share.
 #[derive(Debug)]
@@ -60,7 +59,7 @@ impl Index {
     /// An empty state under these rules.
     pub fn new(rules: Rules, overrides: Vec<Override>) -> Index {
         let state = State {
-            cluster: Cluster::new(rules, guarded_by(&overrides)),
+            cluster: Cluster::new(rules, node::guarded_by(&overrides)),
             waiting: BTreeMap::new(),
             overrides,
             advertised: BTreeMap::new(),
@@ -68,10 +67,7 @@ impl Index {
             nodes_listed: false,
             pods_listed: false,
         };
-        Index {
-            state: RwLock::new(state),
-            changed: watch::Sender::new(()),
-        }
+        Index { state: RwLock::new(state), changed: watch::Sender::new(()) }
     }
 
     /// A static picture of a cluster.
@@ -103,7 +99,7 @@ impl Index {
         if relist {
             state.overrides = overrides.to_vec();
         }
-        state.cluster.set_rules(rules, guarded_by(overrides));
+        state.cluster.set_rules(rules, node::guarded_by(overrides));
         drop(state);
         self.changed.send_replace(());
         relist
@@ -121,10 +117,7 @@ impl Index {
         let before = if advertised == Advertised::default() {
             state.advertised.remove(name).unwrap_or_default()
         } else {
-            state
-                .advertised
-                .insert(name.to_owned(), advertised.clone())
-                .unwrap_or_default()
+            state.advertised.insert(name.to_owned(), advertised.clone()).unwrap_or_default()
         };
         if before != advertised {
             state.repair.insert(name.to_owned());
@@ -136,8 +129,7 @@ impl Index {
     /// A node is gone.
     pub fn delete_node(&self, name: &str) {
         let mut state = self.state.write();
-        state.cluster.delete_node(name);
-        state.advertised.remove(name);
+        state.forget_node(name);
         drop(state);
         self.changed.send_replace(());
     }
@@ -145,17 +137,10 @@ impl Index {
     /// All nodes have been listed: those not named are gone.
     pub fn reset_nodes(&self, listed: &BTreeSet<String>) {
         let mut state = self.state.write();
-        let known = state
-            .cluster
-            .node_names()
-            .chain(state.advertised.keys().map(String::as_str));
-        let gone: Vec<String> = known
-            .filter(|name| !listed.contains(*name))
-            .map(str::to_owned)
-            .collect();
+        let known = state.cluster.node_names().chain(state.advertised.keys().map(String::as_str));
+        let gone: Vec<String> = known.filter(|name| !listed.contains(*name)).map(str::to_owned).collect();
         for name in gone {
-            state.cluster.delete_node(&name);
-            state.advertised.remove(&name);
+            state.forget_node(&name);
         }
         state.nodes_listed = true;
         drop(state);
@@ -225,54 +210,32 @@ impl Index {
     /// Every node that has GPUs, holders or something advertised: a new leader looks at all of them.
     pub fn all_nodes(&self) -> BTreeSet<String> {
         let state = self.state.read();
-        state
-            .cluster
-            .node_names()
-            .chain(state.advertised.keys().map(String::as_str))
-            .map(str::to_owned)
-            .collect()
+        state.cluster.node_names().chain(state.advertised.keys().map(String::as_str)).map(str::to_owned).collect()
     }
 }
 
 impl State {
+    fn forget_node(&mut self, name: &str) {
+        self.cluster.delete_node(name);
+        self.advertised.remove(name);
+        self.repair.remove(name);
+    }
+
     /// What a node says of itself.
     pub fn advertised(&self, node: &str) -> Advertised {
         self.advertised.get(node).cloned().unwrap_or_default()
     }
 }
 
-fn guarded_by(overrides: &[Override]) -> BTreeSet<Resource> {
-    overrides
-        .iter()
-        .filter(|o| o.replicas.get() > 1)
-        .map(|o| o.resource.clone())
-        .collect()
-}
-
 fn waiting(object: &PodObject) -> Option<Waiting> {
     if !pod::is_unschedulable(object) {
         return None;
     }
-    let Pod {
-        name,
-        containers,
-        placement,
-        ..
-    } = pod::translate(object, None, None);
-    let requests = containers
-        .iter()
-        .filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+    let Pod { name, containers, placement, .. } = pod::translate(object, None, None);
+    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
     let demand = crate::capacity::demand::of_pod(requests);
-    let (resource, _) = containers
-        .into_iter()
-        .find_map(|container| container.gpus.into_iter().next())?;
-    debug_assert!(keys::is_gpu_resource(&resource.0));
-    (!demand.is_zero()).then_some(Waiting {
-        name,
-        demand,
-        resource,
-        placement,
-    })
+    let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
+    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement })
 }
 
 #[cfg(test)]
@@ -358,10 +321,7 @@ mod tests {
     fn a_pod_waits_until_it_is_bound() {
         let index = index();
         index.apply_pod(&pod("a", None, "Pending"));
-        assert_eq!(
-            index.read().waiting.values().next().unwrap().demand,
-            Vram::from_mib(8192)
-        );
+        assert_eq!(index.read().waiting.values().next().unwrap().demand, Vram::from_mib(8192));
         index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
         assert!(index.read().waiting.is_empty());
     }

@@ -78,40 +78,20 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "Version of the binary", build);
         r.register("reviews", "Admission reviews answered", metrics.answers.clone());
-        r.register(
-            "refused_bodies",
-            "Requests that held no AdmissionReview",
-            metrics.refused_bodies.clone(),
-        );
+        r.register("refused_bodies", "Requests that held no AdmissionReview", metrics.refused_bodies.clone());
         let help = "Time from the whole body of a review to its answer";
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
-        r.register(
-            "node_publications",
-            "Writes of a node's published VRAM",
-            metrics.published.clone(),
-        );
-        r.register(
-            "node_publication_errors",
-            "Writes of it that failed",
-            metrics.publish_errors.clone(),
-        );
+        r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
+        r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
-        r.register_collector(Box::new(State {
-            index,
-            policies,
-            certificates,
-        }));
+        r.register_collector(Box::new(State { index, policies, certificates }));
         metrics
     }
 
     /// A review was answered.
     pub fn answered(&self, mut answered: Answered, took: Duration) {
-        self.latency
-            .get_or_create(&Webhook {
-                webhook: answered.webhook,
-            })
-            .observe(took.as_secs_f64());
+        self.latency.get_or_create(&Webhook { webhook: answered.webhook }).observe(took.as_secs_f64());
         if let Some(counter) = self.answers.get(&answered) {
             counter.inc();
             return;
@@ -139,17 +119,12 @@ impl Metrics {
 
 /// Whether the API server could have such a namespace; none is that of an object without one.
 fn may_be_namespace(name: &str) -> bool {
-    name.len() <= 63
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// 25 µs to 1.6 s: a review takes tens of microseconds, and what takes a second is what one wants to see.
 fn latencies() -> Histogram {
-    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
-        25e-6, 4.0, 9,
-    ))
+    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(25e-6, 4.0, 9))
 }
 
 /// Reads the state at each scrape.
@@ -172,16 +147,10 @@ type Figures = [Vec<Figure>; FIGURES.len()];
 const FIGURES: [(&str, &str); 8] = [
     ("gpu_total", "Memory of a GPU, driver-reserved included"),
     ("gpu_allocatable", "What a GPU can be promised"),
-    (
-        "pool_allocatable",
-        "What all GPUs behind a resource of a node can be promised",
-    ),
+    ("pool_allocatable", "What all GPUs behind a resource of a node can be promised"),
     ("pool_held", "What is promised of them"),
     ("pool_free", "The largest demand that can be placed on them now"),
-    (
-        "pool_deficit",
-        "By how much they are overcommitted, or may be where the GPU of each pod is not known",
-    ),
+    ("pool_deficit", "By how much they are overcommitted, or may be where the GPU of each pod is not known"),
     ("node_published", "What a node should advertise of vramguard.dev/vram"),
     ("node_bound", "Requests of the pods on a node"),
 ];
@@ -201,42 +170,18 @@ impl State {
                 let mode = || ("mode", stands.accounting.to_string());
                 for gpu in pool.contents.iter().flat_map(|contents| &contents.gpus) {
                     let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
-                    figures[0].push(Figure {
-                        labels: labels.clone(),
-                        value: gpu.total,
-                    });
-                    figures[1].push(Figure {
-                        labels,
-                        value: gpu.allocatable(&rules).room(),
-                    });
+                    figures[0].push(Figure { labels: labels.clone(), value: gpu.total });
+                    figures[1].push(Figure { labels, value: gpu.allocatable(&rules).room() });
                 }
                 let labels = || vec![node(), resource(), mode()];
-                figures[2].extend(stands.allocatable.map(|value| Figure {
-                    labels: labels(),
-                    value,
-                }));
-                figures[3].push(Figure {
-                    labels: labels(),
-                    value: stands.held,
-                });
-                figures[4].push(Figure {
-                    labels: labels(),
-                    value: stands.balance.room(),
-                });
+                figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));
+                figures[3].push(Figure { labels: labels(), value: stands.held });
+                figures[4].push(Figure { labels: labels(), value: stands.balance.room() });
                 let deficit = stands.balance.deficit().unwrap_or(Vram::ZERO);
-                figures[5].push(Figure {
-                    labels: labels(),
-                    value: deficit,
-                });
+                figures[5].push(Figure { labels: labels(), value: deficit });
             }
-            figures[6].extend(standing.published.map(|value| Figure {
-                labels: vec![node()],
-                value,
-            }));
-            figures[7].push(Figure {
-                labels: vec![node()],
-                value: standing.bound,
-            });
+            figures[6].extend(standing.published.map(|value| Figure { labels: vec![node()], value }));
+            figures[7].push(Figure { labels: vec![node()], value: standing.bound });
         }
         figures
     }
@@ -258,22 +203,10 @@ impl Collector for State {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         let number = i64::try_from(generation.number).unwrap_or(i64::MAX);
-        gauge(
-            "policy_generation",
-            "Counts the changes of the policies in force",
-            number,
-        )?;
+        gauge("policy_generation", "Counts the changes of the policies in force", number)?;
         let overcommit = i64::from(generation.policies.rules().overcommit.is_on());
-        gauge(
-            "overcommit_enabled",
-            "1 where policy promises more than there is",
-            overcommit,
-        )?;
-        gauge(
-            "index_synced",
-            "1 once nodes and pods have been listed",
-            i64::from(self.index.is_synced()),
-        )?;
+        gauge("overcommit_enabled", "1 where policy promises more than there is", overcommit)?;
+        gauge("index_synced", "1 once nodes and pods have been listed", i64::from(self.index.is_synced()))?;
         if let Some(not_after) = self.certificates.not_after() {
             let help = "When the serving certificate ends, in seconds since 1970";
             gauge("certificate_not_after_timestamp_seconds", help, not_after.as_second())?;

@@ -7,17 +7,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::capacity::policy::{Policies, Policy};
+use crate::capacity::policy::{EXEMPT_BY_DEFAULT, Policies, Policy};
 use crate::k8s::document::{self, Configuration, DocumentError};
 use crate::k8s::node::Override;
 
 /// How soon a changed file is in force.
 const POLL: Duration = Duration::from_secs(1);
+
+/// How long a pod may still be what the policy before made of it: it was mutated a moment ago, or by a replica whose kubelet
+/// has not brought it the changed files yet.
+const GRACE: Duration = Duration::from_secs(120);
 
 /// A policy directory that may not be larger than this: it is read every second.
 const MAX_BYTES: u64 = 8 << 20;
@@ -29,8 +33,10 @@ pub struct Generation {
     pub number: u64,
     /// In force.
     pub policies: Policies,
-    /// In force before, for pods that were mutated a moment ago.
+    /// In force before.
     pub previous: Option<Policies>,
+    /// Since when this one is.
+    pub since: Instant,
     /// What operators say about nodes.
     pub overrides: Vec<Override>,
 }
@@ -79,6 +85,7 @@ impl PolicyStore {
             number: 1,
             policies,
             previous: None,
+            since: Instant::now(),
             overrides: configuration.overrides,
         };
         Ok(PolicyStore {
@@ -115,12 +122,8 @@ impl PolicyStore {
         report(&configuration, &policies);
         let number = before.number + 1;
         let previous = Some(before.policies.clone());
-        self.current.store(Arc::new(Generation {
-            number,
-            policies,
-            previous,
-            overrides: configuration.overrides,
-        }));
+        let (since, overrides) = (Instant::now(), configuration.overrides);
+        self.current.store(Arc::new(Generation { number, policies, previous, since, overrides }));
         self.changed.send_replace(number);
         tracing::info!(generation = number, "policies changed");
         Ok(())
@@ -129,19 +132,24 @@ impl PolicyStore {
     /// Follows the directory until cancelled. `fixed` files (from snapshots) count beside it.
     pub async fn follow(&self, directory: &Path, fixed: &Files, mut seen: Files) {
         let mut ticks = tokio::time::interval(POLL);
+        let mut complained = None;
         loop {
             ticks.tick().await;
             let owned = directory.to_owned();
-            let read = tokio::task::spawn_blocking(move || files_of(&owned))
-                .await
-                .expect("reading files does not panic");
+            let read =
+                tokio::task::spawn_blocking(move || files_of(&owned)).await.expect("reading files does not panic");
             let files = match read {
                 Ok(files) => [fixed.clone(), files].concat(),
                 Err(error) => {
-                    self.complain(&error);
+                    // Once, not every second.
+                    if complained.as_ref() != Some(&error.to_string()) {
+                        self.complain(&error);
+                        complained = Some(error.to_string());
+                    }
                     continue;
                 }
             };
+            complained = None;
             if files == seen {
                 continue;
             }
@@ -164,11 +172,9 @@ impl Generation {
     /// The policy in force in a namespace, and the one before it where that differs; `None` where it is exempt.
     pub fn of(&self, namespace: &str) -> Option<(&Policy, Option<&Policy>)> {
         let current = self.policies.of(namespace)?;
-        let previous = self.previous.as_ref().and_then(|policies| policies.of(namespace));
-        Some((
-            current,
-            previous.filter(|previous| *previous != current).map(Arc::as_ref),
-        ))
+        let previous = self.previous.as_ref().filter(|_| self.since.elapsed() < GRACE);
+        let previous = previous.and_then(|policies| policies.of(namespace));
+        Some((current, previous.filter(|previous| *previous != current).map(Arc::as_ref)))
     }
 }
 
@@ -181,12 +187,8 @@ pub fn files_of(directory: &Path) -> Result<Files, LoadError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(io(directory))? {
         let path = entry.map_err(io(directory))?.path();
-        let hidden = path
-            .file_name()
-            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        let named = path
-            .extension()
-            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e));
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let named = path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e));
         if named && !hidden && path.is_file() {
             paths.push(path);
         }
@@ -197,9 +199,7 @@ pub fn files_of(directory: &Path) -> Result<Files, LoadError> {
     for path in paths {
         bytes += std::fs::metadata(&path).map_err(io(&path))?.len();
         if bytes > MAX_BYTES {
-            return Err(LoadError::TooLarge {
-                path: directory.to_owned(),
-            });
+            return Err(LoadError::TooLarge { path: directory.to_owned() });
         }
         let text = std::fs::read_to_string(&path).map_err(io(&path))?;
         files.push((path.display().to_string(), text));
@@ -219,6 +219,11 @@ fn report(configuration: &Configuration, policies: &Policies) {
     for (namespace, field) in policies.ignored() {
         let field = field.path();
         tracing::warn!("VramPolicy of namespace {namespace:?}: {field} is locked by the ClusterVramPolicy and ignored");
+    }
+    for name in EXEMPT_BY_DEFAULT.iter().filter(|name| !policies.exempt().contains(**name)) {
+        tracing::warn!(
+            "exemptNamespaces leaves out {name:?}: pods of Kubernetes or of the GPU stack may be refused there"
+        );
     }
     let overcommit = policies.rules().overcommit;
     if overcommit.is_on() {
@@ -252,10 +257,7 @@ mod tests {
         std::fs::write(&file, cluster("Warn")).unwrap();
         let store = store(directory.path());
         std::fs::write(&file, cluster("Wran")).unwrap();
-        let error = store
-            .replace(&files_of(directory.path()).unwrap())
-            .unwrap_err()
-            .to_string();
+        let error = store.replace(&files_of(directory.path()).unwrap()).unwrap_err().to_string();
         assert!(error.contains("cluster.yaml:4: spec.mode"), "{error}");
         assert_eq!((mode(&store), store.current().number), (Mode::Warn, 1));
     }
@@ -273,12 +275,7 @@ mod tests {
     #[test]
     fn the_same_content_is_no_new_generation() {
         let store = PolicyStore::new(&vec![("c".into(), cluster("Warn"))], "own").unwrap();
-        store
-            .replace(&vec![(
-                "other-name".into(),
-                format!("# a comment\n{}", cluster("Warn")),
-            )])
-            .unwrap();
+        store.replace(&vec![("other-name".into(), format!("# a comment\n{}", cluster("Warn")))]).unwrap();
         assert_eq!(store.current().number, 1);
     }
 
@@ -306,10 +303,7 @@ mod tests {
         });
         std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
         std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), changed.changed())
-            .await
-            .expect("a new generation")
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(20), changed.changed()).await.expect("a new generation").unwrap();
         assert_eq!(mode(&store), Mode::Audit);
         follower.abort();
     }

@@ -11,10 +11,12 @@ use jiff::{Span, Timestamp, tz::TimeZone};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use rustls::RootCertStore;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
@@ -35,20 +37,15 @@ pub struct Pair {
 impl Pair {
     /// Reads PEM. Refuses a key that is not the certificate's.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> anyhow::Result<Pair> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<_, _>>()
-            .context("the certificate is not PEM")?;
+        let chain: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().context("the certificate is not PEM")?;
         let first = chain.first().context("the certificate file holds no certificate")?;
         let not_after = not_after(first)?;
         let key = PrivateKeyDer::from_pem_slice(key).context("the key is not PEM")?;
         let key = any_supported_type(&key).context("the key is of a kind that cannot sign")?;
         let pair = CertifiedKey::new(chain, key);
-        pair.keys_match()
-            .context("the key does not belong to the certificate")?;
-        Ok(Pair {
-            key: Arc::new(pair),
-            not_after,
-        })
+        pair.keys_match().context("the key does not belong to the certificate")?;
+        Ok(Pair { key: Arc::new(pair), not_after })
     }
 }
 
@@ -66,10 +63,7 @@ pub struct CertificateStore {
 
 impl Default for CertificateStore {
     fn default() -> CertificateStore {
-        CertificateStore {
-            current: ArcSwapOption::empty(),
-            changed: watch::Sender::new(()),
-        }
+        CertificateStore { current: ArcSwapOption::empty(), changed: watch::Sender::new(()) }
     }
 }
 
@@ -85,10 +79,19 @@ impl CertificateStore {
         self.changed.send_replace(());
     }
 
-    /// Whether a pair should be served in place of the current one: not if it has ended and the current one has not. Where
-    /// there is none, one that has ended is served too: clients then say what is wrong, and so does the metric.
-    fn is_better(&self, pair: &Pair, now: Timestamp) -> bool {
-        pair.not_after > now || self.not_after().is_none_or(|current| current <= now)
+    /// Serves this pair in place of the current one, unless it has ended and the current one has not. Where there is none,
+    /// one that has ended is served too: clients then say what is wrong, and so does the metric.
+    pub fn offer(&self, pair: Pair, origin: &str) {
+        let now = Timestamp::now();
+        let current = self.current.load();
+        if current.as_ref().is_some_and(|current| current.key.cert == pair.key.cert) {
+            return;
+        }
+        if pair.not_after <= now && current.as_ref().is_some_and(|current| current.not_after > now) {
+            tracing::error!("{origin}: the certificate ended at {}; the last good pair stays", pair.not_after);
+            return;
+        }
+        self.set(pair);
     }
 
     /// When the certificate that is served ends; `None` before there is one.
@@ -106,31 +109,28 @@ impl CertificateStore {
 
     /// Follows `tls.crt` and `tls.key` of a directory. What cannot be read leaves the last good pair in place.
     pub async fn follow(&self, directory: PathBuf) {
-        let mut seen = None;
+        let (mut seen, mut complained) = (None, None);
         let mut ticks = tokio::time::interval(POLL);
         loop {
             ticks.tick().await;
             let owned = directory.clone();
-            let files = tokio::task::spawn_blocking(move || read(&owned))
-                .await
-                .expect("reading files does not panic");
+            let files = tokio::task::spawn_blocking(move || read(&owned)).await.expect("reading files does not panic");
             match files {
                 Ok(files) if seen.as_ref() == Some(&files) => {}
                 Ok(files) => {
                     match Pair::from_pem(&files.0, &files.1) {
-                        Ok(pair) if !self.is_better(&pair, Timestamp::now()) => tracing::error!(
-                            "{}: the certificate ended at {}; the last good pair stays",
-                            directory.display(),
-                            pair.not_after
-                        ),
-                        Ok(pair) => self.set(pair),
+                        Ok(pair) => self.offer(pair, &directory.display().to_string()),
                         // A rotation may be half done; the other half is a change of its own.
                         Err(error) => tracing::error!("{}: {error:#}; the last good pair stays", directory.display()),
                     }
                     seen = Some(files);
                 }
-                Err(error) if seen.is_some() => tracing::error!("{error:#}; the last good pair stays"),
-                Err(error) => tracing::warn!("waiting for a certificate: {error:#}"),
+                // Said once, not every second.
+                Err(error) if complained.as_ref() != Some(&error.to_string()) => {
+                    tracing::warn!("no certificate to load: {error:#}");
+                    complained = Some(error.to_string());
+                }
+                Err(_) => {}
             }
         }
     }
@@ -168,11 +168,7 @@ pub fn issue(names: &[String], now: Timestamp) -> anyhow::Result<Issued> {
     let from = today.checked_sub(Span::new().days(1))?;
     let until = today.checked_add(Span::new().days(VALID_DAYS))?;
     let day = |date: jiff::civil::Date| -> anyhow::Result<_> {
-        Ok(rcgen::date_time_ymd(
-            i32::from(date.year()),
-            u8::try_from(date.month())?,
-            u8::try_from(date.day())?,
-        ))
+        Ok(rcgen::date_time_ymd(i32::from(date.year()), u8::try_from(date.month())?, u8::try_from(date.day())?))
     };
     let params = |names: &[String], common_name: &str| -> anyhow::Result<CertificateParams> {
         let mut params = CertificateParams::new(names)?;
@@ -192,11 +188,26 @@ pub fn issue(names: &[String], now: Timestamp) -> anyhow::Result<Issued> {
     serving.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate()?;
     let certificate = serving.signed_by(&key, &Issuer::new(ca, ca_key))?;
-    Ok(Issued {
-        ca: ca_certificate.pem(),
-        certificate: certificate.pem(),
-        key: key.serialize_pem(),
-    })
+    Ok(Issued { ca: ca_certificate.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// Checks that the first CA of a bundle vouches for a pair, now and for these names.
+pub fn verify(pair: &Pair, bundle: &str, names: &[String], now: Timestamp) -> anyhow::Result<()> {
+    let ca = CertificateDer::from_pem_slice(bundle.as_bytes()).context("ca.crt is not PEM")?;
+    let mut roots = RootCertStore::empty();
+    roots.add(ca).context("ca.crt holds no CA")?;
+    let (leaf, chain) = pair.key.cert.split_first().context("there is no certificate")?;
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    let seconds = u64::try_from(now.as_second()).context("the clock is before 1970")?;
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    verify_server_cert_signed_by_trust_anchor(&leaf, &roots, chain, time, algorithms)
+        .context("ca.crt does not vouch for tls.crt")?;
+    for name in names {
+        let server = ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} is no name"))?;
+        verify_server_name(&leaf, &server).with_context(|| format!("it is not made out to {name}"))?;
+    }
+    Ok(())
 }
 
 /// Whether a certificate that ends then should be replaced now.
@@ -207,24 +218,19 @@ pub fn is_due(not_after: Timestamp, now: Timestamp) -> bool {
 
 /// Creates `tls.crt`, `tls.key` and `ca.crt` in a directory, where the first two are missing.
 pub fn self_sign(directory: &Path, names: &[String], now: Timestamp) -> anyhow::Result<()> {
-    if directory.join("tls.crt").exists() && directory.join("tls.key").exists() {
-        return Ok(());
+    match ["tls.crt", "tls.key"].map(|name| directory.join(name).exists()) {
+        [true, true] => return Ok(()),
+        [false, false] => {}
+        // Half a pair may be somebody's only copy of a key.
+        _ => anyhow::bail!("{}: only one of tls.crt and tls.key is there; move it away first", directory.display()),
     }
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     let issued = issue(names, now)?;
-    for (name, text) in [
-        ("ca.crt", issued.ca),
-        ("tls.crt", issued.certificate),
-        ("tls.key", issued.key),
-    ] {
+    for (name, text) in [("ca.crt", issued.ca), ("tls.crt", issued.certificate), ("tls.key", issued.key)] {
         let path = directory.join(name);
         write_private(&path, &text).with_context(|| path.display().to_string())?;
     }
-    tracing::info!(
-        "created a certificate for {} in {}",
-        names.join(", "),
-        directory.display()
-    );
+    tracing::info!("created a certificate for {} in {}", names.join(", "), directory.display());
     Ok(())
 }
 
@@ -232,12 +238,7 @@ pub fn self_sign(directory: &Path, names: &[String], now: Timestamp) -> anyhow::
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
 }
 
@@ -280,10 +281,7 @@ mod tests {
         let first = read(directory.path()).unwrap();
         self_sign(directory.path(), &names, now()).unwrap();
         assert_eq!(read(directory.path()).unwrap(), first);
-        let mode = std::fs::metadata(directory.path().join("tls.key"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(directory.path().join("tls.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -296,9 +294,7 @@ mod tests {
             let (store, directory) = (store.clone(), directory.path().to_owned());
             async move { store.follow(directory).await }
         });
-        tokio::time::timeout(Duration::from_secs(20), store.ready())
-            .await
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(20), store.ready()).await.unwrap();
         let mut changed = store.changed.subscribe();
         std::fs::write(directory.path().join("tls.key"), "half a key").unwrap();
         tokio::time::sleep(POLL * 2).await;
@@ -306,10 +302,7 @@ mod tests {
         let other = issued();
         std::fs::write(directory.path().join("tls.crt"), other.certificate).unwrap();
         std::fs::write(directory.path().join("tls.key"), other.key).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), changed.changed())
-            .await
-            .expect("the new pair")
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(20), changed.changed()).await.expect("the new pair").unwrap();
         follower.abort();
     }
 }

@@ -44,6 +44,8 @@ pub async fn pods(client: Client, index: Arc<Index>) {
 /// Follows the nodes until cancelled, from a new list whenever the policies say something else about nodes.
 pub async fn nodes(client: Client, index: Arc<Index>, policies: Arc<PolicyStore>) {
     let mut changed = policies.subscribe();
+    // Policies may have changed since the index was made of them.
+    changed.mark_changed();
     loop {
         tokio::select! {
             () = follow_nodes(client.clone(), &index) => return,
@@ -63,9 +65,7 @@ async fn other_overrides(changed: &mut Receiver<u64>, index: &Index, policies: &
 }
 
 async fn follow_nodes(client: Client, index: &Index) {
-    let mut events = watcher(Api::<NodeObject>::all(client), watcher::Config::default())
-        .default_backoff()
-        .boxed();
+    let mut events = watcher(Api::<NodeObject>::all(client), watcher::Config::default()).default_backoff().boxed();
     let mut listed = BTreeSet::new();
     while let Some(event) = events.next().await {
         match event {

@@ -63,6 +63,9 @@ pub struct Judgement {
     pub advice: Vec<Advice>,
 }
 
+/// Violations, and pieces of advice, in one answer.
+pub const MAX_SAID: usize = 16;
+
 /// Looks at a pod under the policy of its namespace.
 pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Assessment<'a> {
     let mut assessment = Assessment {
@@ -76,10 +79,8 @@ pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Ass
     };
     assessment.demand();
     assessment.environment();
-    let unknown = pod
-        .unknown_annotations
-        .iter()
-        .map(|key| Advice::UnknownAnnotation { key: key.clone() });
+    let unknown =
+        pod.unknown_annotations.iter().take(MAX_SAID).map(|key| Advice::UnknownAnnotation { key: key.clone() });
     assessment.advice.extend(unknown);
     assessment
 }
@@ -88,15 +89,16 @@ pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Ass
 /// two apart, because the pod was mutated a moment before the policy changed.
 pub fn judge(pod: &Pod, current: &Policy, previous: Option<&Policy>, cluster: &Cluster) -> Judgement {
     let now = assess(pod, current, cluster).judge();
-    let mismatch = |violation: &Violation| matches!(violation, Violation::RequestMismatch { .. });
+    let mismatch = |violation: &Violation| {
+        matches!(violation, Violation::RequestMismatch { .. } | Violation::EnvironmentConflict { .. })
+    };
+    // A policy that did not inject has nothing to say on what should have been injected.
+    let previous = previous.filter(|policy| matches!(policy.mode, Mode::Enforce | Mode::Warn));
     if now.violations.is_empty() || !now.violations.iter().all(mismatch) {
         return now;
     }
     match previous.map(|policy| assess(pod, policy, cluster).judge()) {
-        Some(before) if before.violations.is_empty() => Judgement {
-            mode: now.mode,
-            ..before
-        },
+        Some(before) if before.violations.is_empty() => Judgement { mode: now.mode, ..before },
         _ => now,
     }
 }
@@ -104,12 +106,7 @@ pub fn judge(pod: &Pod, current: &Policy, previous: Option<&Policy>, cluster: &C
 impl Judgement {
     /// What the mode makes of it.
     pub fn verdict(self) -> Verdict {
-        let Judgement {
-            mode,
-            violations,
-            mut advice,
-            ..
-        } = self;
+        let Judgement { mode, violations, mut advice, .. } = self;
         match mode {
             Mode::Enforce if !violations.is_empty() => Verdict::Deny { violations, advice },
             Mode::Enforce => Verdict::Allow { advice },
@@ -125,10 +122,7 @@ impl Judgement {
 impl Assessment<'_> {
     /// Whether the pod requests a guarded resource.
     pub fn is_guarded(&self) -> bool {
-        self.pod
-            .containers
-            .iter()
-            .any(|container| self.guarded_gpu(container).is_some())
+        self.pod.containers.iter().any(|container| self.guarded_gpu(container).is_some())
     }
 
     /// What `/mutate/pods` changes. Nothing where the mode says so; a container whose declaration is refused is left as it
@@ -138,8 +132,9 @@ impl Assessment<'_> {
             return Changes::default();
         }
         let strip = self.pod.reserved_annotations.clone();
-        let advice = strip.iter().map(|key| Advice::Stripped { key: key.clone() }).collect();
-        let avoid_shared = self.several_replicas().next().is_some();
+        let advice = strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
+        let kept_off = |violation: &Violation| matches!(violation, Violation::SharedReplicas { unlabelled: None, .. });
+        let avoid_shared = self.several_replicas().any(|violation| kept_off(&violation));
         let injections = self.injections.into_iter();
         let containers = self
             .pod
@@ -149,68 +144,45 @@ impl Assessment<'_> {
             .zip(injections)
             .map(|((container, demand), injection)| ContainerChange {
                 // A user's own figure is left for validation to compare, never overwritten.
-                request: demand
-                    .filter(|_| container.vram_request == VramRequest::Absent)
-                    .map(|demand| demand.total),
+                request: demand.filter(|_| container.vram_request == VramRequest::Absent).map(|demand| demand.total),
                 env: injection.missing,
             })
             .collect();
-        Changes {
-            strip,
-            containers,
-            avoid_shared,
-            advice,
-        }
+        Changes { strip, containers, avoid_shared, advice }
     }
 
     /// How `/validate/pods` sees the pod, which is the final object.
     pub fn judge(mut self) -> Judgement {
         let mode = self.policy.mode;
         if self.pod.origin == Origin::Mirror || mode == Mode::Off {
-            return Judgement {
-                mode,
-                demand: None,
-                violations: Vec::new(),
-                advice: Vec::new(),
-            };
+            return Judgement { mode, demand: None, violations: Vec::new(), advice: Vec::new() };
         }
         let reserved = self.pod.reserved_annotations.iter();
-        self.violations
-            .extend(reserved.map(|key| Violation::ReservedAnnotation { key: key.clone() }));
+        self.violations.extend(reserved.map(|key| Violation::ReservedAnnotation { key: key.clone() }));
         if matches!(mode, Mode::Enforce | Mode::Warn) {
             self.requests();
             let several: Vec<Violation> = self.several_replicas().collect();
             self.violations.extend(several);
         }
         let demand = self.total();
-        if let Some(demand) = demand {
+        if self.is_guarded() {
             self.landing(demand);
         }
-        Judgement {
-            mode,
-            demand,
-            violations: self.violations,
-            advice: self.advice,
-        }
+        // A pod can be wrong in ten thousand places; nobody reads more than a few.
+        self.violations.truncate(MAX_SAID);
+        self.advice.truncate(MAX_SAID);
+        Judgement { mode, demand, violations: self.violations, advice: self.advice }
     }
 
     /// The first guarded resource that a container requests.
     fn guarded_gpu<'c>(&self, container: &'c Container) -> Option<&'c (Resource, u64)> {
-        container
-            .gpus
-            .iter()
-            .find(|(resource, _)| self.cluster.guards(resource))
+        container.gpus.iter().find(|(resource, _)| self.cluster.guards(resource))
     }
 
     /// What all containers demand, as Kubernetes counts; `None` where none does or one of them is refused.
     fn total(&self) -> Option<Vram> {
         let guarded = |container: &Container| self.guarded_gpu(container).is_some_and(|(_, count)| *count == 1);
-        let complete = self
-            .pod
-            .containers
-            .iter()
-            .zip(&self.demands)
-            .all(|(c, demand)| demand.is_some() || !guarded(c));
+        let complete = self.pod.containers.iter().zip(&self.demands).all(|(c, demand)| demand.is_some() || !guarded(c));
         let any = self.demands.iter().any(Option::is_some);
         let amounts = self.pod.containers.iter().zip(&self.demands);
         (any && complete).then(|| demand::of_pod(amounts.filter_map(|(c, d)| Some((c.role, d.as_ref()?.total)))))
@@ -219,21 +191,11 @@ impl Assessment<'_> {
     fn demand(&mut self) {
         let pod = self.pod;
         let all: Vec<&str> = pod.containers.iter().map(|container| container.name.as_str()).collect();
-        let guarded: Vec<(usize, &Container)> = pod
-            .containers
-            .iter()
-            .enumerate()
-            .filter(|(_, container)| self.guarded_gpu(container).is_some())
-            .collect();
+        let guarded: Vec<(usize, &Container)> =
+            pod.containers.iter().enumerate().filter(|(_, container)| self.guarded_gpu(container).is_some()).collect();
         let names: Vec<&str> = guarded.iter().map(|(_, container)| container.name.as_str()).collect();
-        let fallback = Fallback {
-            models: &self.policy.models,
-            default: self.policy.default,
-        };
-        let names = Names {
-            all: &all,
-            guarded: &names,
-        };
+        let fallback = Fallback { models: &self.policy.models, default: self.policy.default };
+        let names = Names { all: &all, guarded: &names };
         let mut violations = Vec::new();
         let declared = declaration::resolve(&pod.declarations, names, fallback, &mut violations);
         for violation in violations {
@@ -252,11 +214,7 @@ impl Assessment<'_> {
         };
         let only = guarded.len() == 1;
         for ((index, container), declared) in guarded.into_iter().zip(declared) {
-            let key = if only {
-                keys::VRAM.to_owned()
-            } else {
-                format!("{}{}", keys::VRAM_OF, container.name)
-            };
+            let key = if only { keys::VRAM.to_owned() } else { format!("{}{}", keys::VRAM_OF, container.name) };
             self.demands[index] = match declared {
                 Err(Refused) => None,
                 Ok(Some(declared)) => self.declared(container, declared, processes),
@@ -271,62 +229,44 @@ impl Assessment<'_> {
             return None;
         };
         let named = |c: &&Container| container.as_ref().is_none_or(|name| *name == c.name);
-        let (resource, _) = self
-            .pod
-            .containers
-            .iter()
-            .filter(named)
-            .find_map(|container| container.gpus.first())?;
-        Some(Advice::NotGuarded {
-            key: key.clone(),
-            resource: resource.clone(),
-        })
+        let (resource, _) = self.pod.containers.iter().filter(named).find_map(|container| container.gpus.first())?;
+        Some(Advice::NotGuarded { key: key.clone(), resource: resource.clone() })
     }
 
     fn declared(&mut self, container: &Container, declared: Vram, processes: u32) -> Option<Demand> {
         let name = || container.name.clone();
         if let Some(minimum) = self.policy.min.filter(|minimum| declared < *minimum) {
-            self.violations.push(Violation::BelowMinimum {
-                container: name(),
-                declared,
-                minimum,
-            });
+            self.violations.push(Violation::BelowMinimum { container: name(), declared, minimum });
         }
         if let Some(maximum) = self.policy.max.filter(|maximum| declared > *maximum) {
-            self.violations.push(Violation::AboveMaximum {
-                container: name(),
-                declared,
-                maximum,
-            });
+            self.violations.push(Violation::AboveMaximum { container: name(), declared, maximum });
         }
         let demand = Demand::declared(declared, self.policy.per_process_overhead, processes);
         if demand.is_none() {
-            self.violations.push(Violation::TooLarge {
-                container: name(),
-                declared,
-            });
+            self.violations.push(Violation::TooLarge { container: name(), declared });
         }
         demand
     }
 
     fn undeclared(&mut self, container: &Container, processes: u32, key: String) -> Option<Demand> {
-        let (resource, count) = self
-            .guarded_gpu(container)
-            .expect("only guarded containers are asked")
-            .clone();
+        let (resource, count) = self.guarded_gpu(container).expect("only guarded containers are asked").clone();
         if count > 1 {
             return None; // whole GPUs on a node that does not share: there is nothing to sum
         }
-        let container = container.name.clone();
+        let (container, vram_request) = (container.name.clone(), container.vram_request.clone());
         if self.policy.required {
-            self.violations.push(Violation::Undeclared {
-                container,
-                resource,
-                key,
-            });
+            self.violations.push(Violation::Undeclared { container, resource, key });
             return None;
         }
-        let Some(slot) = self.cluster.slot_for(&resource, &self.pod.placement) else {
+        // What the pod was given a moment ago, if it is some node's slot: nodes come and go, and selectors are added, between
+        // two reviews.
+        let given = match vram_request {
+            VramRequest::Exactly(request) if self.cluster.is_slot(&resource, request) => Some(request),
+            VramRequest::Absent | VramRequest::Exactly(_) | VramRequest::Odd { .. } => None,
+        };
+        let slot = given.or_else(|| self.cluster.slot_for(&resource, &self.pod.placement));
+        // A slot of nothing would fit everywhere, any number of times.
+        let Some(slot) = slot.filter(|slot| !slot.is_zero()) else {
             self.violations.push(Violation::SlotUnknown { container, resource });
             return None;
         };
@@ -338,9 +278,7 @@ impl Assessment<'_> {
         let guarded = self.is_guarded();
         for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
             if environment::shows_gpus_without_request(container) {
-                self.violations.push(Violation::VisibleDevices {
-                    container: container.name.clone(),
-                });
+                self.violations.push(Violation::VisibleDevices { container: container.name.clone() });
             }
             // A container whose declaration is refused is not an injection without GPU.
             let refused = demand.is_none() && !container.gpus.is_empty();
@@ -352,9 +290,7 @@ impl Assessment<'_> {
             for conflict in injection.conflicts.iter().cloned() {
                 let container = container.name.clone();
                 match self.policy.on_conflict {
-                    OnConflict::Deny => self
-                        .violations
-                        .push(Violation::EnvironmentConflict { container, conflict }),
+                    OnConflict::Deny => self.violations.push(Violation::EnvironmentConflict { container, conflict }),
                     OnConflict::Warn => self.advice.push(Advice::KeptEnvironment { container, conflict }),
                 }
             }
@@ -366,18 +302,18 @@ impl Assessment<'_> {
     fn several_replicas(&self) -> impl Iterator<Item = Violation> {
         let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
         let kept_off = self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared);
-        self.pod
-            .containers
-            .iter()
-            .filter(move |_| !kept_off)
-            .filter_map(|container| {
-                let (resource, count) = self.guarded_gpu(container).filter(|(_, count)| *count > 1)?;
-                Some(Violation::SharedReplicas {
-                    container: container.name.clone(),
-                    resource: resource.clone(),
-                    count: *count,
-                })
+        self.pod.containers.iter().filter_map(move |container| {
+            let several = |(resource, count): &&(Resource, u64)| *count > 1 && self.cluster.guards(resource);
+            let (resource, count) = container.gpus.iter().find(several)?;
+            // A node that shares without saying so in its label is not kept off by it.
+            let unlabelled = self.cluster.shares_unlabelled(resource).map(str::to_owned);
+            (!kept_off || unlabelled.is_some()).then(|| Violation::SharedReplicas {
+                container: container.name.clone(),
+                resource: resource.clone(),
+                count: *count,
+                unlabelled,
             })
+        })
     }
 
     /// The final request of each container is its demand.
@@ -389,33 +325,15 @@ impl Assessment<'_> {
                 VramRequest::Odd { text, .. } => Some(text.clone()),
             };
             let (demand, basis) = match demand {
-                Some(demand) if self.meets(container, demand) => continue,
+                Some(demand) if container.vram_request == VramRequest::Exactly(demand.total) => continue,
                 Some(demand) => (demand.total, self.basis(demand)),
                 // Refused already, for what its declaration says; or nothing asked, nothing requested.
                 None if self.guarded_gpu(container).is_some() || text.is_none() => continue,
                 None => (Vram::ZERO, "it requests no shared GPU".to_owned()),
             };
             let container = container.name.clone();
-            self.violations.push(Violation::RequestMismatch {
-                container,
-                requested: text,
-                demand,
-                basis,
-            });
+            self.violations.push(Violation::RequestMismatch { container, requested: text, demand, basis });
         }
-    }
-
-    fn meets(&self, container: &Container, demand: &Demand) -> bool {
-        let VramRequest::Exactly(request) = container.vram_request else {
-            return false;
-        };
-        // The slot may be that of another node than a moment ago: nodes come and go between two reviews.
-        let slot_of = |resource: &Resource| self.cluster.is_slot(resource, request);
-        request == demand.total
-            || demand.basis == Basis::Slot
-                && self
-                    .guarded_gpu(container)
-                    .is_some_and(|(resource, _)| slot_of(resource))
     }
 
     fn basis(&self, demand: &Demand) -> String {
@@ -428,27 +346,19 @@ impl Assessment<'_> {
         }
     }
 
-    /// Where a pod with that demand may land, now or at all.
-    fn landing(&mut self, demand: Vram) {
+    /// Where a guarded pod with that demand may land, now or at all.
+    fn landing(&mut self, demand: Option<Vram>) {
         let pod = self.pod;
         if let Some(node) = &pod.placement.node_name {
-            let resources = pod
-                .containers
-                .iter()
-                .filter_map(|container| self.guarded_gpu(container));
-            let room = resources
-                .filter_map(|(resource, _)| self.cluster.room_on(node, resource))
-                .min();
-            self.violations.push(Violation::NodeNameSet {
-                node: node.clone(),
-                demand,
-                room,
-            });
+            let resources = pod.containers.iter().filter_map(|container| self.guarded_gpu(container));
+            let room = resources.filter_map(|(resource, _)| self.cluster.room_on(node, resource)).min();
+            self.violations.push(Violation::NodeNameSet { node: node.clone(), demand, room });
             return;
         }
         let Some((resource, _)) = pod.containers.iter().find_map(|container| self.guarded_gpu(container)) else {
             return;
         };
+        let Some(demand) = demand else { return };
         let shortfall = match self.policy.on_shortfall {
             OnShortfall::Deny => self.cluster.shortfall(resource, demand, &pod.placement),
             OnShortfall::Wait | OnShortfall::Reroute => None,
@@ -456,11 +366,7 @@ impl Assessment<'_> {
         if let Some(shortfall) = shortfall {
             self.violations.push(Violation::Shortfall(shortfall));
         } else if let Some(ceiling) = self.cluster.ceiling(resource).filter(|ceiling| demand > *ceiling) {
-            self.advice.push(Advice::NothingLargeEnough {
-                demand,
-                ceiling,
-                resource: resource.clone(),
-            });
+            self.advice.push(Advice::NothingLargeEnough { demand, ceiling, resource: resource.clone() });
         }
     }
 }

@@ -9,6 +9,7 @@ use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
 use super::placement::{Placement, Preemption, Site};
 use super::verdict::{BestNode, Shortfall};
 use super::vram::Vram;
+use crate::keys;
 
 /// What is known of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,8 +39,10 @@ pub struct Cluster {
     always_guarded: BTreeSet<Resource>,
     nodes: BTreeMap<String, Node>,
     node_of: BTreeMap<PodUid, String>,
-    /// How many nodes share each resource.
-    sharing: BTreeMap<Resource, usize>,
+    /// The nodes that share each resource, and whether their label says so.
+    sharing: BTreeMap<Resource, BTreeMap<String, Labelled>>,
+    /// How many pods on nodes request VRAM beside each resource.
+    requested: BTreeMap<Resource, usize>,
     rooms: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
     ceilings: BTreeMap<Resource, Ranking>,
@@ -55,6 +58,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             node_of: BTreeMap::new(),
             sharing: BTreeMap::new(),
+            requested: BTreeMap::new(),
             rooms: BTreeMap::new(),
             slots: BTreeMap::new(),
             ceilings: BTreeMap::new(),
@@ -78,37 +82,28 @@ impl Cluster {
 
     /// A node was seen.
     pub fn apply_node(&mut self, name: &str, facts: NodeFacts) {
-        let unchanged = self.nodes.get(name).is_some_and(|node| node.facts.pools == facts.pools);
-        if unchanged {
-            self.nodes.get_mut(name).expect("found above").facts.site = facts.site;
-            return;
-        }
         if facts.pools.is_empty() && !self.nodes.contains_key(name) {
             return; // without GPUs and without holders there is nothing to keep
         }
         let guarded_before = self.guarded();
-        self.unrank(name);
-        let node = self.nodes.entry(name.to_owned()).or_default();
-        self.sharing = recount(std::mem::take(&mut self.sharing), &node.facts.pools, &facts.pools);
-        node.facts = facts;
-        if self.guarded() == guarded_before {
-            self.rank(name)
-        } else {
-            self.rebuild()
+        let unchanged = self.nodes.get(name).is_some_and(|node| node.facts.pools == facts.pools);
+        self.note_sharing(name, &facts);
+        if unchanged {
+            self.nodes.get_mut(name).expect("found above").facts.site = facts.site;
+            return;
         }
+        self.unrank(name);
+        self.nodes.entry(name.to_owned()).or_default().facts = facts;
+        // Also where it stands as before: why it is not known may have changed.
+        self.changed.insert(name.to_owned());
+        self.rank_after(name, &guarded_before);
     }
 
     /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
     pub fn delete_node(&mut self, name: &str) {
         self.apply_node(name, NodeFacts::default());
-        if self
-            .nodes
-            .get(name)
-            .is_some_and(|node| node.ledger.holders().is_empty())
-        {
-            self.nodes.remove(name);
-            self.changed.remove(name);
-        }
+        self.forget_if_empty(name);
+        self.changed.remove(name);
     }
 
     /// A pod was seen on a node.
@@ -121,21 +116,25 @@ impl Cluster {
         if entry.ledger.holders().get(uid) == Some(&holder) {
             return;
         }
-        entry.ledger.confirm(uid.clone(), holder);
+        let guarded_before = self.guarded();
+        let entry = self.nodes.get_mut(node).expect("made above");
+        let after = holder.guarded_resources();
+        let before = entry.ledger.confirm(uid.clone(), holder).map(|before| before.guarded_resources());
+        self.note_requested(before.unwrap_or_default(), after);
         self.unrank(node);
-        self.rank(node);
+        self.rank_after(node, &guarded_before);
     }
 
     /// A pod ended, is gone, or was never on a node.
     pub fn delete_pod(&mut self, uid: &PodUid) {
         let Some(node) = self.node_of.remove(uid) else { return };
-        self.nodes
-            .get_mut(&node)
-            .expect("a pod's node is kept while the pod is")
-            .ledger
-            .release(uid);
+        let guarded_before = self.guarded();
+        let ledger = &mut self.nodes.get_mut(&node).expect("a pod's node is kept while the pod is").ledger;
+        let before = ledger.release(uid).map(|before| before.guarded_resources());
+        self.note_requested(before.unwrap_or_default(), Vec::new());
         self.unrank(&node);
-        self.rank(&node);
+        self.rank_after(&node, &guarded_before);
+        self.forget_if_empty(&node);
     }
 
     /// Nodes that stand elsewhere than when this was last asked.
@@ -143,14 +142,24 @@ impl Cluster {
         std::mem::take(&mut self.changed)
     }
 
-    /// Whether a resource is shared by at least one node, or guarded by configuration.
+    /// Whether a resource is shared by at least one node, or guarded by configuration, or held by a pod that requests VRAM
+    /// beside it. The last keeps a resource guarded while labels or a device plugin are away for a moment: pods created in
+    /// that moment would land unaccounted once they are back.
     pub fn guards(&self, resource: &Resource) -> bool {
-        self.sharing.contains_key(resource) || self.always_guarded.contains(resource)
+        self.sharing.contains_key(resource)
+            || self.always_guarded.contains(resource)
+            || self.requested.contains_key(resource)
     }
 
     /// All guarded resources.
     pub fn guarded(&self) -> BTreeSet<Resource> {
-        self.sharing.keys().chain(&self.always_guarded).cloned().collect()
+        self.sharing.keys().chain(&self.always_guarded).chain(self.requested.keys()).cloned().collect()
+    }
+
+    /// A node that shares a resource without the label that says so, which pods could be kept off by.
+    pub fn shares_unlabelled(&self, resource: &Resource) -> Option<&str> {
+        let nodes = self.sharing.get(resource)?;
+        nodes.iter().find(|(_, labelled)| **labelled == Labelled::No).map(|(name, _)| name.as_str())
     }
 
     /// Names of the nodes that have GPUs or holders.
@@ -218,25 +227,17 @@ impl Cluster {
     ) -> impl Iterator<Item = &'a str> {
         let rooms = self.rooms.get(resource).into_iter();
         let enough = rooms.flat_map(move |rooms| rooms.range((demand, String::new())..));
-        enough
-            .map(|(_, name)| name.as_str())
-            .filter(|name| self.allows(placement, name))
+        enough.map(|(_, name)| name.as_str()).filter(|name| self.allows(placement, name))
     }
 
     /// The largest demand that a node can take now for a resource.
     pub fn room_on(&self, node: &str, resource: &Resource) -> Option<Vram> {
         let (facts, _, standing) = self.node(node)?;
-        facts
-            .pools
-            .iter()
-            .any(|pool| pool.resource == *resource)
-            .then_some(standing.placeable)
+        facts.pools.iter().any(|pool| pool.resource == *resource).then_some(standing.placeable)
     }
 
     fn allows(&self, placement: &Placement, name: &str) -> bool {
-        self.nodes
-            .get(name)
-            .is_some_and(|node| placement.allows(name, &node.facts.site))
+        self.nodes.get(name).is_some_and(|node| placement.allows(name, &node.facts.site))
     }
 
     /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may
@@ -247,15 +248,10 @@ impl Cluster {
         }
         let viewpoint = Viewpoint::Preempting(placement.priority);
         let candidates = self.rooms.get(resource).into_iter().flatten().filter_map(|(_, name)| {
-            self.nodes
-                .get_key_value(name)
-                .filter(|(name, node)| placement.allows(name, &node.facts.site))
+            self.nodes.get_key_value(name).filter(|(name, node)| placement.allows(name, &node.facts.site))
         });
         candidates.into_iter().any(|(_, node)| {
-            node.ledger
-                .holders()
-                .values()
-                .any(|holder| holder.priority < placement.priority)
+            node.ledger.holders().values().any(|holder| holder.priority < placement.priority)
                 && node
                     .facts
                     .pools
@@ -273,7 +269,7 @@ impl Cluster {
         Some(BestNode {
             node: name.to_owned(),
             room: standing.placeable,
-            allocatable: pool.allocatable.unwrap_or(Vram::ZERO),
+            allocatable: pool.allocatable,
             held: pool.held,
             holders: pool.holders,
             accounting: pool.accounting,
@@ -287,10 +283,7 @@ impl Cluster {
             for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
                 if let Some(entries) = ranking.get_mut(&pool.resource) {
                     let room = node.standing.as_ref().map(|standing| standing.placeable);
-                    for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)]
-                        .into_iter()
-                        .flatten()
-                    {
+                    for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)].into_iter().flatten() {
                         entries.remove(&(amount, name.to_owned()));
                     }
                     if entries.is_empty() {
@@ -305,15 +298,10 @@ impl Cluster {
     fn rank(&mut self, name: &str) {
         let guarded = self.guarded();
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let standing = node
-            .ledger
-            .standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
+        let standing = node.ledger.standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
         for pool in &node.facts.pools {
             let enter = |rankings: &mut BTreeMap<Resource, Ranking>, amount: Vram| {
-                rankings
-                    .entry(pool.resource.clone())
-                    .or_default()
-                    .insert((amount, name.to_owned()));
+                rankings.entry(pool.resource.clone()).or_default().insert((amount, name.to_owned()));
             };
             enter(&mut self.rooms, standing.placeable);
             if let Some(ceiling) = pool.ceiling(&self.rules) {
@@ -329,6 +317,11 @@ impl Cluster {
         node.standing = Some(standing);
     }
 
+    /// Ranks a node again, or all of them where the event changed what is guarded.
+    fn rank_after(&mut self, name: &str, guarded_before: &BTreeSet<Resource>) {
+        if self.guarded() == *guarded_before { self.rank(name) } else { self.rebuild() }
+    }
+
     fn rebuild(&mut self) {
         (self.rooms, self.slots, self.ceilings) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let names: Vec<String> = self.nodes.keys().cloned().collect();
@@ -336,23 +329,48 @@ impl Cluster {
             self.rank(&name);
         }
     }
-}
 
-/// The number of nodes that share each resource, after one node went from `before` to `after`.
-fn recount(mut sharing: BTreeMap<Resource, usize>, before: &[Pool], after: &[Pool]) -> BTreeMap<Resource, usize> {
-    for pool in after.iter().filter(|pool| pool.sharing.is_shared()) {
-        *sharing.entry(pool.resource.clone()).or_default() += 1;
-    }
-    for pool in before.iter().filter(|pool| pool.sharing.is_shared()) {
-        let count = sharing
-            .get_mut(&pool.resource)
-            .expect("a pool that was shared was counted");
-        *count -= 1;
-        if *count == 0 {
-            sharing.remove(&pool.resource);
+    /// A node that is gone, after its last pod. What it published went with it.
+    fn forget_if_empty(&mut self, name: &str) {
+        let empty = |node: &Node| node.facts.pools.is_empty() && node.ledger.holders().is_empty();
+        if self.nodes.get(name).is_some_and(empty) {
+            self.nodes.remove(name);
         }
     }
-    sharing
+
+    fn note_sharing(&mut self, name: &str, facts: &NodeFacts) {
+        let labelled = match facts.site.labels.get(keys::GFD_SHARING).map(String::as_str) {
+            Some(keys::SHARING_TIME_SLICING | keys::SHARING_MPS) => Labelled::Yes,
+            _ => Labelled::No,
+        };
+        self.sharing.retain(|_, nodes| {
+            nodes.remove(name);
+            !nodes.is_empty()
+        });
+        for pool in facts.pools.iter().filter(|pool| pool.sharing.is_shared()) {
+            self.sharing.entry(pool.resource.clone()).or_default().insert(name.to_owned(), labelled);
+        }
+    }
+
+    fn note_requested(&mut self, before: Vec<Resource>, after: Vec<Resource>) {
+        for resource in after {
+            *self.requested.entry(resource).or_default() += 1;
+        }
+        for resource in before {
+            let count = self.requested.get_mut(&resource).expect("a holder that was confirmed was counted");
+            *count -= 1;
+            if *count == 0 {
+                self.requested.remove(&resource);
+            }
+        }
+    }
+}
+
+/// Whether the label of a node says that it shares its GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Labelled {
+    Yes,
+    No,
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What the GPU containers of a pod declare: which source counts, what contradicts what. Owns precedence and conflicts;
 //! does not add overhead (see [`super::demand`]) and does not know bounds (see [`super::admission`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::admission::MAX_SAID;
 use super::verdict::Violation;
 use super::vram::Vram;
 
@@ -58,29 +59,37 @@ pub fn resolve(
     fallback: Fallback<'_>,
     violations: &mut Vec<Violation>,
 ) -> Vec<Result<Option<Vram>, Refused>> {
-    for (container, written) in &declarations.containers {
-        if !names.all.contains(&container.as_str()) {
-            violations.push(Violation::UnknownContainer {
-                key: written.key.clone(),
-                containers: names.all.iter().map(|name| (*name).to_owned()).collect(),
-            });
-        } else if !names.guarded.contains(&container.as_str()) {
-            violations.push(Violation::WithoutGpu {
-                key: written.key.clone(),
-                container: Some(container.clone()),
-            });
-        }
+    let (all, guarded): (BTreeSet<&str>, BTreeSet<&str>) =
+        (names.all.iter().copied().collect(), names.guarded.iter().copied().collect());
+    let strays = declarations.containers.iter().filter(|(container, _)| !guarded.contains(container.as_str()));
+    for (container, written) in strays.take(MAX_SAID) {
+        violations.push(if all.contains(container.as_str()) {
+            Violation::WithoutGpu { key: written.key.clone(), container: Some(container.clone()) }
+        } else {
+            let containers = names.all.iter().map(|name| (*name).to_owned()).collect();
+            Violation::UnknownContainer { key: written.key.clone(), containers }
+        });
     }
-    let for_the_pod = for_the_pod(declarations, names, fallback.models, violations);
+    let pod = declarations
+        .pod
+        .as_ref()
+        .map(|written| one_of(names.guarded, &written.key, &written.text, violations).map(|_| written));
+    let pod = pod.transpose();
+    let model = model(declarations, names, fallback.models, violations);
     names
         .guarded
         .iter()
         .map(|&container| {
-            let explicit = explicit(declarations, container, for_the_pod.explicit, violations)?;
-            Ok(match explicit {
-                Some(amount) => Some(amount),
-                None => for_the_pod.model?.or(fallback.default),
-            })
+            let by_model = match &model {
+                // The model stands between our annotations and KAI's: where it counts, KAI's figure is not read.
+                Ok(Some((named, amount))) if *named == container => return Ok(Some(*amount)),
+                Ok(_) => None,
+                Err(refused) => Some(*refused),
+            };
+            match explicit(declarations, container, pod, violations)? {
+                Some(amount) => Ok(Some(amount)),
+                None => by_model.map_or(Ok(fallback.default), Err),
+            }
         })
         .collect()
 }
@@ -89,58 +98,46 @@ pub fn resolve(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// What the pod-level annotations say for its one guarded container.
-struct ForThePod<'a> {
-    explicit: Result<Option<&'a Written>, Refused>,
-    model: Result<Option<Vram>, Refused>,
+/// The one container that a pod-level annotation can mean.
+fn one_of<'a>(
+    candidates: &[&'a str],
+    key: &str,
+    text: &str,
+    violations: &mut Vec<Violation>,
+) -> Result<&'a str, Refused> {
+    match candidates {
+        [one] => return Ok(one),
+        [] => violations.push(Violation::WithoutGpu { key: key.to_owned(), container: None }),
+        several => violations.push(Violation::Ambiguous {
+            key: key.to_owned(),
+            text: text.to_owned(),
+            containers: several.iter().map(|name| (*name).to_owned()).collect(),
+        }),
+    }
+    Err(Refused)
 }
 
-fn for_the_pod<'a>(
-    declarations: &'a Declarations,
-    names: Names<'_>,
+/// Which container the model counts for, and how much: the guarded one that nobody wrote a figure of ours for. An explicit
+/// figure beats the model, so the name is looked up only where it would count.
+fn model<'a>(
+    declarations: &Declarations,
+    names: Names<'a>,
     models: &BTreeMap<String, Vram>,
     violations: &mut Vec<Violation>,
-) -> ForThePod<'a> {
-    let mut owner_of = |key: &str, text: &str| match names.guarded {
-        [] => {
-            violations.push(Violation::WithoutGpu {
-                key: key.to_owned(),
-                container: None,
-            });
-            Err(Refused)
-        }
-        [_] => Ok(()),
-        several => {
-            violations.push(Violation::Ambiguous {
-                key: key.to_owned(),
-                text: text.to_owned(),
-                containers: several.iter().map(|name| (*name).to_owned()).collect(),
-            });
-            Err(Refused)
-        }
+) -> Result<Option<(&'a str, Vram)>, Refused> {
+    let Some(name) = &declarations.model else { return Ok(None) };
+    let without = |container: &&&str| !declarations.containers.contains_key(**container);
+    let open: Vec<&str> = names.guarded.iter().filter(without).copied().collect();
+    if declarations.pod.is_some() || open.is_empty() && !names.guarded.is_empty() {
+        return Ok(None);
+    }
+    let container = one_of(&open, crate::keys::MODEL, name, violations)?;
+    let Some(amount) = models.get(name) else {
+        let known = models.keys().cloned().collect();
+        violations.push(Violation::UnknownModel { name: name.clone(), known });
+        return Err(Refused);
     };
-    let explicit = match &declarations.pod {
-        Some(written) => owner_of(&written.key, &written.text).map(|()| Some(written)),
-        None => Ok(None),
-    };
-    // An explicit figure beats the model, so the name is looked up only where it would count.
-    let model = match &declarations.model {
-        Some(name) if declarations.pod.is_none() && declarations.containers.is_empty() => {
-            owner_of(crate::keys::MODEL, name).and_then(|()| match models.get(name) {
-                Some(amount) => Ok(Some(*amount)),
-                None => {
-                    let known = models.keys().cloned().collect();
-                    violations.push(Violation::UnknownModel {
-                        name: name.clone(),
-                        known,
-                    });
-                    Err(Refused)
-                }
-            })
-        }
-        _ => Ok(None),
-    };
-    ForThePod { explicit, model }
+    Ok(Some((container, *amount)))
 }
 
 /// The figure that somebody wrote for this container, if all who wrote one agree.
@@ -151,19 +148,12 @@ fn explicit(
     violations: &mut Vec<Violation>,
 ) -> Result<Option<Vram>, Refused> {
     let own = declarations.containers.get(container);
-    // The model stands between our annotations and KAI's: with a model, KAI's figure is not read.
-    let foreign = if declarations.model.is_some() && own.is_none() && declarations.pod.is_none() {
-        None
-    } else {
-        declarations.foreign.get(container)
-    };
+    let foreign = declarations.foreign.get(container);
     let mut figures = Vec::new();
     for written in own.into_iter().chain(pod?).chain(foreign.into_iter().flatten()) {
         match &written.amount {
             Ok(amount) if amount.is_zero() => {
-                violations.push(Violation::Zero {
-                    key: written.key.clone(),
-                });
+                violations.push(Violation::Zero { key: written.key.clone() });
                 return Err(Refused);
             }
             Ok(amount) => figures.push((written, *amount)),
@@ -197,21 +187,12 @@ mod tests {
     use crate::capacity::verdict::Reason;
 
     fn written(key: &str, text: &str) -> Written {
-        let amount = text
-            .parse()
-            .map_err(|error: crate::capacity::vram::VramError| error.to_string());
-        Written {
-            key: key.into(),
-            text: text.into(),
-            amount,
-        }
+        let amount = text.parse().map_err(|error: crate::capacity::vram::VramError| error.to_string());
+        Written { key: key.into(), text: text.into(), amount }
     }
 
     fn pod(text: &str) -> Declarations {
-        Declarations {
-            pod: Some(written("vramguard.dev/vram", text)),
-            ..Declarations::default()
-        }
+        Declarations { pod: Some(written("vramguard.dev/vram", text)), ..Declarations::default() }
     }
 
     fn with_own(mut declarations: Declarations, container: &str, text: &str) -> Declarations {
@@ -222,21 +203,14 @@ mod tests {
 
     fn with_foreign(mut declarations: Declarations, container: &str, text: &str) -> Declarations {
         let key = format!("nvidia.com/container.{container}.gpu-memory.request");
-        declarations
-            .foreign
-            .entry(container.into())
-            .or_default()
-            .push(written(&key, text));
+        declarations.foreign.entry(container.into()).or_default().push(written(&key, text));
         declarations
     }
 
     fn outcome(declarations: &Declarations, all: &[&str], guarded: &[&str]) -> (Vec<Option<u64>>, Vec<Reason>) {
         let models = BTreeMap::from([("qwen3-8b".to_owned(), Vram::from_mib(17_000))]);
         let mut violations = Vec::new();
-        let fallback = Fallback {
-            models: &models,
-            default: Some(Vram::from_mib(1000)),
-        };
+        let fallback = Fallback { models: &models, default: Some(Vram::from_mib(1000)) };
         let resolved = resolve(declarations, Names { all, guarded }, fallback, &mut violations);
         let amounts = resolved.into_iter().map(|r| r.ok().flatten().map(Vram::mib)).collect();
         (amounts, violations.iter().map(Violation::reason).collect())
@@ -244,10 +218,7 @@ mod tests {
 
     #[test]
     fn sources_count_in_their_order() {
-        let model = |declarations: Declarations| Declarations {
-            model: Some("qwen3-8b".into()),
-            ..declarations
-        };
+        let model = |declarations: Declarations| Declarations { model: Some("qwen3-8b".into()), ..declarations };
         let none = Declarations::default;
         for (declarations, mib) in [
             (pod("8Gi"), 8192),
@@ -258,11 +229,7 @@ mod tests {
             (with_foreign(none(), "main", "2Gi"), 2048),
             (none(), 1000),
         ] {
-            assert_eq!(
-                outcome(&declarations, &["main"], &["main"]),
-                (vec![Some(mib)], vec![]),
-                "{declarations:?}"
-            );
+            assert_eq!(outcome(&declarations, &["main"], &["main"]), (vec![Some(mib)], vec![]), "{declarations:?}");
         }
     }
 
@@ -274,14 +241,8 @@ mod tests {
 
     #[test]
     fn sources_that_disagree_are_refused() {
-        for declarations in [
-            with_foreign(pod("8Gi"), "main", "9Gi"),
-            with_own(pod("8Gi"), "main", "9Gi"),
-        ] {
-            assert_eq!(
-                outcome(&declarations, &["main"], &["main"]),
-                (vec![None], vec![Reason::VramConflict])
-            );
+        for declarations in [with_foreign(pod("8Gi"), "main", "9Gi"), with_own(pod("8Gi"), "main", "9Gi")] {
+            assert_eq!(outcome(&declarations, &["main"], &["main"]), (vec![None], vec![Reason::VramConflict]));
         }
     }
 
@@ -297,64 +258,48 @@ mod tests {
     #[test]
     fn a_figure_for_each_of_two_gpu_containers_is_read() {
         let declarations = with_own(with_own(Declarations::default(), "a", "1Gi"), "b", "2Gi");
-        assert_eq!(
-            outcome(&declarations, &["a", "b"], &["a", "b"]),
-            (vec![Some(1024), Some(2048)], vec![])
-        );
+        assert_eq!(outcome(&declarations, &["a", "b"], &["a", "b"]), (vec![Some(1024), Some(2048)], vec![]));
     }
 
     #[test]
     fn a_figure_for_a_container_that_does_not_exist_is_refused() {
         let declarations = with_own(pod("8Gi"), "mian", "8Gi");
-        assert_eq!(
-            outcome(&declarations, &["main"], &["main"]),
-            (vec![Some(8192)], vec![Reason::UnknownContainer])
-        );
+        assert_eq!(outcome(&declarations, &["main"], &["main"]), (vec![Some(8192)], vec![Reason::UnknownContainer]));
     }
 
     #[test]
     fn a_figure_without_a_gpu_is_refused() {
-        assert_eq!(
-            outcome(&pod("8Gi"), &["main"], &[]),
-            (vec![], vec![Reason::VramWithoutGpu])
-        );
+        assert_eq!(outcome(&pod("8Gi"), &["main"], &[]), (vec![], vec![Reason::VramWithoutGpu]));
         let beside = with_own(with_own(Declarations::default(), "main", "8Gi"), "log", "1Gi");
-        assert_eq!(
-            outcome(&beside, &["main", "log"], &["main"]).1,
-            [Reason::VramWithoutGpu]
-        );
+        assert_eq!(outcome(&beside, &["main", "log"], &["main"]).1, [Reason::VramWithoutGpu]);
+    }
+
+    /// A pod of 10,000 containers with 10,000 stray annotations once cost gigabytes.
+    #[test]
+    fn a_thousand_stray_figures_are_a_few_violations() {
+        let names: Vec<String> = (0..1000).map(|number| format!("c{number}")).collect();
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        let strays = (0..1000).fold(Declarations::default(), |d, number| with_own(d, &format!("x{number}"), "8GB"));
+        assert_eq!(outcome(&strays, &all, &["c0"]).1.len(), MAX_SAID);
     }
 
     #[test]
     fn unreadable_zero_and_missing_are_three_things() {
-        assert_eq!(
-            outcome(&pod("8GB"), &["main"], &["main"]),
-            (vec![None], vec![Reason::VramUnreadable])
-        );
-        assert_eq!(
-            outcome(&pod("0Gi"), &["main"], &["main"]),
-            (vec![None], vec![Reason::VramZero])
-        );
-        assert_eq!(
-            outcome(&Declarations::default(), &["main"], &["main"]),
-            (vec![Some(1000)], vec![])
-        );
+        assert_eq!(outcome(&pod("8GB"), &["main"], &["main"]), (vec![None], vec![Reason::VramUnreadable]));
+        assert_eq!(outcome(&pod("0Gi"), &["main"], &["main"]), (vec![None], vec![Reason::VramZero]));
+        assert_eq!(outcome(&Declarations::default(), &["main"], &["main"]), (vec![Some(1000)], vec![]));
     }
 
     #[test]
     fn an_unknown_model_is_refused_where_it_would_count() {
-        let model = Declarations {
-            model: Some("qwen4".into()),
-            ..Declarations::default()
+        let beside = Declarations {
+            model: Some("qwen3-8b".into()),
+            ..with_foreign(with_own(Declarations::default(), "a", "8Gi"), "b", "20Gi")
         };
-        assert_eq!(
-            outcome(&model, &["main"], &["main"]),
-            (vec![None], vec![Reason::UnknownModel])
-        );
-        let explicit = Declarations {
-            model: Some("qwen4".into()),
-            ..pod("8Gi")
-        };
+        assert_eq!(outcome(&beside, &["a", "b"], &["a", "b"]), (vec![Some(8192), Some(17_000)], vec![]));
+        let model = Declarations { model: Some("qwen4".into()), ..Declarations::default() };
+        assert_eq!(outcome(&model, &["main"], &["main"]), (vec![None], vec![Reason::UnknownModel]));
+        let explicit = Declarations { model: Some("qwen4".into()), ..pod("8Gi") };
         assert_eq!(outcome(&explicit, &["main"], &["main"]), (vec![Some(8192)], vec![]));
     }
 }

@@ -29,11 +29,7 @@ impl Demand {
     pub fn declared(declared: Vram, overhead: Vram, processes: u32) -> Option<Demand> {
         let overhead = overhead.checked_times(u64::from(processes))?;
         let total = Vram::checked_from_mib(declared.plus(overhead).mib())?;
-        Some(Demand {
-            declared: Some(declared),
-            total,
-            basis: Basis::Declared,
-        })
+        Some(Demand { declared: Some(declared), total, basis: Basis::Declared })
     }
 
     /// One slot, overhead included: an undeclared container may use what its replica stands for.
@@ -42,11 +38,7 @@ impl Demand {
             .checked_times(u64::from(processes))
             .map(|overhead| slot.less(overhead).room())
             .filter(|declared| !declared.is_zero());
-        Demand {
-            declared,
-            total: slot,
-            basis: Basis::Slot,
-        }
+        Demand { declared, total: slot, basis: Basis::Slot }
     }
 }
 
@@ -65,7 +57,8 @@ pub enum Role {
 /// container with the sidecars started before it. `containers` in start order: init containers and sidecars as listed,
 /// then app containers.
 pub fn of_pod(containers: impl IntoIterator<Item = (Role, Vram)>) -> Vram {
-    peak(containers, Vram::ZERO, Vram::plus)
+    // A sum past what a quantity can say is said as the most that it can.
+    peak(containers, Vram::ZERO, |a, b| a.plus(b).min(Vram::MAX))
 }
 
 /// As [`of_pod`], for the number of replicas of a GPU resource.
@@ -100,14 +93,8 @@ mod tests {
 
     #[test]
     fn a_slot_smaller_than_its_overhead_declares_nothing() {
-        assert_eq!(
-            Demand::of_slot(Vram::from_mib(500), Vram::from_mib(600), 1).declared,
-            None
-        );
-        assert_eq!(
-            Demand::of_slot(Vram::from_mib(6080), Vram::from_mib(600), 1).declared,
-            Some(Vram::from_mib(5480))
-        );
+        assert_eq!(Demand::of_slot(Vram::from_mib(500), Vram::from_mib(600), 1).declared, None);
+        assert_eq!(Demand::of_slot(Vram::from_mib(6080), Vram::from_mib(600), 1).declared, Some(Vram::from_mib(5480)));
     }
 
     proptest! {

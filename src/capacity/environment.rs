@@ -35,9 +35,8 @@ pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection
             injection.want(container, keys::ENV_DEVICE_ORDER, "PCI_BUS_ID".to_owned());
             // Where the plugin hands GPUs over by this variable, the pod's own value beats the plugin's: the container
             // would sit on another GPU than the one the kubelet recorded.
-            if let Some(theirs) = container
-                .env(keys::ENV_VISIBLE_DEVICES)
-                .filter(|entry| !hides_gpus(entry.value.as_deref()))
+            if let Some(theirs) =
+                container.env(keys::ENV_VISIBLE_DEVICES).filter(|entry| !hides_gpus(entry.value.as_deref()))
             {
                 injection.conflicts.push(EnvConflict {
                     name: keys::ENV_VISIBLE_DEVICES,
@@ -59,9 +58,7 @@ pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection
 /// Whether a container that requests no GPU makes GPUs visible to itself.
 pub fn shows_gpus_without_request(container: &Container) -> bool {
     container.gpus.is_empty()
-        && container
-            .env(keys::ENV_VISIBLE_DEVICES)
-            .is_some_and(|entry| !hides_gpus(entry.value.as_deref()))
+        && container.env(keys::ENV_VISIBLE_DEVICES).is_some_and(|entry| !hides_gpus(entry.value.as_deref()))
 }
 
 /// The values under which the NVIDIA container toolkit shows no GPU.
@@ -75,11 +72,7 @@ impl Injection {
             None => self.missing.push(Variable { name, value }),
             Some(entry) if entry.value.as_deref() == Some(&value) => {}
             Some(entry) => {
-                self.conflicts.push(EnvConflict {
-                    name,
-                    theirs: entry.value.clone(),
-                    ours: Some(value),
-                });
+                self.conflicts.push(EnvConflict { name, theirs: entry.value.clone(), ours: Some(value) });
             }
         }
     }
@@ -97,19 +90,9 @@ mod tests {
         Container {
             name: "main".into(),
             role: Role::App,
-            gpus: if gpu {
-                vec![(Resource("nvidia.com/gpu".into()), 1)]
-            } else {
-                vec![]
-            },
+            gpus: if gpu { vec![(Resource("nvidia.com/gpu".into()), 1)] } else { vec![] },
             vram_request: VramRequest::Absent,
-            env: env
-                .iter()
-                .map(|&(n, v)| EnvEntry {
-                    name: n.into(),
-                    value: v.map(Into::into),
-                })
-                .collect(),
+            env: env.iter().map(|&(n, v)| EnvEntry { name: n.into(), value: v.map(Into::into) }).collect(),
         }
     }
 
@@ -118,62 +101,37 @@ mod tests {
     }
 
     fn injected(injection: &Injection) -> Vec<String> {
-        injection
-            .missing
-            .iter()
-            .map(|v| format!("{}={}", v.name, v.value))
-            .collect()
+        injection.missing.iter().map(|v| format!("{}={}", v.name, v.value)).collect()
     }
 
     #[test]
     fn a_gpu_container_gets_its_budget_and_the_device_order() {
         let injection = of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()));
-        assert_eq!(
-            injected(&injection),
-            ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]
-        );
+        assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
         assert_eq!(injection.conflicts, []);
     }
 
     #[test]
     fn a_container_without_a_gpu_sees_none() {
-        assert_eq!(
-            injected(&of_container(&container(false, &[]), None)),
-            ["NVIDIA_VISIBLE_DEVICES=void"]
-        );
+        assert_eq!(injected(&of_container(&container(false, &[]), None)), ["NVIDIA_VISIBLE_DEVICES=void"]);
         let own = container(false, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
         assert_eq!(of_container(&own, None), Injection::default());
         assert!(shows_gpus_without_request(&own));
         for harmless in ["void", "none", ""] {
-            assert!(!shows_gpus_without_request(&container(
-                false,
-                &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))]
-            )));
+            assert!(!shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))])));
         }
-        assert!(shows_gpus_without_request(&container(
-            false,
-            &[("NVIDIA_VISIBLE_DEVICES", None)]
-        )));
+        assert!(shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", None)])));
     }
 
     #[test]
     fn what_is_already_there_is_not_injected_again() {
-        let there = [
-            ("VRAMGUARD_VRAM_MIB", Some("8192")),
-            ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")),
-        ];
-        assert_eq!(
-            of_container(&container(true, &there), Some(&demand())),
-            Injection::default()
-        );
+        let there = [("VRAMGUARD_VRAM_MIB", Some("8192")), ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID"))];
+        assert_eq!(of_container(&container(true, &there), Some(&demand())), Injection::default());
     }
 
     #[test]
     fn a_users_own_value_is_a_conflict_and_the_last_one_counts() {
-        let own = [
-            ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")),
-            ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST")),
-        ];
+        let own = [("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")), ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST"))];
         let injection = of_container(&container(true, &own), Some(&demand()));
         assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192"]);
         assert_eq!(injection.conflicts.len(), 1);

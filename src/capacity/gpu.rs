@@ -50,22 +50,13 @@ pub struct Gpu {
 impl Gpu {
     /// A GPU of which only the size is known.
     pub fn of_size(index: u32, total: Vram) -> Gpu {
-        Gpu {
-            id: GpuId::Index(index),
-            total,
-            driver_reserved: Vram::ZERO,
-            out_of_band: Vram::ZERO,
-        }
+        Gpu { id: GpuId::Index(index), total, driver_reserved: Vram::ZERO, out_of_band: Vram::ZERO }
     }
 
     /// floor((total − driver-reserved − headroom) × overcommit) − out-of-band use. Negative when out-of-band use alone
     /// exceeds it.
     pub fn allocatable(&self, rules: &Rules) -> Balance {
-        let usable = self
-            .total
-            .less(self.driver_reserved)
-            .less(rules.headroom.of(self.total))
-            .room();
+        let usable = self.total.less(self.driver_reserved).less(rules.headroom.of(self.total)).room();
         rules.overcommit.of(usable).less(self.out_of_band)
     }
 }
@@ -85,10 +76,7 @@ impl Default for Rules {
     fn default() -> Rules {
         Rules {
             per_process_overhead: Vram::from_mib(600),
-            headroom: Headroom {
-                percent: 1,
-                minimum: Vram::from_mib(256),
-            },
+            headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
             overcommit: Overcommit::NONE,
         }
     }
@@ -121,9 +109,7 @@ impl Overcommit {
 
     /// From thousandths: 1 to 10,000.
     pub fn from_thousandths(thousandths: u32) -> Option<Overcommit> {
-        (1..=Overcommit::MAX)
-            .contains(&thousandths)
-            .then_some(Overcommit(thousandths))
+        (1..=Overcommit::MAX).contains(&thousandths).then_some(Overcommit(thousandths))
     }
 
     /// Whether more is promised than is there.
@@ -132,9 +118,7 @@ impl Overcommit {
     }
 
     fn of(self, usable: Vram) -> Vram {
-        usable
-            .scaled_down(self.0)
-            .expect("ten times a GPU is still an amount of VRAM")
+        usable.scaled_down(self.0).expect("ten times a GPU is still an amount of VRAM")
     }
 }
 
@@ -142,11 +126,7 @@ impl fmt::Display for Overcommit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
         let short = text.trim_end_matches('0');
-        if short.ends_with('.') {
-            write!(f, "{short}0")
-        } else {
-            f.write_str(short)
-        }
+        if short.ends_with('.') { write!(f, "{short}0") } else { f.write_str(short) }
     }
 }
 
@@ -304,14 +284,7 @@ impl Pool {
     }
 
     fn allocatables(&self, rules: &Rules) -> Option<impl Iterator<Item = Vram>> {
-        Some(
-            self.contents
-                .as_ref()
-                .ok()?
-                .gpus
-                .iter()
-                .map(|gpu| gpu.allocatable(rules).room()),
-        )
+        Some(self.contents.as_ref().ok()?.gpus.iter().map(|gpu| gpu.allocatable(rules).room()))
     }
 }
 
@@ -320,10 +293,7 @@ mod tests {
     use super::*;
 
     fn h100() -> Gpu {
-        Gpu {
-            driver_reserved: Vram::from_mib(480),
-            ..Gpu::of_size(0, Vram::from_mib(81_559))
-        }
+        Gpu { driver_reserved: Vram::from_mib(480), ..Gpu::of_size(0, Vram::from_mib(81_559)) }
     }
 
     #[test]
@@ -343,51 +313,27 @@ mod tests {
 
     #[test]
     fn overcommit_scales_before_out_of_band_use_is_taken_off() {
-        let rules = Rules {
-            overcommit: Overcommit::from_thousandths(1500).unwrap(),
-            ..Rules::default()
-        };
-        let gpu = Gpu {
-            out_of_band: Vram::from_mib(1000),
-            ..h100()
-        };
+        let rules = Rules { overcommit: Overcommit::from_thousandths(1500).unwrap(), ..Rules::default() };
+        let gpu = Gpu { out_of_band: Vram::from_mib(1000), ..h100() };
         assert_eq!(gpu.allocatable(&rules).room(), Vram::from_mib(80_263 * 3 / 2 - 1000));
     }
 
     #[test]
     fn out_of_band_use_beyond_the_gpu_is_a_deficit_not_a_wrapped_number() {
-        let gpu = Gpu {
-            out_of_band: Vram::from_mib(90_000),
-            ..h100()
-        };
-        assert_eq!(
-            gpu.allocatable(&Rules::default()).deficit(),
-            Some(Vram::from_mib(90_000 - 80_263))
-        );
+        let gpu = Gpu { out_of_band: Vram::from_mib(90_000), ..h100() };
+        assert_eq!(gpu.allocatable(&Rules::default()).deficit(), Some(Vram::from_mib(90_000 - 80_263)));
     }
 
     #[test]
     fn a_headroom_larger_than_the_gpu_leaves_nothing() {
-        let headroom = Headroom {
-            percent: 100,
-            minimum: Vram::from_mib(200_000),
-        };
-        let rules = Rules {
-            headroom,
-            ..Rules::default()
-        };
+        let headroom = Headroom { percent: 100, minimum: Vram::from_mib(200_000) };
+        let rules = Rules { headroom, ..Rules::default() };
         assert_eq!(h100().allocatable(&rules).room(), Vram::ZERO);
     }
 
     #[test]
     fn overcommit_is_written_as_it_is_declared() {
-        for (thousandths, text) in [
-            (1000, "1.0"),
-            (1500, "1.5"),
-            (1, "0.001"),
-            (10_000, "10.0"),
-            (1250, "1.25"),
-        ] {
+        for (thousandths, text) in [(1000, "1.0"), (1500, "1.5"), (1, "0.001"), (10_000, "10.0"), (1250, "1.25")] {
             assert_eq!(Overcommit::from_thousandths(thousandths).unwrap().to_string(), text);
         }
         assert_eq!(Overcommit::from_thousandths(0), None);

@@ -13,8 +13,9 @@
 //! What a node publishes is Σ requests + placeable: never less than what is bound, so that a kubelet that admits its pods
 //! again finds room for each; and what kube-scheduler sees as free is exactly what can be placed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::demand::{self, Role};
 use super::gpu::{Accounting, GpuId, Pool, Resource, Rules};
 use super::pod::PodName;
 use super::vram::{Balance, Vram};
@@ -30,8 +31,8 @@ pub struct Holder {
     pub name: PodName,
     /// What Kubernetes counts of `vramguard.dev/vram` for it; `None` where it requests none.
     pub request: Option<Vram>,
-    /// How it counts without a request.
-    pub estimate: Estimate,
+    /// How each of its GPU containers counts, in start order.
+    pub parts: Vec<(Role, Part)>,
     /// GPU resources it takes, with the number of replicas (or whole GPUs).
     pub gpus: Vec<(Resource, u64)>,
     /// Which GPU it is on, once that is known.
@@ -40,18 +41,20 @@ pub struct Holder {
     pub priority: i32,
 }
 
-/// How a holder without a request counts.
+/// How one GPU container of a holder counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Estimate {
+pub enum Part {
+    /// By its request.
+    Requested(Vram),
     /// By its declaration (D) and the contexts of so many processes.
     Declared {
-        /// As Kubernetes would sum it over the containers.
+        /// As declared.
         declared: Vram,
-        /// In all GPU containers together.
+        /// CUDA processes.
         processes: u32,
     },
-    /// By one slot for each replica it takes.
-    Slot,
+    /// By one slot for each of its replicas.
+    Slots(u64),
 }
 
 /// Where a pool stands.
@@ -106,8 +109,8 @@ pub struct NodeLedger {
 
 impl NodeLedger {
     /// Seen on the node. Idempotent: the same pod again replaces what was known of it.
-    pub fn confirm(&mut self, uid: PodUid, holder: Holder) {
-        self.holders.insert(uid, holder);
+    pub fn confirm(&mut self, uid: PodUid, holder: Holder) -> Option<Holder> {
+        self.holders.insert(uid, holder)
     }
 
     /// Seen ended, gone or elsewhere. Idempotent.
@@ -123,13 +126,14 @@ impl NodeLedger {
     /// Where the node stands. `guarded` are the resources that count; pools of others are shown, not promised.
     pub fn standing(&self, pools: &[Pool], rules: &Rules, guarded: impl Fn(&Resource) -> bool) -> Standing {
         let bound: Vram = self.holders.values().filter_map(|holder| holder.request).sum();
-        let pools: Vec<PoolStanding> = pools
-            .iter()
-            .map(|pool| self.pool_standing(pool, rules, Viewpoint::Everyone))
-            .collect();
+        let pools: Vec<PoolStanding> =
+            pools.iter().map(|pool| self.pool_standing(pool, rules, Viewpoint::Everyone)).collect();
         // One number serves all resources of the node, so it promises what the fullest of them can keep.
         let guarded_pools = || pools.iter().filter(|pool| guarded(&pool.resource));
-        let placeable = guarded_pools().map(|pool| pool.balance.room()).min();
+        // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
+        let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.balance.room().is_zero();
+        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.balance.room());
+        let placeable = rooms().min().or_else(|| guarded_pools().next().map(|_| Vram::ZERO));
         let deficit = guarded_pools().filter_map(|pool| pool.balance.deficit()).max();
         let published = match placeable {
             Some(placeable) => Some(bound.plus(placeable)),
@@ -137,13 +141,7 @@ impl NodeLedger {
             // No guarded GPU left, but pods that count: the kubelet would refuse them at its next start.
             None => Some(bound),
         };
-        Standing {
-            bound,
-            placeable: placeable.unwrap_or(Vram::ZERO),
-            published,
-            deficit,
-            pools,
-        }
+        Standing { bound, placeable: placeable.unwrap_or(Vram::ZERO), published, deficit, pools }
     }
 
     /// Where one pool stands in the eyes of `viewpoint`.
@@ -154,8 +152,8 @@ impl NodeLedger {
             let Some(replicas) = holder.takes(&pool.resource) else {
                 continue;
             };
-            taken += replicas;
-            match holder.amount(replicas, slot, rules) {
+            taken = replicas.saturating_add(taken);
+            match holder.amount(slot, rules) {
                 Some(amount) => amounts.push(amount),
                 None => uncounted += 1,
             }
@@ -201,25 +199,30 @@ fn placeable(pool: &Pool, rules: &Rules, accounting: Accounting, mut amounts: Ve
 }
 
 impl Holder {
-    /// What it holds of a pool in which it takes `replicas`; `None` where nobody says.
-    fn amount(&self, replicas: u64, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
-        match (self.request, self.estimate) {
-            (Some(request), _) => Some(request),
-            (None, Estimate::Declared { declared, processes }) => {
-                let overhead = rules.per_process_overhead.checked_times(u64::from(processes))?;
+    /// What it holds; `None` where nobody says what one of its containers does.
+    fn amount(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        let amount = |part: &Part| match part {
+            Part::Requested(request) => Some(*request),
+            Part::Declared { declared, processes } => {
+                let overhead = rules.per_process_overhead.checked_times(u64::from(*processes))?;
                 Some(declared.plus(overhead))
             }
-            (None, Estimate::Slot) => slot?.checked_times(replicas),
-        }
+            Part::Slots(replicas) => slot?.checked_times(*replicas),
+        };
+        let parts: Option<Vec<(Role, Vram)>> =
+            self.parts.iter().map(|(role, part)| Some((*role, amount(part)?))).collect();
+        Some(demand::of_pod(parts?))
+    }
+
+    /// The resources that are guarded because of it: those it holds with a request for VRAM.
+    pub fn guarded_resources(&self) -> Vec<Resource> {
+        let resources = self.gpus.iter().filter(|_| self.request.is_some());
+        resources.map(|(resource, _)| resource.clone()).collect()
     }
 
     /// Replicas it takes of a resource; `None` where it takes none.
     pub fn takes(&self, resource: &Resource) -> Option<u64> {
-        let counts = self
-            .gpus
-            .iter()
-            .filter(|(name, _)| name == resource)
-            .map(|(_, count)| *count);
+        let counts = self.gpus.iter().filter(|(name, _)| name == resource).map(|(_, count)| *count);
         counts.reduce(u64::saturating_add)
     }
 
@@ -229,11 +232,6 @@ impl Holder {
             Viewpoint::Preempting(priority) => self.priority >= priority || self.request.is_none(),
         }
     }
-}
-
-/// Resources that any of the pools stands for.
-pub fn resources(pools: &[Pool]) -> BTreeSet<&Resource> {
-    pools.iter().map(|pool| &pool.resource).collect()
 }
 
 #[cfg(test)]

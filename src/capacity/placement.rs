@@ -110,22 +110,9 @@ impl Placement {
         if let Some(name) = &self.node_name {
             return name == node;
         }
-        self.node_selector
-            .iter()
-            .all(|(key, value)| site.labels.get(key) == Some(value))
-            && self
-                .required
-                .as_ref()
-                .is_none_or(|terms| terms.iter().any(|term| term.holds(node, site)))
-            && site
-                .taints
-                .iter()
-                .all(|taint| self.tolerations.iter().any(|toleration| toleration.covers(taint)))
-    }
-
-    /// Whether it says anything about labels or names, so that nodes have to be looked at one by one.
-    pub fn is_constrained(&self) -> bool {
-        self.node_name.is_some() || !self.node_selector.is_empty() || self.required.is_some()
+        self.node_selector.iter().all(|(key, value)| site.labels.get(key) == Some(value))
+            && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(node, site)))
+            && site.taints.iter().all(|taint| self.tolerations.iter().any(|toleration| toleration.covers(taint)))
     }
 
     /// Whether every way to place the pod requires `key` to be none of `values`.
@@ -139,31 +126,26 @@ impl Placement {
                     Operator::Exists | Operator::Gt | Operator::Lt | Operator::Unrecognised => false,
                 }
         };
-        let selected = self
-            .node_selector
-            .get(key)
-            .is_some_and(|value| !values.contains(&value.as_str()));
+        let selected = self.node_selector.get(key).is_some_and(|value| !values.contains(&value.as_str()));
         selected
-            || self
-                .required
-                .as_ref()
-                .is_some_and(|terms| terms.iter().all(|term| term.labels.iter().any(excluded)))
+            || self.required.as_ref().is_some_and(|terms| {
+                terms.iter().filter(|term| !term.is_empty()).all(|term| term.labels.iter().any(excluded))
+            })
     }
 }
 
 impl Term {
+    /// Without any requirement: it matches no node.
+    fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
     fn holds(&self, node: &str, site: &Site) -> bool {
         let field = |key: &str| (key == "metadata.name").then_some(node);
         let label = |key: &str| site.labels.get(key).map(String::as_str);
-        !(self.labels.is_empty() && self.fields.is_empty())
-            && self
-                .labels
-                .iter()
-                .all(|requirement| requirement.holds(label(&requirement.key)))
-            && self
-                .fields
-                .iter()
-                .all(|requirement| requirement.holds(field(&requirement.key)))
+        !self.is_empty()
+            && self.labels.iter().all(|requirement| requirement.holds(label(&requirement.key)))
+            && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))
     }
 }
 
@@ -204,42 +186,25 @@ mod tests {
             labels: labels.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
             taints: taints
                 .iter()
-                .map(|&(key, value)| Taint {
-                    key: key.into(),
-                    value: value.into(),
-                    effect: "NoSchedule".into(),
-                })
+                .map(|&(key, value)| Taint { key: key.into(), value: value.into(), effect: "NoSchedule".into() })
                 .collect(),
         }
     }
 
     fn requirement(key: &str, operator: Operator, values: &[&str]) -> Requirement {
-        Requirement {
-            key: key.into(),
-            operator,
-            values: values.iter().map(|v| (*v).into()).collect(),
-        }
+        Requirement { key: key.into(), operator, values: values.iter().map(|v| (*v).into()).collect() }
     }
 
     fn requires(terms: Vec<Term>) -> Placement {
-        Placement {
-            required: Some(terms),
-            ..Placement::default()
-        }
+        Placement { required: Some(terms), ..Placement::default() }
     }
 
     #[test]
     fn terms_are_alternatives_and_requirements_are_not() {
         let a = requirement("zone", Operator::In, &["a"]);
         let big = requirement("memory", Operator::Gt, &["40000"]);
-        let both = Term {
-            labels: vec![a.clone(), big],
-            ..Term::default()
-        };
-        let only_a = Term {
-            labels: vec![a],
-            ..Term::default()
-        };
+        let both = Term { labels: vec![a.clone(), big], ..Term::default() };
+        let only_a = Term { labels: vec![a], ..Term::default() };
         let node = site(&[("zone", "a"), ("memory", "24576")], &[]);
         assert!(!requires(vec![both.clone()]).allows("n", &node));
         assert!(requires(vec![both, only_a]).allows("n", &node));
@@ -270,21 +235,14 @@ mod tests {
             (Lt, vec!["10"], None, false),
             (Unrecognised, vec![], Some("x"), false),
         ] {
-            assert_eq!(
-                requirement("k", operator, &values).holds(value),
-                holds,
-                "{operator:?} {values:?} {value:?}"
-            );
+            assert_eq!(requirement("k", operator, &values).holds(value), holds, "{operator:?} {values:?} {value:?}");
         }
     }
 
     #[test]
     fn a_daemonset_pod_lands_on_the_node_of_its_match_field_only() {
         let field = requirement("metadata.name", Operator::In, &["gpu-1"]);
-        let placement = requires(vec![Term {
-            fields: vec![field],
-            ..Term::default()
-        }]);
+        let placement = requires(vec![Term { fields: vec![field], ..Term::default() }]);
         assert!(placement.allows("gpu-1", &Site::default()));
         assert!(!placement.allows("gpu-2", &Site::default()));
     }
@@ -310,10 +268,7 @@ mod tests {
 
     #[test]
     fn a_node_name_passes_selectors_and_taints() {
-        let placement = Placement {
-            node_name: Some("n".into()),
-            ..Placement::default()
-        };
+        let placement = Placement { node_name: Some("n".into()), ..Placement::default() };
         assert!(placement.allows("n", &site(&[], &[("gpu", "yes")])));
         assert!(!placement.allows("m", &Site::default()));
     }
@@ -321,14 +276,8 @@ mod tests {
     #[test]
     fn an_exclusion_counts_only_if_every_alternative_carries_it() {
         let not_shared = requirement("sharing", Operator::NotIn, &["time-slicing", "mps"]);
-        let with = Term {
-            labels: vec![not_shared],
-            ..Term::default()
-        };
-        let without = Term {
-            labels: vec![requirement("zone", Operator::Exists, &[])],
-            ..Term::default()
-        };
+        let with = Term { labels: vec![not_shared], ..Term::default() };
+        let without = Term { labels: vec![requirement("zone", Operator::Exists, &[])], ..Term::default() };
         let values = ["time-slicing", "mps"];
         assert!(requires(vec![with.clone()]).excludes_everywhere("sharing", &values));
         assert!(!requires(vec![with, without]).excludes_everywhere("sharing", &values));

@@ -1,5 +1,5 @@
 //! Policy as authored and policy in force: the fields, their defaults, the layers and `locked`. Owns what wins; does not
-//! parse documents (`k8s::policy` does) and does not read files (`policies` does).
+//! parse documents (`k8s::document` does) and does not read files (`policies` does).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -288,11 +288,7 @@ impl Policies {
             .clone()
             .unwrap_or_else(|| EXEMPT_BY_DEFAULT.iter().map(|name| (*name).to_owned()).collect());
         exempt.insert(own_namespace.to_owned());
-        let mode_if_silent = if documents.cluster.is_some() {
-            Mode::Enforce
-        } else {
-            Mode::Audit
-        };
+        let mode_if_silent = if documents.cluster.is_some() { Mode::Enforce } else { Mode::Audit };
         let merge = |namespace: &Layer| Arc::new(merge(&cluster.layer, namespace, mode_if_silent, &rules));
         let mut ignored = Vec::new();
         let mut namespaces = BTreeMap::new();
@@ -301,13 +297,7 @@ impl Policies {
             namespaces.insert(name.clone(), merge(&without(layer, &locked)));
             ignored.extend(locked.into_iter().map(|field| (name.clone(), field)));
         }
-        Policies {
-            rules,
-            exempt,
-            everywhere: merge(&Layer::default()),
-            namespaces,
-            ignored,
-        }
+        Policies { rules, exempt, everywhere: merge(&Layer::default()), namespaces, ignored }
     }
 
     /// The policy in force in a namespace, or `None` where it is exempt.
@@ -329,17 +319,12 @@ impl Policies {
     pub fn enforced(&self) -> Enforced {
         let is_enforced = |policy: &Policy| policy.mode == Mode::Enforce;
         if is_enforced(&self.everywhere) {
-            let others = self
-                .namespaces
-                .iter()
-                .filter(|(_, policy)| !is_enforced(policy))
-                .map(|(name, _)| name.clone());
+            let others =
+                self.namespaces.iter().filter(|(_, policy)| !is_enforced(policy)).map(|(name, _)| name.clone());
             Enforced::AllBut(self.exempt.iter().cloned().chain(others).collect())
         } else {
-            let named = self
-                .namespaces
-                .iter()
-                .filter(|(name, policy)| is_enforced(policy) && !self.exempt.contains(*name));
+            let named =
+                self.namespaces.iter().filter(|(name, policy)| is_enforced(policy) && !self.exempt.contains(*name));
             Enforced::Only(named.map(|(name, _)| name.clone()).collect())
         }
     }
@@ -389,10 +374,7 @@ fn merge(cluster: &Layer, namespace: &Layer, mode_if_silent: Mode, rules: &Rules
     models.extend(namespace.models.clone());
     Policy {
         mode: namespace.mode.or(cluster.mode).unwrap_or(mode_if_silent),
-        on_shortfall: namespace
-            .on_shortfall
-            .or(cluster.on_shortfall)
-            .unwrap_or(OnShortfall::Wait),
+        on_shortfall: namespace.on_shortfall.or(cluster.on_shortfall).unwrap_or(OnShortfall::Wait),
         required: namespace.required.or(cluster.required).unwrap_or(false),
         default: namespace.default.or(cluster.default),
         min: stricter(Vram::max, cluster.min, namespace.min),
@@ -400,14 +382,8 @@ fn merge(cluster: &Layer, namespace: &Layer, mode_if_silent: Mode, rules: &Rules
         quota: stricter(Vram::min, cluster.quota, namespace.quota),
         models,
         framework: namespace.framework.or(cluster.framework).unwrap_or(Framework::Auto),
-        visible_devices: namespace
-            .visible_devices
-            .or(cluster.visible_devices)
-            .unwrap_or(VisibleDevices::Leave),
-        on_conflict: namespace
-            .on_conflict
-            .or(cluster.on_conflict)
-            .unwrap_or(OnConflict::Warn),
+        visible_devices: namespace.visible_devices.or(cluster.visible_devices).unwrap_or(VisibleDevices::Leave),
+        on_conflict: namespace.on_conflict.or(cluster.on_conflict).unwrap_or(OnConflict::Warn),
         per_process_overhead: rules.per_process_overhead,
     }
 }

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::gpu::Resource;
+use super::gpu::{Accounting, Resource};
 use super::vram::Vram;
 use crate::keys;
 
@@ -82,27 +82,15 @@ impl fmt::Display for Reason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// See [`Reason::VramUndeclared`].
-    Undeclared {
-        container: String,
-        resource: Resource,
-        key: String,
-    },
+    Undeclared { container: String, resource: Resource, key: String },
     /// See [`Reason::VramUnreadable`].
     Unreadable { key: String, text: String, why: String },
     /// See [`Reason::VramZero`].
     Zero { key: String },
     /// See [`Reason::VramConflict`].
-    Conflict {
-        container: String,
-        first: (String, Vram),
-        second: (String, Vram),
-    },
+    Conflict { container: String, first: (String, Vram), second: (String, Vram) },
     /// See [`Reason::VramAmbiguous`].
-    Ambiguous {
-        key: String,
-        text: String,
-        containers: Vec<String>,
-    },
+    Ambiguous { key: String, text: String, containers: Vec<String> },
     /// See [`Reason::UnknownContainer`].
     UnknownContainer { key: String, containers: Vec<String> },
     /// See [`Reason::VramWithoutGpu`]. `container` where the declaration names one.
@@ -112,40 +100,25 @@ pub enum Violation {
     /// See [`Reason::BadProcesses`].
     BadProcesses { text: String },
     /// See [`Reason::VramBelowMinimum`].
-    BelowMinimum {
-        container: String,
-        declared: Vram,
-        minimum: Vram,
-    },
+    BelowMinimum { container: String, declared: Vram, minimum: Vram },
     /// See [`Reason::VramAboveMaximum`].
-    AboveMaximum {
-        container: String,
-        declared: Vram,
-        maximum: Vram,
-    },
+    AboveMaximum { container: String, declared: Vram, maximum: Vram },
     /// See [`Reason::VramTooLarge`].
     TooLarge { container: String, declared: Vram },
     /// See [`Reason::SlotUnknown`].
     SlotUnknown { container: String, resource: Resource },
     /// See [`Reason::RequestMismatch`]. `requested` as written, or `None` where there is none.
-    RequestMismatch {
-        container: String,
-        requested: Option<String>,
-        demand: Vram,
-        basis: String,
-    },
+    RequestMismatch { container: String, requested: Option<String>, demand: Vram, basis: String },
     /// See [`Reason::SharedReplicas`].
     SharedReplicas {
         container: String,
         resource: Resource,
         count: u64,
+        /// A node that shares the resource and does not carry the label that says so.
+        unlabelled: Option<String>,
     },
     /// See [`Reason::NodeNameSet`].
-    NodeNameSet {
-        node: String,
-        demand: Vram,
-        room: Option<Vram>,
-    },
+    NodeNameSet { node: String, demand: Option<Vram>, room: Option<Vram> },
     /// See [`Reason::VramShortfall`].
     Shortfall(Shortfall),
     /// See [`Reason::VisibleDevicesWithoutGpu`].
@@ -174,14 +147,14 @@ pub struct BestNode {
     pub node: String,
     /// Largest demand it can take now.
     pub room: Vram,
-    /// What its GPUs can be promised in all.
-    pub allocatable: Vram,
+    /// What its GPUs can be promised in all; `None` where that is not known.
+    pub allocatable: Option<Vram>,
     /// What is promised.
     pub held: Vram,
     /// By how many pods.
     pub holders: usize,
     /// How it counts.
-    pub accounting: super::gpu::Accounting,
+    pub accounting: Accounting,
 }
 
 /// A user's own value where vramguard injects another.
@@ -230,27 +203,16 @@ pub const MAX_PROCESSES: u32 = 1024;
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Violation::Undeclared {
-                container,
-                resource,
-                key,
-            } => write!(
+            Violation::Undeclared { container, resource, key } => write!(
                 f,
                 "container {container:?} requests {resource} but declares no VRAM, which this namespace requires; add \
                  the annotation {key}: <amount>, as in {key}: 8Gi"
             ),
             Violation::Unreadable { key, text, why } => write!(f, "annotation {key}: {} {why}", quoted(text)),
             Violation::Zero { key } => {
-                write!(
-                    f,
-                    "annotation {key} declares nothing; write what the container needs, or remove the annotation"
-                )
+                write!(f, "annotation {key} declares nothing; write what the container needs, or remove the annotation")
             }
-            Violation::Conflict {
-                container,
-                first,
-                second,
-            } => write!(
+            Violation::Conflict { container, first, second } => write!(
                 f,
                 "container {container:?} is declared twice: {} says {}, {} says {}; keep one",
                 first.0, first.1, second.0, second.1
@@ -266,7 +228,8 @@ impl fmt::Display for Violation {
             Violation::UnknownContainer { key, containers } => {
                 write!(
                     f,
-                    "annotation {key} names a container that the pod does not have; it has {}",
+                    "annotation {} names a container that the pod does not have; it has {}",
+                    cut(key),
                     names(containers)
                 )
             }
@@ -276,10 +239,7 @@ impl fmt::Display for Violation {
                  container that needs it, or remove the annotation",
                 keys::GPU_RESOURCE
             ),
-            Violation::WithoutGpu {
-                key,
-                container: Some(container),
-            } => write!(
+            Violation::WithoutGpu { key, container: Some(container) } => write!(
                 f,
                 "annotation {key} is set, but container {container:?} requests no shared GPU; add {}: 1 to its \
                  limits, or remove the annotation",
@@ -297,7 +257,7 @@ impl fmt::Display for Violation {
                 "annotation {}: {} is not in the policy's models ({}); use one of them or declare {}",
                 keys::MODEL,
                 quoted(name),
-                known.join(", "),
+                names(known),
                 keys::VRAM
             ),
             Violation::BadProcesses { text } => write!(
@@ -306,20 +266,12 @@ impl fmt::Display for Violation {
                 keys::PROCESSES,
                 quoted(text)
             ),
-            Violation::BelowMinimum {
-                container,
-                declared,
-                minimum,
-            } => write!(
+            Violation::BelowMinimum { container, declared, minimum } => write!(
                 f,
                 "container {container:?}: {declared} declared, below the policy's minimum of {minimum}; raise {}",
                 keys::VRAM
             ),
-            Violation::AboveMaximum {
-                container,
-                declared,
-                maximum,
-            } => write!(
+            Violation::AboveMaximum { container, declared, maximum } => write!(
                 f,
                 "container {container:?}: {declared} declared, above the policy's maximum of {maximum}; lower {}",
                 keys::VRAM
@@ -335,46 +287,47 @@ impl fmt::Display for Violation {
                  is; add the annotation {}: <amount>",
                 keys::VRAM
             ),
-            Violation::RequestMismatch {
-                container,
-                requested: Some(requested),
-                demand,
-                basis,
-            } => write!(
+            Violation::RequestMismatch { container, requested: Some(requested), demand, .. } if demand.is_zero() => {
+                write!(
+                    f,
+                    "container {container:?} requests {requested} of {}, but no shared GPU; remove the request",
+                    keys::VRAM_RESOURCE
+                )
+            }
+            Violation::RequestMismatch { container, requested: Some(requested), demand, basis } => write!(
                 f,
                 "container {container:?} requests {requested} of {}, but its demand is {demand} ({basis}); remove the \
                  request, the webhook writes it",
                 keys::VRAM_RESOURCE
             ),
-            Violation::RequestMismatch {
-                container,
-                requested: None,
-                demand,
-                basis,
-            } => write!(
+            Violation::RequestMismatch { container, requested: None, demand, basis } => write!(
                 f,
                 "container {container:?} does not request its demand of {demand} ({basis}) of {}: the mutating webhook \
                  was not reached or was undone; create the pod again",
                 keys::VRAM_RESOURCE
             ),
-            Violation::SharedReplicas {
-                container,
-                resource,
-                count,
-            } => write!(
-                f,
-                "container {container:?} requests {count} of {resource}, and where it is shared those may all be one \
-                 GPU; require nodes with label {} not in (time-slicing, mps)",
-                keys::GFD_SHARING
-            ),
-            Violation::NodeNameSet { node, demand, room } => {
+            Violation::SharedReplicas { container, resource, count, unlabelled } => {
                 write!(
                     f,
-                    "spec.nodeName {node:?} passes by kube-scheduler, which accounts for VRAM"
+                    "container {container:?} requests {count} of {resource}, and where it is shared those may all be one GPU"
                 )?;
-                match room {
-                    Some(room) => write!(f, " ({demand} demanded, {room} left there)")?,
-                    None => write!(f, " ({demand} demanded, what is left there is not known)")?,
+                match unlabelled {
+                    None => write!(f, "; require nodes with label {} not in (time-slicing, mps)", keys::GFD_SHARING),
+                    Some(node) => write!(
+                        f,
+                        "; node {node:?} shares it without the label {}={}, which would keep the pod off it: have the node \
+                         labelled",
+                        keys::GFD_SHARING,
+                        keys::SHARING_TIME_SLICING
+                    ),
+                }
+            }
+            Violation::NodeNameSet { node, demand, room } => {
+                write!(f, "spec.nodeName {node:?} passes by kube-scheduler, which accounts for VRAM")?;
+                match (demand, room) {
+                    (Some(demand), Some(room)) => write!(f, " ({demand} demanded, {room} left there)")?,
+                    (Some(demand), None) => write!(f, " ({demand} demanded, what is left there is not known)")?,
+                    (None, _) => {}
                 }
                 write!(f, "; use nodeSelector kubernetes.io/hostname instead")
             }
@@ -401,16 +354,26 @@ impl fmt::Display for Shortfall {
         write!(f, "{} demanded, but ", self.demand)?;
         match &self.best {
             None => write!(f, "no node that the pod may land on offers {}", self.resource),
-            Some(best) => write!(
-                f,
-                "the best node it may land on, {:?}, has room for {} ({} of {} held by {}, {} accounting)",
-                best.node,
-                best.room,
-                best.held,
-                best.allocatable,
-                count(best.holders, "pod"),
-                best.accounting
-            ),
+            Some(best) => {
+                write!(f, "the best node it may land on, {:?}, ", best.node)?;
+                let holders = count(best.holders, "pod");
+                match (best.allocatable, best.accounting) {
+                    (None, _) => write!(f, "has GPUs of unknown size, see its condition VramAccounted"),
+                    (Some(total), Accounting::Slot) => write!(
+                        f,
+                        "has room for {} ({} of {total} held by {holders}; which GPU a pod gets is not known there, so none \
+                         may take more than one slot)",
+                        best.room, best.held
+                    ),
+                    (Some(total), mode) => {
+                        write!(
+                            f,
+                            "has room for {} ({} of {total} held by {holders}, {mode} accounting)",
+                            best.room, best.held
+                        )
+                    }
+                }
+            }
         }
     }
 }
@@ -456,18 +419,23 @@ pub fn denial(pod: &super::pod::PodName, violations: &[Violation]) -> String {
     format!("pod {pod}: {}", all.join("; also, "))
 }
 
+/// Names in a message; past a few, how many more.
+const LISTED: usize = 8;
+
 fn names(list: &[String]) -> String {
-    list.iter()
-        .map(|name| format!("{name:?}"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let mut listed: Vec<String> = list.iter().take(LISTED).map(|name| quoted(name)).collect();
+    if list.len() > LISTED {
+        listed.push(format!("and {} more", list.len() - LISTED));
+    }
+    listed.join(", ")
+}
+
+/// A key as it may appear in a message: an annotation's name can be 316 characters long.
+fn cut(key: &str) -> &str {
+    key.char_indices().nth(2 * QUOTED).map_or(key, |(end, _)| &key[..end])
 }
 
 /// `1 pod`, `2 pods`.
 pub fn count(number: usize, noun: &str) -> String {
-    if number == 1 {
-        format!("{number} {noun}")
-    } else {
-        format!("{number} {noun}s")
-    }
+    if number == 1 { format!("{number} {noun}") } else { format!("{number} {noun}s") }
 }

@@ -160,9 +160,7 @@ impl FromStr for Vram {
         if text.is_empty() {
             return Err(VramError::Empty);
         }
-        let unit_at = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
+        let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(unit_at);
         let (whole, fraction) = match number.split_once('.') {
             Some((whole, fraction)) if !fraction.is_empty() => (whole, fraction),
@@ -202,11 +200,7 @@ fn exact_bytes_rounded_up(whole: &str, fraction: &str, unit: u128) -> Result<u64
         return Err(VramError::TooLarge);
     }
     let scale = 10_u128.pow(u32::try_from(fraction.len()).expect("at most 18 digits"));
-    let digits: u128 = if fraction.is_empty() {
-        0
-    } else {
-        fraction.parse().expect("only digits reach this")
-    };
+    let digits: u128 = if fraction.is_empty() { 0 } else { fraction.parse().expect("only digits reach this") };
     // In units of 1/scale byte: at most 2^40 × 10^18 for the fraction and MAX × 10^18 for the whole, too much for u128
     // together, so the MiB of the whole bytes are taken off first.
     let rest = (whole_bytes % MIB) * scale + digits * unit;

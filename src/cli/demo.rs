@@ -107,29 +107,10 @@ impl Demo {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let routes = webhook::routes(Webhook {
-            index: index.clone(),
-            policies,
-            metrics: metrics.clone(),
-        });
-        let server = tokio::spawn(
-            Server {
-                listener,
-                certificates,
-                metrics,
-            }
-            .serve(routes, stop.clone()),
-        );
+        let routes = webhook::routes(Webhook { index: index.clone(), policies, metrics: metrics.clone() });
+        let server = tokio::spawn(Server { listener, certificates, metrics }.serve(routes, stop.clone()));
         let client = ReviewClient::connect(address, &issued.ca).await?;
-        Ok(Demo {
-            index,
-            client,
-            address,
-            server,
-            stop,
-            running: Vec::new(),
-            waiting: Vec::new(),
-        })
+        Ok(Demo { index, client, address, server, stop, running: Vec::new(), waiting: Vec::new() })
     }
 
     async fn create(&mut self, number: u32, pod: Value) -> anyhow::Result<()> {
@@ -147,11 +128,7 @@ impl Demo {
 
     fn finish(&mut self, number: u32, named: &Named) -> anyhow::Result<()> {
         let is = |pod: &Value| pod["metadata"]["namespace"] == named.namespace && pod["metadata"]["name"] == named.name;
-        let at = self
-            .running
-            .iter()
-            .position(is)
-            .with_context(|| format!("{named:?} does not run"))?;
+        let at = self.running.iter().position(is).with_context(|| format!("{named:?} does not run"))?;
         let mut pod = self.running.remove(at);
         pod["status"] = json!({ "phase": "Succeeded" });
         let object = PodObject::deserialize(&pod)?;
@@ -182,11 +159,7 @@ impl Demo {
         if validated["allowed"] != true {
             let status = &validated["status"];
             let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
-            reviewed.denial = Some((
-                status["code"].as_u64().unwrap_or_default(),
-                text("reason"),
-                text("message"),
-            ));
+            reviewed.denial = Some((status["code"].as_u64().unwrap_or_default(), text("reason"), text("message")));
         }
         reviewed.pod = pod;
         Ok(reviewed)
@@ -201,11 +174,7 @@ impl Demo {
             },
         });
         let (status, body) = self.client.post(path, serde_json::to_vec(&review)?).await?;
-        ensure!(
-            status.is_success(),
-            "{path} answered {status}: {}",
-            String::from_utf8_lossy(&body)
-        );
+        ensure!(status.is_success(), "{path} answered {status}: {}", String::from_utf8_lossy(&body));
         let answer: Value = serde_json::from_slice(&body)?;
         Ok(answer["response"].clone())
     }
@@ -215,21 +184,11 @@ impl Demo {
         let object: PodObject = serde_json::from_value(pod.clone()).expect("a pod that was reviewed is one");
         let asks = pod::translate(&object, None, None);
         let state = self.index.read();
-        let (resource, _) = asks
-            .containers
-            .iter()
-            .find_map(|c| c.gpus.first())
-            .expect("every pod of the demo has a GPU");
-        let requests = asks
-            .containers
-            .iter()
-            .filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+        let (resource, _) =
+            asks.containers.iter().find_map(|c| c.gpus.first()).expect("every pod of the demo has a GPU");
+        let requests = asks.containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
         let demand = crate::capacity::demand::of_pod(requests);
-        let node = state
-            .cluster
-            .fitting(resource, demand, &asks.placement)
-            .next()
-            .map(str::to_owned);
+        let node = state.cluster.fitting(resource, demand, &asks.placement).next().map(str::to_owned);
         let shortfall = state.cluster.shortfall(resource, demand, &asks.placement);
         drop(state);
         let Some(node) = node else {
@@ -237,8 +196,7 @@ impl Demo {
             return false;
         };
         pod["spec"]["nodeName"] = json!(node);
-        self.index
-            .apply_pod(&serde_json::from_value(pod.clone()).expect("still a pod"));
+        self.index.apply_pod(&serde_json::from_value(pod.clone()).expect("still a pod"));
         self.running.push(pod);
         story::bound(&node);
         story::bar_of(&self.index, &node);
@@ -248,11 +206,7 @@ impl Demo {
 
 impl Reviewed {
     fn add_warnings(&mut self, response: &Value) {
-        let warnings = response["warnings"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str);
+        let warnings = response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
         self.warnings.extend(warnings.map(str::to_owned));
     }
 }

@@ -56,21 +56,11 @@ pub struct Args {
     pub listen: SocketAddr,
 
     /// Where /metrics, /healthz and /readyz are (plain HTTP)
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "VRAMGUARD_METRICS_LISTEN",
-        default_value = "0.0.0.0:8080"
-    )]
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
     pub metrics_listen: SocketAddr,
 
     /// Directory with tls.crt and tls.key; followed while serving
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "VRAMGUARD_CERT_DIR",
-        required_unless_present = "cert_secret"
-    )]
+    #[arg(long, value_name = "DIR", env = "VRAMGUARD_CERT_DIR", required_unless_present = "cert_secret")]
     pub cert_dir: Option<PathBuf>,
 
     /// Create tls.crt, tls.key and ca.crt in --cert-dir where they are missing (for development)
@@ -91,21 +81,11 @@ pub struct Args {
     pub service: String,
 
     /// Mutating and validating webhook configuration of this name follow the policies
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "VRAMGUARD_WEBHOOK_CONFIGURATION",
-        default_value = "vramguard"
-    )]
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_WEBHOOK_CONFIGURATION", default_value = "vramguard")]
     pub webhook_configuration: String,
 
     /// Own namespace: of the Lease and the Secret, and never guarded
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        env = "VRAMGUARD_NAMESPACE",
-        default_value = "vramguard-system"
-    )]
+    #[arg(long, value_name = "NAMESPACE", env = "VRAMGUARD_NAMESPACE", default_value = "vramguard-system")]
     pub namespace: String,
 
     /// Own name among the replicas [default: hostname and process id]
@@ -150,9 +130,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let certificates = Arc::new(CertificateStore::default());
     let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
     let bind = async |address: SocketAddr| {
-        TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address}"))
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
     };
     let (listener, plain) = (bind(args.listen).await?, bind(args.metrics_listen).await?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), https = %listener.local_addr().map_err(anyhow::Error::from)?,
@@ -204,29 +182,34 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         controller = Some(tokio::spawn(parts.run(stop_controller.clone())));
     }
 
-    let webhook = webhook::routes(Webhook {
-        index,
-        policies,
-        metrics: metrics.clone(),
-    });
-    let server = Server {
-        listener,
-        certificates,
-        metrics,
-    };
+    let webhook = webhook::routes(Webhook { index, policies, metrics: metrics.clone() });
+    let server = Server { listener, certificates, metrics };
     let mut server = tokio::spawn(server.serve(webhook, stop_server.clone()));
+    let snapshot = controller.is_none();
     tokio::select! {
         () = told_to_stop() => {}
         ended = &mut server => return Err(Failure::Run(anyhow!("the server ended: {ended:?}"))),
+        // A watch that ended would leave a picture that never changes, and a server that looks well.
+        Some(ended) = tasks.join_next() => return Err(Failure::Run(anyhow!("a task ended: {ended:?}"))),
+        ended = async { controller.as_mut().expect("checked below").await }, if !snapshot => {
+            return Err(Failure::Run(anyhow!("the controller ended: {ended:?}")));
+        }
     }
     tracing::info!(drain_seconds = args.drain, "stopping");
     stopping.store(true, Ordering::Relaxed);
     // Leadership goes first, so that the next leader is at work while this one drains.
     stop_controller.cancel();
-    if let Some(controller) = controller {
-        _ = tokio::time::timeout(Duration::from_secs(5), controller).await;
+    let drained = async {
+        if let Some(controller) = controller {
+            _ = tokio::time::timeout(Duration::from_secs(5), controller).await;
+        }
+        tokio::time::sleep(Duration::from_secs(args.drain)).await;
+    };
+    tokio::select! {
+        () = drained => {}
+        // Somebody at a terminal who does not want to wait.
+        () = told_to_stop() => {}
     }
-    tokio::time::sleep(Duration::from_secs(args.drain)).await;
     stop_server.cancel();
     server.await.context("the server panicked")??;
     tasks.shutdown().await;
@@ -262,17 +245,14 @@ impl Inputs {
     /// may.
     fn follow(&self, args: &Args, policies: &Arc<PolicyStore>, index: &Arc<Index>, tasks: &mut JoinSet<()>) {
         if let Some(directory) = args.policies.clone() {
-            let fixed: Files = self
-                .snapshot
-                .iter()
-                .flat_map(|snapshot| snapshot.policies.clone())
-                .collect();
+            let fixed: Files = self.snapshot.iter().flat_map(|snapshot| snapshot.policies.clone()).collect();
             let (store, seen) = (policies.clone(), self.policy_files());
             tasks.spawn(async move { store.follow(&directory, &fixed, seen).await });
         }
         if let Some(snapshot) = &self.snapshot {
             let (store, index, nodes) = (policies.clone(), index.clone(), snapshot.nodes.clone());
             let mut changed = policies.subscribe();
+            changed.mark_changed(); // policies may have changed since the index was made of them
             tasks.spawn(async move {
                 while changed.changed().await.is_ok() {
                     let generation = store.current();
@@ -305,20 +285,20 @@ async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
                 .await
                 .with_context(|| path.display().to_string())?
         }
-        None => kube::Config::infer()
-            .await
-            .context("no cluster: give --kubeconfig, or --snapshot to serve without one")?,
+        None => {
+            kube::Config::infer().await.context("no cluster: give --kubeconfig, or --snapshot to serve without one")?
+        }
     };
+    let mut config = config;
+    // Above the five minutes of a watch: a LIST or WATCH on a connection that nobody answers ends at last.
+    config.read_timeout = Some(Duration::from_secs(330));
     Client::try_from(config).context("cannot make a client of the cluster's configuration")
 }
 
 /// Names that certificates are made out to.
 fn names(args: &Args) -> Vec<String> {
     let (service, namespace) = (&args.service, &args.namespace);
-    let mut names = vec![
-        format!("{service}.{namespace}.svc"),
-        format!("{service}.{namespace}.svc.cluster.local"),
-    ];
+    let mut names = vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")];
     if args.self_signed {
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     }
@@ -389,10 +369,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.stopping.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
     } else if !health.index.is_synced() {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "nodes and pods have not been listed yet\n",
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, "nodes and pods have not been listed yet\n")
     } else if health.certificates.not_after().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "there is no serving certificate yet\n")
     } else {

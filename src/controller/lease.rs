@@ -36,63 +36,60 @@ pub struct Lease {
 enum Held {
     Mine,
     Anothers,
+    /// Somebody wrote the Lease in between; the next attempt reads who.
+    Unclear,
 }
 
 impl Lease {
     /// A candidate for the Lease of a namespace.
     pub fn new(client: Client, namespace: &str, identity: &str) -> Lease {
-        Lease {
-            api: Api::namespaced(client, namespace),
-            identity: identity.to_owned(),
-            seen: None,
-        }
+        Lease { api: Api::namespaced(client, namespace), identity: identity.to_owned(), seen: None }
     }
 
     /// Tries to hold it until `stop`, and tells whether it does.
     pub async fn keep(mut self, leading: watch::Sender<bool>, stop: CancellationToken) {
         let mut renewed = Instant::now();
         loop {
-            let attempt = tokio::time::timeout(RENEW_DEADLINE / 2, self.attempt());
+            let began = Instant::now();
+            let leads = *leading.borrow();
+            // A leader has only what is left until it must have stopped; a candidate has time.
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let limit = if leads { left.min(RENEW_DEADLINE / 2) } else { RENEW_DEADLINE / 2 };
             let held = tokio::select! {
-                held = attempt => held,
+                held = tokio::time::timeout(limit, self.attempt()) => held,
                 () = stop.cancelled() => break,
             };
             match held {
                 Ok(Ok(Held::Mine)) => {
-                    renewed = Instant::now();
+                    // Others count from the write, which was after this.
+                    renewed = began;
                     leading.send_if_modified(|leads| !std::mem::replace(leads, true));
                 }
                 Ok(Ok(Held::Anothers)) => _ = leading.send_if_modified(|leads| std::mem::replace(leads, false)),
+                Ok(Ok(Held::Unclear)) => {}
                 Ok(Err(error)) => tracing::warn!("lease {NAME}: {error}"),
                 Err(_) => tracing::warn!("lease {NAME}: no answer"),
             }
-            if renewed.elapsed() > RENEW_DEADLINE {
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            if left.is_zero() {
                 leading.send_if_modified(|leads| std::mem::replace(leads, false));
             }
+            let pause = if left.is_zero() { PERIOD } else { PERIOD.min(left) };
             tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
             }
         }
         let led = leading.send_if_modified(|leads| std::mem::replace(leads, false));
         if led && let Err(error) = self.give_back().await {
-            tracing::warn!(
-                "lease {NAME} not given back, others wait {}s: {error}",
-                DURATION.as_secs()
-            );
+            tracing::warn!("lease {NAME} not given back, others wait {}s: {error}", DURATION.as_secs());
         }
     }
 
     async fn attempt(&mut self) -> kube::Result<Held> {
         let Some(current) = self.api.get_opt(NAME).await? else {
-            let metadata = ObjectMeta {
-                name: Some(NAME.to_owned()),
-                ..ObjectMeta::default()
-            };
-            let lease = LeaseObject {
-                metadata,
-                spec: Some(self.spec(&LeaseSpec::default())),
-            };
+            let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
+            let lease = LeaseObject { metadata, spec: Some(self.spec(&LeaseSpec::default())) };
             return settled(self.api.create(&PostParams::default(), &lease).await);
         };
         let version = current.metadata.resource_version.clone().unwrap_or_default();
@@ -105,10 +102,7 @@ impl Lease {
         if holder != self.identity && !holder.is_empty() && !expired {
             return Ok(Held::Anothers);
         }
-        let lease = LeaseObject {
-            spec: Some(self.spec(&spec)),
-            ..current
-        };
+        let lease = LeaseObject { spec: Some(self.spec(&spec)), ..current };
         settled(self.api.replace(NAME, &PostParams::default(), &lease).await)
     }
 
@@ -119,11 +113,7 @@ impl Lease {
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
-            acquire_time: if kept {
-                before.acquire_time.clone()
-            } else {
-                Some(now.clone())
-            },
+            acquire_time: if kept { before.acquire_time.clone() } else { Some(now.clone()) },
             renew_time: Some(now),
             lease_transitions: Some(if kept { transitions } else { transitions + 1 }),
             ..LeaseSpec::default()
@@ -139,23 +129,17 @@ impl Lease {
         if spec.holder_identity.as_deref() != Some(&self.identity) {
             return Ok(());
         }
-        let spec = LeaseSpec {
-            holder_identity: None,
-            ..spec
-        };
-        let lease = LeaseObject {
-            spec: Some(spec),
-            ..current
-        };
+        let spec = LeaseSpec { holder_identity: None, ..spec };
+        let lease = LeaseObject { spec: Some(spec), ..current };
         self.api.replace(NAME, &PostParams::default(), &lease).await.map(|_| ())
     }
 }
 
-/// Somebody else may have been faster.
+/// Of a write, which is refused if somebody was faster.
 fn settled(written: kube::Result<LeaseObject>) -> kube::Result<Held> {
     match written {
         Ok(_) => Ok(Held::Mine),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Held::Anothers),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Held::Unclear),
         Err(error) => Err(error),
     }
 }

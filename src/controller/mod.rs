@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::watch;
@@ -20,6 +21,9 @@ pub mod lease;
 mod publish;
 mod waiting;
 mod webhook_configuration;
+
+use certificate::Announce;
+use webhook_configuration::{Ca, Trust};
 
 /// What the tasks share.
 #[derive(Clone)]
@@ -42,27 +46,35 @@ pub struct Controller {
     pub certificate: Option<certificate::Kept>,
 }
 
+/// For one call to the API server.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Between a failed attempt and the next.
 const RETRY: Duration = Duration::from_secs(2);
 
 impl Controller {
-    /// Leads whenever the Lease allows, until `stop`; then gives the Lease back.
+    /// Leads whenever the Lease allows, until `stop`; then gives the Lease back. Not before nodes and pods have been listed:
+    /// whoever knows nothing yet leaves the lead to those who do, and points nobody at a webhook that cannot answer.
     pub async fn run(self, stop: CancellationToken) {
+        let mut changed = self.index.subscribe();
+        while !self.index.is_synced() {
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = stop.cancelled() => return,
+            }
+        }
         let lease = lease::Lease::new(self.client.clone(), &self.namespace, &self.identity);
         let (leading, mut leads) = watch::channel(false);
-        let mut keeper = tokio::spawn(lease.keep(leading, stop));
-        loop {
-            let lead = async {
-                if leads.wait_for(|leading| *leading).await.is_err() {
-                    return false;
-                }
+        // Beside the tasks and ended with them: a Lease that is kept with nobody at work would be the worst of all.
+        let keep = lease.keep(leading, stop);
+        let lead = async {
+            while leads.wait_for(|leading| *leading).await.is_ok() {
                 self.lead(leads.clone()).await;
-                true
-            };
-            tokio::select! {
-                again = lead => if !again { break },
-                _ = &mut keeper => break,
             }
+        };
+        tokio::pin!(keep, lead);
+        tokio::select! {
+            () = &mut keep => {}
+            () = &mut lead => keep.await,
         }
         self.metrics.leading.set(0);
     }
@@ -72,24 +84,34 @@ impl Controller {
         tracing::info!(identity = %self.identity, "leading");
         self.metrics.leading.set(1);
         let mut tasks = JoinSet::new();
-        let (ca, trusted) = watch::channel(None);
         tasks.spawn(publish::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
-        match self.certificate.clone() {
-            Some(kept) => {
-                tasks.spawn(kept.keep(ca));
-                tasks.spawn(webhook_configuration::run(self.clone(), Some(trusted)));
-            }
-            None => _ = tasks.spawn(webhook_configuration::run(self.clone(), None)),
-        }
-        tokio::select! {
-            _ = leads.wait_for(|leading| !*leading) => {}
-            ended = tasks.join_next() => tracing::error!("a controller task ended: {ended:?}; leading anew"),
-        }
+        let ca = self.certificate.clone().map(|kept| {
+            let ((wanted, to_write), (seen, as_seen)) = (watch::channel(None), watch::channel(Trust::Unseen));
+            tasks.spawn(kept.keep(Announce { wanted, seen: as_seen }));
+            Ca { wanted: to_write, seen }
+        });
+        tasks.spawn(webhook_configuration::run(self.clone(), ca));
+        let ended = tokio::select! {
+            _ = leads.wait_for(|leading| !*leading) => None,
+            ended = tasks.join_next() => Some(ended),
+        };
         tasks.shutdown().await;
         self.metrics.leading.set(0);
-        tracing::info!(identity = %self.identity, "not leading any more");
+        match ended {
+            None => tracing::info!(identity = %self.identity, "not leading any more"),
+            Some(ended) => {
+                tracing::error!("a controller task ended: {ended:?}; starting all of them anew");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
+}
+
+/// A call to the API server that does not hang for ever: on a connection that nobody answers, and nobody closes, a client
+/// would wait for minutes, and whatever waits for it too.
+async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(tokio::time::timeout(CALL_DEADLINE, call).await.context("no answer from the API server")??)
 }
 
 /// The clock, in one place.

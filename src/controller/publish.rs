@@ -1,15 +1,16 @@
 //! Writes what each node stands for into its status, and puts it back when somebody takes it away. Owns when and how
 //! often; what is written is `k8s::publication`'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use tokio::time::Instant;
 
-use super::{Controller, RETRY, now};
+use super::{Controller, RETRY, bounded, now};
 use crate::k8s::publication;
 
 /// Events come in bursts; a node is written once for all that came within this time. Short, because a waiting pod is bound
@@ -21,18 +22,19 @@ const PARALLEL: usize = 16;
 pub async fn run(controller: Controller) {
     let mut changed = controller.index.subscribe();
     let mut stale = controller.index.all_nodes();
+    // A node that cannot be written waits by itself; the others do not wait for it.
+    let mut again: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
-        if controller.index.is_synced() {
-            stale.append(&mut controller.index.take_stale_nodes());
-            let failed = write_all(&controller, std::mem::take(&mut stale)).await;
-            if !failed.is_empty() {
-                stale = failed;
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-        }
-        if changed.changed().await.is_err() {
-            return;
+        stale.append(&mut controller.index.take_stale_nodes());
+        let due = Instant::now();
+        stale.extend(again.extract_if(.., |_, at| *at <= due).map(|(name, _)| name));
+        stale.retain(|name| !again.contains_key(name));
+        let failed = write_all(&controller, std::mem::take(&mut stale)).await;
+        again.extend(failed.into_iter().map(|name| (name, Instant::now() + RETRY)));
+        let next = again.values().min().copied();
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(next.unwrap_or(due)), if next.is_some() => {}
         }
         tokio::time::sleep(GATHER).await;
     }
@@ -49,37 +51,35 @@ async fn write_all(controller: &Controller, nodes: BTreeSet<String>) -> BTreeSet
     while let Some((name, written)) = results.next().await {
         if let Err(error) = written {
             controller.metrics.publish_errors.inc();
-            tracing::warn!("publishing on node {name:?}: {error}; trying again");
+            tracing::warn!("publishing on node {name:?}: {error:#}; trying again");
             failed.insert(name);
         }
     }
     failed
 }
 
-async fn write(controller: &Controller, name: &str) -> kube::Result<()> {
+async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
     let patch = {
         let state = controller.index.read();
         let cluster = &state.cluster;
         let none = Default::default();
-        let (facts, standing) = cluster
-            .node(name)
-            .map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
+        let (facts, standing) =
+            cluster.node(name).map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &_| cluster.guards(resource);
         publication::status_patch(facts, standing, cluster.rules(), guards, &state.advertised(name), now())
     };
     let Some(patch) = patch else { return Ok(()) };
     let nodes: Api<Node> = Api::all(controller.client.clone());
-    match nodes
-        .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
-        .await
-    {
-        Ok(_) => {
-            controller.metrics.published.inc();
-            tracing::debug!(node = name, %patch, "published");
-            Ok(())
+    let written = async {
+        match nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
+            // Gone between its last event and now.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            written => written.map(|_| true),
         }
-        // Gone between its last event and now.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error),
+    };
+    if bounded(written).await? {
+        controller.metrics.published.inc();
+        tracing::debug!(node = name, %patch, "published");
     }
+    Ok(())
 }

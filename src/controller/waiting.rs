@@ -2,12 +2,14 @@
 //! `capacity::verdict`'s.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
-use super::Controller;
+use super::{Controller, bounded};
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict;
@@ -16,22 +18,39 @@ use crate::capacity::verdict;
 const PERIOD: Duration = Duration::from_secs(1);
 /// A pod is told again when the numbers have changed, but not sooner.
 const QUIET: Duration = Duration::from_secs(60);
+/// And again when they have not: events are forgotten after an hour.
+const REPEAT: Duration = Duration::from_secs(1800);
+/// Pods looked at in one period. Each look is a lock of its own, so that reviews come in between.
+const LOOKS: usize = 200;
 /// Events in one period, so that a thousand waiting pods do not become a flood.
 const BURST: usize = 50;
+/// Events in flight.
+const PARALLEL: usize = 8;
+
+/// When a pod was looked at last, and what it was told.
+struct Told {
+    looked: Instant,
+    said: Option<(String, Instant)>,
+}
 
 pub async fn run(controller: Controller) {
-    let reporter = Reporter {
-        controller: "vramguard".into(),
-        instance: Some(controller.identity.clone()),
-    };
+    let reporter = Reporter { controller: "vramguard".into(), instance: Some(controller.identity.clone()) };
     let recorder = Recorder::new(controller.client.clone(), reporter);
     let mut changed = controller.index.subscribe();
-    let mut told: BTreeMap<PodUid, (String, Instant)> = BTreeMap::new();
+    let mut told: BTreeMap<PodUid, Told> = BTreeMap::new();
+    let mut cursor = None;
     loop {
-        let due = due(&controller, &mut told);
-        for (uid, name, note) in due {
-            tell(&recorder, &uid, name, &note).await;
-            told.insert(uid, (note, Instant::now()));
+        let due = due(&controller, &mut told, &mut cursor);
+        let events = due.into_iter().map(|(uid, name, note)| async {
+            let said = tell(&recorder, &uid, name, &note).await;
+            (uid, said.then_some((note, Instant::now())))
+        });
+        let mut events = futures::stream::iter(events).buffer_unordered(PARALLEL);
+        while let Some((uid, said)) = events.next().await {
+            // One that could not be said is said later.
+            if let (Some(told), Some(said)) = (told.get_mut(&uid), said) {
+                told.said = Some(said);
+            }
         }
         tokio::time::sleep(PERIOD).await;
         // With pods left to be told, time alone is a reason to look again.
@@ -42,31 +61,50 @@ pub async fn run(controller: Controller) {
     }
 }
 
-/// Pods to be told now, with what; forgets those that wait no longer.
-fn due(controller: &Controller, told: &mut BTreeMap<PodUid, (String, Instant)>) -> Vec<(PodUid, PodName, String)> {
-    let state = controller.index.read();
-    told.retain(|uid, _| state.waiting.contains_key(uid));
-    let quiet = |uid: &PodUid| told.get(uid).is_some_and(|(_, when)| when.elapsed() < QUIET);
+/// Pods to be told now, with what, from where the last look ended; forgets those that wait no longer.
+fn due(
+    controller: &Controller,
+    told: &mut BTreeMap<PodUid, Told>,
+    cursor: &mut Option<PodUid>,
+) -> Vec<(PodUid, PodName, String)> {
+    let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
+    let next: Vec<PodUid> = {
+        let state = controller.index.read();
+        let from = cursor.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let loud = state.waiting.range((from, Bound::Unbounded)).map(|(uid, _)| uid).filter(|uid| !quiet(uid));
+        loud.take(LOOKS).cloned().collect()
+    };
     let mut due = Vec::new();
-    for (uid, waiting) in state.waiting.iter().filter(|(uid, _)| !quiet(uid)) {
-        let Some(shortfall) = state
-            .cluster
-            .shortfall(&waiting.resource, waiting.demand, &waiting.placement)
-        else {
-            continue; // there is VRAM: it waits for something else
-        };
-        let note = verdict::waiting(&shortfall);
-        if told.get(uid).is_none_or(|(before, _)| *before != note) {
-            due.push((uid.clone(), waiting.name.clone(), note));
+    for uid in next {
+        let state = controller.index.read();
+        let Some(waiting) = state.waiting.get(&uid) else { continue };
+        let shortfall = state.cluster.shortfall(&waiting.resource, waiting.demand, &waiting.placement);
+        let name = waiting.name.clone();
+        drop(state);
+        let entry = told.entry(uid.clone()).or_insert(Told { looked: Instant::now(), said: None });
+        entry.looked = Instant::now();
+        *cursor = Some(uid.clone());
+        // Where there is VRAM, it waits for something else.
+        let Some(note) = shortfall.as_ref().map(verdict::waiting) else { continue };
+        let said = |(before, when): &(String, Instant)| *before == note && when.elapsed() < REPEAT;
+        if !entry.said.as_ref().is_some_and(said) {
+            due.push((uid, name, note));
         }
         if due.len() == BURST {
-            break;
+            return due;
         }
+    }
+    // All looked at: from the start next time, and nobody is remembered who waits no longer.
+    if due.len() < BURST {
+        let state = controller.index.read();
+        told.retain(|uid, _| state.waiting.contains_key(uid));
+        *cursor = None;
     }
     due
 }
 
-async fn tell(recorder: &Recorder, uid: &PodUid, name: PodName, note: &str) {
+/// Whether it could be said.
+async fn tell(recorder: &Recorder, uid: &PodUid, name: PodName, note: &str) -> bool {
     let pod = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
@@ -82,7 +120,9 @@ async fn tell(recorder: &Recorder, uid: &PodUid, name: PodName, note: &str) {
         action: "Scheduling".into(),
         secondary: None,
     };
-    if let Err(error) = recorder.publish(&event, &pod).await {
-        tracing::warn!("event on a waiting pod: {error}");
+    let published = bounded(recorder.publish(&event, &pod)).await;
+    if let Err(error) = &published {
+        tracing::warn!("event on a waiting pod: {error:#}");
     }
+    published.is_ok()
 }

@@ -1,7 +1,11 @@
 //! Keeps selectors and CA of the webhook configurations: from the watch, so that a re-applied manifest or a hand is
 //! corrected at once. Owns the two watches; what is written is `k8s::webhook_configuration`'s.
 
-use futures::{Stream, StreamExt, stream};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -9,41 +13,88 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{Controller, RETRY};
-use crate::k8s::webhook_configuration::{self, Entry};
+use super::{Controller, RETRY, bounded};
+use crate::k8s::webhook_configuration::{self, Entries};
 
-/// With `trusted`, the CA is ours to write, and nothing is written before it is known: a selector that asks a webhook
-/// nobody trusts would refuse every GPU pod.
-pub async fn run(controller: Controller, mut trusted: Option<watch::Receiver<Option<String>>>) {
+/// Between two writes: somebody else may hold another opinion, and two controllers must not fight at full speed.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Whom the API servers trust, as seen in the watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Not seen yet.
+    Unseen,
+    /// The configurations are not there, or our entries trust nobody or different CAs.
+    Nobody,
+    /// All our entries trust this bundle (PEM).
+    Bundle(String),
+}
+
+/// Ties the keeper of the certificate to the configurations: which CA to write, and what has come of it.
+pub struct Ca {
+    /// To be trusted; `None` until it is known.
+    pub wanted: watch::Receiver<Option<String>>,
+    /// As seen.
+    pub seen: watch::Sender<Trust>,
+}
+
+/// With `ca`, the CA is ours to write, and nothing is written before it is known: a selector that asks a webhook nobody
+/// trusts would refuse every GPU pod.
+pub async fn run(controller: Controller, mut ca: Option<Ca>) {
     let mut policies = controller.policies.subscribe();
     let name = controller.webhook_configuration.clone();
     let mut mutating = follow::<MutatingWebhookConfiguration>(&controller, &name);
     let mut validating = follow::<ValidatingWebhookConfiguration>(&controller, &name);
     let (mut mutating_is, mut validating_is) = (None, None);
     loop {
-        let ca = trusted.as_ref().map(|trusted| trusted.borrow().clone());
-        let written = match ca {
-            Some(None) => Ok(()), // ours, not issued yet
-            Some(Some(ca)) => write(&controller, &mutating_is, &validating_is, Some(&ca)).await,
-            None => write(&controller, &mutating_is, &validating_is, None).await,
+        if let (Some(ca), Some(mutating), Some(validating)) = (&ca, &mutating_is, &validating_is) {
+            ca.seen.send_replace(trust(mutating, validating));
+        }
+        let wanted = ca.as_ref().map(|ca| ca.wanted.borrow().clone());
+        let bundle = wanted.clone().flatten();
+        let mut wrote = Ok(false);
+        if wanted.is_none() || bundle.is_some() {
+            // Each for itself: what is wrong with one object must not keep the other as it was.
+            let first = bring(&controller, &mutating_is, bundle.as_deref()).await;
+            let second = bring(&controller, &validating_is, bundle.as_deref()).await;
+            wrote = first.and_then(|first| second.map(|second| first || second));
+        }
+        let again = match &wrote {
+            Ok(false) => None,
+            Ok(true) => Some(PACE),
+            Err(error) => {
+                tracing::warn!("webhook configuration {name:?}: {error:#}; trying again");
+                Some(RETRY)
+            }
         };
-        if let Err(error) = &written {
-            tracing::warn!("webhook configuration {name:?}: {error}; trying again");
+        if let Some(pause) = again {
+            tokio::time::sleep(pause).await;
         }
         tokio::select! {
-            Some(seen) = mutating.next() => mutating_is = seen,
-            Some(seen) = validating.next() => validating_is = seen,
+            Some(seen) = mutating.next() => mutating_is = Some(seen),
+            Some(seen) = validating.next() => validating_is = Some(seen),
             _ = policies.changed() => {}
-            () = changed(trusted.as_mut()) => {}
-            () = tokio::time::sleep(RETRY), if written.is_err() => {}
+            () = changed(ca.as_mut()) => {}
+            () = std::future::ready(()), if wrote.is_err() => {}
         }
     }
 }
 
+fn trust(
+    mutating: &Option<MutatingWebhookConfiguration>,
+    validating: &Option<ValidatingWebhookConfiguration>,
+) -> Trust {
+    let (Some(mutating), Some(validating)) = (mutating, validating) else {
+        return Trust::Nobody;
+    };
+    let entries = [mutating.entries(), validating.entries()].concat();
+    webhook_configuration::trusted(&entries).map_or(Trust::Nobody, Trust::Bundle)
+}
+
 /// Waits for another CA; for ever where it is not ours.
-async fn changed(trusted: Option<&mut watch::Receiver<Option<String>>>) {
-    let changed = match trusted {
-        Some(trusted) => trusted.changed().await.is_ok(),
+async fn changed(ca: Option<&mut Ca>) {
+    let changed = match ca {
+        Some(ca) => ca.wanted.changed().await.is_ok(),
         None => false,
     };
     if !changed {
@@ -52,72 +103,32 @@ async fn changed(trusted: Option<&mut watch::Receiver<Option<String>>>) {
 }
 
 /// One object as it is, whenever it changes; `None` while it does not exist.
-fn follow<K>(controller: &Controller, name: &str) -> stream::BoxStream<'static, Option<K>>
+fn follow<K>(controller: &Controller, name: &str) -> BoxStream<'static, Option<K>>
 where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
 {
     let api: Api<K> = Api::all(controller.client.clone());
     let seen = watcher::watch_object(api, name).default_backoff();
-    logged(seen, std::any::type_name::<K>()).boxed()
-}
-
-fn logged<K: Send + 'static>(
-    seen: impl Stream<Item = Result<Option<K>, watcher::Error>> + Send + 'static,
-    what: &'static str,
-) -> impl Stream<Item = Option<K>> + Send {
-    seen.filter_map(move |seen| async move {
-        match seen {
-            Ok(object) => Some(object),
-            Err(error) => {
-                tracing::warn!("watching {what}: {error}; trying again");
-                None
-            }
-        }
+    seen.filter_map(|seen| async {
+        seen.inspect_err(|error| tracing::warn!("watching {}: {error}; trying again", K::kind(&()))).ok()
     })
+    .boxed()
 }
 
-async fn write(
-    controller: &Controller,
-    mutating: &Option<MutatingWebhookConfiguration>,
-    validating: &Option<ValidatingWebhookConfiguration>,
-    ca: Option<&str>,
-) -> kube::Result<()> {
+/// Writes what one object lacks; returns whether anything.
+async fn bring<K>(controller: &Controller, seen: &Option<Option<K>>, ca: Option<&str>) -> anyhow::Result<bool>
+where
+    K: Resource<DynamicType = ()> + Entries + DeserializeOwned + Clone + Debug,
+{
+    let Some(Some(object)) = seen else { return Ok(false) };
     let generation = controller.policies.current();
-    let name = &controller.webhook_configuration;
-    let (client, params) = (&controller.client, PatchParams::default());
-    if let Some(entries) = mutating.as_ref().and_then(|object| object.webhooks.as_ref()) {
-        let entries: Vec<Entry> = entries
-            .iter()
-            .map(|e| Entry {
-                name: &e.name,
-                selector: e.namespace_selector.as_ref(),
-                client: &e.client_config,
-            })
-            .collect();
-        if let Some(patch) = webhook_configuration::patch(&entries, &generation.policies, ca) {
-            let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-            api.patch(name, &params, &json_patch(patch)).await?;
-            tracing::info!("mutating webhook configuration {name:?} follows the policies again");
-        }
-    }
-    if let Some(entries) = validating.as_ref().and_then(|object| object.webhooks.as_ref()) {
-        let entries: Vec<Entry> = entries
-            .iter()
-            .map(|e| Entry {
-                name: &e.name,
-                selector: e.namespace_selector.as_ref(),
-                client: &e.client_config,
-            })
-            .collect();
-        if let Some(patch) = webhook_configuration::patch(&entries, &generation.policies, ca) {
-            let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-            api.patch(name, &params, &json_patch(patch)).await?;
-            tracing::info!("validating webhook configuration {name:?} follows the policies again");
-        }
-    }
-    Ok(())
-}
-
-fn json_patch(operations: serde_json::Value) -> Patch<()> {
-    Patch::Json(serde_json::from_value(operations).expect("operations written here are a JSON Patch"))
+    let Some(operations) = webhook_configuration::patch(&object.entries(), &generation.policies, ca) else {
+        return Ok(false);
+    };
+    let patch: Patch<()> =
+        Patch::Json(serde_json::from_value(operations).expect("operations of ours are a JSON Patch"));
+    let api: Api<K> = Api::all(controller.client.clone());
+    bounded(api.patch(&controller.webhook_configuration, &PatchParams::default(), &patch)).await?;
+    tracing::info!("{} {:?}: selectors and CA written", K::kind(&()), controller.webhook_configuration);
+    Ok(true)
 }

@@ -20,8 +20,6 @@
 //!
 //! What is not written under `expect` is not compared; `verdict` must be.
 
-use std::collections::BTreeSet;
-
 use json_patch::Patch;
 use serde::Deserialize;
 use serde_json::Value;
@@ -118,14 +116,8 @@ impl Outcome {
         let recorded = |key: &str| validated.audit_annotations.get(key).cloned();
         let status = validated.status.as_ref();
         Outcome {
-            verdict: if validated.allowed {
-                Expected::Allow
-            } else {
-                Expected::Deny
-            },
-            reason: status
-                .map(|status| status.reason.clone())
-                .or_else(|| recorded("reason")),
+            verdict: if validated.allowed { Expected::Allow } else { Expected::Deny },
+            reason: status.map(|status| status.reason.clone()).or_else(|| recorded("reason")),
             message: status.map(|status| status.message.clone()),
             demand: recorded("demand"),
             warnings: [mutated.warnings.clone(), validated.warnings.clone()].concat(),
@@ -143,11 +135,7 @@ impl Expectation {
                 differences.push(format!("{what}: expected {expected}, got {got}"));
             }
         };
-        differ(
-            "verdict",
-            format!("{:?}", self.verdict),
-            format!("{:?}", outcome.verdict),
-        );
+        differ("verdict", format!("{:?}", self.verdict), format!("{:?}", outcome.verdict));
         let texts = [
             ("reason", &self.reason, &outcome.reason),
             ("message", &self.message, &outcome.message),
@@ -179,10 +167,7 @@ impl Stage {
     /// Builds cluster and policies.
     pub fn of(suite: &Suite) -> Result<Stage, Vec<DocumentError>> {
         let texts = |name: &str, values: &[Value]| -> Vec<(String, String)> {
-            (0..)
-                .zip(values)
-                .map(|(index, value)| (format!("{name}[{index}]"), value.to_string()))
-                .collect()
+            (0..).zip(values).map(|(index, value)| (format!("{name}[{index}]"), value.to_string())).collect()
         };
         fn borrowed(texts: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
             texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
@@ -190,7 +175,7 @@ impl Stage {
         let configuration = document::read(borrowed(&texts("policies", &suite.policies)))?;
         let objects = snapshot::read(borrowed(&texts("cluster", &suite.cluster)))?;
         let policies = Policies::new(&configuration.documents, "vramguard-system");
-        let mut cluster = Cluster::new(*policies.rules(), BTreeSet::new());
+        let mut cluster = Cluster::new(*policies.rules(), node::guarded_by(&configuration.overrides));
         for object in &objects.nodes {
             let name = object.name();
             cluster.apply_node(name, node::facts(object, &configuration.overrides));
@@ -201,20 +186,22 @@ impl Stage {
         Ok(Stage { cluster, policies })
     }
 
+    /// Its cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Its policies.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
     /// Plays a case through the core.
     pub fn play(&self, case: &Case) -> Result<Outcome, String> {
-        let namespace = case
-            .pod
-            .pointer("/metadata/namespace")
-            .and_then(Value::as_str)
-            .unwrap_or("default");
+        let namespace = case.pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
         let Some(policy) = self.policies.of(namespace) else {
             let untouched = Answer::untouched(String::new());
-            return Ok(Outcome::of(
-                untouched.response(),
-                &Patch(Vec::new()),
-                untouched.response(),
-            ));
+            return Ok(Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response()));
         };
         let read = |pod: &Value| PodObject::deserialize(pod).map_err(|error| format!("pod: {error}"));
         let mutate = |object: &PodObject| {
@@ -238,11 +225,7 @@ impl Stage {
         let judged = if policy.mode == Mode::Off {
             Answer::untouched(String::new())
         } else {
-            Answer::judged(
-                String::new(),
-                &pod.name,
-                admission::judge(&pod, policy, None, &self.cluster),
-            )
+            Answer::judged(String::new(), &pod.name, admission::judge(&pod, policy, None, &self.cluster))
         };
         Ok(Outcome::of(mutated.response(), &operations, judged.response()))
     }

@@ -59,11 +59,7 @@ pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<C
             }
         }
     }
-    if reader.errors.is_empty() {
-        Ok(reader.configuration)
-    } else {
-        Err(reader.errors)
-    }
+    if reader.errors.is_empty() { Ok(reader.configuration) } else { Err(reader.errors) }
 }
 
 /// The documents of a YAML stream, each with the number of lines before it. Empty ones are left out.
@@ -82,9 +78,7 @@ pub fn split(text: &str) -> Vec<(u64, &str)> {
     }
     documents.push((start_line, &text[start..]));
     documents.retain(|(_, document)| {
-        document
-            .lines()
-            .any(|line| !matches!(line.trim_start().chars().next(), None | Some('#')))
+        document.lines().any(|line| !matches!(line.trim_start().chars().next(), None | Some('#')))
     });
     documents
 }
@@ -115,10 +109,7 @@ impl Reader {
         };
         let head: Head = parse(file, line, text)?;
         if head.api_version != keys::API_VERSION {
-            return Err(at(
-                "apiVersion",
-                format!("{:?} is not {}", head.api_version, keys::API_VERSION),
-            ));
+            return Err(at("apiVersion", format!("{:?} is not {}", head.api_version, keys::API_VERSION)));
         }
         match head.kind.as_str() {
             "ClusterVramPolicy" => {
@@ -130,17 +121,9 @@ impl Reader {
             }
             "VramPolicy" => {
                 let document: schema::Document<schema::NamespaceSpec> = parse(file, line, text)?;
-                let namespace = document
-                    .metadata
-                    .namespace
-                    .clone()
-                    .filter(|namespace| !namespace.is_empty());
-                let namespace = namespace.ok_or_else(|| {
-                    at(
-                        "metadata.namespace",
-                        "is missing; a VramPolicy is for one namespace".into(),
-                    )
-                })?;
+                let namespace = document.metadata.namespace.map(|namespace| namespace.0);
+                let namespace = namespace
+                    .ok_or_else(|| at("metadata.namespace", "is missing; a VramPolicy is for one namespace".into()))?;
                 self.only_one(&at, &format!("the VramPolicy of namespace {namespace:?}"), file)?;
                 self.note_inert(file, document.spec.inert());
                 let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
@@ -153,10 +136,7 @@ impl Reader {
                     .extend(document.spec.overrides().map_err(|(field, what)| at(&field, what))?);
             }
             other => {
-                return Err(at(
-                    "kind",
-                    format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"),
-                ));
+                return Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory")));
             }
         }
         Ok(())
@@ -170,17 +150,12 @@ impl Reader {
     ) -> Result<(), DocumentError> {
         match self.seen.insert(what.to_owned(), file.to_owned()) {
             None => Ok(()),
-            Some(first) => Err(at(
-                "",
-                format!("{what} is there twice, the first time in {first}; keep one"),
-            )),
+            Some(first) => Err(at("", format!("{what} is there twice, the first time in {first}; keep one"))),
         }
     }
 
     fn note_inert(&mut self, file: &str, fields: Vec<&'static str>) {
-        self.configuration
-            .inert
-            .extend(fields.into_iter().map(|field| (file.to_owned(), field)));
+        self.configuration.inert.extend(fields.into_iter().map(|field| (file.to_owned(), field)));
     }
 }
 

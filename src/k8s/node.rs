@@ -13,6 +13,11 @@ use crate::capacity::placement::{Site, Taint, UNSCHEDULABLE};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
+/// Resources that the overrides say are shared: guarded also while no node is there that shares them.
+pub fn guarded_by(overrides: &[Override]) -> BTreeSet<Resource> {
+    overrides.iter().filter(|o| o.replicas.get() > 1).map(|o| o.resource.clone()).collect()
+}
+
 /// What an operator says about nodes whose labels do not tell the truth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
@@ -44,9 +49,7 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
         .counts
         .iter()
         .map(|(resource, count)| {
-            let described = overrides
-                .iter()
-                .find(|o| o.resource == *resource && o.describes(name, &labels));
+            let described = overrides.iter().find(|o| o.resource == *resource && o.describes(name, &labels));
             match (count, described) {
                 (Err(value), _) => unreadable(resource, value),
                 (Ok(count), Some(described)) => from_override(resource, *count, described),
@@ -54,13 +57,7 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
             }
         })
         .collect();
-    NodeFacts {
-        site: Site {
-            labels,
-            taints: taints(node),
-        },
-        pools,
-    }
+    NodeFacts { site: Site { labels, taints: taints(node) }, pools }
 }
 
 /// How many of each GPU resource a node has; the text where it is no count.
@@ -73,28 +70,19 @@ impl Capacity {
     /// GPUs are still there, and so is what their pods hold: while the labels describe GPUs, zero is "not back yet". Nothing
     /// can be placed meanwhile, because the device count itself says so.
     fn of(node: &NodeObject, labels: &BTreeMap<String, String>) -> Capacity {
-        let counted = node
-            .status
-            .capacity
-            .iter()
-            .filter(|(name, _)| keys::is_gpu_resource(name))
-            .map(|(name, quantity)| {
-                (
-                    Resource(name.clone()),
-                    quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()),
-                )
+        let counted =
+            node.status.capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name)).map(|(name, quantity)| {
+                (Resource(name.clone()), quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()))
             });
         let mut counts: BTreeMap<Resource, Result<u64, String>> = counted.collect();
-        let (gpu, shared) = (
-            Resource(keys::GPU_RESOURCE.into()),
-            Resource(keys::GPU_SHARED_RESOURCE.into()),
-        );
+        let (gpu, shared) = (Resource(keys::GPU_RESOURCE.into()), Resource(keys::GPU_SHARED_RESOURCE.into()));
         let known = [&gpu, &shared].map(|resource| counts.get(resource).cloned());
         let back = match known {
             [Some(Ok(0)), None] => labelled_count(labels).map(|count| (gpu, count)),
             [None, Some(Ok(0))] => labelled_count(labels).map(|count| (shared, count)),
             // With renameByDefault the product keeps its plain name; the split between the two names is not in the labels.
             [Some(Ok(0)), Some(Ok(0))] if is_shared_product(labels) => labelled_count(labels).map(|count| (gpu, count)),
+            [_, Some(Ok(0))] if is_renamed(labels) => Some((shared, 0)),
             _ => None,
         };
         counts.retain(|_, count| *count != Ok(0));
@@ -113,18 +101,17 @@ impl Capacity {
 /// What the device plugin advertises when it is there, as far as the labels tell.
 fn labelled_count(labels: &BTreeMap<String, String>) -> Option<u64> {
     let gpus = number(labels, keys::GFD_COUNT).ok()?;
-    let replicas = if sharing(labels, false).is_shared() {
-        number(labels, keys::GFD_REPLICAS).ok()?
-    } else {
-        1
-    };
+    let replicas = if sharing(labels, false).is_shared() { number(labels, keys::GFD_REPLICAS).ok()? } else { 1 };
     gpus.checked_mul(replicas)
 }
 
+/// Shared, and not under the plain name.
+fn is_renamed(labels: &BTreeMap<String, String>) -> bool {
+    sharing(labels, false).is_shared() && labels.contains_key(keys::GFD_PRODUCT) && !is_shared_product(labels)
+}
+
 fn is_shared_product(labels: &BTreeMap<String, String>) -> bool {
-    labels
-        .get(keys::GFD_PRODUCT)
-        .is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX))
+    labels.get(keys::GFD_PRODUCT).is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX))
 }
 
 /// What the node says of our own resource: capacity and allocatable, as they stand.
@@ -149,12 +136,7 @@ pub fn advertised(node: &NodeObject) -> Advertised {
     Advertised {
         capacity: of(&node.status.capacity),
         allocatable: of(&node.status.allocatable),
-        condition: node
-            .status
-            .conditions
-            .iter()
-            .find(|condition| condition.kind == CONDITION)
-            .cloned(),
+        condition: node.status.conditions.iter().find(|condition| condition.kind == CONDITION).cloned(),
     }
 }
 
@@ -168,78 +150,39 @@ pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
 }
 
 fn unreadable(resource: &Resource, value: &str) -> Pool {
-    let why = Unknown::BadCapacity {
-        resource: resource.clone(),
-        value: value.to_owned(),
-    };
-    Pool {
-        resource: resource.clone(),
-        sharing: Sharing::Unstated,
-        contents: Err(why),
-    }
+    let why = Unknown::BadCapacity { resource: resource.clone(), value: value.to_owned() };
+    Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents: Err(why) }
 }
 
 fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Pool {
-    let sharing = if described.replicas.get() > 1 {
-        Sharing::SomeWay
-    } else {
-        Sharing::Exclusive
-    };
+    let sharing = if described.replicas.get() > 1 { Sharing::SomeWay } else { Sharing::Exclusive };
     let gpus = u32::try_from(described.gpus.len()).unwrap_or(u32::MAX);
     let contents = if u64::from(gpus) * u64::from(described.replicas.get()) == capacity {
         Ok(contents(&described.gpus, described.replicas))
     } else {
         let replicas = described.replicas.get();
-        Err(Unknown::Contradiction {
-            gpus,
-            replicas,
-            resource: resource.clone(),
-            capacity,
-        })
+        Err(Unknown::Contradiction { gpus, replicas, resource: resource.clone(), capacity })
     };
-    Pool {
-        resource: resource.clone(),
-        sharing,
-        contents,
-    }
+    Pool { resource: resource.clone(), sharing, contents }
 }
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
     if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
-        let contents = Err(Unknown::Unsupported {
-            resource: resource.clone(),
-        });
-        return Pool {
-            resource: resource.clone(),
-            sharing: Sharing::Unstated,
-            contents,
-        };
+        let contents = Err(Unknown::Unsupported { resource: resource.clone() });
+        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents };
     }
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
-    let renamed = capacity.of_resource(keys::GPU_SHARED_RESOURCE) > 0;
+    let renamed = capacity.counts.contains_key(&Resource(keys::GPU_SHARED_RESOURCE.to_owned()));
     let sharing = match (renamed, resource.0 == keys::GPU_SHARED_RESOURCE) {
         (true, false) => Sharing::Exclusive,
         (_, is_shared_name) => sharing(labels, is_shared_name),
     };
     let others = match (renamed, sharing.is_shared()) {
-        (true, true) => Others {
-            exclusive: capacity.of_resource(keys::GPU_RESOURCE),
-            shared: 0,
-        },
-        (true, false) => Others {
-            exclusive: 0,
-            shared: capacity.of_resource(keys::GPU_SHARED_RESOURCE),
-        },
-        (false, _) => Others {
-            exclusive: 0,
-            shared: 0,
-        },
+        (true, true) => Others { exclusive: capacity.of_resource(keys::GPU_RESOURCE), shared: 0 },
+        (true, false) => Others { exclusive: 0, shared: capacity.of_resource(keys::GPU_SHARED_RESOURCE) },
+        (false, _) => Others { exclusive: 0, shared: 0 },
     };
-    Pool {
-        resource: resource.clone(),
-        sharing,
-        contents: labelled(resource, count, sharing, others, labels),
-    }
+    Pool { resource: resource.clone(), sharing, contents: labelled(resource, count, sharing, others, labels) }
 }
 
 /// Capacity of the node's other GPU resource.
@@ -275,11 +218,7 @@ fn labelled(
     let size = number(labels, keys::GFD_MEMORY)?;
     let gpus = number(labels, keys::GFD_COUNT)?;
     let needs_replicas = sharing.is_shared() || others.shared > 0;
-    let replicas = if needs_replicas {
-        number(labels, keys::GFD_REPLICAS)?
-    } else {
-        1
-    };
+    let replicas = if needs_replicas { number(labels, keys::GFD_REPLICAS)? } else { 1 };
     let contradiction = || Unknown::Contradiction {
         gpus: u32::try_from(gpus).unwrap_or(u32::MAX),
         replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
@@ -287,63 +226,37 @@ fn labelled(
         capacity,
     };
     let shared = if sharing.is_shared() { capacity } else { others.shared };
-    let exclusive = if sharing.is_shared() {
-        others.exclusive
-    } else {
-        capacity
-    };
+    let exclusive = if sharing.is_shared() { others.exclusive } else { capacity };
     // Every GPU of the label is behind one of the two names, and every shared one with all its replicas.
     let adds_up = shared.is_multiple_of(replicas) && shared / replicas + exclusive == gpus;
-    let size = Vram::checked_from_mib(size)
-        .filter(|_| adds_up)
-        .ok_or_else(contradiction)?;
-    let (count, replicas) = if sharing.is_shared() {
-        (shared / replicas, replicas)
-    } else {
-        (exclusive, 1)
-    };
-    let replicas = u32::try_from(replicas)
-        .ok()
-        .and_then(NonZeroU32::new)
-        .ok_or_else(contradiction)?;
+    let size = Vram::checked_from_mib(size).filter(|size| *size <= MAX_GPU);
+    let bad_size = || Unknown::BadLabel { label: keys::GFD_MEMORY, value: labels[keys::GFD_MEMORY].clone() };
+    let size = size.ok_or_else(bad_size)?;
+    if !adds_up {
+        return Err(contradiction());
+    }
+    let (count, replicas) = if sharing.is_shared() { (shared / replicas, replicas) } else { (exclusive, 1) };
+    let replicas = u32::try_from(replicas).ok().and_then(NonZeroU32::new).ok_or_else(contradiction)?;
     // A machine has tens of GPUs; a label that says thousands is not one to allocate memory for.
-    let count = usize::try_from(count)
-        .ok()
-        .filter(|count| *count <= MAX_GPUS)
-        .ok_or_else(contradiction)?;
+    let count = usize::try_from(count).ok().filter(|count| *count <= MAX_GPUS).ok_or_else(contradiction)?;
     Ok(contents(&vec![size; count], replicas))
 }
 
 const MAX_GPUS: usize = 1024;
+/// A GPU larger than this (16 TiB) is a mistake, and one that arithmetic with `overcommit` could not hold.
+pub const MAX_GPU: Vram = Vram::from_mib(16 << 20);
 
 fn contents(sizes: &[Vram], replicas: NonZeroU32) -> Contents {
-    Contents {
-        gpus: (0..)
-            .zip(sizes)
-            .map(|(index, size)| Gpu::of_size(index, *size))
-            .collect(),
-        replicas,
-    }
+    Contents { gpus: (0..).zip(sizes).map(|(index, size)| Gpu::of_size(index, *size)).collect(), replicas }
 }
 
 fn number(labels: &BTreeMap<String, String>, label: &'static str) -> Result<u64, Unknown> {
     let value = labels.get(label).ok_or(Unknown::Unlabelled { label })?;
-    value
-        .parse()
-        .ok()
-        .filter(|number| *number > 0)
-        .ok_or_else(|| Unknown::BadLabel {
-            label,
-            value: value.clone(),
-        })
+    value.parse().ok().filter(|number| *number > 0).ok_or_else(|| Unknown::BadLabel { label, value: value.clone() })
 }
 
 fn taints(node: &NodeObject) -> Vec<Taint> {
-    let kept = node
-        .spec
-        .taints
-        .iter()
-        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    let kept = node.spec.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     let mut taints: Vec<Taint> = kept
         .map(|taint| Taint {
             key: taint.key.clone(),
@@ -352,11 +265,7 @@ fn taints(node: &NodeObject) -> Vec<Taint> {
         })
         .collect();
     if node.spec.unschedulable == Some(true) && !taints.iter().any(|taint| taint.key == UNSCHEDULABLE) {
-        taints.push(Taint {
-            key: UNSCHEDULABLE.into(),
-            value: String::new(),
-            effect: "NoSchedule".into(),
-        });
+        taints.push(Taint { key: UNSCHEDULABLE.into(), value: String::new(), effect: "NoSchedule".into() });
     }
     taints
 }

@@ -17,16 +17,8 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
         patch.push(PatchOperation::Remove(RemoveOperation { path }));
     }
     let spec = &object.spec;
-    let init = spec
-        .init_containers
-        .iter()
-        .enumerate()
-        .map(|(index, container)| ("initContainers", index, container));
-    let apps = spec
-        .containers
-        .iter()
-        .enumerate()
-        .map(|(index, container)| ("containers", index, container));
+    let init = spec.init_containers.iter().enumerate().map(|(index, container)| ("initContainers", index, container));
+    let apps = spec.containers.iter().enumerate().map(|(index, container)| ("containers", index, container));
     for ((list, index, container), change) in init.chain(apps).zip(&changes.containers) {
         let index = index.to_string();
         in_container(&mut patch, &["spec", list, &index], container, change);
@@ -52,10 +44,7 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             }
         }
     }
-    let entries = change
-        .env
-        .iter()
-        .map(|variable| json!({ "name": variable.name, "value": variable.value }));
+    let entries = change.env.iter().map(|variable| json!({ "name": variable.name, "value": variable.value }));
     if change.env.is_empty() {
     } else if container.env.is_none() {
         add(patch, &[at, &["env"]].concat(), entries.collect());
@@ -89,21 +78,20 @@ fn avoid_shared(patch: &mut Vec<PatchOperation>, object: &PodObject) {
     for (index, term) in existing.node_selector_terms.iter().enumerate() {
         let index = index.to_string();
         let term_at = [&at[..], &["nodeSelectorTerms", &index, "matchExpressions"]].concat();
-        match (&term.match_expressions, &term.match_fields) {
-            // A term without any requirement matches no node; one more would make it match some.
-            (None, None) => {}
-            (Some(expressions), None) if expressions.is_empty() => {}
-            (Some(_), _) => add(patch, &[term_at, vec!["-"]].concat(), requirement.clone()),
-            (None, Some(_)) => add(patch, &term_at, json!([requirement])),
+        let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
+        if is_empty(&term.match_expressions) && is_empty(&term.match_fields) {
+            continue; // matches no node; one more requirement would make it match some
+        }
+        if term.match_expressions.is_some() {
+            add(patch, &[term_at, vec!["-"]].concat(), requirement.clone());
+        } else {
+            add(patch, &term_at, json!([requirement]));
         }
     }
 }
 
 fn add(patch: &mut Vec<PatchOperation>, path: &[&str], value: Value) {
-    patch.push(PatchOperation::Add(AddOperation {
-        path: PointerBuf::from_tokens(path.iter().copied()),
-        value,
-    }));
+    patch.push(PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path.iter().copied()), value }));
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::quantity::{self, Bytes};
 use crate::capacity::declaration::{Declarations, Fallback, Names, Written, resolve};
 use crate::capacity::demand::{self, Role};
 use crate::capacity::gpu::{GpuId, Resource};
-use crate::capacity::ledger::{Estimate, Holder, PodUid};
+use crate::capacity::ledger::{Holder, Part, PodUid};
 use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
 use crate::capacity::pod::{Container, EnvEntry, Origin, Pod, PodName, VramRequest};
 use crate::capacity::verdict::MAX_PROCESSES;
@@ -39,12 +39,9 @@ pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
         return None;
     }
     let containers = containers(&object.spec);
-    let with_request = || {
-        containers
-            .iter()
-            .filter_map(|c| Some((c.role, c.vram_request.counted()?)))
-    };
-    let request = with_request().next().is_some().then(|| demand::of_pod(with_request()));
+    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+    // A request for nothing is none: it says nothing of what the pod takes.
+    let request = Some(demand::of_pod(requests)).filter(|request| !request.is_zero());
     let gpus = replicas(&containers);
     if request.is_none() && gpus.is_empty() {
         return None;
@@ -52,7 +49,7 @@ pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
     let holder = Holder {
         name: name(&object.metadata, None),
         request,
-        estimate: estimate(&containers, &Annotations::of(&object.metadata).declarations),
+        parts: parts(&containers, &Annotations::of(&object.metadata).declarations),
         gpus,
         gpu: gpu(&object.metadata),
         priority: object.spec.priority.unwrap_or(0),
@@ -78,64 +75,32 @@ pub fn uid(metadata: &ObjectMeta) -> PodUid {
 fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     let generated = || metadata.generate_name.as_ref().map(|prefix| format!("{prefix}*"));
     PodName {
-        namespace: metadata
-            .namespace
-            .as_deref()
-            .or(namespace)
-            .unwrap_or("default")
-            .to_owned(),
-        name: metadata
-            .name
-            .clone()
-            .filter(|name| !name.is_empty())
-            .or_else(generated)
-            .unwrap_or_default(),
+        namespace: metadata.namespace.as_deref().or(namespace).unwrap_or("default").to_owned(),
+        name: metadata.name.clone().filter(|name| !name.is_empty()).or_else(generated).unwrap_or_default(),
     }
 }
 
 /// Anyone may write the mirror annotation; a kubelet alone is believed. Outside of a review the pod is there already, and
 /// nothing is decided on it.
 fn origin(metadata: &ObjectMeta, user: Option<&str>) -> Origin {
-    let marked = metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD));
-    if marked && user.is_some_and(|user| user.starts_with("system:node:")) {
-        Origin::Mirror
-    } else {
-        Origin::Api
-    }
+    let marked = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD));
+    if marked && user.is_some_and(|user| user.starts_with("system:node:")) { Origin::Mirror } else { Origin::Api }
 }
 
 fn containers(spec: &PodSpec) -> Vec<Container> {
-    let init = spec
-        .init_containers
-        .iter()
-        .map(|container| match container.restart_policy.as_deref() {
-            Some("Always") => (Role::Sidecar, container),
-            _ => (Role::Init, container),
-        });
-    init.chain(spec.containers.iter().map(|container| (Role::App, container)))
-        .map(container)
-        .collect()
+    let init = spec.init_containers.iter().map(|container| match container.restart_policy.as_deref() {
+        Some("Always") => (Role::Sidecar, container),
+        _ => (Role::Init, container),
+    });
+    init.chain(spec.containers.iter().map(|container| (Role::App, container))).map(container).collect()
 }
 
 fn container((role, object): (Role, &object::Container)) -> Container {
-    let limits = object
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.limits.as_ref());
-    let requests = object
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref());
+    let limits = object.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let requests = object.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     let injected = [keys::ENV_VRAM_MIB, keys::ENV_DEVICE_ORDER, keys::ENV_VISIBLE_DEVICES];
-    let env = object
-        .env
-        .iter()
-        .flatten()
-        .filter(|entry| injected.contains(&entry.name.as_str()))
-        .map(|entry| EnvEntry {
+    let env =
+        object.env.iter().flatten().filter(|entry| injected.contains(&entry.name.as_str())).map(|entry| EnvEntry {
             name: entry.name.clone(),
             value: match (&entry.value, &entry.value_from) {
                 (_, Some(_)) => None,
@@ -155,26 +120,19 @@ type Quantities = BTreeMap<String, Quantity>;
 
 fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Resource, u64)> {
     let mut gpus: BTreeMap<&str, u64> = BTreeMap::new();
-    for (name, quantity) in requests
-        .into_iter()
-        .chain(limits)
-        .flatten()
-        .filter(|(name, _)| keys::is_gpu_resource(name))
+    for (name, quantity) in requests.into_iter().chain(limits).flatten().filter(|(name, _)| keys::is_gpu_resource(name))
     {
         // The API server refuses a count that is none. Until it has, the container asks for a GPU.
         let count = quantity::count(&quantity.0).unwrap_or(1);
         let known = gpus.entry(name).or_default();
         *known = (*known).max(count);
     }
-    gpus.into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| (Resource(name.to_owned()), count))
-        .collect()
+    gpus.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (Resource(name.to_owned()), count)).collect()
 }
 
 fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> VramRequest {
     let of = |quantities: Option<&Quantities>| quantities.and_then(|q| q.get(keys::VRAM_RESOURCE)).map(|q| q.0.clone());
-    // Where one of them is missing, the API server copies the other.
+    // The API server makes a missing request of the limit, and refuses a missing limit.
     let (limit, request) = (of(limits), of(requests));
     let (Some(limit), Some(request)) = (limit.clone().or_else(|| request.clone()), request.or(limit)) else {
         return VramRequest::Absent;
@@ -184,11 +142,7 @@ fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> V
             VramRequest::Exactly(request)
         }
         (read_limit, read_request) => VramRequest::Odd {
-            text: if limit == request {
-                request
-            } else {
-                format!("{request} (limit {limit})")
-            },
+            text: if limit == request { request } else { format!("{request} (limit {limit})") },
             counted: read_request.or(read_limit).map(Bytes::vram),
         },
     }
@@ -196,61 +150,47 @@ fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> V
 
 /// Replicas of each GPU resource, as Kubernetes counts over containers.
 fn replicas(containers: &[Container]) -> Vec<(Resource, u64)> {
-    let mut resources: Vec<&Resource> = containers
-        .iter()
-        .flat_map(|c| c.gpus.iter().map(|(resource, _)| resource))
-        .collect();
+    let mut resources: Vec<&Resource> =
+        containers.iter().flat_map(|c| c.gpus.iter().map(|(resource, _)| resource)).collect();
     resources.sort_unstable();
     resources.dedup();
     let of = |resource: &Resource| {
-        let counts = containers
-            .iter()
-            .flat_map(|c| c.gpus.iter().filter(|(r, _)| r == resource).map(|(_, n)| (c.role, *n)));
+        let counts =
+            containers.iter().flat_map(|c| c.gpus.iter().filter(|(r, _)| r == resource).map(|(_, n)| (c.role, *n)));
         demand::replicas_of_pod(counts)
     };
-    resources
-        .into_iter()
-        .map(|resource| (resource.clone(), of(resource)))
-        .collect()
+    resources.into_iter().map(|resource| (resource.clone(), of(resource))).collect()
 }
 
-/// How a pod counts without a request: by its declaration where each GPU container has a readable one. Model names need a
-/// policy, which a pod that is there already may never have been under; such a pod counts as a slot.
-fn estimate(containers: &[Container], declarations: &Declarations) -> Estimate {
+/// How each container that requests a GPU or VRAM counts: by its request, else by a readable declaration, else by slots. Model
+/// names need a policy, which a pod that is there already may never have been under; such a container counts by slots.
+fn parts(containers: &[Container], declarations: &Declarations) -> Vec<(Role, Part)> {
     let all: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
-    let with_gpu: Vec<&Container> = containers
-        .iter()
-        .filter(|container| !container.gpus.is_empty())
-        .collect();
-    let guarded: Vec<&str> = with_gpu.iter().map(|container| container.name.as_str()).collect();
-    let mut violations = Vec::new();
+    let with_gpu: Vec<&str> = containers.iter().filter(|c| !c.gpus.is_empty()).map(|c| c.name.as_str()).collect();
     let none = BTreeMap::new();
-    let fallback = Fallback {
-        models: &none,
-        default: None,
-    };
-    let declared = resolve(
-        declarations,
-        Names {
-            all: &all,
-            guarded: &guarded,
-        },
-        fallback,
-        &mut violations,
-    );
-    let figures: Option<Vec<Vram>> = declared.into_iter().map(|figure| figure.ok().flatten()).collect();
+    let fallback = Fallback { models: &none, default: None };
+    let declarations = Declarations { model: None, ..declarations.clone() };
+    let declared = resolve(&declarations, Names { all: &all, guarded: &with_gpu }, fallback, &mut Vec::new());
+    let mut declared = declared.into_iter();
     let processes = match declarations.processes {
         None => Some(1),
         Some(Ok(processes)) => Some(processes),
         Some(Err(_)) => None,
     };
-    match (figures, processes, u32::try_from(with_gpu.len())) {
-        (Some(figures), Some(processes), Ok(gpu_containers)) if gpu_containers > 0 => Estimate::Declared {
-            declared: demand::of_pod(with_gpu.iter().map(|container| container.role).zip(figures)),
-            processes: processes.saturating_mul(gpu_containers),
-        },
-        _ => Estimate::Slot,
-    }
+    let part = |container: &Container| {
+        let figure =
+            if container.gpus.is_empty() { None } else { declared.next().and_then(|figure| figure.ok().flatten()) };
+        let requested = container.vram_request.counted().filter(|request| !request.is_zero());
+        let replicas = container.gpus.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+        let part = match (requested, figure, processes) {
+            (Some(request), _, _) => Part::Requested(request),
+            (None, Some(declared), Some(processes)) => Part::Declared { declared, processes },
+            (None, _, _) if replicas > 0 => Part::Slots(replicas),
+            (None, _, _) => return None,
+        };
+        Some((container.role, part))
+    };
+    containers.iter().filter_map(part).collect()
 }
 
 /// The GPU that the annotation of one of its containers names.
@@ -279,11 +219,7 @@ impl Annotations {
 
     fn sort(&mut self, key: &str, text: &str) {
         let declarations = &mut self.declarations;
-        let ours = || {
-            written(key, text, |text| {
-                text.parse().map_err(|error: VramError| error.to_string())
-            })
-        };
+        let ours = || written(key, text, |text| text.parse().map_err(|error: VramError| error.to_string()));
         if key == keys::VRAM {
             declarations.pod = Some(ours());
         } else if let Some(container) = key.strip_prefix(keys::VRAM_OF) {
@@ -299,40 +235,24 @@ impl Annotations {
         } else if key.starts_with(keys::PREFIX) {
             self.unknown.push(key.to_owned());
         } else if let Some(container) = foreign_container(key) {
-            let read = |text: &str| {
-                quantity::bytes(text)
-                    .map(Bytes::vram)
-                    .ok_or_else(|| "is not a quantity".to_owned())
-            };
-            declarations
-                .foreign
-                .entry(container.to_owned())
-                .or_default()
-                .push(written(key, text, read));
+            let read =
+                |text: &str| quantity::bytes(text).map(Bytes::vram).ok_or_else(|| "is not a quantity".to_owned());
+            declarations.foreign.entry(container.to_owned()).or_default().push(written(key, text, read));
         }
     }
 }
 
 fn foreign_container(key: &str) -> Option<&str> {
     let rest = key.strip_prefix(keys::FOREIGN_OF)?;
-    rest.strip_suffix(keys::FOREIGN_REQUEST)
-        .or_else(|| rest.strip_suffix(keys::FOREIGN_LIMIT))
+    rest.strip_suffix(keys::FOREIGN_REQUEST).or_else(|| rest.strip_suffix(keys::FOREIGN_LIMIT))
 }
 
 fn written(key: &str, text: &str, read: impl Fn(&str) -> Result<Vram, String>) -> Written {
-    Written {
-        key: key.to_owned(),
-        text: text.to_owned(),
-        amount: read(text),
-    }
+    Written { key: key.to_owned(), text: text.to_owned(), amount: read(text) }
 }
 
 fn placement(spec: &PodSpec) -> Placement {
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.required.as_ref());
+    let required = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
     Placement {
         node_name: spec.node_name.clone().filter(|node| !node.is_empty()),
         node_selector: spec.node_selector.clone(),
@@ -348,10 +268,7 @@ fn placement(spec: &PodSpec) -> Placement {
 
 fn term(term: &object::NodeSelectorTerm) -> Term {
     let all = |list: &Option<Vec<object::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect();
-    Term {
-        labels: all(&term.match_expressions),
-        fields: all(&term.match_fields),
-    }
+    Term { labels: all(&term.match_expressions), fields: all(&term.match_fields) }
 }
 
 fn requirement(requirement: &object::NodeSelectorRequirement) -> Requirement {
@@ -364,11 +281,7 @@ fn requirement(requirement: &object::NodeSelectorRequirement) -> Requirement {
         "Lt" => Operator::Lt,
         _ => Operator::Unrecognised,
     };
-    Requirement {
-        key: requirement.key.clone(),
-        operator,
-        values: requirement.values.clone(),
-    }
+    Requirement { key: requirement.key.clone(), operator, values: requirement.values.clone() }
 }
 
 fn toleration(toleration: &object::Toleration) -> Toleration {
@@ -377,11 +290,7 @@ fn toleration(toleration: &object::Toleration) -> Toleration {
         Some("Exists") => None,
         _ => Some(toleration.value.clone().unwrap_or_default()),
     };
-    Toleration {
-        key: filled(&toleration.key),
-        value,
-        effect: filled(&toleration.effect),
-    }
+    Toleration { key: filled(&toleration.key), value, effect: filled(&toleration.effect) }
 }
 
 #[cfg(test)]

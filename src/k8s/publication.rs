@@ -33,15 +33,9 @@ pub fn status_patch(
     let mut status = Map::new();
     // Allocatable is what the scheduler reads, and the kubelet rewrites it from capacity every few seconds: one number in
     // both, or the two fight.
-    for (list, current) in [
-        ("capacity", &advertised.capacity),
-        ("allocatable", &advertised.allocatable),
-    ] {
+    for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
         if !says(current.as_deref(), published) {
-            status.insert(
-                list.into(),
-                json!({ keys::VRAM_RESOURCE: published.map(|amount| amount.to_string()) }),
-            );
+            status.insert(list.into(), json!({ keys::VRAM_RESOURCE: published.map(|amount| amount.to_string()) }));
         }
     }
     let said = said(facts, standing, rules, guards);
@@ -76,11 +70,7 @@ impl Said {
 }
 
 fn not_shared() -> Said {
-    Said {
-        status: "False",
-        reason: "NotShared",
-        message: "no guarded GPU resource on this node".into(),
-    }
+    Said { status: "False", reason: "NotShared", message: "no guarded GPU resource on this node".into() }
 }
 
 fn said(
@@ -90,51 +80,26 @@ fn said(
     guards: impl Fn(&Resource) -> bool,
 ) -> Option<Said> {
     let standing = standing?;
-    let pools: Vec<_> = facts
-        .pools
-        .iter()
-        .zip(&standing.pools)
-        .filter(|(pool, _)| guards(&pool.resource))
-        .collect();
-    let unknown = pools
-        .iter()
-        .find_map(|(pool, _)| Some((pool, pool.contents.as_ref().err()?)));
+    let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
+    let unknown = facts.pools.iter().find_map(|pool| Some((pool, pool.contents.as_ref().err()?)));
     if let Some((pool, why)) = unknown {
-        let message = format!(
-            "{}: {why}; nothing more is placed here until a GpuInventory describes the node",
-            pool.resource
-        );
-        return Some(Said {
-            status: "False",
-            reason: "Unknown",
-            message,
-        });
+        let message =
+            format!("{}: {why}; nothing more is placed here until a GpuInventory describes the node", pool.resource);
+        return Some(Said { status: "False", reason: "Unknown", message });
     }
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.balance.deficit().is_some()) {
-        return Some(Said {
-            status: "False",
-            reason: "Overcommitted",
-            message: overcommitted(pool),
-        });
+        return Some(Said { status: "False", reason: "Overcommitted", message: overcommitted(pool) });
     }
     let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
     let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
-    Some(Said {
-        status: "True",
-        reason: reason(worst),
-        message: each.join("; "),
-    })
+    Some(Said { status: "True", reason: reason(worst), message: each.join("; ") })
 }
 
 fn overcommitted(pool: &PoolStanding) -> String {
     let deficit = pool.balance.deficit().unwrap_or_default();
     let total = pool.allocatable.unwrap_or_default();
     let held = format!("{} of {total} held by {}", pool.held, count(pool.holders, "pod"));
-    let may = if pool.accounting == Accounting::Slot {
-        "one GPU may be"
-    } else {
-        "the GPU is"
-    };
+    let may = if pool.accounting == Accounting::Slot { "one GPU may be" } else { "the GPU is" };
     format!(
         "{}: {may} overcommitted by {deficit} ({held}, {} accounting); nothing is evicted, and nothing more is placed here \
          until it fits",
@@ -144,15 +109,9 @@ fn overcommitted(pool: &PoolStanding) -> String {
 
 fn accounted(pool: &PoolStanding, rules: &Rules) -> String {
     let total = pool.allocatable.unwrap_or_default();
-    let overcommit = if rules.overcommit.is_on() {
-        format!(", overcommit {}", rules.overcommit)
-    } else {
-        String::new()
-    };
-    format!(
-        "{}: {} accounting, {total} allocatable{overcommit}",
-        pool.resource, pool.accounting
-    )
+    let overcommit =
+        if rules.overcommit.is_on() { format!(", overcommit {}", rules.overcommit) } else { String::new() };
+    format!("{}: {} accounting, {total} allocatable{overcommit}", pool.resource, pool.accounting)
 }
 
 fn reason(accounting: Accounting) -> &'static str {
@@ -188,14 +147,7 @@ mod tests {
         let none = NodeFacts::default();
         let (facts, standing) = stands.map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &Resource| cluster.guards(resource);
-        let patch = status_patch(
-            facts,
-            standing,
-            cluster.rules(),
-            guards,
-            &node::advertised(&object),
-            now(),
-        );
+        let patch = status_patch(facts, standing, cluster.rules(), guards, &node::advertised(&object), now());
         let mut after = node.clone();
         if let Some(patch) = &patch {
             // The conditions list is merged by type on the server; here there is only ours.
@@ -218,10 +170,7 @@ mod tests {
     fn a_node_is_patched_once() {
         let (first, after) = patch(&node("4"));
         let status = &first.unwrap()["status"];
-        assert_eq!(
-            status["capacity"],
-            json!({ "vramguard.dev/vram": Vram::from_mib(24_320).to_string() })
-        );
+        assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": Vram::from_mib(24_320).to_string() }));
         assert_eq!(status["allocatable"], status["capacity"]);
         assert_eq!(status["conditions"][0]["reason"], "Exact");
         assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-11-22T12:00:00Z");
@@ -233,10 +182,7 @@ mod tests {
         let (_, mut after) = patch(&node("4"));
         after["status"]["allocatable"] = json!({ "nvidia.com/gpu": "4" });
         let (again, _) = patch(&after);
-        assert_eq!(
-            again.unwrap(),
-            json!({ "status": { "allocatable": { "vramguard.dev/vram": "24320Mi" } } })
-        );
+        assert_eq!(again.unwrap(), json!({ "status": { "allocatable": { "vramguard.dev/vram": "24320Mi" } } }));
     }
 
     #[test]
@@ -261,9 +207,6 @@ mod tests {
 
     #[test]
     fn a_node_without_gpus_is_left_alone() {
-        assert_eq!(
-            patch(&json!({ "metadata": { "name": "n" }, "status": { "capacity": { "cpu": "8" } } })).0,
-            None
-        );
+        assert_eq!(patch(&json!({ "metadata": { "name": "n" }, "status": { "capacity": { "cpu": "8" } } })).0, None);
     }
 }

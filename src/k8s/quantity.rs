@@ -7,9 +7,7 @@ use crate::capacity::vram::Vram;
 /// devices. `None` where the text is no quantity, is negative, or does not fit.
 fn thousandths(text: &str) -> Option<u128> {
     let text = text.strip_prefix('+').unwrap_or(text);
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || fraction.len() > 18 {
@@ -19,12 +17,7 @@ fn thousandths(text: &str) -> Option<u128> {
     let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
     let (multiply, divide) = unit(suffix)?;
     // Rounded up, as the API server does with what is finer than it keeps.
-    Some(
-        digits
-            .checked_mul(multiply)?
-            .checked_mul(1000)?
-            .div_ceil(scale.checked_mul(divide)?),
-    )
+    Some(digits.checked_mul(multiply)?.checked_mul(1000)?.div_ceil(scale.checked_mul(divide)?))
 }
 
 /// What one unit of a suffix is, as a fraction.
@@ -57,10 +50,7 @@ fn unit(suffix: &str) -> Option<(u128, u128)> {
 /// A whole number of things, such as GPUs. `None` where the text is no quantity or not whole.
 pub fn count(text: &str) -> Option<u64> {
     let thousandths = thousandths(text)?;
-    thousandths
-        .is_multiple_of(1000)
-        .then(|| u64::try_from(thousandths / 1000).ok())
-        .flatten()
+    thousandths.is_multiple_of(1000).then(|| u64::try_from(thousandths / 1000).ok()).flatten()
 }
 
 /// An amount of bytes as Kubernetes counts it.
@@ -85,11 +75,7 @@ impl Bytes {
 pub fn bytes(text: &str) -> Option<Bytes> {
     let thousandths = thousandths(text)?;
     let vram = Vram::from_bytes_rounded_up(thousandths.div_ceil(1000))?;
-    Some(if vram.bytes() * 1000 == thousandths {
-        Bytes::Exactly(vram)
-    } else {
-        Bytes::RoundedUp(vram)
-    })
+    Some(if vram.bytes() * 1000 == thousandths { Bytes::Exactly(vram) } else { Bytes::RoundedUp(vram) })
 }
 
 #[cfg(test)]
@@ -118,33 +104,14 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_is_not_zero() {
-        for text in [
-            "",
-            ".",
-            "Gi",
-            "8GB",
-            "-1",
-            "1e",
-            "1e99",
-            "8 Gi",
-            "0x10",
-            "1.2.3",
-            "99999999999Ei",
-            "1e-99",
-        ] {
+        for text in ["", ".", "Gi", "8GB", "-1", "1e", "1e99", "8 Gi", "0x10", "1.2.3", "99999999999Ei", "1e-99"] {
             assert_eq!(bytes(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn counts_are_whole() {
-        assert_eq!(
-            (count("4"), count("1k"), count("2e3"), count("4000m")),
-            (Some(4), Some(1000), Some(2000), Some(4))
-        );
-        assert_eq!(
-            (count("1500m"), count("-1"), count("many"), count("0.5")),
-            (None, None, None, None)
-        );
+        assert_eq!((count("4"), count("1k"), count("2e3"), count("4000m")), (Some(4), Some(1000), Some(2000), Some(4)));
+        assert_eq!((count("1500m"), count("-1"), count("many"), count("0.5")), (None, None, None, None));
     }
 }

@@ -2,10 +2,14 @@
 //! an array of numbers and knows no status code, so the response is written here.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use json_patch::Patch;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::object::PodObject;
@@ -22,6 +26,7 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 struct Review {
     api_version: String,
     kind: String,
+    #[serde(deserialize_with = "from_map")]
     request: Request,
 }
 
@@ -85,12 +90,27 @@ pub enum ReviewError {
     OtherKind,
 }
 
+/// Reads a struct from an object only: serde takes a list of its fields' values for one too.
+fn from_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Fields<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(Fields(PhantomData))
+}
+
 /// Reads a review.
 pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
-    let review: Review = serde_json::from_slice(body).map_err(|error| ReviewError::Malformed {
-        line: error.line(),
-        column: error.column(),
-    })?;
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let review: Review = from_map(&mut deserializer)
+        .and_then(|review| deserializer.end().map(|()| review))
+        .map_err(|error| ReviewError::Malformed { line: error.line(), column: error.column() })?;
     if review.api_version != API_VERSION || review.kind != "AdmissionReview" {
         return Err(ReviewError::OtherKind);
     }
@@ -102,9 +122,7 @@ impl Request {
     pub fn created_pod(&self) -> Option<&PodObject> {
         let about_pods = self.resource.group.is_empty() && self.resource.resource == "pods";
         let whole = self.sub_resource.as_deref().unwrap_or_default().is_empty();
-        self.object
-            .as_ref()
-            .filter(|_| about_pods && whole && self.operation == "CREATE")
+        self.object.as_ref().filter(|_| about_pods && whole && self.operation == "CREATE")
     }
 }
 
@@ -158,21 +176,12 @@ pub struct Status {
 impl Answer {
     /// Allows what vramguard has no say in.
     pub fn untouched(uid: String) -> Answer {
-        Answer::of(Response {
-            uid,
-            allowed: true,
-            ..Response::default()
-        })
+        Answer::of(Response { uid, allowed: true, ..Response::default() })
     }
 
     /// Answers `/mutate/pods`.
     pub fn mutated(uid: String, patch: &Patch, changes: &Changes) -> Answer {
-        let mut response = Response {
-            uid,
-            allowed: true,
-            warnings: warnings(&changes.advice),
-            ..Response::default()
-        };
+        let mut response = Response { uid, allowed: true, warnings: warnings(&changes.advice), ..Response::default() };
         if !patch.0.is_empty() {
             let operations = serde_json::to_vec(patch).expect("a patch of strings and maps is JSON");
             response.patch = Some(BASE64_STANDARD.encode(operations));
@@ -199,11 +208,7 @@ impl Answer {
     }
 
     fn of(response: Response) -> Answer {
-        Answer {
-            api_version: API_VERSION,
-            kind: "AdmissionReview",
-            response,
-        }
+        Answer { api_version: API_VERSION, kind: "AdmissionReview", response }
     }
 
     /// What is answered.

@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::WebhookClientConfig;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde_json::{Value, json};
 
@@ -54,15 +56,8 @@ fn only(namespaces: &BTreeSet<String>) -> LabelSelector {
 
 fn requirement(operator: &str, values: Option<Vec<String>>) -> LabelSelector {
     let key = keys::NAMESPACE_NAME_LABEL.to_owned();
-    let requirement = LabelSelectorRequirement {
-        key,
-        operator: operator.to_owned(),
-        values,
-    };
-    LabelSelector {
-        match_expressions: Some(vec![requirement]),
-        match_labels: None,
-    }
+    let requirement = LabelSelectorRequirement { key, operator: operator.to_owned(), values };
+    LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None }
 }
 
 /// One entry of a webhook configuration as it is.
@@ -76,8 +71,40 @@ pub struct Entry<'a> {
     pub client: &'a WebhookClientConfig,
 }
 
+/// A webhook configuration of either kind.
+pub trait Entries {
+    /// Its entries, in their order.
+    fn entries(&self) -> Vec<Entry<'_>>;
+}
+
+/// The two kinds differ in entry types that have these three fields in common.
+macro_rules! entries_of {
+    ($configuration:ty) => {
+        impl Entries for $configuration {
+            fn entries(&self) -> Vec<Entry<'_>> {
+                let entries = self.webhooks.iter().flatten();
+                let parts = entries.map(|e| (&e.name, e.namespace_selector.as_ref(), &e.client_config));
+                parts.map(|(name, selector, client)| Entry { name, selector, client }).collect()
+            }
+        }
+    };
+}
+
+entries_of!(MutatingWebhookConfiguration);
+entries_of!(ValidatingWebhookConfiguration);
+
+/// The CA that all of our entries trust; `None` where one trusts none or they differ.
+pub fn trusted(entries: &[Entry<'_>]) -> Option<String> {
+    let ours = |entry: &&Entry<'_>| [MUTATE, ENFORCE, REPORT].contains(&entry.name);
+    let mut bundles = entries.iter().filter(ours).map(|entry| entry.client.ca_bundle.as_ref().map(|bundle| &bundle.0));
+    let first = bundles.next()??;
+    let text = String::from_utf8(first.clone()).ok().filter(|text| !text.is_empty())?;
+    bundles.all(|bundle| bundle == Some(first)).then_some(text)
+}
+
 /// The JSON Patch that makes the entries follow the policies and trust the CA (PEM; `None` where somebody else keeps it), or
-/// `None` where they do.
+/// `None` where they do. The entry that fails closed is not pointed at any namespace before it trusts somebody: until then
+/// every review of it would fail.
 pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Option<Value> {
     let mut operations = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -85,7 +112,8 @@ pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Op
             continue;
         };
         let mut changes = Vec::new();
-        if !same(entry.selector, &wanted) {
+        let trusts = ca.is_some() || entry.client.ca_bundle.as_ref().is_some_and(|bundle| !bundle.0.is_empty());
+        if !same(entry.selector, &wanted) && (trusts || entry.name != ENFORCE) {
             changes
                 .push(json!({ "op": "add", "path": format!("/webhooks/{index}/namespaceSelector"), "value": wanted }));
         }
@@ -107,9 +135,7 @@ pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Op
 fn same(current: Option<&LabelSelector>, wanted: &LabelSelector) -> bool {
     let normal = |selector: &LabelSelector| {
         let mut expressions = selector.match_expressions.clone().unwrap_or_default();
-        expressions
-            .iter_mut()
-            .for_each(|e| e.values.iter_mut().for_each(|values| values.sort()));
+        expressions.iter_mut().for_each(|e| e.values.iter_mut().for_each(|values| values.sort()));
         (selector.match_labels.clone().unwrap_or_default(), expressions)
     };
     current.is_some_and(|current| normal(current) == normal(wanted))
@@ -121,15 +147,9 @@ mod tests {
     use crate::capacity::policy::{ClusterPolicy, Documents, Layer, Mode};
 
     fn policies(cluster: Option<Mode>, ml: Option<Mode>) -> Policies {
-        let layer = |mode| Layer {
-            mode: Some(mode),
-            ..Layer::default()
-        };
+        let layer = |mode| Layer { mode: Some(mode), ..Layer::default() };
         let documents = Documents {
-            cluster: cluster.map(|mode| ClusterPolicy {
-                layer: layer(mode),
-                ..ClusterPolicy::default()
-            }),
+            cluster: cluster.map(|mode| ClusterPolicy { layer: layer(mode), ..ClusterPolicy::default() }),
             namespaces: ml.map(|mode| ("ml".to_owned(), layer(mode))).into_iter().collect(),
         };
         Policies::new(&documents, "vramguard-system")
@@ -139,11 +159,7 @@ mod tests {
     fn selects(entry: &str, policies: &Policies, namespace: &str) -> bool {
         let selector = selector(entry, policies).unwrap();
         selector.match_expressions.into_iter().flatten().all(|requirement| {
-            let listed = requirement
-                .values
-                .unwrap_or_default()
-                .iter()
-                .any(|value| value == namespace);
+            let listed = requirement.values.unwrap_or_default().iter().any(|value| value == namespace);
             match requirement.operator.as_str() {
                 "In" => listed,
                 "NotIn" => !listed,
@@ -155,17 +171,8 @@ mod tests {
 
     #[test]
     fn each_namespace_is_in_exactly_the_entry_of_its_mode() {
-        let modes = [
-            None,
-            Some(Mode::Enforce),
-            Some(Mode::Warn),
-            Some(Mode::Audit),
-            Some(Mode::Off),
-        ];
-        for (cluster, ml) in modes
-            .iter()
-            .flat_map(|cluster| modes.iter().map(move |ml| (*cluster, *ml)))
-        {
+        let modes = [None, Some(Mode::Enforce), Some(Mode::Warn), Some(Mode::Audit), Some(Mode::Off)];
+        for (cluster, ml) in modes.iter().flat_map(|cluster| modes.iter().map(move |ml| (*cluster, *ml))) {
             let policies = policies(cluster, ml);
             for namespace in ["ml", "other", "created-later", "kube-system", "vramguard-system"] {
                 let mode = policies.of(namespace).map(|policy| policy.mode);
@@ -179,44 +186,42 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_fails_closed_is_not_asked_before_it_trusts_somebody() {
+        let policies = policies(Some(Mode::Enforce), None);
+        let nobody = WebhookClientConfig::default();
+        let somebody = WebhookClientConfig { ca_bundle: Some(ByteString(b"CA".to_vec())), ..nobody.clone() };
+        let patched = |name, client| patch(&[Entry { name, selector: None, client }], &policies, None).is_some();
+        assert!(!patched(ENFORCE, &nobody));
+        assert!(patched(ENFORCE, &somebody) && patched(REPORT, &nobody) && patched(MUTATE, &nobody));
+    }
+
+    #[test]
+    fn trust_is_what_all_of_our_entries_share() {
+        let client = |ca: &str| WebhookClientConfig { ca_bundle: Some(ByteString(ca.into())), ..Default::default() };
+        let (a, b, none) = (client("a"), client("b"), WebhookClientConfig::default());
+        let trust = |pairs: &[(&str, &WebhookClientConfig)]| {
+            let entry = |&(name, client): &(_, _)| (name, client);
+            let entries: Vec<(&str, &WebhookClientConfig)> = pairs.iter().map(entry).collect();
+            trusted(&entries.iter().map(|(name, client)| Entry { name, selector: None, client }).collect::<Vec<_>>())
+        };
+        assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &a), ("other", &b)]), Some("a".into()));
+        assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &b)]), None);
+        assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &none)]), None);
+        assert_eq!(trust(&[]), None);
+    }
+
+    #[test]
     fn entries_are_patched_once_and_others_left_alone() {
         let policies = policies(Some(Mode::Enforce), None);
         let stale = only(&BTreeSet::new());
         let client = WebhookClientConfig::default();
         let patch_of = |selector: &LabelSelector, ca| {
-            let other = Entry {
-                name: "other",
-                selector: Some(&stale),
-                client: &client,
-            };
-            patch(
-                &[
-                    other,
-                    Entry {
-                        name: ENFORCE,
-                        selector: Some(selector),
-                        client: &client,
-                    },
-                ],
-                &policies,
-                ca,
-            )
+            let other = Entry { name: "other", selector: Some(&stale), client: &client };
+            patch(&[other, Entry { name: ENFORCE, selector: Some(selector), client: &client }], &policies, ca)
         };
         let operations = patch_of(&stale, Some("CA")).unwrap();
-        let paths: Vec<&str> = operations
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|op| op["path"].as_str().unwrap())
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                "/webhooks/1/name",
-                "/webhooks/1/namespaceSelector",
-                "/webhooks/1/clientConfig/caBundle"
-            ]
-        );
+        let paths: Vec<&str> = operations.as_array().unwrap().iter().map(|op| op["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, ["/webhooks/1/name", "/webhooks/1/namespaceSelector", "/webhooks/1/clientConfig/caBundle"]);
         assert_eq!(operations[2]["value"], "Q0E=");
         assert_eq!(patch_of(&selector(ENFORCE, &policies).unwrap(), None), None);
     }

@@ -8,8 +8,10 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, TimeoutLayer};
 
@@ -26,6 +28,9 @@ pub mod server;
 
 /// Reviews carry objects of up to about 3 MiB, old and new.
 const MAX_BODY: usize = 8 << 20;
+/// Bodies in memory at once. A review is tens of KiB, so this is thousands of them, and a quarter of the memory that the
+/// manifests give a replica.
+const MAX_BODIES: usize = 64 << 20;
 /// For the whole body of a request to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// For a request as a whole; the API server gives up before that.
@@ -48,13 +53,21 @@ pub fn routes(webhook: Webhook) -> Router {
         .route("/mutate/pods", post(mutate))
         .route("/validate/pods", post(validate))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(MAX_BODIES)), reserve_body))
         .layer(RequestBodyDeadlineLayer::new(BODY_DEADLINE))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::REQUEST_TIMEOUT,
-            REQUEST_DEADLINE,
-        ))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE))
         .layer(CatchPanicLayer::new())
         .with_state(webhook)
+}
+
+/// Lets a request in when there is room for its body; for one that does not say how long it is, for the longest.
+async fn reserve_body(State(room): State<Arc<Semaphore>>, request: axum::extract::Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let bytes = length.map_or(MAX_BODY, |length| length.min(MAX_BODY));
+    let bytes = u32::try_from(bytes).expect("a body is at most 8 MiB");
+    let _room = room.acquire_many(bytes).await.expect("the semaphore is never closed");
+    next.run(request).await
 }
 
 async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response {
@@ -74,11 +87,7 @@ struct Decided {
 
 impl Decided {
     fn untouched(request: &Request) -> Decided {
-        Decided {
-            answer: Answer::untouched(request.uid.clone()),
-            verdict: "allowed",
-            reason: String::new(),
-        }
+        Decided { answer: Answer::untouched(request.uid.clone()), verdict: "allowed", reason: String::new() }
     }
 }
 
@@ -101,15 +110,7 @@ impl Webhook {
         let body = serde_json::to_vec(&decided.answer).expect("an answer of strings is JSON");
         let namespace = request.namespace.unwrap_or_default();
         let Decided { verdict, reason, .. } = decided;
-        self.metrics.answered(
-            Answered {
-                webhook: name,
-                verdict,
-                reason,
-                namespace,
-            },
-            start.elapsed(),
-        );
+        self.metrics.answered(Answered { webhook: name, verdict, reason, namespace }, start.elapsed());
         ([(header::CONTENT_TYPE, "application/json")], body).into_response()
     }
 
@@ -126,11 +127,7 @@ impl Webhook {
         let operations = patch::operations(object, &changes);
         let verdict = if operations.0.is_empty() { "allowed" } else { "patched" };
         let answer = Answer::mutated(request.uid.clone(), &operations, &changes);
-        Decided {
-            answer,
-            verdict,
-            reason: String::new(),
-        }
+        Decided { answer, verdict, reason: String::new() }
     }
 
     fn validate(&self, request: &Request) -> Decided {
@@ -146,10 +143,7 @@ impl Webhook {
         let state = self.index.read();
         let judgement = admission::judge(&pod, policy, previous, &state.cluster);
         drop(state);
-        let reason = judgement
-            .violations
-            .first()
-            .map(|violation| violation.reason().to_string());
+        let reason = judgement.violations.first().map(|violation| violation.reason().to_string());
         let verdict = match (&reason, judgement.mode) {
             (None, _) => "allowed",
             (Some(_), Mode::Enforce) => "denied",
@@ -160,10 +154,6 @@ impl Webhook {
             tracing::info!(namespace = ?pod.name.namespace, pod = ?pod.name.name, mode = %judgement.mode, %reason, verdict, "policy violated");
         }
         let answer = Answer::judged(request.uid.clone(), &pod.name, judgement);
-        Decided {
-            answer,
-            verdict,
-            reason: reason.unwrap_or_default(),
-        }
+        Decided { answer, verdict, reason: reason.unwrap_or_default() }
     }
 }

@@ -11,10 +11,10 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -29,6 +29,9 @@ const FIRST_HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// For later ones. Longer than the 90 s after which API servers close idle connections: were it the other way round, a
 /// review could meet a connection that is just being closed, and fail.
 const IDLE_DEADLINE: Duration = Duration::from_secs(120);
+/// After which a connection is closed between two requests, so that replicas that are new get their share, and nobody keeps a
+/// place for ever.
+const MAX_AGE: Duration = Duration::from_secs(600);
 /// More than any number of API servers opens; a connection costs some tens of KiB.
 const MAX_CONNECTIONS: usize = 1024;
 /// For requests in flight when the server stops.
@@ -61,7 +64,7 @@ impl Server {
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let acceptor = TlsAcceptor::from(tls(self.certificates)?);
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let graceful = GracefulShutdown::new();
+        let mut running = JoinSet::new();
         loop {
             // A place is taken before a connection is: beyond the cap, clients wait in the kernel's queue.
             let place = tokio::select! {
@@ -81,16 +84,14 @@ impl Server {
                     continue;
                 }
             };
-            let connection = Connection {
-                acceptor: acceptor.clone(),
-                routes: routes.clone(),
-                metrics: self.metrics.clone(),
-                place,
-            };
-            tokio::spawn(connection.run(socket, graceful.watcher()));
+            let connection =
+                Connection { acceptor: acceptor.clone(), routes: routes.clone(), metrics: self.metrics.clone(), place };
+            running.spawn(connection.run(socket, stop.clone()));
+            while running.try_join_next().is_some() {}
         }
         drop(self.listener);
-        if tokio::time::timeout(DRAIN_DEADLINE, graceful.shutdown()).await.is_err() {
+        let drained = tokio::time::timeout(DRAIN_DEADLINE, async { while running.join_next().await.is_some() {} });
+        if drained.await.is_err() {
             tracing::warn!("stopped with requests in flight after {}s", DRAIN_DEADLINE.as_secs());
         }
         Ok(())
@@ -105,7 +106,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, socket: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
+    async fn run(self, socket: TcpStream, stop: CancellationToken) {
         let _place = self.place;
         let _ = socket.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, self.acceptor.accept(socket)).await {
@@ -123,27 +124,32 @@ impl Connection {
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_DEADLINE)
-            .keep_alive(true);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).keep_alive(true);
         builder
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(IDLE_DEADLINE / 4))
-            .max_concurrent_streams(256);
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let mut served = std::pin::pin!(watcher.watch(connection));
-        let finished = tokio::select! {
-            finished = &mut served => Some(finished),
+            .max_concurrent_streams(32);
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let stop = stop.cancelled();
+        let mut stop = std::pin::pin!(stop);
+        let mut finished = tokio::select! {
+            finished = connection.as_mut() => Some(finished),
+            () = &mut stop => None,
             () = tokio::time::sleep(FIRST_HEADER_DEADLINE) => None,
         };
-        let finished = match finished {
-            Some(finished) => finished,
-            None if asked.load(Ordering::Relaxed) => served.await,
-            None => Ok(()),
-        };
+        if finished.is_none() && asked.load(Ordering::Relaxed) {
+            tokio::select! {
+                ended = connection.as_mut() => finished = Some(ended),
+                () = &mut stop => {}
+                () = tokio::time::sleep(MAX_AGE) => {}
+            }
+            if finished.is_none() {
+                connection.as_mut().graceful_shutdown();
+                finished = tokio::time::timeout(DRAIN_DEADLINE, connection).await.ok();
+            }
+        }
+        let finished = finished.unwrap_or(Ok(()));
         if let Err(error) = finished {
             tracing::debug!("connection failed: {error}");
         }

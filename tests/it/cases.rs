@@ -11,9 +11,13 @@ use base64::prelude::BASE64_STANDARD;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
+use vramguard::capacity::admission;
+use vramguard::capacity::policy::Policy;
+use vramguard::capacity::vram::Vram;
 use vramguard::index::Index;
 use vramguard::k8s::case::{self, Case, Expected, Outcome, Stage, Suite};
-use vramguard::k8s::snapshot;
+use vramguard::k8s::object::PodObject;
+use vramguard::k8s::{pod, snapshot};
 use vramguard::metrics::Metrics;
 use vramguard::policies::PolicyStore;
 use vramguard::tls::CertificateStore;
@@ -21,10 +25,8 @@ use vramguard::webhook::{self, Webhook};
 
 fn suites() -> Vec<(PathBuf, Suite)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&directory)
-        .expect("tests/cases")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&directory).expect("tests/cases").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).expect("a case file");
@@ -44,11 +46,7 @@ fn the_core_answers_every_case_as_expected() {
                 Ok(outcome) => case.expect.compare(&outcome),
                 Err(error) => vec![error],
             };
-            failures.extend(
-                differences
-                    .iter()
-                    .map(|line| format!("{}: {}: {line}", path.display(), case.name)),
-            );
+            failures.extend(differences.iter().map(|line| format!("{}: {}: {line}", path.display(), case.name)));
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
@@ -60,13 +58,41 @@ async fn the_handlers_answer_every_case_as_the_core_does() {
         let stage = Stage::of(&suite).expect("checked above");
         let routes = routes(&suite);
         for case in &suite.cases {
-            let by_core = stage
-                .play(case)
-                .unwrap_or_else(|error| panic!("{}: {}: {error}", path.display(), case.name));
+            let by_core = stage.play(case).unwrap_or_else(|error| panic!("{}: {}: {error}", path.display(), case.name));
             let by_handlers = handled(&routes, case).await;
             assert_eq!(by_handlers, by_core, "{}: {}", path.display(), case.name);
         }
     }
+}
+
+/// Going from Audit to Enforce once left a hole: under the policy before, nothing was injected and so nothing compared.
+#[test]
+fn a_policy_that_injected_nothing_does_not_vouch_for_a_request() {
+    let (_, suite) = suites().into_iter().find(|(path, _)| path.ends_with("requests.yaml")).expect("it is there");
+    let stage = Stage::of(&suite).expect("checked above");
+    let wrong = suite.cases.iter().find(|case| case.expect.reason.as_deref() == Some("RequestMismatch"));
+    let object: PodObject = serde_json::from_value(wrong.expect("a case").pod.clone()).expect("a pod");
+    let pod = pod::translate(&object, None, None);
+    let policies = stage.policies();
+    let policy = |namespace| policies.of(namespace).expect("not exempt").as_ref();
+    let judged =
+        |previous| admission::judge(&pod, policy("ml"), Some(policy(previous)), stage.cluster()).violations.len();
+    for previous in ["watched", "quiet", "ml"] {
+        assert_eq!(judged(previous), 1, "before: the policy of {previous}");
+    }
+}
+
+#[test]
+fn a_request_of_the_policy_before_is_still_good() {
+    let (_, suite) = suites().into_iter().find(|(path, _)| path.ends_with("requests.yaml")).expect("it is there");
+    let stage = Stage::of(&suite).expect("checked above");
+    let kept = suite.cases.iter().find(|case| case.name.contains("equals the demand is kept")).expect("a case");
+    let object: PodObject = serde_json::from_value(kept.pod.clone()).expect("a pod");
+    let pod = pod::translate(&object, None, None);
+    let before = stage.policies().of("ml").expect("not exempt").as_ref().clone();
+    let now = Policy { per_process_overhead: Vram::from_mib(700), ..before.clone() };
+    assert_eq!(admission::judge(&pod, &now, None, stage.cluster()).violations.len(), 1);
+    assert_eq!(admission::judge(&pod, &now, Some(&before), stage.cluster()).violations, []);
 }
 
 #[test]
@@ -89,33 +115,17 @@ fn a_case_that_expects_something_else_fails() {
 }
 
 fn routes(suite: &Suite) -> axum::Router {
-    let texts: Vec<(String, String)> = suite
-        .cluster
-        .iter()
-        .enumerate()
-        .map(|(index, value)| (index.to_string(), value.to_string()))
-        .collect();
-    let policies = suite
-        .policies
-        .iter()
-        .enumerate()
-        .map(|(index, value)| (index.to_string(), value.to_string()))
-        .collect();
+    let texts: Vec<(String, String)> =
+        suite.cluster.iter().enumerate().map(|(index, value)| (index.to_string(), value.to_string())).collect();
+    let policies =
+        suite.policies.iter().enumerate().map(|(index, value)| (index.to_string(), value.to_string())).collect();
     let snapshot = snapshot::read(texts.iter().map(|(n, t)| (n.as_str(), t.as_str()))).expect("a cluster");
     let policies = Arc::new(PolicyStore::new(&policies, "vramguard-system").expect("policies"));
     let generation = policies.current();
     let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
     let index = Arc::new(index);
-    let metrics = Arc::new(Metrics::new(
-        index.clone(),
-        policies.clone(),
-        Arc::new(CertificateStore::default()),
-    ));
-    webhook::routes(Webhook {
-        index,
-        policies,
-        metrics,
-    })
+    let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), Arc::new(CertificateStore::default())));
+    webhook::routes(Webhook { index, policies, metrics })
 }
 
 /// What the API server does with a new pod, with the handlers for webhooks.
@@ -136,10 +146,7 @@ async fn handled(routes: &axum::Router, case: &Case) -> Outcome {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let allowed = validated["allowed"] == true;
     if !allowed {
-        assert!(
-            [403, 422].contains(&validated["status"]["code"].as_u64().expect("a code")),
-            "{validated}"
-        );
+        assert!([403, 422].contains(&validated["status"]["code"].as_u64().expect("a code")), "{validated}");
     }
     Outcome {
         verdict: if allowed { Expected::Allow } else { Expected::Deny },
@@ -159,9 +166,7 @@ async fn ask(routes: &axum::Router, path: &str, case: &Case, pod: &Value) -> Val
             "namespace": pod["metadata"]["namespace"], "userInfo": { "username": case.user }, "object": pod,
         },
     });
-    let request = Request::post(path)
-        .body(Body::from(review.to_string()))
-        .expect("a request");
+    let request = Request::post(path).body(Body::from(review.to_string())).expect("a request");
     let response = routes.clone().oneshot(request).await.expect("infallible");
     assert_eq!(response.status(), 200, "{}", case.name);
     let body = response.into_body().collect().await.expect("a body").to_bytes();

@@ -69,10 +69,7 @@ impl Cluster {
     }
 
     async fn namespace(&self, name: &str) {
-        self.plane
-            .kubectl(&["create", "namespace", name])
-            .await
-            .expect_success();
+        self.plane.kubectl(&["create", "namespace", name]).await.expect_success();
     }
 
     /// Waits until a node advertises anything, and returns it.
@@ -91,10 +88,7 @@ impl Cluster {
 
     async fn pods(&self, namespace: &str) -> Vec<Pod> {
         let pods: Api<Pod> = Api::namespaced(self.plane.client(), namespace);
-        pods.list(&ListParams::default())
-            .await
-            .expect("pods can be listed")
-            .items
+        pods.list(&ListParams::default()).await.expect("pods can be listed").items
     }
 
     /// Waits until so many pods of a namespace are bound and so many are not.
@@ -118,13 +112,8 @@ impl Cluster {
         let events: Api<Event> = Api::namespaced(self.plane.client(), namespace);
         eventually(&format!("an event {reason} with {text:?}"), PATIENCE, async || {
             let events = events.list(&ListParams::default()).await?.items;
-            let seen = || {
-                events
-                    .iter()
-                    .map(|e| format!("{:?} {:?}", e.reason, e.message))
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            };
+            let seen =
+                || events.iter().map(|e| format!("{:?} {:?}", e.reason, e.message)).collect::<Vec<_>>().join("\n");
             let found = events.iter().find(|event| {
                 event.reason.as_deref() == Some(reason) && event.message.as_deref().unwrap_or_default().contains(text)
             });
@@ -152,20 +141,14 @@ fn requested(pod: &Pod) -> u64 {
 fn mib(quantity: &str) -> u64 {
     let number = |suffix: &str| quantity.strip_suffix(suffix).and_then(|text| text.parse::<u64>().ok());
     let bytes = || quantity.parse::<u64>().ok().map(|bytes| bytes / (1 << 20));
-    number("Mi")
-        .or_else(|| Some(number("Gi")? * 1024))
-        .or_else(bytes)
-        .unwrap_or_else(|| panic!("{quantity:?}"))
+    number("Mi").or_else(|| Some(number("Gi")? * 1024)).or_else(bytes).unwrap_or_else(|| panic!("{quantity:?}"))
 }
 
 #[tokio::test]
 async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     assert_eq!(cluster.published("gpu-0").await, "24320Mi");
-    cluster
-        .plane
-        .apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 8Gi}"))
-        .await;
+    cluster.plane.apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 8Gi}")).await;
     let pods = cluster.settles("ml", 2, 0).await;
     assert!(pods.iter().all(|pod| requested(pod) == 8792), "{pods:?}");
     let env: Value = serde_json::to_value(&pods[0].spec.as_ref().unwrap().containers[0].env).unwrap();
@@ -175,15 +158,9 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     ]);
     assert_eq!(env, expected);
 
-    cluster
-        .plane
-        .kubectl(&["-n", "ml", "scale", "deployment/agent", "--replicas=3"])
-        .await
-        .expect_success();
+    cluster.plane.kubectl(&["-n", "ml", "scale", "deployment/agent", "--replicas=3"]).await.expect_success();
     cluster.settles("ml", 2, 1).await;
-    cluster
-        .event("ml", "FailedScheduling", "Insufficient vramguard.dev/vram")
-        .await;
+    cluster.event("ml", "FailedScheduling", "Insufficient vramguard.dev/vram").await;
     let ours = cluster.event("ml", "VramShortfall", "waits for VRAM").await;
     assert_eq!(
         ours,
@@ -192,37 +169,18 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     );
 
     // The Deployment is told to want two again, and one that runs goes: the waiting one is not the one that goes.
-    let running = cluster
-        .pods("ml")
-        .await
-        .into_iter()
-        .find(|pod| node_of(pod).is_some())
-        .unwrap();
+    let running = cluster.pods("ml").await.into_iter().find(|pod| node_of(pod).is_some()).unwrap();
     let freed = Instant::now();
+    cluster.plane.apply(&gpu_pod("ml", "small", "{vramguard.dev/vram: 1Gi}", "")).await;
     cluster
         .plane
-        .apply(&gpu_pod("ml", "small", "{vramguard.dev/vram: 1Gi}", ""))
-        .await;
-    cluster
-        .plane
-        .kubectl(&[
-            "-n",
-            "ml",
-            "delete",
-            "pod",
-            running.metadata.name.as_deref().unwrap(),
-            "--wait=false",
-        ])
+        .kubectl(&["-n", "ml", "delete", "pod", running.metadata.name.as_deref().unwrap(), "--wait=false"])
         .await
         .expect_success();
     cluster.settles("ml", 3, 1).await;
     println!("settled {:?} after a pod was deleted", freed.elapsed());
     assert_eq!(cluster.published("gpu-0").await, "24320Mi", "constant, whoever holds");
-    assert_eq!(
-        cluster.guard.metric("vramguard_node_publications_total"),
-        Some(1.0),
-        "one write for all of this"
-    );
+    assert_eq!(cluster.guard.metric("vramguard_node_publications_total"), Some(1.0), "one write for all of this");
 }
 
 #[tokio::test]
@@ -243,44 +201,25 @@ async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
     assert!(cluster.pods("ml").await.is_empty());
 
     // Not only refused: the same Deployment with the line added runs.
-    cluster
-        .plane
-        .apply(&deployment("ml", "agent", 1, "{vramguard.dev/vram: 8Gi}"))
-        .await;
+    cluster.plane.apply(&deployment("ml", "agent", 1, "{vramguard.dev/vram: 8Gi}")).await;
     cluster.settles("ml", 1, 0).await;
 
     // A pod that names its node passes by the scheduler, and is refused with what is left there.
     let direct = gpu_pod("ml", "direct", "{vramguard.dev/vram: 20Gi}", "nodeName: gpu-0,");
-    let refused = cluster
-        .plane
-        .kubectl_with_input(&["apply", "-f", "-"], &direct)
-        .await
-        .expect_failure();
-    assert!(
-        refused.contains("spec.nodeName \"gpu-0\" passes by kube-scheduler"),
-        "{refused}"
-    );
+    let refused = cluster.plane.kubectl_with_input(&["apply", "-f", "-"], &direct).await.expect_failure();
+    assert!(refused.contains("spec.nodeName \"gpu-0\" passes by kube-scheduler"), "{refused}");
     assert!(refused.contains("(21080Mi demanded, 15528Mi left there)"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_burst_fills_every_node_and_overcommits_none() {
-    let nodes: Vec<GpuNode> = (0..10)
-        .map(|number| GpuNode {
-            replicas: 20,
-            ..GpuNode::new(&format!("gpu-{number}"))
-        })
-        .collect();
+    let nodes: Vec<GpuNode> =
+        (0..10).map(|number| GpuNode { replicas: 20, ..GpuNode::new(&format!("gpu-{number}")) }).collect();
     let cluster = Cluster::start(&nodes, &[("cluster.yaml", ENFORCE)]).await;
     let start = Instant::now();
     // 24,320 MiB a node. Ten of 8Gi and a hundred and ninety of 512Mi: what fits is not left to chance, because one size
     // divides the rest.
-    let sizes = [
-        ("large", 10, "8Gi"),
-        ("a", 60, "512Mi"),
-        ("b", 60, "512Mi"),
-        ("c", 70, "512Mi"),
-    ];
+    let sizes = [("large", 10, "8Gi"), ("a", 60, "512Mi"), ("b", 60, "512Mi"), ("c", 70, "512Mi")];
     let together: Vec<String> = sizes
         .iter()
         .map(|(name, n, vram)| deployment("ml", name, *n, &format!("{{vramguard.dev/vram: {vram}}}")))
@@ -294,11 +233,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
         for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
             *held.entry(node_of(pod).unwrap()).or_default() += requested(pod);
         }
-        overcommitted.extend(
-            held.iter()
-                .filter(|(_, mib)| **mib > 24_320)
-                .map(|(node, mib)| format!("{node}: {mib}")),
-        );
+        overcommitted.extend(held.iter().filter(|(_, mib)| **mib > 24_320).map(|(node, mib)| format!("{node}: {mib}")));
         let bound = pods.iter().filter(|pod| node_of(pod).is_some()).count();
         if bound != last || pods.len() < 200 {
             (last, quiet) = (bound, Instant::now());
@@ -314,9 +249,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
         *left = (left.0 - requested(pod), left.1 - 1);
     }
     for pod in pods.iter().filter(|pod| node_of(pod).is_none()) {
-        let fits = room
-            .iter()
-            .find(|(_, (mib, replicas))| *mib >= requested(pod) && *replicas > 0);
+        let fits = room.iter().find(|(_, (mib, replicas))| *mib >= requested(pod) && *replicas > 0);
         assert_eq!(fits, None, "{:?} waits although it fits", pod.metadata.name);
     }
     println!("{last} of 200 bound after {:?}", start.elapsed());
@@ -329,27 +262,13 @@ async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
         .plane
         .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000}")
         .await;
-    cluster
-        .plane
-        .apply(&gpu_pod("ml", "low", "{vramguard.dev/vram: 20Gi}", ""))
-        .await;
+    cluster.plane.apply(&gpu_pod("ml", "low", "{vramguard.dev/vram: 20Gi}", "")).await;
     cluster.settles("ml", 1, 0).await;
-    cluster
-        .plane
-        .apply(&gpu_pod(
-            "ml",
-            "high",
-            "{vramguard.dev/vram: 20Gi}",
-            "priorityClassName: urgent,",
-        ))
-        .await;
+    cluster.plane.apply(&gpu_pod("ml", "high", "{vramguard.dev/vram: 20Gi}", "priorityClassName: urgent,")).await;
     eventually("the urgent pod to take the room", PATIENCE, async || {
         let pods = cluster.pods("ml").await;
-        let names: Vec<_> = pods
-            .iter()
-            .filter(|pod| node_of(pod).is_some())
-            .map(|pod| pod.metadata.name.clone())
-            .collect();
+        let names: Vec<_> =
+            pods.iter().filter(|pod| node_of(pod).is_some()).map(|pod| pod.metadata.name.clone()).collect();
         ensure!(names == [Some("high".to_owned())], "{names:?}");
         Ok(())
     })
@@ -360,23 +279,15 @@ async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
                  {requests.vramguard.dev/vram: 14Gi}}}";
     cluster.plane.apply(quota).await;
     eventually("the quota to be counted", PATIENCE, async || {
-        let status = cluster
-            .plane
-            .kubectl(&["-n", "budget", "get", "quota", "vram", "-o", "jsonpath={.status.hard}"])
-            .await;
+        let status =
+            cluster.plane.kubectl(&["-n", "budget", "get", "quota", "vram", "-o", "jsonpath={.status.hard}"]).await;
         ensure!(status.stdout.contains("vram"), "{}", status.stdout);
         Ok(())
     })
     .await;
-    cluster
-        .plane
-        .apply(&deployment("budget", "agent", 2, "{vramguard.dev/vram: 8Gi}"))
-        .await;
+    cluster.plane.apply(&deployment("budget", "agent", 2, "{vramguard.dev/vram: 8Gi}")).await;
     let refused = cluster.event("budget", "FailedCreate", "exceeded quota: vram").await;
-    assert!(
-        refused.contains("requested: requests.vramguard.dev/vram=8792Mi"),
-        "{refused}"
-    );
+    assert!(refused.contains("requested: requests.vramguard.dev/vram=8792Mi"), "{refused}");
     assert_eq!(cluster.pods("budget").await.len(), 1);
 }
 
@@ -386,44 +297,29 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
     let policies = [("cluster.yaml", ENFORCE), ("lax.yaml", warn.as_str())];
     let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
     cluster.namespace("lax").await;
-    cluster
-        .plane
-        .apply(&gpu_pod("ml", "before", "{vramguard.dev/vram: 4Gi}", ""))
-        .await;
+    cluster.plane.apply(&gpu_pod("ml", "before", "{vramguard.dev/vram: 4Gi}", "")).await;
     cluster.settles("ml", 1, 0).await;
     cluster.guard.server.stop();
 
     let create = async |yaml: &str| cluster.plane.kubectl_with_input(&["apply", "-f", "-"], yaml).await;
     create(&plain_pod("ml", "web")).await.expect_success();
-    create(&gpu_pod("kube-system", "system-gpu", "{}", ""))
-        .await
-        .expect_success();
+    create(&gpu_pod("kube-system", "system-gpu", "{}", "")).await.expect_success();
     create(&gpu_pod("lax", "unguarded", "{}", "")).await.expect_success();
-    let refused = create(&gpu_pod("ml", "during", "{vramguard.dev/vram: 4Gi}", ""))
-        .await
-        .expect_failure();
+    let refused = create(&gpu_pod("ml", "during", "{vramguard.dev/vram: 4Gi}", "")).await.expect_failure();
     assert!(refused.contains("enforce.pods.vramguard.dev"), "{refused}");
-    for change in [
-        "label pod before a=b",
-        "annotate pod before vramguard.dev/vram=1Gi --overwrite",
-        "delete pod before",
-    ] {
+    for change in
+        ["label pod before a=b", "annotate pod before vramguard.dev/vram=1Gi --overwrite", "delete pod before"]
+    {
         let arguments: Vec<&str> = ["-n", "ml"].into_iter().chain(change.split(' ')).collect();
         cluster.plane.kubectl(&arguments).await.expect_success();
     }
 
     cluster.guard.server.start();
     cluster.guard.ready(&cluster.plane).await;
-    cluster
-        .plane
-        .apply(&gpu_pod("ml", "after", "{vramguard.dev/vram: 4Gi}", ""))
-        .await;
+    cluster.plane.apply(&gpu_pod("ml", "after", "{vramguard.dev/vram: 4Gi}", "")).await;
     eventually("the pod created after the outage to be bound", PATIENCE, async || {
         let pods = cluster.pods("ml").await;
-        let after = pods
-            .iter()
-            .find(|pod| pod.metadata.name.as_deref() == Some("after"))
-            .context("not there")?;
+        let after = pods.iter().find(|pod| pod.metadata.name.as_deref() == Some("after")).context("not there")?;
         ensure!(node_of(after).is_some(), "not bound");
         Ok(())
     })
@@ -439,15 +335,8 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
 
 #[tokio::test]
 async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
-    let (audit, off) = (
-        namespace_policy("audited", "{mode: Audit}"),
-        namespace_policy("quiet", "{mode: \"Off\"}"),
-    );
-    let policies = [
-        ("cluster.yaml", ENFORCE),
-        ("audit.yaml", audit.as_str()),
-        ("off.yaml", off.as_str()),
-    ];
+    let (audit, off) = (namespace_policy("audited", "{mode: Audit}"), namespace_policy("quiet", "{mode: \"Off\"}"));
+    let policies = [("cluster.yaml", ENFORCE), ("audit.yaml", audit.as_str()), ("off.yaml", off.as_str())];
     let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
     let dry = ["apply", "--dry-run=server", "-o", "json", "-f", "-"];
     let pod = gpu_pod("ml", "dry", "{vramguard.dev/vram: 20Gi}", "");
@@ -461,10 +350,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
 
     for namespace in ["audited", "quiet"] {
         cluster.namespace(namespace).await;
-        cluster
-            .plane
-            .apply(&gpu_pod(namespace, "p", "{vramguard.dev/vram: 100Gi}", ""))
-            .await;
+        cluster.plane.apply(&gpu_pod(namespace, "p", "{vramguard.dev/vram: 100Gi}", "")).await;
         let pods = cluster.settles(namespace, 1, 0).await;
         assert_eq!(requested(&pods[0]), 0);
         assert_eq!(pods[0].spec.as_ref().unwrap().containers[0].env, None);
@@ -478,19 +364,10 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
     .await;
     let condition = cluster
         .plane
-        .kubectl(&[
-            "get",
-            "node",
-            "gpu-0",
-            "-o",
-            "jsonpath={.status.conditions[?(@.type==\"VramAccounted\")].message}",
-        ])
+        .kubectl(&["get", "node", "gpu-0", "-o", "jsonpath={.status.conditions[?(@.type==\"VramAccounted\")].message}"])
         .await
         .expect_success();
-    assert!(
-        condition.starts_with("nvidia.com/gpu: the GPU is overcommitted by 181680Mi"),
-        "{condition}"
-    );
+    assert!(condition.starts_with("nvidia.com/gpu: the GPU is overcommitted by 181680Mi"), "{condition}");
 }
 
 #[tokio::test]
@@ -519,14 +396,7 @@ async fn what_is_published_is_repaired_at_once() {
     let right = selector().await;
     assert!(right.contains("NotIn"), "{right}");
     let reset = r#"[{"op":"replace","path":"/webhooks/0/namespaceSelector","value":{"matchExpressions":[{"key":"kubernetes.io/metadata.name","operator":"DoesNotExist"}]}}]"#;
-    let patch = [
-        "patch",
-        "validatingwebhookconfiguration",
-        "vramguard",
-        "--type=json",
-        "-p",
-        reset,
-    ];
+    let patch = ["patch", "validatingwebhookconfiguration", "vramguard", "--type=json", "-p", reset];
     cluster.plane.kubectl(&patch).await.expect_success();
     eventually("the selector to be put back", Duration::from_secs(10), async || {
         ensure!(selector().await == right, "{}", selector().await);
@@ -537,17 +407,8 @@ async fn what_is_published_is_repaired_at_once() {
 
 #[tokio::test]
 async fn nodes_and_policies_may_change_while_it_runs() {
-    let several = GpuNode {
-        gpus: 4,
-        memory_mib: 81_559,
-        ..GpuNode::new("several")
-    };
-    let whole = GpuNode {
-        gpus: 2,
-        replicas: 1,
-        memory_mib: 40_960,
-        ..GpuNode::new("whole")
-    };
+    let several = GpuNode { gpus: 4, memory_mib: 81_559, ..GpuNode::new("several") };
+    let whole = GpuNode { gpus: 2, replicas: 1, memory_mib: 40_960, ..GpuNode::new("whole") };
     let mut odd = GpuNode::new("odd");
     odd.labels.insert("nvidia.com/gpu.count".to_owned(), "3".to_owned());
     let cluster = Cluster::start(&[several, whole, odd], &[("cluster.yaml", ENFORCE)]).await;

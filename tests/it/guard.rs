@@ -49,21 +49,14 @@ impl Guard {
             Ok(())
         })
         .await;
-        eventually(
-            "the webhook configurations to trust it",
-            Duration::from_secs(60),
-            async || {
-                for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
-                    let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
-                    let bundle = plane
-                        .kubectl(&["get", kind, "vramguard", "-o", path])
-                        .await
-                        .expect_success();
-                    ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", self.server.log_tail());
-                }
-                Ok(())
-            },
-        )
+        eventually("the webhook configurations to trust it", Duration::from_secs(60), async || {
+            for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+                let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+                let bundle = plane.kubectl(&["get", kind, "vramguard", "-o", path]).await.expect_success();
+                ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", self.server.log_tail());
+            }
+            Ok(())
+        })
         .await;
         // The API server reads webhook configurations through a watch of its own.
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -98,12 +91,7 @@ fn server(name: &str, plane: &ControlPlane, kubeconfig: &Path, policies: &Path, 
         .arg("serve")
         .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
         .args(["--policies".as_ref(), policies.as_os_str()])
-        .args([
-            "--listen",
-            &format!("127.0.0.1:{https}"),
-            "--metrics-listen",
-            &format!("127.0.0.1:{http}"),
-        ])
+        .args(["--listen", &format!("127.0.0.1:{https}"), "--metrics-listen", &format!("127.0.0.1:{http}")])
         .args(["--cert-secret", "vramguard-tls", "--cert-name", "127.0.0.1"])
         .args(["--identity", name, "--drain", "1"])
         .env("RUST_LOG", "info,vramguard=debug,kube=warn")
@@ -120,14 +108,9 @@ async fn apply_manifests(plane: &ControlPlane, https: u16) {
     let mut patches = String::new();
     for (kind, entries) in [
         ("MutatingWebhookConfiguration", vec!["/mutate/pods"]),
-        (
-            "ValidatingWebhookConfiguration",
-            vec!["/validate/pods", "/validate/pods"],
-        ),
+        ("ValidatingWebhookConfiguration", vec!["/validate/pods", "/validate/pods"]),
     ] {
-        patches.push_str(&format!(
-            "  - target: {{kind: {kind}, name: vramguard}}\n    patch: |-\n"
-        ));
+        patches.push_str(&format!("  - target: {{kind: {kind}, name: vramguard}}\n    patch: |-\n"));
         for (index, path) in entries.iter().enumerate() {
             let at = format!("/webhooks/{index}/clientConfig");
             patches.push_str(&format!(
@@ -162,8 +145,6 @@ pub fn get(port: u16, path: &str) -> String {
 
 fn metric(port: u16, name: &str) -> Option<f64> {
     let text = get(port, "/metrics");
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))?;
     line.trim().parse().ok()
 }

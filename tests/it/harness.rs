@@ -28,16 +28,8 @@ async fn running(plane: &ControlPlane, name: &str) -> Pod {
     eventually(&format!("pod {name} to run"), Duration::from_secs(20), async || {
         let pod = pods.get(name).await?;
         let status = pod.status.clone().unwrap_or_default();
-        let ready = status
-            .container_statuses
-            .unwrap_or_default()
-            .iter()
-            .all(|container| container.ready);
-        ensure!(
-            status.phase.as_deref() == Some("Running") && ready,
-            "phase {:?}, ready {ready}",
-            status.phase
-        );
+        let ready = status.container_statuses.unwrap_or_default().iter().all(|container| container.ready);
+        ensure!(status.phase.as_deref() == Some("Running") && ready, "phase {:?}, ready {ready}", status.phase);
         Ok(pod)
     })
     .await
@@ -47,47 +39,24 @@ async fn running(plane: &ControlPlane, name: &str) -> Pod {
 async fn a_pod_waits_for_an_extended_resource_and_is_bound_when_it_is_published() {
     let plane = ControlPlane::start().await;
     plane.add_gpu_node(&GpuNode::new("gpu-0")).await;
-    plane
-        .apply(&pod("waits", "nvidia.com/gpu: 1, vramguard.dev/vram: 8Gi"))
-        .await;
+    plane.apply(&pod("waits", "nvidia.com/gpu: 1, vramguard.dev/vram: 8Gi")).await;
     let pods: Api<Pod> = Api::default_namespaced(plane.client());
-    eventually(
-        "the scheduler to say what is missing",
-        Duration::from_secs(20),
-        async || {
-            let status = pods.get("waits").await?.status.unwrap_or_default();
-            let message = status
-                .conditions
-                .unwrap_or_default()
-                .into_iter()
-                .find_map(|condition| condition.message);
-            ensure!(
-                message
-                    .context("no condition")?
-                    .contains("Insufficient vramguard.dev/vram")
-            );
-            Ok(())
-        },
-    )
+    eventually("the scheduler to say what is missing", Duration::from_secs(20), async || {
+        let status = pods.get("waits").await?.status.unwrap_or_default();
+        let message = status.conditions.unwrap_or_default().into_iter().find_map(|condition| condition.message);
+        ensure!(message.context("no condition")?.contains("Insufficient vramguard.dev/vram"));
+        Ok(())
+    })
     .await;
 
     let published = Instant::now();
     plane.publish("gpu-0", VRAM, Some("23Gi")).await;
     running(&plane, "waits").await;
-    println!(
-        "bound and running {:?} after the number was published",
-        published.elapsed()
-    );
+    println!("bound and running {:?} after the number was published", published.elapsed());
 
     plane.kubectl(&["delete", "pod", "waits"]).await.expect_success();
-    let node = plane
-        .kubectl(&["get", "node", "gpu-0", "-o", "jsonpath={.status.allocatable}"])
-        .await
-        .expect_success();
-    assert!(
-        node.contains(r#""vramguard.dev/vram":"23Gi""#) && node.contains(r#""nvidia.com/gpu":"4""#),
-        "{node}"
-    );
+    let node = plane.kubectl(&["get", "node", "gpu-0", "-o", "jsonpath={.status.allocatable}"]).await.expect_success();
+    assert!(node.contains(r#""vramguard.dev/vram":"23Gi""#) && node.contains(r#""nvidia.com/gpu":"4""#), "{node}");
 }
 
 #[tokio::test]
@@ -107,28 +76,15 @@ async fn the_control_plane_survives_stops_of_its_parts() {
 #[tokio::test]
 async fn a_service_account_may_do_what_its_role_allows_and_no_more() {
     let plane = ControlPlane::start().await;
-    plane
-        .kubectl(&["create", "clusterrole", "reader", "--verb=get", "--resource=nodes"])
-        .await
-        .expect_success();
-    let bind = [
-        "create",
-        "clusterrolebinding",
-        "reader",
-        "--clusterrole=reader",
-        "--serviceaccount=default:default",
-    ];
+    plane.kubectl(&["create", "clusterrole", "reader", "--verb=get", "--resource=nodes"]).await.expect_success();
+    let bind = ["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--serviceaccount=default:default"];
     plane.kubectl(&bind).await.expect_success();
     let account = plane.service_account_kubeconfig("default", "default").await;
     let account = account.to_str().expect("temporary folders have plain names");
 
-    let nodes = plane
-        .kubectl(&["--kubeconfig", account, "auth", "can-i", "get", "nodes"])
-        .await;
+    let nodes = plane.kubectl(&["--kubeconfig", account, "auth", "can-i", "get", "nodes"]).await;
     assert_eq!(nodes.stdout.trim(), "yes", "{}", nodes.stderr);
-    let pods = plane
-        .kubectl(&["--kubeconfig", account, "auth", "can-i", "list", "pods"])
-        .await;
+    let pods = plane.kubectl(&["--kubeconfig", account, "auth", "can-i", "list", "pods"]).await;
     assert_eq!(pods.stdout.trim(), "no", "{}", pods.stderr);
 }
 
@@ -168,9 +124,7 @@ async fn resource(plane: &ControlPlane, name: &str) -> anyhow::Result<(String, S
     let nodes: Api<Node> = Api::all(plane.client());
     let status = nodes.get(RealNode::NAME).await?.status.context("no status")?;
     let of = |list: Option<BTreeMap<String, Quantity>>| list.and_then(|mut list| list.remove(name));
-    let both = of(status.capacity)
-        .zip(of(status.allocatable))
-        .with_context(|| format!("no {name}"))?;
+    let both = of(status.capacity).zip(of(status.allocatable)).with_context(|| format!("no {name}"))?;
     Ok((both.0.0, both.1.0))
 }
 
@@ -182,9 +136,7 @@ fn twice(quantity: &str) -> (String, String) {
 async fn three_pods(plane: &ControlPlane) -> Vec<Pod> {
     let mut pods = Vec::new();
     for name in ["first", "second", "third"] {
-        plane
-            .apply(&real_pod(name, &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"})))
-            .await;
+        plane.apply(&real_pod(name, &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"}))).await;
         pods.push(running(plane, name).await);
     }
     pods
@@ -192,15 +144,9 @@ async fn three_pods(plane: &ControlPlane) -> Vec<Pod> {
 
 /// What a container that was restarted or replaced would have changed.
 fn container(pod: &Pod) -> (Option<String>, Option<i32>) {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.container_statuses.as_ref());
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     let status = statuses.and_then(|statuses| statuses.first());
-    (
-        status.and_then(|status| status.container_id.clone()),
-        status.map(|status| status.restart_count),
-    )
+    (status.and_then(|status| status.container_id.clone()), status.map(|status| status.restart_count))
 }
 
 async fn assert_untouched(plane: &ControlPlane, pods: &[Pod]) {
@@ -212,16 +158,12 @@ async fn assert_untouched(plane: &ControlPlane, pods: &[Pod]) {
 
 async fn failed(plane: &ControlPlane, name: &str, reason: &str) {
     let pods: Api<Pod> = Api::default_namespaced(plane.client());
-    eventually(
-        &format!("pod {name} to fail with {reason}"),
-        Duration::from_secs(30),
-        async || {
-            let status = pods.get(name).await?.status.unwrap_or_default();
-            let seen = (status.phase.as_deref(), status.reason.as_deref());
-            ensure!(seen == (Some("Failed"), Some(reason)), "{seen:?}");
-            Ok(())
-        },
-    )
+    eventually(&format!("pod {name} to fail with {reason}"), Duration::from_secs(30), async || {
+        let status = pods.get(name).await?.status.unwrap_or_default();
+        let seen = (status.phase.as_deref(), status.reason.as_deref());
+        ensure!(seen == (Some("Failed"), Some(reason)), "{seen:?}");
+        Ok(())
+    })
     .await;
 }
 
@@ -231,15 +173,10 @@ async fn a_real_kubelet_runs_a_pod_with_a_device_and_env() {
     let Some(_node) = real_node(&plane, "24Gi").await else {
         return;
     };
-    plane
-        .apply(&real_pod("one", &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"})))
-        .await;
+    plane.apply(&real_pod("one", &json!({"nvidia.com/gpu": "1", VRAM: "7Gi"}))).await;
     running(&plane, "one").await;
     let environment = RealNode::exec_env(&plane, "default", "one", "main").await;
-    assert_eq!(
-        environment["NVIDIA_VISIBLE_DEVICES"],
-        "GPU-00000000-0000-4000-8000-000000000000"
-    );
+    assert_eq!(environment["NVIDIA_VISIBLE_DEVICES"], "GPU-00000000-0000-4000-8000-000000000000");
     assert_eq!(environment["INJECTED"], "8192");
 }
 
@@ -254,23 +191,14 @@ async fn the_published_number_survives_status_syncs() {
     let headroom =
         json!({"status": {"capacity": {"test.example/odd": "24Gi"}, "allocatable": {"test.example/odd": "20Gi"}}});
     let patch = Patch::Merge(headroom);
-    nodes
-        .patch_status(RealNode::NAME, &PatchParams::default(), &patch)
-        .await
-        .expect("status can be patched");
+    nodes.patch_status(RealNode::NAME, &PatchParams::default(), &patch).await.expect("status can be patched");
 
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(35) {
-        assert_eq!(
-            resource(&plane, VRAM).await.expect("the number is there"),
-            twice("24Gi")
-        );
+        assert_eq!(resource(&plane, VRAM).await.expect("the number is there"), twice("24Gi"));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert_eq!(
-        resource(&plane, "test.example/odd").await.expect("the number is there"),
-        twice("24Gi")
-    );
+    assert_eq!(resource(&plane, "test.example/odd").await.expect("the number is there"), twice("24Gi"));
 }
 
 #[tokio::test]
@@ -286,10 +214,7 @@ async fn a_kubelet_restart_keeps_running_pods_and_the_published_number() {
     node.stop_kubelet(&plane).await;
     node.start_kubelet();
     node.reported(&plane).await;
-    assert_eq!(
-        resource(&plane, "nvidia.com/gpu").await.expect("it is there"),
-        twice("0")
-    );
+    assert_eq!(resource(&plane, "nvidia.com/gpu").await.expect("it is there"), twice("0"));
     assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
     node.start_device_plugin();
     node.ready(&plane).await;

@@ -28,9 +28,7 @@ fn pod(name: &str, vram: &str, extra: &Value) -> String {
         "hostNetwork": true, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
         "containers": [container("main", json!({ "nvidia.com/gpu": "1" })), container("beside", json!({}))],
     });
-    spec.as_object_mut()
-        .expect("a map")
-        .extend(extra.as_object().expect("a map").clone());
+    spec.as_object_mut().expect("a map").extend(extra.as_object().expect("a map").clone());
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": name, "namespace": "ml", "annotations": { "vramguard.dev/vram": vram } },
@@ -71,10 +69,7 @@ impl Host {
             list.and_then(|mut list| list.remove(VRAM)).map(|quantity| quantity.0)
         };
         let (capacity, allocatable) = (of(status.capacity), of(status.allocatable));
-        ensure!(
-            capacity == allocatable,
-            "capacity {capacity:?}, allocatable {allocatable:?}"
-        );
+        ensure!(capacity == allocatable, "capacity {capacity:?}, allocatable {allocatable:?}");
         capacity.context("nothing is published")
     }
 
@@ -100,10 +95,7 @@ impl Host {
                 status.reason,
                 status.message
             );
-            Ok(containers
-                .into_iter()
-                .map(|container| (container.container_id, container.restart_count))
-                .collect())
+            Ok(containers.into_iter().map(|container| (container.container_id, container.restart_count)).collect())
         })
         .await
     }
@@ -121,10 +113,7 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     let environment = RealNode::exec_env(&host.plane, "ml", "first", "main").await;
     assert_eq!(environment["VRAMGUARD_VRAM_MIB"], "8192");
     assert_eq!(environment["CUDA_DEVICE_ORDER"], "PCI_BUS_ID");
-    assert!(
-        environment["NVIDIA_VISIBLE_DEVICES"].starts_with("GPU-"),
-        "the device plugin's own"
-    );
+    assert!(environment["NVIDIA_VISIBLE_DEVICES"].starts_with("GPU-"), "the device plugin's own");
     let beside = RealNode::exec_env(&host.plane, "ml", "first", "beside").await;
     assert_eq!(beside["NVIDIA_VISIBLE_DEVICES"], "void");
 
@@ -140,27 +129,17 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     host.publishes("24320Mi").await;
 
     // Half the GPU as headroom: twice as much is bound as may be promised. What is published stays what is bound.
-    host.guard
-        .policy("cluster.yaml", &policy(", headroom: {percent: 50}"))
-        .await;
+    host.guard.policy("cluster.yaml", &policy(", headroom: {percent: 50}")).await;
     eventually("the deficit to be said", PATIENCE, async || {
         let path = "jsonpath={.status.conditions[?(@.type==\"VramAccounted\")].reason}";
-        let reason = host
-            .plane
-            .kubectl(&["get", "node", RealNode::NAME, "-o", path])
-            .await
-            .expect_success();
+        let reason = host.plane.kubectl(&["get", "node", RealNode::NAME, "-o", path]).await.expect_success();
         ensure!(reason == "Overcommitted", "{reason}");
         Ok(())
     })
     .await;
     host.publishes("24320Mi").await;
     host.node.restart_kubelet(&host.plane).await;
-    assert_eq!(
-        containers(&host, names).await,
-        before,
-        "after a restart under a lowered policy"
-    );
+    assert_eq!(containers(&host, names).await, before, "after a restart under a lowered policy");
     host.publishes("24320Mi").await;
 
     // What older kubelets do at a start without their checkpoint, and what a person may do.
@@ -172,11 +151,7 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     host.node.empty_device_plugin_folder();
     host.node.restart_kubelet(&host.plane).await;
     host.publishes("24320Mi").await;
-    assert_eq!(
-        containers(&host, names).await,
-        before,
-        "after the loss of the device checkpoint"
-    );
+    assert_eq!(containers(&host, names).await, before, "after the loss of the device checkpoint");
 }
 
 async fn containers(host: &Host, names: [(&str, &str); 3]) -> Vec<Vec<(Option<String>, i32)>> {
@@ -194,21 +169,14 @@ async fn a_pod_that_names_a_full_node_is_refused_by_the_webhook_and_without_it_b
     host.running("first").await;
     let direct = json!({ "nodeName": RealNode::NAME });
     let create = ["create", "-f", "-"];
-    let refused = host
-        .plane
-        .kubectl_with_input(&create, &pod("direct", "8Gi", &direct))
-        .await
-        .expect_failure();
+    let refused = host.plane.kubectl_with_input(&create, &pod("direct", "8Gi", &direct)).await.expect_failure();
     assert!(
         refused.contains("passes by kube-scheduler, which accounts for VRAM (8792Mi demanded, 3240Mi left there)"),
         "{refused}"
     );
 
     host.guard.server.stop();
-    host.plane
-        .kubectl(&["delete", "validatingwebhookconfiguration", "vramguard"])
-        .await
-        .expect_success();
+    host.plane.kubectl(&["delete", "validatingwebhookconfiguration", "vramguard"]).await.expect_success();
     // The mutating webhook is Ignore: unreachable, it changes nothing, so the request is the user's own.
     let request = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8792Mi" });
     let mut object: Value = serde_json::from_str(&pod("direct", "8Gi", &direct)).expect("made above");
@@ -224,11 +192,7 @@ async fn a_pod_that_names_a_full_node_is_refused_by_the_webhook_and_without_it_b
     let message = eventually("the kubelet to refuse it", PATIENCE, async || {
         let status = pods.get("direct").await?.status.unwrap_or_default();
         ensure!(status.phase.as_deref() == Some("Failed"), "{:?}", status.phase);
-        ensure!(
-            status.reason.as_deref() == Some("OutOfvramguard.dev/vram"),
-            "{:?}",
-            status.reason
-        );
+        ensure!(status.reason.as_deref() == Some("OutOfvramguard.dev/vram"), "{:?}", status.reason);
         status.message.context("no message")
     })
     .await;

@@ -20,10 +20,7 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
     walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(under), &mut files);
     files.sort();
     assert!(!files.is_empty(), "{under} holds no sources");
-    files
-        .into_iter()
-        .map(|path| (path.clone(), std::fs::read_to_string(path).expect("a source")))
-        .collect()
+    files.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).expect("a source"))).collect()
 }
 
 /// Lines of code (comments and tests left out) under a folder that hold any of the words.
@@ -67,26 +64,12 @@ fn the_core_imports_nothing_but_std_thiserror_and_itself() {
     none(lines_with("src/capacity", &words));
     let foreign = lines_with("src/capacity", &["use "]);
     let allowed = ["use std::", "use super::", "use crate::keys", "use crate::capacity"];
-    none(
-        foreign
-            .into_iter()
-            .filter(|line| !allowed.iter().any(|prefix| line.contains(prefix)))
-            .collect(),
-    );
+    none(foreign.into_iter().filter(|line| !allowed.iter().any(|prefix| line.contains(prefix))).collect());
 }
 
 #[test]
 fn translation_imports_no_client_no_runtime_and_no_shell() {
-    let shells = [
-        "cli",
-        "controller",
-        "index",
-        "metrics",
-        "policies",
-        "tls",
-        "watch",
-        "webhook",
-    ];
+    let shells = ["cli", "controller", "index", "metrics", "policies", "tls", "watch", "webhook"];
     let shells: Vec<String> = shells.iter().map(|shell| format!("crate::{shell}::")).collect();
     let mut words: Vec<&str> = shells.iter().map(String::as_str).collect();
     words.extend([
@@ -106,16 +89,8 @@ fn translation_imports_no_client_no_runtime_and_no_shell() {
 
 #[test]
 fn names_of_annotations_and_resources_stand_in_one_file() {
-    let mut stray = lines_with(
-        "src",
-        &[
-            "\"vramguard.dev/",
-            "\"nvidia.com/",
-            "\"NVIDIA_",
-            "\"CUDA_",
-            "\"VRAMGUARD_VRAM",
-        ],
-    );
+    let mut stray =
+        lines_with("src", &["\"vramguard.dev/", "\"nvidia.com/", "\"NVIDIA_", "\"CUDA_", "\"VRAMGUARD_VRAM"]);
     stray.retain(|line| !line.contains("src/keys.rs"));
     none(stray);
 }
@@ -124,15 +99,8 @@ fn names_of_annotations_and_resources_stand_in_one_file() {
 #[test]
 fn shells_do_not_compare_or_sum_vram() {
     for shell in ["src/cli", "src/controller", "src/webhook"] {
-        let arithmetic = [
-            ".plus(",
-            ".less(",
-            ".checked_times(",
-            ".deficit() >",
-            ".room() >",
-            ".room() <",
-            "Vram::from_mib(",
-        ];
+        let arithmetic =
+            [".plus(", ".less(", ".checked_times(", ".deficit() >", ".room() >", ".room() <", "Vram::from_mib("];
         none(lines_with(shell, &arithmetic));
     }
 }

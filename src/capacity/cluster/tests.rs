@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 
 use super::*;
+use crate::capacity::demand::Role;
 use crate::capacity::gpu::{Contents, Gpu, Sharing};
-use crate::capacity::ledger::Estimate;
+use crate::capacity::ledger::Part;
 use crate::capacity::placement::{Operator, Requirement, Term};
 use crate::capacity::pod::PodName;
 
@@ -15,31 +16,16 @@ fn gpu() -> Resource {
 }
 
 fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
-    let gpus = (0..gpus)
-        .map(|index| Gpu::of_size(index, Vram::from_mib(size)))
-        .collect();
-    let contents = Contents {
-        gpus,
-        replicas: NonZeroU32::new(replicas).unwrap(),
-    };
-    NodeFacts {
-        site: Site::default(),
-        pools: vec![Pool {
-            resource: gpu(),
-            sharing,
-            contents: Ok(contents),
-        }],
-    }
+    let gpus = (0..gpus).map(|index| Gpu::of_size(index, Vram::from_mib(size))).collect();
+    let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
+    NodeFacts { site: Site::default(), pools: vec![Pool { resource: gpu(), sharing, contents: Ok(contents) }] }
 }
 
 fn holder(request: u64, priority: i32) -> Holder {
     Holder {
-        name: PodName {
-            namespace: "ml".into(),
-            name: "llm".into(),
-        },
+        name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(Vram::from_mib(request)),
-        estimate: Estimate::Slot,
+        parts: vec![(Role::App, Part::Requested(Vram::from_mib(request)))],
         gpus: vec![(gpu(), 1)],
         gpu: None,
         priority,
@@ -55,18 +41,8 @@ fn cluster() -> Cluster {
 }
 
 fn on(node: &str) -> Placement {
-    let field = Requirement {
-        key: "metadata.name".into(),
-        operator: Operator::In,
-        values: vec![node.into()],
-    };
-    Placement {
-        required: Some(vec![Term {
-            fields: vec![field],
-            labels: vec![],
-        }]),
-        ..Placement::default()
-    }
+    let field = Requirement { key: "metadata.name".into(), operator: Operator::In, values: vec![node.into()] };
+    Placement { required: Some(vec![Term { fields: vec![field], labels: vec![] }]), ..Placement::default() }
 }
 
 #[test]
@@ -77,10 +53,7 @@ fn a_resource_is_guarded_while_a_node_shares_it() {
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
     cluster.apply_node("shared", node(24_576, 1, 4, Sharing::TimeSlicing));
     assert!(cluster.guards(&gpu()));
-    assert_eq!(
-        cluster.node("whole").unwrap().2.published,
-        Some(Vram::from_mib(80_000 - 800))
-    );
+    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(80_000 - 800)));
     cluster.delete_node("shared");
     assert!(!cluster.guards(&gpu()));
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
@@ -90,6 +63,39 @@ fn a_resource_is_guarded_while_a_node_shares_it() {
 fn a_resource_may_be_guarded_before_any_node_shares_it() {
     let cluster = Cluster::new(Rules::default(), BTreeSet::from([gpu()]));
     assert!(cluster.guards(&gpu()));
+}
+
+/// Labels vanish while GPU Feature Discovery is installed anew; pods created meanwhile would land unaccounted.
+#[test]
+fn a_resource_stays_guarded_while_a_pod_holds_it_with_a_request() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated));
+    assert!(cluster.guards(&gpu()));
+    cluster.delete_pod(&uid(1));
+    assert!(!cluster.guards(&gpu()));
+}
+
+#[test]
+fn a_node_that_shares_without_its_label_is_named() {
+    let mut cluster = cluster();
+    let mut facts = node(24_576, 1, 4, Sharing::TimeSlicing);
+    cluster.apply_node("n", facts.clone());
+    assert_eq!(cluster.shares_unlabelled(&gpu()), Some("n"));
+    facts.site.labels.insert("nvidia.com/gpu.sharing-strategy".into(), "time-slicing".into());
+    cluster.apply_node("n", facts);
+    assert_eq!(cluster.shares_unlabelled(&gpu()), None);
+}
+
+#[test]
+fn a_node_is_forgotten_with_its_last_pod() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
+    cluster.delete_node("n");
+    cluster.delete_pod(&uid(1));
+    assert_eq!(cluster.node_names().count(), 0);
 }
 
 #[test]
@@ -106,11 +112,7 @@ fn a_node_that_comes_back_finds_its_pods_again() {
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_pod(&uid(1), "n", holder(8000, 0));
     cluster.delete_node("n");
-    assert!(
-        cluster
-            .shortfall(&gpu(), Vram::from_mib(1), &Placement::default())
-            .is_some()
-    );
+    assert!(cluster.shortfall(&gpu(), Vram::from_mib(1), &Placement::default()).is_some());
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
     assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(24_320 - 8000));
 }
@@ -122,9 +124,7 @@ fn a_shortfall_names_the_best_node_that_takes_the_pod() {
     cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_pod(&uid(1), "large", holder(20_000, 0));
     let best = |demand, placement: &Placement| {
-        cluster
-            .shortfall(&gpu(), Vram::from_mib(demand), placement)
-            .map(|s| s.best.map(|best| best.node))
+        cluster.shortfall(&gpu(), Vram::from_mib(demand), placement).map(|s| s.best.map(|best| best.node))
     };
     assert_eq!(best(10_000, &Placement::default()), None);
     assert_eq!(best(10_001, &Placement::default()), Some(Some("small".into())));
@@ -137,11 +137,7 @@ fn a_pod_that_may_preempt_is_not_short_of_what_lower_priorities_hold() {
     let mut cluster = cluster();
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_pod(&uid(1), "n", holder(20_000, 5));
-    let pod = |priority, preemption| Placement {
-        priority,
-        preemption,
-        ..Placement::default()
-    };
+    let pod = |priority, preemption| Placement { priority, preemption, ..Placement::default() };
     let short = |placement: &Placement| cluster.shortfall(&gpu(), Vram::from_mib(8000), placement).is_some();
     assert!(short(&pod(5, Preemption::LowerPriority)));
     assert!(short(&pod(10, Preemption::Never)));
@@ -155,10 +151,7 @@ fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_node("whole", node(80_000, 1, 1, Sharing::Exclusive));
     let slot = |placement: &Placement| cluster.slot_for(&gpu(), placement).unwrap().mib();
-    assert_eq!(
-        (slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))),
-        (6080, 2048, 6080)
-    );
+    assert_eq!((slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))), (6080, 2048, 6080));
     assert!(cluster.is_slot(&gpu(), Vram::from_mib(2048)));
     assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
 }

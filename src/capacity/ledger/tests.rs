@@ -17,39 +17,38 @@ fn mib(mib: u64) -> Vram {
 fn plain() -> Rules {
     Rules {
         per_process_overhead: mib(10),
-        headroom: Headroom {
-            percent: 0,
-            minimum: Vram::ZERO,
-        },
+        headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
     }
 }
 
 fn pool(sizes: &[u64], replicas: u32, sharing: Sharing) -> Pool {
-    let gpus = (0..)
-        .zip(sizes)
-        .map(|(index, &size)| Gpu::of_size(index, mib(size)))
-        .collect();
+    let gpus = (0..).zip(sizes).map(|(index, &size)| Gpu::of_size(index, mib(size))).collect();
     let replicas = NonZeroU32::new(replicas).unwrap();
-    Pool {
-        resource: Resource(GPU.into()),
-        sharing,
-        contents: Ok(Contents { gpus, replicas }),
-    }
+    Pool { resource: Resource(GPU.into()), sharing, contents: Ok(Contents { gpus, replicas }) }
 }
 
-fn holder(request: Option<u64>, estimate: Estimate) -> Holder {
+fn holder(parts: &[Part]) -> Holder {
+    let requests = parts.iter().filter_map(|part| match part {
+        Part::Requested(request) => Some(*request),
+        Part::Declared { .. } | Part::Slots(_) => None,
+    });
     Holder {
-        name: PodName {
-            namespace: "ml".into(),
-            name: "llm".into(),
-        },
-        request: request.map(mib),
-        estimate,
-        gpus: vec![(Resource(GPU.into()), 1)],
+        name: PodName { namespace: "ml".into(), name: "llm".into() },
+        request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),
+        parts: parts.iter().map(|part| (Role::App, *part)).collect(),
+        gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
         gpu: None,
         priority: 0,
     }
+}
+
+fn one(request: u64) -> Holder {
+    holder(&[Part::Requested(mib(request))])
+}
+
+fn declares(declared: u64, processes: u32) -> Part {
+    Part::Declared { declared: mib(declared), processes }
 }
 
 fn ledger(holders: impl IntoIterator<Item = Holder>) -> NodeLedger {
@@ -61,7 +60,7 @@ fn ledger(holders: impl IntoIterator<Item = Holder>) -> NodeLedger {
 }
 
 fn requesting(requests: &[u64]) -> NodeLedger {
-    ledger(requests.iter().map(|&request| holder(Some(request), Estimate::Slot)))
+    ledger(requests.iter().map(|&request| one(request)))
 }
 
 fn standing(ledger: &NodeLedger, pool: Pool) -> Standing {
@@ -71,53 +70,52 @@ fn standing(ledger: &NodeLedger, pool: Pool) -> Standing {
 #[test]
 fn an_exact_node_publishes_a_constant() {
     let node = || pool(&[24_000], 4, Sharing::TimeSlicing);
-    for (requests, placeable) in [
-        (vec![], 24_000),
-        (vec![8000], 16_000),
-        (vec![8000, 8000], 8000),
-        (vec![24_000], 0),
-    ] {
+    for (requests, placeable) in [(vec![], 24_000), (vec![8000], 16_000), (vec![8000, 8000], 8000), (vec![24_000], 0)] {
         let standing = standing(&requesting(&requests), node());
-        assert_eq!(
-            (standing.published, standing.placeable),
-            (Some(mib(24_000)), mib(placeable))
-        );
+        assert_eq!((standing.published, standing.placeable), (Some(mib(24_000)), mib(placeable)));
         assert_eq!(standing.deficit, None);
     }
 }
 
 #[test]
 fn a_node_never_publishes_less_than_what_is_bound() {
-    let standing = standing(
-        &requesting(&[8000, 8000, 8000]),
-        pool(&[14_000], 4, Sharing::TimeSlicing),
-    );
-    assert_eq!(
-        (standing.published, standing.placeable),
-        (Some(mib(24_000)), Vram::ZERO)
-    );
+    let standing = standing(&requesting(&[8000, 8000, 8000]), pool(&[14_000], 4, Sharing::TimeSlicing));
+    assert_eq!((standing.published, standing.placeable), (Some(mib(24_000)), Vram::ZERO));
     assert_eq!(standing.deficit, Some(mib(10_000)));
 }
 
 #[test]
 fn a_holder_without_a_request_is_taken_off_placeable_and_not_published() {
-    let declared = holder(
-        None,
-        Estimate::Declared {
-            declared: mib(5000),
-            processes: 2,
-        },
-    );
-    let undeclared = holder(None, Estimate::Slot);
-    let standing = standing(
-        &ledger([declared, undeclared]),
-        pool(&[24_000], 4, Sharing::TimeSlicing),
-    );
+    let declared = holder(&[declares(5000, 2)]);
+    let undeclared = holder(&[Part::Slots(1)]);
+    let standing = standing(&ledger([declared, undeclared]), pool(&[24_000], 4, Sharing::TimeSlicing));
     assert_eq!(standing.placeable, mib(24_000 - 5020 - 6000));
-    assert_eq!(
-        (standing.bound, standing.published),
-        (Vram::ZERO, Some(standing.placeable))
-    );
+    assert_eq!((standing.bound, standing.published), (Vram::ZERO, Some(standing.placeable)));
+}
+
+/// Under Warn one container may be injected while the other's declaration is unreadable: that one is not nothing.
+#[test]
+fn a_container_without_a_request_counts_beside_one_with() {
+    let half = holder(&[Part::Requested(mib(5000)), Part::Slots(1)]);
+    let standing = standing(&ledger([half]), pool(&[24_000], 4, Sharing::TimeSlicing));
+    assert_eq!((standing.bound, standing.placeable), (mib(5000), mib(24_000 - 5000 - 6000)));
+}
+
+#[test]
+fn full_whole_gpus_do_not_keep_shared_ones_from_being_used() {
+    let shared =
+        Pool { resource: Resource("nvidia.com/gpu.shared".into()), ..pool(&[24_000], 4, Sharing::TimeSlicing) };
+    let whole = pool(&[80_000], 1, Sharing::Exclusive);
+    let standing = requesting(&[100]).standing(&[whole, shared], &plain(), |_| true);
+    assert_eq!((standing.placeable, standing.published), (mib(24_000), Some(mib(24_100))));
+}
+
+#[test]
+fn absurd_counts_neither_wrap_nor_panic() {
+    let mut absurd = one(1);
+    absurd.gpus[0].1 = u64::MAX;
+    let both = ledger([absurd.clone(), absurd]);
+    assert_eq!(standing(&both, pool(&[80_000], 1, Sharing::Exclusive)).placeable, Vram::ZERO);
 }
 
 #[test]
@@ -130,13 +128,7 @@ fn several_gpus_without_an_agent_promise_one_slot_of_the_smallest() {
 
 #[test]
 fn a_holder_larger_than_a_slot_leaves_its_neighbours_less() {
-    let legacy = holder(
-        None,
-        Estimate::Declared {
-            declared: mib(20_000),
-            processes: 0,
-        },
-    );
+    let legacy = holder(&[declares(20_000, 0)]);
     let node = pool(&[24_000, 24_000], 4, Sharing::TimeSlicing);
     assert_eq!(standing(&ledger([legacy]), node).placeable, mib(4000));
 }
@@ -151,15 +143,10 @@ fn a_whole_gpu_is_promised_while_one_is_free() {
 
 #[test]
 fn a_node_whose_gpus_are_not_known_publishes_only_what_is_bound() {
-    let contents = Err(Unknown::Unlabelled {
-        label: "nvidia.com/gpu.memory",
-    });
-    let unknown = Pool {
-        contents,
-        ..pool(&[1], 1, Sharing::TimeSlicing)
-    };
+    let contents = Err(Unknown::Unlabelled { label: "nvidia.com/gpu.memory" });
+    let unknown = Pool { contents, ..pool(&[1], 1, Sharing::TimeSlicing) };
     let mut holders = requesting(&[100]);
-    holders.confirm(PodUid("x".into()), holder(None, Estimate::Slot));
+    holders.confirm(PodUid("x".into()), holder(&[Part::Slots(1)]));
     let standing = standing(&holders, unknown);
     assert_eq!((standing.published, standing.placeable), (Some(mib(100)), Vram::ZERO));
     assert_eq!((standing.pools[0].holders, standing.pools[0].uncounted), (2, 1));
@@ -177,10 +164,8 @@ fn a_node_without_guarded_gpus_publishes_nothing_unless_something_is_bound() {
 
 #[test]
 fn two_resources_on_one_node_promise_what_the_fuller_one_can_keep() {
-    let shared = Pool {
-        resource: Resource("nvidia.com/gpu.shared".into()),
-        ..pool(&[24_000], 4, Sharing::TimeSlicing)
-    };
+    let shared =
+        Pool { resource: Resource("nvidia.com/gpu.shared".into()), ..pool(&[24_000], 4, Sharing::TimeSlicing) };
     let whole = pool(&[80_000], 1, Sharing::Exclusive);
     let standing = requesting(&[]).standing(&[shared, whole], &plain(), |_| true);
     assert_eq!(standing.placeable, mib(24_000));
@@ -188,7 +173,7 @@ fn two_resources_on_one_node_promise_what_the_fuller_one_can_keep() {
 
 #[test]
 fn pods_of_lower_priority_make_room_for_one_that_may_preempt() {
-    let mut low = holder(Some(20_000), Estimate::Slot);
+    let mut low = one(20_000);
     low.priority = 1;
     let ledger = ledger([low]);
     let pool = pool(&[24_000], 4, Sharing::TimeSlicing);
@@ -201,11 +186,8 @@ fn pods_of_lower_priority_make_room_for_one_that_may_preempt() {
 #[test]
 fn the_same_pod_seen_twice_counts_once() {
     let mut ledger = requesting(&[8000]);
-    ledger.confirm(PodUid("0".into()), holder(Some(9000), Estimate::Slot));
-    assert_eq!(
-        standing(&ledger, pool(&[24_000], 4, Sharing::TimeSlicing)).bound,
-        mib(9000)
-    );
+    ledger.confirm(PodUid("0".into()), one(9000));
+    assert_eq!(standing(&ledger, pool(&[24_000], 4, Sharing::TimeSlicing)).bound, mib(9000));
     ledger.release(&PodUid("0".into()));
     assert_eq!(ledger.release(&PodUid("0".into())), None);
     assert_eq!(ledger, NodeLedger::default());
@@ -268,7 +250,7 @@ proptest! {
                     let fits = want <= before.placeable.mib() && oracle.len() < sizes.len() * replicas;
                     if fits {
                         let uid = number.to_string();
-                        ledger.confirm(PodUid(uid.clone()), holder(Some(want), Estimate::Slot));
+                        ledger.confirm(PodUid(uid.clone()), one(want));
                         oracle.push((uid, want));
                     }
                 }
@@ -278,7 +260,7 @@ proptest! {
                 }
                 Step::Replay(n) if n < oracle.len() => {
                     let (uid, want) = &oracle[n];
-                    ledger.confirm(PodUid(uid.clone()), holder(Some(*want), Estimate::Slot));
+                    ledger.confirm(PodUid(uid.clone()), one(*want));
                 }
                 Step::Leave(_) | Step::Replay(_) => {}
             }

@@ -20,71 +20,26 @@ fn without_any_policy_nothing_is_enforced() {
 
 #[test]
 fn a_cluster_policy_enforces_unless_it_says_otherwise() {
-    assert_eq!(
-        documents(Some(ClusterPolicy::default()), Layer::default())
-            .of("ml")
-            .unwrap()
-            .mode,
-        Mode::Enforce
-    );
-    let warn = Layer {
-        mode: Some(Mode::Warn),
-        ..Layer::default()
-    };
-    let cluster = ClusterPolicy {
-        layer: warn,
-        ..ClusterPolicy::default()
-    };
-    assert_eq!(
-        documents(Some(cluster), Layer::default()).of("other").unwrap().mode,
-        Mode::Warn
-    );
+    assert_eq!(documents(Some(ClusterPolicy::default()), Layer::default()).of("ml").unwrap().mode, Mode::Enforce);
+    let warn = Layer { mode: Some(Mode::Warn), ..Layer::default() };
+    let cluster = ClusterPolicy { layer: warn, ..ClusterPolicy::default() };
+    assert_eq!(documents(Some(cluster), Layer::default()).of("other").unwrap().mode, Mode::Warn);
 }
 
 #[test]
 fn a_namespace_policy_alone_does_not_enforce_by_itself() {
-    let policies = documents(
-        None,
-        Layer {
-            required: Some(true),
-            ..Layer::default()
-        },
-    );
+    let policies = documents(None, Layer { required: Some(true), ..Layer::default() });
     assert_eq!(policies.of("ml").unwrap().mode, Mode::Audit);
-    let policies = documents(
-        None,
-        Layer {
-            mode: Some(Mode::Enforce),
-            ..Layer::default()
-        },
-    );
+    let policies = documents(None, Layer { mode: Some(Mode::Enforce), ..Layer::default() });
     assert_eq!(policies.enforced(), Enforced::Only(BTreeSet::from(["ml".to_owned()])));
 }
 
 #[test]
 fn the_stricter_bound_wins_even_when_the_namespace_is_laxer() {
-    let cluster = Layer {
-        min: mib(100),
-        max: mib(1000),
-        quota: mib(5000),
-        ..Layer::default()
-    };
-    let cluster = ClusterPolicy {
-        layer: cluster,
-        ..ClusterPolicy::default()
-    };
-    let laxer = Layer {
-        min: mib(50),
-        max: mib(2000),
-        quota: mib(9000),
-        ..Layer::default()
-    };
-    let stricter = Layer {
-        min: mib(200),
-        max: mib(500),
-        quota: mib(1),
-        ..Layer::default()
-    };
+    let cluster = Layer { min: mib(100), max: mib(1000), quota: mib(5000), ..Layer::default() };
+    let cluster = ClusterPolicy { layer: cluster, ..ClusterPolicy::default() };
+    let laxer = Layer { min: mib(50), max: mib(2000), quota: mib(9000), ..Layer::default() };
+    let stricter = Layer { min: mib(200), max: mib(500), quota: mib(1), ..Layer::default() };
     let bounds = |layer: Layer| {
         let policies = documents(Some(cluster.clone()), layer);
         let policy = policies.of("ml").unwrap();
@@ -110,18 +65,11 @@ fn everything_else_is_the_namespaces_unless_locked() {
         visible_devices: Some(VisibleDevices::Pin),
         on_conflict: Some(OnConflict::Deny),
     };
-    assert_eq!(
-        everything.set_fields().len(),
-        Field::ALL.len(),
-        "a field that this test forgot"
-    );
+    assert_eq!(everything.set_fields().len(), Field::ALL.len(), "a field that this test forgot");
     let free = documents(Some(ClusterPolicy::default()), everything.clone());
     assert_eq!(free.of("ml").unwrap().mode, Mode::Off);
     assert_eq!(free.of("ml").unwrap().on_conflict, OnConflict::Deny);
-    let locked = ClusterPolicy {
-        locked: Field::ALL.into(),
-        ..ClusterPolicy::default()
-    };
+    let locked = ClusterPolicy { locked: Field::ALL.into(), ..ClusterPolicy::default() };
     let policies = documents(Some(locked), everything);
     assert_eq!(policies.of("ml"), policies.of("other"));
     assert_eq!(policies.ignored().len(), Field::ALL.len());
@@ -129,36 +77,16 @@ fn everything_else_is_the_namespaces_unless_locked() {
 
 #[test]
 fn models_are_merged_by_name() {
-    let models = |entries: &[(&str, u64)]| {
-        entries
-            .iter()
-            .map(|&(n, m)| (n.to_owned(), Vram::from_mib(m)))
-            .collect()
-    };
-    let layer = Layer {
-        models: models(&[("a", 1), ("b", 2)]),
-        ..Layer::default()
-    };
-    let cluster = ClusterPolicy {
-        layer,
-        ..ClusterPolicy::default()
-    };
-    let policies = documents(
-        Some(cluster),
-        Layer {
-            models: models(&[("b", 3)]),
-            ..Layer::default()
-        },
-    );
+    let models = |entries: &[(&str, u64)]| entries.iter().map(|&(n, m)| (n.to_owned(), Vram::from_mib(m))).collect();
+    let layer = Layer { models: models(&[("a", 1), ("b", 2)]), ..Layer::default() };
+    let cluster = ClusterPolicy { layer, ..ClusterPolicy::default() };
+    let policies = documents(Some(cluster), Layer { models: models(&[("b", 3)]), ..Layer::default() });
     assert_eq!(policies.of("ml").unwrap().models, models(&[("a", 1), ("b", 3)]));
 }
 
 #[test]
 fn exempt_namespaces_have_no_policy_and_the_own_one_always_is() {
-    let none = ClusterPolicy {
-        exempt_namespaces: Some(BTreeSet::new()),
-        ..ClusterPolicy::default()
-    };
+    let none = ClusterPolicy { exempt_namespaces: Some(BTreeSet::new()), ..ClusterPolicy::default() };
     let policies = documents(Some(none), Layer::default());
     assert!(policies.of("kube-system").is_some());
     assert!(policies.of("vramguard-system").is_none());
@@ -167,19 +95,7 @@ fn exempt_namespaces_have_no_policy_and_the_own_one_always_is() {
 
 #[test]
 fn enforcing_everywhere_lists_the_exceptions() {
-    let policies = documents(
-        Some(ClusterPolicy::default()),
-        Layer {
-            mode: Some(Mode::Warn),
-            ..Layer::default()
-        },
-    );
-    let expected = [
-        "gpu-operator",
-        "kube-node-lease",
-        "kube-system",
-        "ml",
-        "vramguard-system",
-    ];
+    let policies = documents(Some(ClusterPolicy::default()), Layer { mode: Some(Mode::Warn), ..Layer::default() });
+    let expected = ["gpu-operator", "kube-node-lease", "kube-system", "ml", "vramguard-system"];
     assert_eq!(policies.enforced(), Enforced::AllBut(expected.map(String::from).into()));
 }

@@ -19,11 +19,7 @@ pub enum Advice {
     /// The user's own environment is kept.
     KeptEnvironment { container: String, conflict: EnvConflict },
     /// No node could take it, even an empty one.
-    NothingLargeEnough {
-        demand: Vram,
-        ceiling: Vram,
-        resource: Resource,
-    },
+    NothingLargeEnough { demand: Vram, ceiling: Vram, resource: Resource },
     /// Declared, but nothing shares the resource, so nothing counts it.
     NotGuarded { key: String, resource: Resource },
     /// A violation in a namespace that only warns.
@@ -51,19 +47,14 @@ impl fmt::Display for Advice {
             Advice::KeptEnvironment { container, conflict } => {
                 write!(f, "container {container:?} sets {conflict}; its own value is kept")
             }
-            Advice::NothingLargeEnough {
-                demand,
-                ceiling,
-                resource,
-            } => write!(
+            Advice::NothingLargeEnough { demand, ceiling, resource } => write!(
                 f,
                 "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
                  empty: the pod waits until a larger one joins"
             ),
-            Advice::NotGuarded { key, resource } => write!(
-                f,
-                "annotation {key} is not accounted for: no node is known to share {resource}"
-            ),
+            Advice::NotGuarded { key, resource } => {
+                write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")
+            }
             Advice::Violates(violation) => write!(f, "would be refused under mode Enforce: {violation}"),
         }
     }

@@ -18,10 +18,7 @@ use crate::keys;
 const BAR: u64 = 32;
 
 pub fn opening(address: SocketAddr, index: &Index) {
-    println!(
-        "{}",
-        "vramguard demo: a team of LLM agents shares time-sliced GPUs".bold()
-    );
+    println!("{}", "vramguard demo: a team of LLM agents shares time-sliced GPUs".bold());
     println!();
     println!(
         "real:      the server on https://{address}, TLS 1.3, both webhooks, every verdict, patch and message below"
@@ -39,10 +36,7 @@ pub fn closing(index: &Index, waiting: usize) {
     println!("{}", "at the end".bold());
     bars(index);
     println!();
-    println!(
-        "no GPU is promised more than it has; {} still waiting",
-        count(waiting, "pod")
-    );
+    println!("no GPU is promised more than it has; {} still waiting", count(waiting, "pod"));
     println!("next: README.md says how to put it on a cluster, policies/ how to set it up");
 }
 
@@ -50,12 +44,7 @@ pub fn reviewed(number: u32, reviewed: &Reviewed) {
     let metadata = &reviewed.pod["metadata"];
     let name = format!("{}/{}", text(&metadata["namespace"]), text(&metadata["name"]));
     println!();
-    println!(
-        "{} {}  {}",
-        format!("{number:>2}.").bold(),
-        name.bold(),
-        asks(&reviewed.pod).dimmed()
-    );
+    println!("{} {}  {}", format!("{number:>2}.").bold(), name.bold(), asks(&reviewed.pod).dimmed());
     for change in &reviewed.changes {
         println!("    {} {change}", "patch".cyan());
     }
@@ -71,16 +60,9 @@ pub fn reviewed(number: u32, reviewed: &Reviewed) {
 /// What the author wrote about VRAM.
 fn asks(pod: &Value) -> String {
     let annotations = pod["metadata"]["annotations"].as_object();
-    let written = annotations
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}: {}", text(value)));
+    let written = annotations.into_iter().flatten().map(|(key, value)| format!("{key}: {}", text(value)));
     let written: Vec<String> = written.collect();
-    if written.is_empty() {
-        "declares nothing".to_owned()
-    } else {
-        written.join(", ")
-    }
+    if written.is_empty() { "declares nothing".to_owned() } else { written.join(", ") }
 }
 
 pub fn bound(node: &str) {
@@ -93,11 +75,7 @@ pub fn waits(shortfall: Option<&Shortfall>) {
 }
 
 pub fn again(pod: &Value) {
-    print!(
-        "    {}/{}",
-        text(&pod["metadata"]["namespace"]),
-        text(&pod["metadata"]["name"])
-    );
+    print!("    {}/{}", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
 }
 
 pub fn finished(number: u32, namespace: &str, name: &str) {
@@ -120,9 +98,7 @@ pub fn changes(patch: &Patch, pod: &Value) -> Vec<String> {
             format!("{}: {}", keys::VRAM_RESOURCE, text(&add.value))
         } else if path.contains("/env") {
             let entries = add.value.as_array().cloned().unwrap_or_else(|| vec![add.value.clone()]);
-            let each = entries
-                .iter()
-                .map(|entry| format!("{}={}", text(&entry["name"]), text(&entry["value"])));
+            let each = entries.iter().map(|entry| format!("{}={}", text(&entry["name"]), text(&entry["value"])));
             each.collect::<Vec<_>>().join(" ")
         } else {
             continue; // the same figure once more, in requests
@@ -158,18 +134,11 @@ fn bar(name: &str, pool: &Pool, stands: &PoolStanding) -> String {
     let gpus = pool.contents.as_ref().map_or(0, |contents| contents.gpus.len());
     let counted = match stands.accounting {
         Accounting::Slot => {
-            format!(
-                "{gpus} GPUs, which pod is on which is not known: by slots of {}",
-                stands.balance.room()
-            )
+            format!("{gpus} GPUs, which pod is on which is not known: by slots of {}", stands.balance.room())
         }
         mode => format!("{}, {mode}", count(gpus, "GPU")),
     };
-    let held = format!(
-        "{:>7} of {total} held by {}",
-        stands.held.to_string(),
-        count(stands.holders, "pod")
-    );
+    let held = format!("{:>7} of {total} held by {}", stands.held.to_string(), count(stands.holders, "pod"));
     format!("{name:<7} {} {held:<36} ({counted})", bar.blue())
 }
 

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::super::node::Override;
+use super::super::node::{MAX_GPU, Override};
 use crate::capacity::gpu::{Overcommit, Resource};
 use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, VisibleDevices};
 use crate::capacity::vram::Vram;
@@ -32,7 +32,7 @@ pub struct Document<Spec> {
 pub struct Metadata {
     #[serde(rename = "name")]
     _name: String,
-    pub namespace: Option<String>,
+    pub namespace: Option<NamespaceName>,
 }
 
 #[derive(Default, Deserialize)]
@@ -49,7 +49,7 @@ pub struct ClusterSpec {
     headroom: Headroom,
     overcommit: Option<OvercommitText>,
     startup: Startup,
-    exempt_namespaces: Option<BTreeSet<String>>,
+    exempt_namespaces: Option<BTreeSet<NamespaceName>>,
     locked: BTreeSet<FieldText>,
 }
 
@@ -163,10 +163,7 @@ fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environme
     if quota.is_some() {
         fields.push("quota");
     }
-    if !matches!(
-        environment.framework,
-        None | Some(FrameworkText::Auto | FrameworkText::None)
-    ) {
+    if !matches!(environment.framework, None | Some(FrameworkText::Auto | FrameworkText::None)) {
         fields.push("environment.framework");
     }
     if matches!(environment.visible_devices, Some(VisibleDevicesText::Pin)) {
@@ -180,20 +177,13 @@ impl TryFrom<ClusterSpec> for ClusterPolicy {
 
     fn try_from(spec: ClusterSpec) -> Result<ClusterPolicy, Self::Error> {
         Ok(ClusterPolicy {
-            layer: layer(
-                spec.mode,
-                spec.on_shortfall,
-                &spec.declaration,
-                spec.quota,
-                spec.models,
-                &spec.environment,
-            )?,
+            layer: layer(spec.mode, spec.on_shortfall, &spec.declaration, spec.quota, spec.models, &spec.environment)?,
             per_process_overhead: spec.per_process_overhead.map(|amount| amount.0),
             headroom_percent: spec.headroom.percent.map(|percent| percent.0),
             headroom_minimum: spec.headroom.minimum.map(|amount| amount.0),
             overcommit: spec.overcommit.map(|overcommit| overcommit.0),
             serialize_per_gpu: spec.startup.serialize_per_gpu,
-            exempt_namespaces: spec.exempt_namespaces,
+            exempt_namespaces: spec.exempt_namespaces.map(|names| names.into_iter().map(|name| name.0).collect()),
             reroute_pools: spec.reroute.pools,
             locked: spec.locked.into_iter().map(|field| field.0).collect(),
         })
@@ -204,14 +194,7 @@ impl TryFrom<NamespaceSpec> for Layer {
     type Error = Wrong<&'static str>;
 
     fn try_from(spec: NamespaceSpec) -> Result<Layer, Self::Error> {
-        layer(
-            spec.mode,
-            spec.on_shortfall,
-            &spec.declaration,
-            spec.quota,
-            spec.models,
-            &spec.environment,
-        )
+        layer(spec.mode, spec.on_shortfall, &spec.declaration, spec.quota, spec.models, &spec.environment)
     }
 }
 
@@ -223,12 +206,7 @@ fn layer(
     models: BTreeMap<String, Amount>,
     environment: &Environment,
 ) -> Result<Layer, Wrong<&'static str>> {
-    let Declaration {
-        required,
-        default,
-        min,
-        max,
-    } = *declaration;
+    let Declaration { required, default, min, max } = *declaration;
     if let (Some(min), Some(max)) = (min, max)
         && min > max
     {
@@ -237,10 +215,7 @@ fn layer(
     if let Some(default) = default
         && (min.is_some_and(|min| default < min) || max.is_some_and(|max| default > max))
     {
-        return Err((
-            "spec.declaration.default",
-            format!("{} is outside of min and max", default.0),
-        ));
+        return Err(("spec.declaration.default", format!("{} is outside of min and max", default.0)));
     }
     Ok(Layer {
         mode: mode.map(Into::into),
@@ -265,9 +240,12 @@ impl InventorySpec {
                 return Err((field(""), "describes no node; write names or matchLabels".to_owned()));
             }
             if entry.gpus.is_empty() {
+                return Err((field(".gpus"), "is empty; write the total memory of each GPU".to_owned()));
+            }
+            if let Some(large) = entry.gpus.iter().position(|amount| amount.0 > MAX_GPU) {
                 return Err((
-                    field(".gpus"),
-                    "is empty; write the total memory of each GPU".to_owned(),
+                    field(&format!(".gpus[{large}]")),
+                    format!("is more than {MAX_GPU}; no GPU is that large"),
                 ));
             }
             if let Some(zero) = entry.gpus.iter().position(|amount| amount.0.is_zero()) {
@@ -320,9 +298,7 @@ struct ClusterOnly;
 impl<'de> Deserialize<'de> for ClusterOnly {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClusterOnly, D::Error> {
         IgnoredAny::deserialize(deserializer)?;
-        Err(D::Error::custom(
-            "is for the whole cluster: only the ClusterVramPolicy may set it",
-        ))
+        Err(D::Error::custom("is for the whole cluster: only the ClusterVramPolicy may set it"))
     }
 }
 
@@ -342,16 +318,10 @@ impl<'de> Deserialize<'de> for Amount {
                 if text == "0" {
                     return Ok(Amount(Vram::ZERO));
                 }
-                text.parse()
-                    .map(Amount)
-                    .map_err(|error| E::custom(format_args!("{text:?} {error}")))
+                text.parse().map(Amount).map_err(|error| E::custom(format_args!("{text:?} {error}")))
             }
             fn visit_u64<E: Error>(self, number: u64) -> Result<Amount, E> {
-                if number == 0 {
-                    Ok(Amount(Vram::ZERO))
-                } else {
-                    self.visit_str(&number.to_string())
-                }
+                if number == 0 { Ok(Amount(Vram::ZERO)) } else { self.visit_str(&number.to_string()) }
             }
             fn visit_i64<E: Error>(self, number: i64) -> Result<Amount, E> {
                 self.visit_str(&number.to_string())
@@ -401,6 +371,23 @@ fn thousandths(text: &str) -> Option<u32> {
     format!("{whole}{fraction:0<3}").parse().ok()
 }
 
+/// A name that a namespace can have. Others would be refused by the API server later, as values of a selector, and with them
+/// every other change of that selector.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamespaceName(pub String);
+
+impl<'de> Deserialize<'de> for NamespaceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NamespaceName, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let ends = !name.starts_with('-') && !name.ends_with('-');
+        if !name.is_empty() && name.len() <= 63 && ends && name.bytes().all(inner) {
+            return Ok(NamespaceName(name));
+        }
+        Err(D::Error::custom(format_args!("{name:?} is not the name of a namespace (a-z, 0-9 and -, at most 63)")))
+    }
+}
+
 /// A field by its path.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct FieldText(Field);
@@ -411,9 +398,7 @@ impl<'de> Deserialize<'de> for FieldText {
         let field = Field::ALL.into_iter().find(|field| field.path() == text);
         field.map(FieldText).ok_or_else(|| {
             let known = Field::ALL.map(Field::path).join(", ");
-            D::Error::custom(format_args!(
-                "{text:?} is not a field that can be locked; those are {known}"
-            ))
+            D::Error::custom(format_args!("{text:?} is not a field that can be locked; those are {known}"))
         })
     }
 }

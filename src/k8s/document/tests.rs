@@ -6,18 +6,12 @@ use crate::capacity::vram::Vram;
 
 fn cluster(spec: &str) -> String {
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    let spec = if spec.is_empty() {
-        "spec: {}\n".to_owned()
-    } else {
-        format!("spec:\n{indented}")
-    };
+    let spec = if spec.is_empty() { "spec: {}\n".to_owned() } else { format!("spec:\n{indented}") };
     format!("apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata:\n  name: cluster\n{spec}")
 }
 
 fn namespaced(spec: &str) -> String {
-    cluster(spec)
-        .replace("ClusterVramPolicy", "VramPolicy")
-        .replace("name: cluster", "name: p\n  namespace: ml")
+    cluster(spec).replace("ClusterVramPolicy", "VramPolicy").replace("name: cluster", "name: p\n  namespace: ml")
 }
 
 fn read_one(text: &str) -> Result<Configuration, Vec<DocumentError>> {
@@ -39,11 +33,7 @@ fn every_field_is_read() {
     );
     let configuration = read_one(&text).unwrap();
     let policy = configuration.documents.cluster.as_ref().unwrap();
-    assert_eq!(
-        policy.layer.set_fields().len(),
-        Field::ALL.len(),
-        "a field of the shared table that is not read"
-    );
+    assert_eq!(policy.layer.set_fields().len(), Field::ALL.len(), "a field of the shared table that is not read");
     assert_eq!(policy.layer.mode, Some(Mode::Warn));
     assert_eq!(policy.layer.on_shortfall, Some(OnShortfall::Deny));
     assert_eq!(policy.layer.framework, Some(Framework::Vllm));
@@ -64,18 +54,8 @@ fn fields_without_effect_yet_are_named() {
     let text = cluster(
         "onShortfall: Reroute\nquota: 1Gi\nenvironment:\n  visibleDevices: Pin\nstartup:\n  serializePerGpu: true",
     );
-    let fields: Vec<&str> = read_one(&text)
-        .unwrap()
-        .inert
-        .into_iter()
-        .map(|(_, field)| field)
-        .collect();
-    let expected = [
-        "onShortfall: Reroute",
-        "quota",
-        "environment.visibleDevices: Pin",
-        "startup.serializePerGpu",
-    ];
+    let fields: Vec<&str> = read_one(&text).unwrap().inert.into_iter().map(|(_, field)| field).collect();
+    let expected = ["onShortfall: Reroute", "quota", "environment.visibleDevices: Pin", "startup.serializePerGpu"];
     assert_eq!(fields, expected);
 }
 
@@ -84,14 +64,8 @@ fn the_samples_that_are_shipped_are_read() {
     for (name, text) in [
         ("cluster.yaml", include_str!("../../../policies/cluster.yaml")),
         ("team-agents.yaml", include_str!("../../../policies/team-agents.yaml")),
-        (
-            "team-notebooks.yaml",
-            include_str!("../../../policies/team-notebooks.yaml"),
-        ),
-        (
-            "gpu-inventory.yaml",
-            include_str!("../../../policies/gpu-inventory.yaml"),
-        ),
+        ("team-notebooks.yaml", include_str!("../../../policies/team-notebooks.yaml")),
+        ("gpu-inventory.yaml", include_str!("../../../policies/gpu-inventory.yaml")),
         ("deploy", include_str!("../../../deploy/base/policies/cluster.yaml")),
     ] {
         assert!(read([(name, text)]).is_ok(), "{name}: {:?}", read([(name, text)]));
@@ -110,85 +84,43 @@ fn the_commented_sample_states_the_defaults() {
 fn errors_name_file_line_and_field() {
     for (text, expected) in [
         (cluster("mode: enforce"), "policies/p.yaml:6: spec.mode: "),
-        (
-            cluster("\ndeclaration:\n  min: 8GB"),
-            "policies/p.yaml:8: spec.declaration.min: ",
-        ),
-        (
-            cluster("declaration:\n  min: 8"),
-            "policies/p.yaml:7: spec.declaration.min: ",
-        ),
-        (
-            cluster("declaration:\n  required: maybe"),
-            "policies/p.yaml:7: spec.declaration.required: ",
-        ),
+        (cluster("\ndeclaration:\n  min: 8GB"), "policies/p.yaml:8: spec.declaration.min: "),
+        (cluster("declaration:\n  min: 8"), "policies/p.yaml:7: spec.declaration.min: "),
+        (cluster("declaration:\n  required: maybe"), "policies/p.yaml:7: spec.declaration.required: "),
         (cluster("modes: Warn"), "policies/p.yaml:6: spec"),
-        (
-            cluster("declaration:\n  minimum: 8Gi"),
-            "policies/p.yaml:7: spec.declaration",
-        ),
-        (
-            cluster("headroom:\n  percent: 101"),
-            "policies/p.yaml:7: spec.headroom.percent: ",
-        ),
-        (
-            cluster("headroom:\n  percent: -1"),
-            "policies/p.yaml:7: spec.headroom.percent: ",
-        ),
+        (cluster("declaration:\n  minimum: 8Gi"), "policies/p.yaml:7: spec.declaration"),
+        (cluster("headroom:\n  percent: 101"), "policies/p.yaml:7: spec.headroom.percent: "),
+        (cluster("headroom:\n  percent: -1"), "policies/p.yaml:7: spec.headroom.percent: "),
+        (cluster("exemptNamespaces: [\"kube-*\"]"), "policies/p.yaml:6: spec.exemptNamespaces[0]: "),
+        (namespaced("").replace("namespace: ml", "namespace: ML team"), "policies/p.yaml:5: metadata.namespace: "),
         (cluster("overcommit: \"0\""), "policies/p.yaml:6: spec.overcommit: "),
-        (
-            cluster("overcommit: \"1.2345\""),
-            "policies/p.yaml:6: spec.overcommit: ",
-        ),
+        (cluster("overcommit: \"1.2345\""), "policies/p.yaml:6: spec.overcommit: "),
         (cluster("locked: [headroom]"), "policies/p.yaml:6: spec.locked"),
-        (
-            cluster("models:\n  a: 1Gi\n  b: lots"),
-            "policies/p.yaml:8: spec.models.b: ",
-        ),
+        (cluster("models:\n  a: 1Gi\n  b: lots"), "policies/p.yaml:8: spec.models.b: "),
         (
             cluster("declaration:\n  min: 2Gi\n  max: 1Gi"),
             "policies/p.yaml:1: spec.declaration: min 2Gi is above max 1Gi",
         ),
         (namespaced("headroom: {percent: 1}"), "policies/p.yaml:7: spec.headroom"),
         (namespaced("locked: []"), "policies/p.yaml:7: spec.locked: "),
-        (
-            namespaced("").replace("namespace: ml", "labels: {}"),
-            "policies/p.yaml:1: metadata.namespace: is missing",
-        ),
+        (namespaced("").replace("namespace: ml", "labels: {}"), "policies/p.yaml:1: metadata.namespace: is missing"),
         (cluster("").replace("v1alpha1", "v1"), "policies/p.yaml:1: apiVersion: "),
-        (
-            cluster("").replace("ClusterVramPolicy", "ClusterPolicy"),
-            "policies/p.yaml:1: kind: ",
-        ),
-        (
-            cluster("").replace("kind: ClusterVramPolicy\n", ""),
-            "policies/p.yaml:4: missing field `kind`",
-        ),
+        (cluster("").replace("ClusterVramPolicy", "ClusterPolicy"), "policies/p.yaml:1: kind: "),
+        (cluster("").replace("kind: ClusterVramPolicy\n", ""), "policies/p.yaml:4: missing field `kind`"),
         ("mode: Enforce\n".to_owned(), "policies/p.yaml:1: "),
         ("a: [\n".to_owned(), "policies/p.yaml:"),
         (cluster("mode: Warn\nmode: Audit"), "policies/p.yaml:7: "),
     ] {
         let error = error(&text);
-        assert!(
-            error.starts_with(expected),
-            "{expected:?} expected, got {error:?} for\n{text}"
-        );
+        assert!(error.starts_with(expected), "{expected:?} expected, got {error:?} for\n{text}");
         assert!(!error.contains('\n'), "one line: {error}");
     }
 }
 
 #[test]
 fn the_line_counts_from_the_start_of_the_file() {
-    let text = format!(
-        "# two documents\n---\n{}---\n{}",
-        cluster("mode: Warn"),
-        namespaced("mode: Never")
-    );
-    assert!(
-        error(&text).starts_with("policies/p.yaml:16: spec.mode: "),
-        "{}",
-        error(&text)
-    );
+    let text = format!("# two documents\n---\n{}---\n{}", cluster("mode: Warn"), namespaced("mode: Never"));
+    assert!(error(&text).starts_with("policies/p.yaml:16: spec.mode: "), "{}", error(&text));
 }
 
 #[test]
@@ -228,53 +160,26 @@ fn an_inventory_entry_describes_nodes_and_gpus() {
             "apiVersion: vramguard.dev/v1alpha1\nkind: GpuInventory\nmetadata: {{name: i}}\nspec:\n  nodes:\n    - {body}\n"
         )
     };
-    let read = read_one(&entry(
-        "{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi, 80Gi]}",
-    ))
-    .unwrap();
-    assert_eq!(
-        read.overrides[0].gpus,
-        [Vram::from_mib(24 * 1024), Vram::from_mib(80 * 1024)]
-    );
+    let read = read_one(&entry("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi, 80Gi]}")).unwrap();
+    assert_eq!(read.overrides[0].gpus, [Vram::from_mib(24 * 1024), Vram::from_mib(80 * 1024)]);
     for (body, expected) in [
+        ("{resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}", "spec.nodes[0]: describes no node"),
+        ("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: []}", "spec.nodes[0].gpus: is empty"),
+        ("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [0]}", "spec.nodes[0].gpus[0]: is zero"),
         (
-            "{resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}",
-            "spec.nodes[0]: describes no node",
+            "{names: [n], resource: nvidia.com/gpu, replicas: 1, gpus: [17Ti]}",
+            "spec.nodes[0].gpus[0]: is more than 16384Gi",
         ),
-        (
-            "{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: []}",
-            "spec.nodes[0].gpus: is empty",
-        ),
-        (
-            "{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [0]}",
-            "spec.nodes[0].gpus[0]: is zero",
-        ),
-        (
-            "{names: [n], resource: nvidia.com/gpu, replicas: 0, gpus: [1Gi]}",
-            "spec.nodes[0].replicas: ",
-        ),
-        (
-            "{names: [n], resource: amd.com/gpu, replicas: 1, gpus: [1Gi]}",
-            "spec.nodes[0].resource: ",
-        ),
+        ("{names: [n], resource: nvidia.com/gpu, replicas: 0, gpus: [1Gi]}", "spec.nodes[0].replicas: "),
+        ("{names: [n], resource: amd.com/gpu, replicas: 1, gpus: [1Gi]}", "spec.nodes[0].resource: "),
     ] {
-        assert!(
-            error(&entry(body)).contains(expected),
-            "{expected}: {}",
-            error(&entry(body))
-        );
+        assert!(error(&entry(body)).contains(expected), "{expected}: {}", error(&entry(body)));
     }
 }
 
 #[test]
 fn text_before_and_between_documents_is_no_document() {
     assert_eq!(split("# nothing\n---\n\n---\n# still nothing\n").len(), 0);
-    assert_eq!(
-        split("a: 1\n---\nb: 2\n")
-            .iter()
-            .map(|(line, _)| *line)
-            .collect::<Vec<_>>(),
-        [0, 1]
-    );
+    assert_eq!(split("a: 1\n---\nb: 2\n").iter().map(|(line, _)| *line).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(split("a: |\n  text with --- inside\n").len(), 1);
 }

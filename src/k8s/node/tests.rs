@@ -11,10 +11,7 @@ fn node(labels: &[(&str, &str)], capacity: &[(&str, &str)]) -> NodeFacts {
 
 fn object(labels: &[(&str, &str)], capacity: &[(&str, &str)]) -> NodeObject {
     let map = |pairs: &[(&str, &str)]| {
-        pairs
-            .iter()
-            .map(|&(k, v)| (k.to_owned(), json!(v)))
-            .collect::<serde_json::Map<_, _>>()
+        pairs.iter().map(|&(k, v)| (k.to_owned(), json!(v))).collect::<serde_json::Map<_, _>>()
     };
     serde_json::from_value(json!({
         "metadata": { "name": "gpu-0", "labels": map(labels) },
@@ -33,11 +30,7 @@ fn labels<'a>(memory: &'a str, count: &'a str, replicas: &'a str, sharing: &'a s
 }
 
 fn modes(facts: &NodeFacts) -> Vec<(&str, Accounting)> {
-    facts
-        .pools
-        .iter()
-        .map(|pool| (pool.resource.0.as_str(), pool.accounting()))
-        .collect()
+    facts.pools.iter().map(|pool| (pool.resource.0.as_str(), pool.accounting())).collect()
 }
 
 fn why(facts: &NodeFacts) -> String {
@@ -70,18 +63,8 @@ fn a_node_that_does_not_share_is_exclusive() {
 fn renamed_and_whole_gpus_stand_side_by_side() {
     let labels = labels("40960", "4", "5", "time-slicing");
     let facts = node(&labels, &[("nvidia.com/gpu", "2"), ("nvidia.com/gpu.shared", "10")]);
-    assert_eq!(
-        modes(&facts),
-        [
-            ("nvidia.com/gpu", Accounting::Exclusive),
-            ("nvidia.com/gpu.shared", Accounting::Slot)
-        ]
-    );
-    let counts: Vec<usize> = facts
-        .pools
-        .iter()
-        .map(|pool| pool.contents.as_ref().unwrap().gpus.len())
-        .collect();
+    assert_eq!(modes(&facts), [("nvidia.com/gpu", Accounting::Exclusive), ("nvidia.com/gpu.shared", Accounting::Slot)]);
+    let counts: Vec<usize> = facts.pools.iter().map(|pool| pool.contents.as_ref().unwrap().gpus.len()).collect();
     assert_eq!(counts, [2, 2]);
     let all_shared = node(&labels, &[("nvidia.com/gpu", "0"), ("nvidia.com/gpu.shared", "20")]);
     assert_eq!(modes(&all_shared), [("nvidia.com/gpu.shared", Accounting::Slot)]);
@@ -92,39 +75,23 @@ fn labels_that_contradict_the_capacity_are_not_believed() {
     let mixed = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "8")]);
     assert_eq!(modes(&mixed), [("nvidia.com/gpu", Accounting::Unknown)]);
     assert!(mixed.pools[0].sharing.is_shared());
-    assert_eq!(
-        why(&mixed),
-        "the labels say 1 GPUs with 4 replicas each, but the capacity of nvidia.com/gpu is 8"
-    );
-    let odd = node(
-        &labels("40960", "4", "5", "time-slicing"),
-        &[("nvidia.com/gpu", "2"), ("nvidia.com/gpu.shared", "9")],
-    );
+    assert_eq!(why(&mixed), "the labels say 1 GPUs with 4 replicas each, but the capacity of nvidia.com/gpu is 8");
+    let odd =
+        node(&labels("40960", "4", "5", "time-slicing"), &[("nvidia.com/gpu", "2"), ("nvidia.com/gpu.shared", "9")]);
     assert!(odd.pools.iter().all(|pool| pool.accounting() == Accounting::Unknown));
 }
 
 #[test]
 fn a_missing_an_unreadable_and_a_zero_label_are_unknown_and_never_zero() {
     let capacity = [("nvidia.com/gpu", "4")];
-    assert_eq!(
-        why(&node(&[], &capacity)),
-        "the node carries no nvidia.com/gpu.memory label"
-    );
+    assert_eq!(why(&node(&[], &capacity)), "the node carries no nvidia.com/gpu.memory label");
     assert!(!node(&[], &capacity).pools[0].sharing.is_shared());
-    for value in ["0", "", "24Gi", "-1", "99999999999999999999"] {
+    for value in ["0", "", "24Gi", "-1", "99999999999999999999", "8796093022208"] {
         let facts = node(&labels(value, "1", "4", "time-slicing"), &capacity);
-        assert!(
-            why(&facts).contains("is not a whole number above zero"),
-            "{value:?}: {}",
-            why(&facts)
-        );
+        assert!(why(&facts).contains("is not a whole number above zero"), "{value:?}: {}", why(&facts));
     }
     let facts = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "4.5")]);
-    assert!(
-        why(&facts).contains("\"4.5\", is not a whole number"),
-        "{}",
-        why(&facts)
-    );
+    assert!(why(&facts).contains("\"4.5\", is not a whole number"), "{}", why(&facts));
 }
 
 #[test]
@@ -135,17 +102,9 @@ fn sharing_is_recognised_without_its_label() {
         ("nvidia.com/gpu.product", "NVIDIA-L4-SHARED", true),
         ("nvidia.com/gpu.product", "NVIDIA-L4", false),
     ] {
-        assert_eq!(
-            node(&[(key, value)], &capacity).pools[0].sharing.is_shared(),
-            shared,
-            "{key}={value}"
-        );
+        assert_eq!(node(&[(key, value)], &capacity).pools[0].sharing.is_shared(), shared, "{key}={value}");
     }
-    assert!(
-        node(&[], &[("nvidia.com/gpu.shared", "4")]).pools[0]
-            .sharing
-            .is_shared()
-    );
+    assert!(node(&[], &[("nvidia.com/gpu.shared", "4")]).pools[0].sharing.is_shared());
 }
 
 #[test]
@@ -163,26 +122,25 @@ fn a_node_without_gpus_has_no_pool() {
 #[test]
 fn a_kubelet_that_starts_has_lost_no_gpu() {
     let one = labels("24576", "1", "4", "time-slicing");
-    assert_eq!(
-        node(&one, &[("nvidia.com/gpu", "0")]).pools,
-        node(&one, &[("nvidia.com/gpu", "4")]).pools
-    );
+    assert_eq!(node(&one, &[("nvidia.com/gpu", "0")]).pools, node(&one, &[("nvidia.com/gpu", "4")]).pools);
     assert_eq!(
         node(&one, &[("nvidia.com/gpu.shared", "0")]).pools,
         node(&one, &[("nvidia.com/gpu.shared", "4")]).pools
     );
     let whole = labels("81559", "2", "1", "none");
-    assert_eq!(
-        node(&whole, &[("nvidia.com/gpu", "0")]).pools,
-        node(&whole, &[("nvidia.com/gpu", "2")]).pools
-    );
+    assert_eq!(node(&whole, &[("nvidia.com/gpu", "0")]).pools, node(&whole, &[("nvidia.com/gpu", "2")]).pools);
     let renamed = [one.clone(), vec![("nvidia.com/gpu.product", "NVIDIA-L4-SHARED")]].concat();
     let left_over = [("nvidia.com/gpu", "0"), ("nvidia.com/gpu.shared", "0")];
-    assert_eq!(
-        modes(&node(&renamed, &left_over)),
-        [("nvidia.com/gpu", Accounting::Exact)]
-    );
+    assert_eq!(modes(&node(&renamed, &left_over)), [("nvidia.com/gpu", Accounting::Exact)]);
     assert_eq!(node(&[], &[("nvidia.com/gpu", "0")]).pools, []);
+    // With renameByDefault the split is not in the labels: shared for certain, how much is not known.
+    let renamed = [one, vec![("nvidia.com/gpu.product", "NVIDIA-L4")]].concat();
+    for whole in ["0", "2"] {
+        let facts = node(&renamed, &[("nvidia.com/gpu", whole), ("nvidia.com/gpu.shared", "0")]);
+        let shared = facts.pools.iter().find(|pool| pool.resource.0 == "nvidia.com/gpu.shared").unwrap();
+        assert!(shared.sharing.is_shared() && shared.accounting() == Accounting::Unknown);
+        assert!(facts.pools.iter().all(|pool| pool.resource.0 != "nvidia.com/gpu" || !pool.sharing.is_shared()));
+    }
 }
 
 #[test]

@@ -15,34 +15,17 @@ fn patched(pod: &Value, changes: &Changes) -> Value {
 
 fn full_change() -> Changes {
     let env = vec![
-        Variable {
-            name: "VRAMGUARD_VRAM_MIB",
-            value: "8192".into(),
-        },
-        Variable {
-            name: "CUDA_DEVICE_ORDER",
-            value: "PCI_BUS_ID".into(),
-        },
+        Variable { name: "VRAMGUARD_VRAM_MIB", value: "8192".into() },
+        Variable { name: "CUDA_DEVICE_ORDER", value: "PCI_BUS_ID".into() },
     ];
-    let change = ContainerChange {
-        request: Some(Vram::from_mib(8792)),
-        env,
-    };
-    Changes {
-        containers: vec![change],
-        ..Changes::default()
-    }
+    let change = ContainerChange { request: Some(Vram::from_mib(8792)), env };
+    Changes { containers: vec![change], ..Changes::default() }
 }
 
 #[test]
 fn what_is_missing_on_the_way_is_created() {
     let wanted = json!({ "vramguard.dev/vram": "8792Mi" });
-    for resources in [
-        Value::Null,
-        json!({}),
-        json!({ "limits": {} }),
-        json!({ "limits": {}, "requests": {} }),
-    ] {
+    for resources in [Value::Null, json!({}), json!({ "limits": {} }), json!({ "limits": {}, "requests": {} })] {
         let mut container = json!({ "name": "main" });
         // `resources` itself always exists where a container requests a GPU; only its maps may be missing.
         container["resources"] = if resources.is_null() { json!({}) } else { resources };
@@ -72,10 +55,7 @@ fn ours_stand_before_the_users_in_order() {
 #[test]
 fn nothing_to_change_is_no_operation() {
     let object: PodObject = serde_json::from_value(json!({ "spec": { "containers": [{ "name": "main" }] } })).unwrap();
-    let nothing = Changes {
-        containers: vec![ContainerChange::default()],
-        ..Changes::default()
-    };
+    let nothing = Changes { containers: vec![ContainerChange::default()], ..Changes::default() };
     assert_eq!(operations(&object, &nothing).0, []);
     assert_eq!(operations(&object, &Changes::default()).0, []);
 }
@@ -83,14 +63,8 @@ fn nothing_to_change_is_no_operation() {
 #[test]
 fn annotations_are_taken_off_by_their_escaped_name() {
     let pod = json!({ "metadata": { "annotations": { "vramguard.dev/gpu.main": "x", "keep": "y" } }, "spec": {} });
-    let changes = Changes {
-        strip: vec!["vramguard.dev/gpu.main".into()],
-        ..Changes::default()
-    };
-    assert_eq!(
-        patched(&pod, &changes)["metadata"]["annotations"],
-        json!({ "keep": "y" })
-    );
+    let changes = Changes { strip: vec!["vramguard.dev/gpu.main".into()], ..Changes::default() };
+    assert_eq!(patched(&pod, &changes)["metadata"]["annotations"], json!({ "keep": "y" }));
 }
 
 #[test]
@@ -116,16 +90,10 @@ fn unshared_nodes_are_required_beside_everything_else_that_is() {
         ),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let changes = Changes {
-            avoid_shared: true,
-            ..Changes::default()
-        };
+        let changes = Changes { avoid_shared: true, ..Changes::default() };
         let patched = patched(&pod, &changes);
         let node_affinity = &patched["spec"]["affinity"]["nodeAffinity"];
-        assert_eq!(
-            node_affinity["requiredDuringSchedulingIgnoredDuringExecution"],
-            expected
-        );
+        assert_eq!(node_affinity["requiredDuringSchedulingIgnoredDuringExecution"], expected);
         if affinity.get("podAntiAffinity").is_some() {
             assert!(patched["spec"]["affinity"].get("podAntiAffinity").is_some());
         }

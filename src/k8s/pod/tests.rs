@@ -77,19 +77,10 @@ fn requests_are_read_from_limits_and_requests() {
     let exactly = VramRequest::Exactly(Vram::from_mib(8192));
     assert_eq!(request(json!({})), VramRequest::Absent);
     assert_eq!(request(json!({ "limits": { "vramguard.dev/vram": "8Gi" } })), exactly);
-    assert_eq!(
-        request(json!({ "requests": { "vramguard.dev/vram": "8192Mi" } })),
-        exactly
-    );
-    assert_eq!(
-        request(json!({ "limits": { "vramguard.dev/vram": 8_589_934_592_u64 } })),
-        exactly
-    );
+    assert_eq!(request(json!({ "requests": { "vramguard.dev/vram": "8192Mi" } })), exactly);
+    assert_eq!(request(json!({ "limits": { "vramguard.dev/vram": 8_589_934_592_u64 } })), exactly);
     for (limit, counted) in [("8G", Some(7630)), ("garbage", None)] {
-        let odd = VramRequest::Odd {
-            text: limit.into(),
-            counted: counted.map(Vram::from_mib),
-        };
+        let odd = VramRequest::Odd { text: limit.into(), counted: counted.map(Vram::from_mib) };
         assert_eq!(request(json!({ "limits": { "vramguard.dev/vram": limit } })), odd);
     }
     let differ = json!({ "limits": { "vramguard.dev/vram": "8Gi" }, "requests": { "vramguard.dev/vram": "1Gi" } });
@@ -120,12 +111,7 @@ fn init_containers_and_sidecars_count_as_kubernetes_counts_them() {
 fn a_pod_holds_from_its_node_name_until_it_ends() {
     let mut pod = bound(json!({}), json!([gpu_container("main")]));
     assert!(holder(&pod).is_some());
-    for (phase, holds) in [
-        ("Pending", true),
-        ("Unknown", true),
-        ("Succeeded", false),
-        ("Failed", false),
-    ] {
+    for (phase, holds) in [("Pending", true), ("Unknown", true), ("Succeeded", false), ("Failed", false)] {
         pod.status.phase = Some(phase.into());
         assert_eq!(holder(&pod).is_some(), holds, "{phase}");
     }
@@ -136,36 +122,29 @@ fn a_pod_holds_from_its_node_name_until_it_ends() {
 }
 
 #[test]
-fn a_holder_without_a_request_counts_by_a_readable_declaration() {
-    let estimate = |annotations: Value, containers: Value| holder(&bound(annotations, containers)).unwrap().2.estimate;
+fn each_container_of_a_holder_counts_by_its_request_its_declaration_or_its_slots() {
+    let parts = |annotations: Value, containers: Value| {
+        let parts = holder(&bound(annotations, containers)).unwrap().2.parts;
+        parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>()
+    };
     let one = json!([gpu_container("a")]);
     let two = json!([gpu_container("a"), gpu_container("b")]);
-    let declared = |mib, processes| Estimate::Declared {
-        declared: Vram::from_mib(mib),
-        processes,
-    };
-    assert_eq!(
-        estimate(
-            json!({ "vramguard.dev/vram": "8Gi", "vramguard.dev/processes": "2" }),
-            one.clone()
-        ),
-        declared(8192, 2)
-    );
-    assert_eq!(
-        estimate(
-            json!({ "vramguard.dev/vram.a": "1Gi", "vramguard.dev/vram.b": "2Gi" }),
-            two.clone()
-        ),
-        declared(3072, 2)
-    );
-    for annotations in [
-        json!({}),
-        json!({ "vramguard.dev/vram": "8GB" }),
-        json!({ "vramguard.dev/model": "m" }),
-    ] {
-        assert_eq!(estimate(annotations, one.clone()), Estimate::Slot);
+    let declared = |mib, processes| Part::Declared { declared: Vram::from_mib(mib), processes };
+    let twice = json!({ "vramguard.dev/vram": "8Gi", "vramguard.dev/processes": "2" });
+    assert_eq!(parts(twice, one.clone()), [declared(8192, 2)]);
+    let both = json!({ "vramguard.dev/vram.a": "1Gi", "vramguard.dev/vram.b": "2Gi" });
+    assert_eq!(parts(both, two.clone()), [declared(1024, 1), declared(2048, 1)]);
+    for annotations in [json!({}), json!({ "vramguard.dev/vram": "8GB" }), json!({ "vramguard.dev/model": "m" })] {
+        assert_eq!(parts(annotations, one.clone()), [Part::Slots(1)]);
     }
-    assert_eq!(estimate(json!({ "vramguard.dev/vram": "8Gi" }), two), Estimate::Slot);
+    // What one container says does not speak for the other.
+    let half = json!({ "vramguard.dev/vram.a": "20Gi", "vramguard.dev/vram.b": "8GB" });
+    assert_eq!(parts(half.clone(), two.clone()), [declared(20 * 1024, 1), Part::Slots(1)]);
+    let mut requested = two;
+    requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("4696Mi");
+    assert_eq!(parts(half.clone(), requested.clone()), [Part::Requested(Vram::from_mib(4696)), Part::Slots(1)]);
+    requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("0");
+    assert_eq!(parts(half, requested)[0], declared(20 * 1024, 1));
 }
 
 #[test]

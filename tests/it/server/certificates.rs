@@ -73,20 +73,12 @@ async fn a_broken_rotation_leaves_the_last_good_pair_being_served() {
     let half = |text: &str| text[..text.len() / 2].to_owned();
     let old = expired();
     for (what, certificate, key) in [
-        (
-            "the key of another certificate",
-            good.certificate.clone(),
-            other.key.clone(),
-        ),
+        ("the key of another certificate", good.certificate.clone(), other.key.clone()),
         ("half a key", other.certificate.clone(), half(&other.key)),
         ("half a certificate", half(&other.certificate), other.key.clone()),
         ("empty files", String::new(), String::new()),
         ("garbage", "\u{1}\u{2}".repeat(5000), "\u{0}".to_owned()),
-        (
-            "a key in place of the certificate",
-            other.key.clone(),
-            other.key.clone(),
-        ),
+        ("a key in place of the certificate", other.key.clone(), other.key.clone()),
         ("an expired pair", old.certificate, old.key),
     ] {
         let before = server.log().matches("the last good pair stays").count();
@@ -110,9 +102,7 @@ async fn a_new_pair_is_served_to_new_connections_while_an_old_one_goes_on() {
     let (first, second) = (issued(30), issued(0));
     let server = serving(&first).await;
     let before = server.metric(EXPIRY).expect("a pair is served");
-    let mut open = Client::connect(server.site.https, &first.ca, "http/1.1")
-        .await
-        .expect("a connection");
+    let mut open = Client::connect(server.site.https, &first.ca, "http/1.1").await.expect("a connection");
     let denied = Verdict::Denied("VramUndeclared".into());
     assert_eq!(open.verdict(&pod("lab", json!({}))).await, denied);
 
@@ -120,9 +110,7 @@ async fn a_new_pair_is_served_to_new_connections_while_an_old_one_goes_on() {
     served_soon(&server, &second).await;
     assert_eq!(server.metric(EXPIRY), Some(before + 30.0 * 86_400.0));
     assert_eq!(open.verdict(&pod("lab", json!({}))).await, denied);
-    let mut new = Client::connect(server.site.https, &second.ca, "h2")
-        .await
-        .expect("a connection");
+    let mut new = Client::connect(server.site.https, &second.ca, "h2").await.expect("a connection");
     assert_eq!(new.verdict(&pod("lab", json!({}))).await, denied);
     let stale = Client::connect(server.site.https, &first.ca, "http/1.1").await;
     assert!(stale.is_err(), "the old CA still vouches for the server");

@@ -34,20 +34,14 @@ pub async fn connect(port: u16, ca: &str, protocol: &str) -> anyhow::Result<Stre
     config.alpn_protocols = vec![protocol.into()];
     let stream = handshake(port, config).await?;
     let chosen = stream.get_ref().1.alpn_protocol();
-    ensure!(
-        chosen == Some(protocol.as_bytes()),
-        "the server chose {chosen:?}, not {protocol}"
-    );
+    ensure!(chosen == Some(protocol.as_bytes()), "the server chose {chosen:?}, not {protocol}");
     Ok(stream)
 }
 
 /// The certificate that a new connection is served with, whoever signed it and however old it is.
 pub async fn served_certificate(port: u16) -> anyhow::Result<CertificateDer<'static>> {
     let verifier = Arc::new(Anyone);
-    let config = builder()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let config = builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     let stream = handshake(port, config).await?;
     let chain = stream.get_ref().1.peer_certificates().context("no certificate")?;
     Ok(chain.first().context("no certificate")?.clone().into_owned())
@@ -66,9 +60,7 @@ async fn handshake(port: u16, config: ClientConfig) -> anyhow::Result<Stream> {
         socket.set_nodelay(true)?;
         TlsConnector::from(Arc::new(config)).connect(name, socket).await
     };
-    Ok(tokio::time::timeout(PATIENCE, connecting)
-        .await
-        .context("no handshake in time")??)
+    Ok(tokio::time::timeout(PATIENCE, connecting).await.context("no handshake in time")??)
 }
 
 /// Verifies nothing.
@@ -106,9 +98,7 @@ impl ServerCertVerifier for Anyone {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -160,9 +150,7 @@ impl Client {
             let status = response.status();
             Ok((status, response.into_body().collect().await?.to_bytes()))
         };
-        tokio::time::timeout(PATIENCE, answering)
-            .await
-            .context("no answer in time")?
+        tokio::time::timeout(PATIENCE, answering).await.context("no answer in time")?
     }
 
     pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<(StatusCode, Bytes)> {

@@ -23,27 +23,17 @@ fn no_reviews() -> Vec<(&'static str, Vec<u8>)> {
     };
     let text = valid.to_string();
     let mut not_utf8 = with("/request/uid", json!(format!("{MARKER}??")));
-    let at = not_utf8
-        .windows(2)
-        .position(|two| two == b"??")
-        .expect("it was just put there");
+    let at = not_utf8.windows(2).position(|two| two == b"??").expect("it was just put there");
     not_utf8[at..at + 2].copy_from_slice(&[0xff, 0xc0]);
     let deep = |open: &str| format!("{{\"{MARKER}\":{}", open.repeat(100_000)).into_bytes();
-    let deep_object = format!(
-        "{},\"object\":{}",
-        &text[..text.len() - 2],
-        "{\"spec\":".repeat(100_000)
-    );
+    let deep_object = format!("{},\"object\":{}", &text[..text.len() - 2], "{\"spec\":".repeat(100_000));
     let deep_containers = text.replace("\"containers\":[", &format!("\"containers\":{}", "[".repeat(100_000)));
     let review_list = json!([MARKER, valid]);
     vec![
         ("empty", Vec::new()),
         ("blanks", b" \n\t ".to_vec()),
         ("garbage", format!("\0\u{1}{MARKER}\u{7f}").into_bytes()),
-        (
-            "bytes",
-            [MARKER.as_bytes(), &[0xde, 0xad, 0xbe, 0xef, 0x00, 0xff]].concat(),
-        ),
+        ("bytes", [MARKER.as_bytes(), &[0xde, 0xad, 0xbe, 0xef, 0x00, 0xff]].concat()),
         (
             "YAML",
             format!("apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nrequest: {{uid: {MARKER}}}").into_bytes(),
@@ -51,16 +41,11 @@ fn no_reviews() -> Vec<(&'static str, Vec<u8>)> {
         ("null", b"null".to_vec()),
         ("a number", b"17".to_vec()),
         ("a string", json!(MARKER).to_string().into_bytes()),
-        (
-            "a string of 1 MiB",
-            json!(MARKER.repeat((1 << 20) / MARKER.len())).to_string().into_bytes(),
-        ),
+        ("a string of 1 MiB", json!(MARKER.repeat((1 << 20) / MARKER.len())).to_string().into_bytes()),
         ("a list", review_list.to_string().into_bytes()),
         (
             "the fields of a review as a list",
-            json!(["admission.k8s.io/v1", "AdmissionReview", [MARKER]])
-                .to_string()
-                .into_bytes(),
+            json!(["admission.k8s.io/v1", "AdmissionReview", [MARKER]]).to_string().into_bytes(),
         ),
         ("a request as a list", with("/request", json!([MARKER]))),
         ("a Pod", valid["request"]["object"].to_string().into_bytes()),
@@ -85,27 +70,19 @@ async fn a_body_that_is_no_review_gets_400_and_is_repeated_nowhere() {
     let server = Server::start().await;
     let mut sent = 0.0;
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol)
-            .await
-            .expect("a connection");
+        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
         for (name, body) in no_reviews() {
             for path in ["/mutate/pods", "/validate/pods"] {
                 let (status, answer) = client.post(path, body.clone()).await.expect("an answer");
                 let answer = String::from_utf8_lossy(&answer);
                 assert_eq!(status, StatusCode::BAD_REQUEST, "{name}: {answer}");
-                assert!(
-                    !answer.contains(MARKER) && !answer.contains("allowed"),
-                    "{name}: {answer}"
-                );
+                assert!(!answer.contains(MARKER) && !answer.contains("allowed"), "{name}: {answer}");
                 assert!(answer.len() < 200, "{name}: {answer}");
                 sent += 1.0;
             }
         }
         // The connection that all of it came over is as good as ever.
-        assert_eq!(
-            client.verdict(&pod("lab", json!({}))).await,
-            Verdict::Denied("VramUndeclared".into())
-        );
+        assert_eq!(client.verdict(&pod("lab", json!({}))).await, Verdict::Denied("VramUndeclared".into()));
     }
     let log = server.log();
     assert!(log.contains("listening"), "else nothing is shown here: {log}");
@@ -118,9 +95,7 @@ async fn a_body_that_is_no_review_gets_400_and_is_repeated_nowhere() {
 #[tokio::test]
 async fn a_body_of_more_than_8_mib_gets_413_and_one_of_8_mib_is_read() {
     let server = Server::shared().await;
-    let mut body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" })))
-        .to_string()
-        .into_bytes();
+    let mut body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string().into_bytes();
     body.resize(8 << 20, b' ');
     for protocol in ["http/1.1", "h2"] {
         let connect = async || Client::connect(server.site.https, &server.ca(), protocol).await;
@@ -132,11 +107,7 @@ async fn a_body_of_more_than_8_mib_gets_413_and_one_of_8_mib_is_read() {
         let (status, answer) = client.post("/mutate/pods", larger).await.expect("an answer");
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "over {protocol}");
         assert!(!String::from_utf8_lossy(&answer).contains("allowed"), "over {protocol}");
-        let verdict = connect()
-            .await
-            .expect("a connection")
-            .verdict(&pod("lab", json!({})))
-            .await;
+        let verdict = connect().await.expect("a connection").verdict(&pod("lab", json!({}))).await;
         assert_eq!(verdict, Verdict::Denied("VramUndeclared".into()), "over {protocol}");
     }
 }
@@ -146,10 +117,7 @@ async fn a_name_with_line_breaks_forges_no_line_of_the_log() {
     let server = Server::start().await;
     let mut pod = pod("lab", json!({}));
     pod["metadata"]["name"] = json!("x\n2026-01-01T00:00:00Z  INFO forged\r\u{1b}[2Jline");
-    assert_eq!(
-        server.client().await.verdict(&pod).await,
-        Verdict::Denied("VramUndeclared".into())
-    );
+    assert_eq!(server.client().await.verdict(&pod).await, Verdict::Denied("VramUndeclared".into()));
     let log = server.log();
     assert!(log.contains("forged"), "else nothing is shown here: {log}");
     assert!(!log.lines().any(|line| line.starts_with("2026-01-01")), "{log}");
@@ -193,15 +161,10 @@ fn rich() -> Value {
 /// A JSON pointer to each value in it, itself left out.
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| (key.replace('~', "~0").replace('/', "~1"), value))
-            .collect(),
-        Value::Array(list) => list
-            .iter()
-            .enumerate()
-            .map(|(index, value)| (index.to_string(), value))
-            .collect(),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.replace('~', "~0").replace('/', "~1"), value)).collect()
+        }
+        Value::Array(list) => list.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
         _ => Vec::new(),
     };
     for (key, child) in children {
@@ -246,16 +209,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     ];
     let keys = prop_oneof![
         ".{0,12}",
-        prop::sample::select(vec![
-            "name",
-            "value",
-            "limits",
-            "nvidia.com/gpu",
-            "vramguard.dev/vram",
-            "env",
-            "spec"
-        ])
-        .prop_map(str::to_owned),
+        prop::sample::select(vec!["name", "value", "limits", "nvidia.com/gpu", "vramguard.dev/vram", "env", "spec"])
+            .prop_map(str::to_owned),
     ];
     leaf.prop_recursive(3, 24, 5, move |inner| {
         prop_oneof![
@@ -288,13 +243,7 @@ async fn check(client: &mut Client, review: &Value) -> Result<(), TestCaseError>
         }
         let mut patched = review.clone();
         let applied = json_patch::patch(&mut patched["request"]["object"], &patch);
-        prop_assert!(
-            applied.is_ok(),
-            "{:?} on {}: {}",
-            applied,
-            review["request"]["object"],
-            text
-        );
+        prop_assert!(applied.is_ok(), "{:?} on {}: {}", applied, review["request"]["object"], text);
         let (_, again) = client.post(path, patched.to_string()).await.expect("an answer");
         let again: Value = serde_json::from_slice(&again).expect("an answer is JSON");
         prop_assert_eq!(again["response"].get("patch"), None, "a second patch after {}", text);
@@ -316,12 +265,7 @@ fn any_json_in_any_place_of_a_review_is_answered_or_refused() {
     places(&base, "", &mut found);
     assert!(found.len() > 80, "{found:?}");
     let changes = prop::collection::vec((prop::sample::select(found), any_json()), 1..4);
-    let config = Config {
-        cases: 300,
-        failure_persistence: None,
-        max_shrink_iters: 500,
-        ..Config::default()
-    };
+    let config = Config { cases: 300, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
     let tested = TestRunner::new(config).run(&changes, |changes| {
         let mut review = base.clone();
         for (place, value) in changes {

@@ -16,13 +16,7 @@ use crate::support::{Finished, Process, eventually, run};
 
 fn exits(command: &mut Command, code: i32) -> Finished {
     let finished = run(command, PATIENCE);
-    assert_eq!(
-        finished.status.code(),
-        Some(code),
-        "{}{}",
-        finished.stderr,
-        finished.stdout
-    );
+    assert_eq!(finished.status.code(), Some(code), "{}{}", finished.stderr, finished.stdout);
     assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
     finished
 }
@@ -32,20 +26,12 @@ fn a_policy_that_cannot_be_read_ends_it_with_file_line_and_field() {
     for (from, to, said) in [
         ("mode: Enforce", "mode: Sometimes", "bad.yaml:4: spec.mode"),
         ("mode: Enforce", "moods: Enforce", "bad.yaml:4: spec"),
-        (
-            "required: true",
-            "required: perhaps",
-            "bad.yaml:9: spec.declaration.required",
-        ),
+        ("required: true", "required: perhaps", "bad.yaml:9: spec.declaration.required"),
         ("required: true", "min: 8", "bad.yaml:"),
         ("namespace: lab", "labels: {}", "bad.yaml:5: metadata.namespace"),
         ("kind: ClusterVramPolicy", "kind: Policy", "bad.yaml:1: kind"),
         ("spec: {mode: Enforce}", "spec: {mode: Enforce", "bad.yaml:"),
-        (
-            "mode: Enforce",
-            "mode: Enforce, headroom: {percent: 101}",
-            "spec.headroom",
-        ),
+        ("mode: Enforce", "mode: Enforce, headroom: {percent: 101}", "spec.headroom"),
     ] {
         let site = Site::new();
         write(&site.policies().join("policies.yaml"), "");
@@ -54,10 +40,7 @@ fn a_policy_that_cannot_be_read_ends_it_with_file_line_and_field() {
         write(&site.policies().join("bad.yaml"), bad);
         let stderr = exits(&mut site.command(), 2).stderr;
         assert!(stderr.contains(said), "{to}: {stderr}");
-        assert!(
-            stderr.contains(&site.policies().display().to_string()),
-            "which folder: {stderr}"
-        );
+        assert!(stderr.contains(&site.policies().display().to_string()), "which folder: {stderr}");
     }
 }
 
@@ -87,10 +70,7 @@ fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
     let binary = binary.display().to_string();
     for (flags, said) in [
         (vec!["--policies", "/nonexistent/policies"], "/nonexistent/policies"),
-        (
-            vec!["--snapshot", "/nonexistent/cluster.yaml"],
-            "/nonexistent/cluster.yaml",
-        ),
+        (vec!["--snapshot", "/nonexistent/cluster.yaml"], "/nonexistent/cluster.yaml"),
         (vec!["--snapshot", &same], "h100-0 is there twice"),
         (vec!["--snapshot", &twice], "h100-0 is there twice"),
         (vec!["--snapshot", &broken], "broken.yaml:"),
@@ -102,11 +82,7 @@ fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
     ] {
         let mut command = Command::new(BINARY);
         let given: Vec<String> = match flags[0] {
-            "--policies" => site
-                .arguments()
-                .into_iter()
-                .filter(|given| !given.contains("policies"))
-                .collect(),
+            "--policies" => site.arguments().into_iter().filter(|given| !given.contains("policies")).collect(),
             "--drain" => site.arguments().into_iter().take(10).collect(),
             _ => site.arguments(),
         };
@@ -119,11 +95,7 @@ fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
         command.args(["serve", "--cert-dir", "x", "--listen", listen]);
         assert!(exits(&mut command, 2).stderr.contains("--listen"), "{listen}");
     }
-    assert!(
-        exits(Command::new(BINARY).arg("serve"), 2)
-            .stderr
-            .contains("--cert-dir")
-    );
+    assert!(exits(Command::new(BINARY).arg("serve"), 2).stderr.contains("--cert-dir"));
     exits(Command::new(BINARY).arg("no-such-command"), 2);
     exits(&mut Command::new(BINARY), 2);
 }
@@ -199,24 +171,16 @@ impl InFlight {
     async fn start(server: &Server) -> InFlight {
         let body = review(&pod("lab", json!({}))).to_string();
         let (half, rest) = body.split_at(body.len() / 2);
-        let mut stream = connect(server.site.https, &server.ca(), "http/1.1")
-            .await
-            .expect("a connection");
+        let mut stream = connect(server.site.https, &server.ca(), "http/1.1").await.expect("a connection");
         let length = body.len();
         let head = format!("POST /validate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n{half}");
         stream.write_all(head.as_bytes()).await.expect("half a request");
         stream.flush().await.expect("half a request");
-        InFlight {
-            stream,
-            rest: rest.to_owned(),
-        }
+        InFlight { stream, rest: rest.to_owned() }
     }
 
     async fn finish(mut self) -> String {
-        self.stream
-            .write_all(self.rest.as_bytes())
-            .await
-            .expect("the other half");
+        self.stream.write_all(self.rest.as_bytes()).await.expect("the other half");
         self.stream.flush().await.expect("the other half");
         let mut answer = Vec::new();
         let reading = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut answer)).await;
@@ -231,9 +195,7 @@ async fn a_server_told_to_stop_is_unready_first_then_finishes_what_is_in_flight_
     let mut idle = [server.client().await, server.client().await];
     let denied = Verdict::Denied("VramUndeclared".into());
     assert_eq!(idle[0].verdict(&pod("lab", json!({}))).await, denied);
-    let idle_http2 = Client::connect(server.site.https, &server.ca(), "h2")
-        .await
-        .expect("a connection");
+    let idle_http2 = Client::connect(server.site.https, &server.ca(), "h2").await.expect("a connection");
     let in_flight = InFlight::start(&server).await;
     server.tell_to_stop();
     eventually("the server to be unready", Duration::from_secs(5), async || {

@@ -23,10 +23,7 @@ fn parse(text: &str) -> Result<Vec<Sample>, String> {
         if let Some(comment) = line.strip_prefix("# ") {
             let mut words = comment.splitn(3, ' ');
             let (kind, name, rest) = (words.next(), words.next(), words.next());
-            let (name, rest) = (
-                name.ok_or_else(|| wrong("no name"))?,
-                rest.ok_or_else(|| wrong("no text"))?,
-            );
+            let (name, rest) = (name.ok_or_else(|| wrong("no name"))?, rest.ok_or_else(|| wrong("no text"))?);
             if kind == Some("HELP") && !families.insert(name.to_owned()) {
                 return Err(wrong("a family twice"));
             }
@@ -46,10 +43,7 @@ fn parse(text: &str) -> Result<Vec<Sample>, String> {
             "histogram" => &["_bucket", "_sum", "_count"],
             _ => return Err(wrong("of a family without a type")),
         };
-        if !suffixes
-            .iter()
-            .any(|suffix| sample.name == format!("{}{suffix}", family.0))
-        {
+        if !suffixes.iter().any(|suffix| sample.name == format!("{}{suffix}", family.0)) {
             return Err(wrong("outside of its family"));
         }
         if !series.insert((sample.name.clone(), sample.labels.clone())) {
@@ -83,11 +77,7 @@ fn sample(line: &str) -> Option<Sample> {
         rest = &rest[1..];
     }
     let value = rest.strip_prefix(' ')?.parse().ok()?;
-    (!name.is_empty()).then(|| Sample {
-        name: name.to_owned(),
-        labels,
-        value,
-    })
+    (!name.is_empty()).then(|| Sample { name: name.to_owned(), labels, value })
 }
 
 /// A label's value up to its closing quote, and what follows.
@@ -112,8 +102,7 @@ fn scrape(server: &Server) -> Vec<Sample> {
     let (head, text) = answer.split_once("\r\n\r\n").expect("an answer has a body");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(
-        head.to_lowercase()
-            .contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        head.to_lowercase().contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
         "{head}"
     );
     parse(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
@@ -156,46 +145,23 @@ async fn metrics_tell_of_reviews_gpus_and_the_build() {
     for _ in 0..3 {
         client.ask("/validate/pods", &undeclared).await;
     }
-    client
-        .ask(
-            "/mutate/pods",
-            &review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))),
-        )
-        .await;
+    client.ask("/mutate/pods", &review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" })))).await;
     _ = client.post("/mutate/pods", "no review").await.expect("an answer");
 
     let samples = scrape(&server);
     let reviews = |labels: &[(&str, &str)]| value(&samples, "vramguard_reviews_total", labels);
-    let denied = [
-        ("webhook", "validate"),
-        ("verdict", "denied"),
-        ("reason", "VramUndeclared"),
-        ("namespace", "lab"),
-    ];
+    let denied = [("webhook", "validate"), ("verdict", "denied"), ("reason", "VramUndeclared"), ("namespace", "lab")];
     assert_eq!(reviews(&denied), Some(3.0));
-    assert_eq!(
-        reviews(&[("webhook", "mutate"), ("verdict", "patched"), ("namespace", "team")]),
-        Some(1.0)
-    );
+    assert_eq!(reviews(&[("webhook", "mutate"), ("verdict", "patched"), ("namespace", "team")]), Some(1.0));
     let one = |name: &str, labels: &[(&str, &str)]| value(&samples, name, labels);
     assert_eq!(one("vramguard_refused_bodies_total", &[]), Some(1.0));
-    assert_eq!(
-        one("vramguard_build_info", &[("version", env!("CARGO_PKG_VERSION"))]),
-        Some(1.0)
-    );
-    assert_eq!(
-        one("vramguard_review_duration_seconds_count", &[("webhook", "validate")]),
-        Some(3.0)
-    );
+    assert_eq!(one("vramguard_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
+    assert_eq!(one("vramguard_review_duration_seconds_count", &[("webhook", "validate")]), Some(3.0));
     assert_eq!(one("vramguard_connections", &[]), Some(1.0));
     let mib = |mib: u32| Some(f64::from(mib) * 1024.0 * 1024.0);
     let h100 = [("node", "h100-0"), ("resource", "nvidia.com/gpu"), ("mode", "exact")];
     assert_eq!(one("vramguard_gpu_total_bytes", &h100), mib(81_559));
-    assert_eq!(
-        one("vramguard_gpu_allocatable_bytes", &h100),
-        mib(81_559 - 816),
-        "1 % headroom, rounded up"
-    );
+    assert_eq!(one("vramguard_gpu_allocatable_bytes", &h100), mib(81_559 - 816), "1 % headroom, rounded up");
     assert_eq!(one("vramguard_pool_free_bytes", &h100), mib(81_559 - 816));
     assert_eq!(one("vramguard_pool_held_bytes", &h100), Some(0.0));
     for gpu in ["0", "1"] {
@@ -220,14 +186,8 @@ async fn a_namespace_cannot_break_or_forge_metrics() {
         assert!(forged.is_none(), "{namespace:?}");
     }
     let answered = scrape(&server);
-    let reviews = answered
-        .iter()
-        .filter(|sample| sample.name == "vramguard_reviews_total");
-    assert_eq!(
-        reviews.map(|sample| sample.value).sum::<f64>(),
-        18.0,
-        "each review is counted"
-    );
+    let reviews = answered.iter().filter(|sample| sample.name == "vramguard_reviews_total");
+    assert_eq!(reviews.map(|sample| sample.value).sum::<f64>(), 18.0, "each review is counted");
 }
 
 #[tokio::test]

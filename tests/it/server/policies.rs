@@ -14,11 +14,7 @@ fn undeclared() -> Verdict {
 }
 
 async fn verdict(server: &Server, namespace: &str) -> Verdict {
-    server
-        .client()
-        .await
-        .verdict(&pod(namespace, json!({ "example.com/other": "x" })))
-        .await
+    server.client().await.verdict(&pod(namespace, json!({ "example.com/other": "x" }))).await
 }
 
 async fn soon(server: &Server, namespace: &str, expected: &Verdict) {
@@ -55,10 +51,7 @@ async fn a_changed_policy_file_changes_verdicts_and_a_broken_one_does_not() {
     assert_eq!(server.metric("vramguard_policy_generation"), Some(2.0));
     assert_eq!(server.metric(ERRORS), Some(1.0), "a file is complained about once");
 
-    write(
-        &server.site.policies().join("more.yml"),
-        POLICIES.split("---").nth(1).expect("two documents"),
-    );
+    write(&server.site.policies().join("more.yml"), POLICIES.split("---").nth(1).expect("two documents"));
     eventually("the same policy twice to be counted", PATIENCE, async || {
         ensure!(server.metric(ERRORS) == Some(2.0), "{:?}", server.metric(ERRORS));
         Ok(())
@@ -95,10 +88,7 @@ async fn a_directory_that_goes_away_leaves_the_last_good_policies() {
     .await;
     assert_eq!(verdict(&server, "lab").await, undeclared());
     std::fs::rename(&aside, &directory).expect("a move");
-    write(
-        &directory.join("policies.yaml"),
-        POLICIES.replace("mode: Enforce", "mode: Warn"),
-    );
+    write(&directory.join("policies.yaml"), POLICIES.replace("mode: Enforce", "mode: Warn"));
     soon(&server, "lab", &Verdict::Allowed).await;
 }
 
@@ -108,10 +98,7 @@ async fn a_policy_directory_behind_the_kubelets_symlinks_is_followed() {
     let site = Site::new();
     let directory = site.policies();
     std::fs::remove_file(directory.join("policies.yaml")).expect("it is there");
-    for (version, text) in [
-        ("..1", POLICIES.to_owned()),
-        ("..2", POLICIES.replace("Enforce", "Audit")),
-    ] {
+    for (version, text) in [("..1", POLICIES.to_owned()), ("..2", POLICIES.replace("Enforce", "Audit"))] {
         std::fs::create_dir(directory.join(version)).expect("a new folder");
         write(&directory.join(version).join("policies.yaml"), text);
     }

@@ -12,19 +12,14 @@ use super::site::{PATIENCE, Server, pod, review};
 async fn reviews_are_answered_over_http_1_and_http_2() {
     let server = Server::shared().await;
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol)
-            .await
-            .expect("a connection");
+        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
         for _ in 0..3 {
             let pod = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
             let response = client.ask("/mutate/pods", &review(&pod)).await;
             assert_eq!(response["allowed"], true, "over {protocol}");
             assert!(patch_of(&response).is_some(), "over {protocol}: {response}");
         }
-        assert_eq!(
-            client.verdict(&pod("lab", json!({}))).await,
-            Verdict::Denied("VramUndeclared".into())
-        );
+        assert_eq!(client.verdict(&pod("lab", json!({}))).await, Verdict::Denied("VramUndeclared".into()));
     }
 }
 
@@ -45,9 +40,7 @@ async fn a_client_without_tls_1_3_is_refused_for_its_protocol_version() {
     let mut record = vec![0x16, 3, 1, 0, hello.len() as u8 + 4, 1, 0, 0, hello.len() as u8];
     record.extend(hello);
 
-    let mut stream = TcpStream::connect(("127.0.0.1", server.site.https))
-        .await
-        .expect("a connection");
+    let mut stream = TcpStream::connect(("127.0.0.1", server.site.https)).await.expect("a connection");
     stream.write_all(&record).await.expect("a hello");
     let mut answer = Vec::new();
     let reading = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
@@ -65,10 +58,7 @@ async fn a_mutation_is_a_patch_that_applies_and_is_not_needed_twice() {
     let patch = patch_of(&first).expect("a patch");
     json_patch::patch(&mut pod, &patch).expect("a patch that applies");
     let resources = &pod["spec"]["containers"][0]["resources"];
-    assert_eq!(
-        resources["limits"]["vramguard.dev/vram"], "8792Mi",
-        "8Gi and 600Mi for CUDA"
-    );
+    assert_eq!(resources["limits"]["vramguard.dev/vram"], "8792Mi", "8Gi and 600Mi for CUDA");
     assert_eq!(resources["limits"], resources["requests"]);
 
     let second = client.ask("/mutate/pods", &review(&pod)).await;
@@ -82,10 +72,7 @@ async fn a_mutation_is_a_patch_that_applies_and_is_not_needed_twice() {
 async fn a_pod_that_was_not_mutated_is_denied() {
     let server = Server::shared().await;
     let pod = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
-    assert_eq!(
-        server.client().await.verdict(&pod).await,
-        Verdict::Denied("RequestMismatch".into())
-    );
+    assert_eq!(server.client().await.verdict(&pod).await, Verdict::Denied("RequestMismatch".into()));
 }
 
 #[tokio::test]
@@ -95,12 +82,7 @@ async fn a_denial_says_code_reason_and_remedy_and_a_dry_run_gets_the_same() {
     for (annotations, code, reason, remedy) in [
         (json!({}), 403, "VramUndeclared", "vramguard.dev/vram"),
         (json!({ "vramguard.dev/vram": "10GB" }), 422, "VramUnreadable", "10GB"),
-        (
-            json!({ "vramguard.dev/vram": "0Gi" }),
-            422,
-            "VramZero",
-            "vramguard.dev/vram",
-        ),
+        (json!({ "vramguard.dev/vram": "0Gi" }), 422, "VramZero", "vramguard.dev/vram"),
     ] {
         let mut review = review(&pod("lab", annotations));
         let response = client.ask("/validate/pods", &review).await;
@@ -121,14 +103,8 @@ async fn a_denial_says_code_reason_and_remedy_and_a_dry_run_gets_the_same() {
 async fn reviews_of_anything_but_the_creation_of_a_pod_are_allowed_untouched() {
     let server = Server::shared().await;
     let mut client = server.client().await;
-    let guarded = review(&pod(
-        "lab",
-        json!({ "vramguard.dev/vram": "lots", "vramguard.dev/gpu.main": "0" }),
-    ));
-    assert!(
-        patch_of(&client.ask("/mutate/pods", &guarded).await).is_some(),
-        "else nothing is shown here"
-    );
+    let guarded = review(&pod("lab", json!({ "vramguard.dev/vram": "lots", "vramguard.dev/gpu.main": "0" })));
+    assert!(patch_of(&client.ask("/mutate/pods", &guarded).await).is_some(), "else nothing is shown here");
     assert_eq!(client.ask("/validate/pods", &guarded).await["allowed"], false);
 
     let with = |changes: Value| {
@@ -155,11 +131,7 @@ async fn reviews_of_anything_but_the_creation_of_a_pod_are_allowed_untouched() {
     ] {
         for path in ["/mutate/pods", "/validate/pods"] {
             let response = client.ask(path, &other).await;
-            assert_eq!(
-                response,
-                json!({ "uid": other["request"]["uid"], "allowed": true }),
-                "{path} {other}"
-            );
+            assert_eq!(response, json!({ "uid": other["request"]["uid"], "allowed": true }), "{path} {other}");
         }
     }
 }
@@ -169,23 +141,11 @@ async fn other_methods_get_405_and_other_paths_404() {
     let server = Server::shared().await;
     let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol)
-            .await
-            .expect("a connection");
-        let methods = [
-            Method::GET,
-            Method::HEAD,
-            Method::PUT,
-            Method::PATCH,
-            Method::DELETE,
-            Method::OPTIONS,
-        ];
+        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let methods = [Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
         for method in methods {
             for path in ["/mutate/pods", "/validate/pods"] {
-                let (status, answer) = client
-                    .send(method.clone(), path, whole(body.clone()))
-                    .await
-                    .expect("an answer");
+                let (status, answer) = client.send(method.clone(), path, whole(body.clone())).await.expect("an answer");
                 assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
                 assert!(answer.is_empty(), "{method} {path}: {answer:?}");
             }
@@ -213,10 +173,7 @@ async fn other_methods_get_405_and_other_paths_404() {
     }
     for path in ["/report", "/mutate/pods", "/"] {
         let answer = server.plain(path);
-        assert!(
-            answer.starts_with("HTTP/1.1 404"),
-            "on the plain port, {path}: {answer}"
-        );
+        assert!(answer.starts_with("HTTP/1.1 404"), "on the plain port, {path}: {answer}");
     }
 }
 
@@ -231,21 +188,12 @@ async fn a_review_of_3_mib_is_answered_as_a_small_one_is() {
     let field = json!({ "manager": "kubelet", "fieldsV1": { "f:metadata": { "f:labels": { ".": {}, "f:app": {} } } } });
     large["metadata"]["managedFields"] = Value::Array(vec![field; 20_000]);
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol)
-            .await
-            .expect("a connection");
+        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
         let review_of_large = review(&large);
-        assert!(
-            review_of_large.to_string().len() > 3 << 20,
-            "else nothing is shown here"
-        );
+        assert!(review_of_large.to_string().len() > 3 << 20, "else nothing is shown here");
         for path in ["/mutate/pods", "/validate/pods"] {
             let answer = client.ask(path, &review_of_large).await;
-            assert_eq!(
-                answer,
-                client.ask(path, &review(&small)).await,
-                "{path} over {protocol}"
-            );
+            assert_eq!(answer, client.ask(path, &review(&small)).await, "{path} over {protocol}");
         }
     }
 }

@@ -76,11 +76,7 @@ impl Site {
     /// Writes snapshot and policies; there is no certificate yet.
     pub fn new() -> Site {
         let folder = tempfile::tempdir().expect("a folder for a server");
-        let site = Site {
-            folder,
-            https: free_port(),
-            http: free_port(),
-        };
+        let site = Site { folder, https: free_port(), http: free_port() };
         for made in [site.policies(), site.certificates()] {
             std::fs::create_dir(made).expect("a folder in a new one");
         }
@@ -180,11 +176,7 @@ impl Server {
     /// Whether it is alive and would be sent reviews.
     pub fn expect_ready(&self) {
         let answer = self.plain("/readyz");
-        assert!(
-            answer.starts_with("HTTP/1.1 200"),
-            "{answer}{}",
-            self.process.log_tail()
-        );
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}{}", self.process.log_tail());
     }
 
     /// Asks the plain port.
@@ -195,9 +187,7 @@ impl Server {
     /// The value of one sample, named as it stands in `/metrics`, labels and all.
     pub fn metric(&self, sample: &str) -> Option<f64> {
         let text = self.plain("/metrics");
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?;
         Some(value.parse().expect("a sample is a number"))
     }
 
@@ -212,9 +202,7 @@ impl Server {
     }
 
     pub async fn client(&self) -> Client {
-        Client::connect(self.site.https, &self.ca(), "http/1.1")
-            .await
-            .expect("the server takes connections")
+        Client::connect(self.site.https, &self.ca(), "http/1.1").await.expect("the server takes connections")
     }
 
     /// Sends SIGTERM and does not wait.

@@ -42,10 +42,7 @@ async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8
 }
 
 fn expect_within(what: &str, took: Duration, deadline: Duration) {
-    assert!(
-        LENIENT < took && took < deadline + SLACK,
-        "{what}: cut off after {took:?}, the deadline is {deadline:?}"
-    );
+    assert!(LENIENT < took && took < deadline + SLACK, "{what}: cut off after {took:?}, the deadline is {deadline:?}");
 }
 
 async fn stalls_before_the_first_request(server: &Server) {
@@ -66,29 +63,14 @@ async fn stalls_before_the_first_request(server: &Server) {
     tokio::join!(
         tcp(port, "silence", b"", b""),
         tcp(port, "half a hello", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b""),
-        tcp(
-            port,
-            "a hello that trickles",
-            &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
-            b"x"
-        ),
+        tcp(port, "a hello that trickles", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], b"x"),
         tcp(plain, "silence on the plain port", b"", b""),
-        tcp(
-            plain,
-            "half a header on the plain port",
-            b"GET /metrics HTTP/1.1\r\nX-Slow: ",
-            b"x"
-        ),
+        tcp(plain, "half a header on the plain port", b"GET /metrics HTTP/1.1\r\nX-Slow: ", b"x"),
         tls("nothing after the handshake", "http/1.1", b"", b""),
         tls("half a header", "http/1.1", half_a_header, b""),
         tls("a header that trickles", "http/1.1", half_a_header, b"x"),
         tls("nothing after the handshake, h2", "h2", b"", b""),
-        tls(
-            "only the preface of h2",
-            "h2",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
-            b""
-        ),
+        tls("only the preface of h2", "h2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", b""),
     );
 }
 
@@ -97,25 +79,17 @@ async fn stalls_within_a_body(server: &Server) {
     let deadline = Duration::from_secs(10);
     let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
     let half = &body[..body.len() / 2];
-    let head = format!(
-        "POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
+    let head = format!("POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {}\r\n\r\n", body.len());
     let http1 = async |what: &str, again: &[u8]| {
         let stream = connect(port, &ca, "http/1.1").await.expect("a connection");
         let (answer, took) = stall(stream, format!("{head}{half}").as_bytes(), again).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 4") && !answer.contains("allowed"),
-            "{what}: {answer}"
-        );
+        assert!(answer.starts_with("HTTP/1.1 4") && !answer.contains("allowed"), "{what}: {answer}");
         expect_within(what, took, deadline);
     };
     let http2 = async {
         let mut client = Client::connect(port, &ca, "h2").await.expect("a connection");
         let start = Instant::now();
-        let answered = client
-            .send(Method::POST, "/mutate/pods", stalling(half.to_owned()))
-            .await;
+        let answered = client.send(Method::POST, "/mutate/pods", stalling(half.to_owned())).await;
         let (status, answer) = answered.expect("an answer");
         assert!(status.is_client_error(), "{status}: {answer:?}");
         expect_within("half a body over h2", start.elapsed(), deadline);
@@ -148,14 +122,8 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
 /// How many files this process, and so its children, may have open.
 fn open_files() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux");
-    let line = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .expect("a limit");
-    line.split_whitespace()
-        .nth(3)
-        .and_then(|soft| soft.parse().ok())
-        .unwrap_or(usize::MAX)
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    line.split_whitespace().nth(3).and_then(|soft| soft.parse().ok()).unwrap_or(usize::MAX)
 }
 
 /// How many files the server has open.
@@ -207,9 +175,7 @@ async fn more_connections_than_the_cap_wait_and_are_served_when_others_close() {
 #[tokio::test]
 async fn one_connection_carries_many_reviews_at_once() {
     let server = Server::shared().await;
-    let Client::Http2(sender) = Client::connect(server.site.https, &server.ca(), "h2")
-        .await
-        .expect("a connection")
+    let Client::Http2(sender) = Client::connect(server.site.https, &server.ca(), "h2").await.expect("a connection")
     else {
         unreachable!("h2 was asked for");
     };

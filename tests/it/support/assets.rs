@@ -4,13 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-const CONTROL_PLANE: [&str; 5] = [
-    "etcd",
-    "kube-apiserver",
-    "kube-scheduler",
-    "kube-controller-manager",
-    "kubectl",
-];
+const CONTROL_PLANE: [&str; 5] = ["etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl"];
 
 /// The path of a program, or why there is none.
 ///
@@ -24,18 +18,12 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
         }
     }
     let path = built_folder()?.join(name);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(format!("{} is missing", path.display()))
-    }
+    if path.is_file() { Ok(path) } else { Err(format!("{} is missing", path.display())) }
 }
 
 /// Where locks and builds live: one folder a user, shared by all checkouts.
 pub fn cache_folder() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .filter(|folder| !folder.is_empty())
-        .map(PathBuf::from);
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME or XDG_CACHE_HOME is set")).join(".cache");
     let folder = cache.unwrap_or_else(home).join("vramguard");
     std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("cannot create {}: {e}", folder.display()));
@@ -46,18 +34,11 @@ fn given_folder() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
         let folder = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty())?);
-        let missing: Vec<_> = CONTROL_PLANE
-            .into_iter()
-            .filter(|name| !folder.join(name).is_file())
-            .collect();
+        let missing: Vec<_> = CONTROL_PLANE.into_iter().filter(|name| !folder.join(name).is_file()).collect();
         if missing.is_empty() {
             return Some(folder);
         }
-        eprintln!(
-            "KUBEBUILDER_ASSETS={} is not used: it lacks {}",
-            folder.display(),
-            missing.join(", ")
-        );
+        eprintln!("KUBEBUILDER_ASSETS={} is not used: it lacks {}", folder.display(), missing.join(", "));
         None
     };
     FOLDER.get_or_init(find).as_deref()
@@ -69,10 +50,7 @@ fn built_folder() -> Result<&'static Path, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/controlplane/build");
-        let output = Command::new(&script)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output();
+        let output = Command::new(&script).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
         let output = output.map_err(|e| format!("cannot run {}: {e}", script.display()))?;
         if !output.status.success() {
             return Err(format!("{} ended with {}", script.display(), output.status));

@@ -23,13 +23,7 @@ pub enum Component {
 
 impl Component {
     /// In the order in which they depend on each other.
-    pub const ALL: [Self; 5] = [
-        Self::Etcd,
-        Self::ApiServer,
-        Self::ControllerManager,
-        Self::Scheduler,
-        Self::Kwok,
-    ];
+    pub const ALL: [Self; 5] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler, Self::Kwok];
 
     pub fn program(self) -> &'static str {
         match self {
@@ -87,10 +81,7 @@ impl Site {
         site.write_kubelet_client();
         let line = |(token, user, groups): (&str, &str, &str)| format!("token-{token},{user},{user},\"{groups}\"\n");
         let nodes = (0..4).map(|n| format!("token-real-{n},system:node:real-{n},real-{n},\"system:nodes\"\n"));
-        write(
-            &site.file("tokens.csv"),
-            USERS.into_iter().map(line).chain(nodes).collect::<String>(),
-        );
+        write(&site.file("tokens.csv"), USERS.into_iter().map(line).chain(nodes).collect::<String>());
         for (token, ..) in USERS {
             site.write_kubeconfig(&site.kubeconfig(token), &format!("token-{token}"));
         }
@@ -101,9 +92,7 @@ impl Site {
     /// A certificate that vouches for itself: kubelets are told to trust this one and no other.
     fn write_kubelet_client(&self) {
         let mut parameters = rcgen::CertificateParams::default();
-        parameters
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "kube-apiserver");
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "kube-apiserver");
         parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
         let key = rcgen::KeyPair::generate().expect("a key can be generated");
         let certificate = parameters.self_signed(&key).expect("a certificate can be signed");
@@ -175,14 +164,8 @@ impl Site {
             .arg("--endpoint-reconciler-type=none")
             .arg("--service-cluster-ip-range=10.96.0.0/24")
             .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
-            .arg(format!(
-                "--service-account-key-file={}",
-                self.file("service-accounts.pub").display()
-            ))
-            .arg(format!(
-                "--service-account-signing-key-file={}",
-                self.file("service-accounts.key").display()
-            ))
+            .arg(format!("--service-account-key-file={}", self.file("service-accounts.pub").display()))
+            .arg(format!("--service-account-signing-key-file={}", self.file("service-accounts.key").display()))
             .arg(format!("--token-auth-file={}", self.file("tokens.csv").display()))
             .arg("--authorization-mode=Node,RBAC")
             .arg("--enable-admission-plugins=NodeRestriction")
@@ -192,39 +175,23 @@ impl Site {
             .arg("--allow-privileged=true")
             // A node's host name is in nobody's name server.
             .arg("--kubelet-preferred-address-types=InternalIP")
-            .arg(format!(
-                "--kubelet-client-certificate={}",
-                self.file(&format!("{KUBELET_CLIENT}.crt")).display()
-            ))
-            .arg(format!(
-                "--kubelet-client-key={}",
-                self.file(&format!("{KUBELET_CLIENT}.key")).display()
-            ))
+            .arg(format!("--kubelet-client-certificate={}", self.file(&format!("{KUBELET_CLIENT}.crt")).display()))
+            .arg(format!("--kubelet-client-key={}", self.file(&format!("{KUBELET_CLIENT}.key")).display()))
     }
 
     fn controller_manager(&self, process: Process) -> Process {
         process
-            .arg(format!(
-                "--kubeconfig={}",
-                self.kubeconfig("controller-manager").display()
-            ))
+            .arg(format!("--kubeconfig={}", self.kubeconfig("controller-manager").display()))
             .arg("--bind-address=127.0.0.1")
             .arg(format!("--secure-port={}", self.controller_manager))
             .arg(format!("--cert-dir={}", self.file("controller-manager-tls").display()))
             .arg(format!("--root-ca-file={}", self.file("tls/apiserver.crt").display()))
-            .arg(format!(
-                "--service-account-private-key-file={}",
-                self.file("service-accounts.key").display()
-            ))
+            .arg(format!("--service-account-private-key-file={}", self.file("service-accounts.key").display()))
             .arg("--leader-elect=false")
             // The bootstrap roles are those of the single controllers.
             .arg("--use-service-account-credentials=true")
             // Bursts of pods shall be as fast as the API server lets them: what is measured is not this client.
-            .args([
-                "--kube-api-qps=500",
-                "--kube-api-burst=1000",
-                "--resource-quota-sync-period=10s",
-            ])
+            .args(["--kube-api-qps=500", "--kube-api-burst=1000", "--resource-quota-sync-period=10s"])
     }
 
     fn scheduler(&self, process: Process) -> Process {
@@ -242,10 +209,7 @@ impl Site {
             .arg(format!("--kubeconfig={}", self.kubeconfig("kwok").display()))
             .arg(format!("--config={}", self.file("kwok.yaml").display()))
             .arg("--manage-all-nodes=false")
-            .arg(format!(
-                "--manage-nodes-with-annotation-selector={}={}",
-                KWOK_NODE.0, KWOK_NODE.1
-            ))
+            .arg(format!("--manage-nodes-with-annotation-selector={}={}", KWOK_NODE.0, KWOK_NODE.1))
             .arg("--node-lease-duration-seconds=40")
             .env("HOME", &self.folder) // it reads ~/.kwok otherwise
     }

@@ -47,20 +47,10 @@ impl ControlPlane {
         let lock = machine_lock().await;
         let folder = working_folder();
         let site = Site::create(folder.path());
-        let processes = Component::ALL
-            .map(|component| (component, Mutex::new(site.process(component))))
-            .into();
+        let processes = Component::ALL.map(|component| (component, Mutex::new(site.process(component)))).into();
         let admin_kubeconfig = site.admin_kubeconfig();
         let admin = OnceLock::new();
-        let plane = Self {
-            processes,
-            site,
-            admin_kubeconfig,
-            admin,
-            kubectl,
-            folder,
-            _lock: lock,
-        };
+        let plane = Self { processes, site, admin_kubeconfig, admin, kubectl, folder, _lock: lock };
         plane.start_component(Component::Etcd);
         plane.start_component(Component::ApiServer);
         plane.ready().await;
@@ -70,14 +60,10 @@ impl ControlPlane {
             plane.start_component(component);
         }
         let accounts: Api<ServiceAccount> = Api::namespaced(plane.client(), "default");
-        eventually(
-            "the controllers' first work, a service account",
-            PATIENCE_FOR_START,
-            async || {
-                plane.expect_running();
-                Ok(accounts.get("default").await?)
-            },
-        )
+        eventually("the controllers' first work, a service account", PATIENCE_FOR_START, async || {
+            plane.expect_running();
+            Ok(accounts.get("default").await?)
+        })
         .await;
         plane
     }
@@ -87,12 +73,7 @@ impl ControlPlane {
         eventually("the API server to be ready", PATIENCE_FOR_START, async || {
             self.expect_running();
             let ready = self.kubectl(&["get", "--raw=/readyz"]).await;
-            ensure!(
-                ready.status.success(),
-                "{}{}",
-                ready.stderr,
-                self.log_tail(Component::ApiServer)
-            );
+            ensure!(ready.status.success(), "{}{}", ready.stderr, self.log_tail(Component::ApiServer));
             Ok(())
         })
         .await;
@@ -143,38 +124,25 @@ impl ControlPlane {
 
     /// `kubectl apply -f -`; panics with what kubectl says when anything of it is refused.
     pub async fn apply(&self, yaml: &str) {
-        self.kubectl_with_input(&["apply", "-f", "-"], yaml)
-            .await
-            .expect_success();
+        self.kubectl_with_input(&["apply", "-f", "-"], yaml).await.expect_success();
     }
 
     pub async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Finished {
         let mut command = Command::new(&self.kubectl);
-        command
-            .arg("--kubeconfig")
-            .arg(&self.admin_kubeconfig)
-            .arg("--request-timeout=30s")
-            .args(arguments);
+        command.arg("--kubeconfig").arg(&self.admin_kubeconfig).arg("--request-timeout=30s").args(arguments);
         command.env("HOME", self.folder()); // its discovery cache
         let input = input.to_owned();
         let call = tokio::task::spawn_blocking(move || run_with_input(&mut command, input, PATIENCE_FOR_KUBECTL));
-        call.await
-            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        call.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     /// Adds a node that kwok plays; when this returns it is ready and pods can be scheduled onto it.
     pub async fn add_gpu_node(&self, node: &GpuNode) {
         let nodes: Api<Node> = Api::all(self.client());
         let object = serde_json::from_value(node.object()).expect("the object is a Node");
-        nodes
-            .create(&PostParams::default(), &object)
-            .await
-            .expect("the node can be created");
+        nodes.create(&PostParams::default(), &object).await.expect("the node can be created");
         let status = Patch::Merge(node.status());
-        nodes
-            .patch_status(&node.name, &PatchParams::default(), &status)
-            .await
-            .expect("its status can be written");
+        nodes.patch_status(&node.name, &PatchParams::default(), &status).await.expect("its status can be written");
         self.schedulable(&node.name).await;
     }
 
@@ -196,9 +164,7 @@ impl ControlPlane {
     pub async fn publish(&self, node: &str, resource: &str, quantity: Option<&str>) {
         let nodes: Api<Node> = Api::all(self.client());
         let status = json!({"status": {"capacity": {resource: quantity}, "allocatable": {resource: quantity}}});
-        let patched = nodes
-            .patch_status(node, &PatchParams::default(), &Patch::Merge(status))
-            .await;
+        let patched = nodes.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await;
         patched.expect("a node's status can be written");
     }
 
@@ -235,9 +201,7 @@ impl ControlPlane {
 
     fn process(&self, component: Component) -> MutexGuard<'_, Process> {
         // A test that panicked with the guard in hand is over, but its drop still wants the logs.
-        self.processes[&component]
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.processes[&component].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -249,10 +213,7 @@ impl Drop for ControlPlane {
             }
             // The next start of a control plane takes it away.
             self.folder.disable_cleanup(true);
-            eprintln!(
-                "all logs and files stay in {} until the next test",
-                self.folder().display()
-            );
+            eprintln!("all logs and files stay in {} until the next test", self.folder().display());
         }
         // Dependants first, so that none logs the end of another.
         for component in Component::ALL.into_iter().rev() {
@@ -272,33 +233,19 @@ async fn config(kubeconfig: &Path) -> kube::Config {
 fn working_folder() -> TempDir {
     const PREFIX: &str = "run-";
     let cache = assets::cache_folder();
-    for entry in std::fs::read_dir(&cache)
-        .expect("the cache folder can be read")
-        .flatten()
-    {
+    for entry in std::fs::read_dir(&cache).expect("the cache folder can be read").flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             let _ = std::fs::remove_dir_all(entry.path()); // only tidiness: the new one has a new name
         }
     }
-    tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir_in(&cache)
-        .expect("a folder can be made in the cache")
+    tempfile::Builder::new().prefix(PREFIX).tempdir_in(&cache).expect("a folder can be made in the cache")
 }
 
 async fn machine_lock() -> File {
     let path = assets::cache_folder().join("control-plane.lock");
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .read(true)
-        .open(&path);
+    let lock = File::options().create(true).truncate(false).write(true).read(true).open(&path);
     let lock = lock.unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
     let what = format!("other tests to give the machine free ({})", path.display());
-    eventually(&what, PATIENCE_FOR_LOCK, async || {
-        lock.try_lock().context("another control plane runs")
-    })
-    .await;
+    eventually(&what, PATIENCE_FOR_LOCK, async || lock.try_lock().context("another control plane runs")).await;
     lock
 }

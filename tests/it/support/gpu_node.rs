@@ -51,19 +51,9 @@ impl GpuNode {
             label("gpu.present", "true".to_owned());
             label("gpu.count", self.gpus.to_string());
             label("gpu.memory", self.memory_mib.to_string());
-            label(
-                "gpu.product",
-                format!("{}{}", self.product, if shared { "-SHARED" } else { "" }),
-            );
+            label("gpu.product", format!("{}{}", self.product, if shared { "-SHARED" } else { "" }));
             label("gpu.replicas", self.replicas.to_string());
-            label(
-                "gpu.sharing-strategy",
-                if shared {
-                    self.sharing.clone()
-                } else {
-                    "none".to_owned()
-                },
-            );
+            label("gpu.sharing-strategy", if shared { self.sharing.clone() } else { "none".to_owned() });
         }
         labels.extend(self.labels.clone());
         labels

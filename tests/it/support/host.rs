@@ -36,21 +36,9 @@ impl Programs {
         if fs::metadata("/proc/self").map_err(|e| format!("/proc: {e}"))?.uid() != 0 {
             return Err("a kubelet needs root".to_owned());
         }
-        for name in [
-            "containerd",
-            "ctr",
-            "runc",
-            "unshare",
-            "nsenter",
-            "mount",
-            "ip",
-            "tar",
-            "sha256sum",
-        ] {
+        for name in ["containerd", "ctr", "runc", "unshare", "nsenter", "mount", "ip", "tar", "sha256sum"] {
             if !on_path(name) {
-                return Err(format!(
-                    "{name} is not installed (tests/controlplane/packages installs it on Debian)"
-                ));
+                return Err(format!("{name} is not installed (tests/controlplane/packages installs it on Debian)"));
             }
         }
         let first = |what: &str, candidates: &[&str]| {
@@ -58,24 +46,14 @@ impl Programs {
             found.ok_or_else(|| format!("{what} is not installed: none of {}", candidates.join(", ")))
         };
         let mut namespaces = Command::new("unshare");
-        namespaces
-            .args(["--mount", "--pid", "--fork", "--mount-proc", "true"])
-            .stderr(Stdio::null());
+        namespaces.args(["--mount", "--pid", "--fork", "--mount-proc", "true"]).stderr(Stdio::null());
         if !namespaces.status().is_ok_and(|status| status.success()) {
             return Err("this host allows no mount and process namespaces".to_owned());
         }
         let bridge = first("the CNI plugin bridge", &["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"])?;
         let busybox = first("busybox", &["/bin/busybox", "/usr/bin/busybox"])?;
-        if on_path("ldd")
-            && Command::new("ldd")
-                .arg(&busybox)
-                .output()
-                .is_ok_and(|ldd| ldd.status.success())
-        {
-            return Err(format!(
-                "{} is not static (Debian's package is busybox-static)",
-                busybox.display()
-            ));
+        if on_path("ldd") && Command::new("ldd").arg(&busybox).output().is_ok_and(|ldd| ldd.status.success()) {
+            return Err(format!("{} is not static (Debian's package is busybox-static)", busybox.display()));
         }
         Ok(Self {
             kubelet: assets::program("kubelet")?,
@@ -104,10 +82,7 @@ impl Reserved {
     /// Makes them, or says why this host does not allow them. The machine-wide lock is held: what is there already was
     /// left behind by a test process that was killed, and is taken over.
     pub fn new() -> Result<Self, String> {
-        let mut reserved = Self {
-            cgroups: make_cgroups()?,
-            made_mount_point: false,
-        };
+        let mut reserved = Self { cgroups: make_cgroups()?, made_mount_point: false };
         if !Path::new(MOUNT_POINT).is_dir() {
             fs::create_dir_all(MOUNT_POINT).map_err(|e| format!("cannot make {MOUNT_POINT}: {e}"))?;
             reserved.made_mount_point = true;
@@ -115,11 +90,7 @@ impl Reserved {
         remove_bridge();
         let ip = |arguments: &[&str]| {
             let ended = run(Command::new("ip").args(arguments), PATIENCE);
-            if ended.status.success() {
-                Ok(())
-            } else {
-                Err(format!("{}: {}", ended.command, ended.stderr.trim()))
-            }
+            if ended.status.success() { Ok(()) } else { Err(format!("{}: {}", ended.command, ended.stderr.trim())) }
         };
         ip(&["link", "add", BRIDGE, "type", "bridge"])?;
         ip(&["address", "add", &format!("{NODE_ADDRESS}/24"), "dev", BRIDGE])?;
@@ -143,10 +114,7 @@ impl Drop for Reserved {
 }
 
 fn remove_bridge() {
-    let _ = Command::new("ip")
-        .args(["link", "delete", BRIDGE])
-        .stderr(Stdio::null())
-        .status();
+    let _ = Command::new("ip").args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
 }
 
 /// In every mounted hierarchy: one on a host with cgroup v2, one a controller with v1.
@@ -173,21 +141,11 @@ fn make_cgroups() -> Result<Vec<PathBuf>, String> {
     }
     if let ([cgroup], true) = (&cgroups[..], unified_only) {
         let controllers = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
-        if let Some(missing) = ["cpu", "cpuset", "memory", "pids"]
-            .iter()
-            .find(|c| !controllers.contains(**c))
-        {
-            return Err(format!(
-                "the cgroup controller {missing} cannot be used in {}",
-                cgroup.display()
-            ));
+        if let Some(missing) = ["cpu", "cpuset", "memory", "pids"].iter().find(|c| !controllers.contains(**c)) {
+            return Err(format!("the cgroup controller {missing} cannot be used in {}", cgroup.display()));
         }
     }
-    if cgroups.is_empty() {
-        Err("no cgroups are mounted".to_owned())
-    } else {
-        Ok(cgroups)
-    }
+    if cgroups.is_empty() { Err("no cgroups are mounted".to_owned()) } else { Ok(cgroups) }
 }
 
 /// Lets children of the root have every controller there is. What cannot be had is found missing by the caller.
@@ -211,12 +169,10 @@ fn removed(cgroup: &Path) -> bool {
 /// The process that `parent` forked, if it has.
 pub fn child_of(parent: u32) -> Option<u32> {
     let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .find(|pid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // "pid (name) state ppid ...", and a name may hold spaces and brackets.
-            let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-            after_name.split(' ').nth(1).and_then(|ppid| ppid.parse().ok()) == Some(parent)
-        })
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // "pid (name) state ppid ...", and a name may hold spaces and brackets.
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+        after_name.split(' ').nth(1).and_then(|ppid| ppid.parse().ok()) == Some(parent)
+    })
 }

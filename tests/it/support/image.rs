@@ -13,9 +13,7 @@ use super::process::{run, write};
 pub const IMAGE: &str = "vramguard.test/busybox:1";
 
 /// Programs that the image offers under their own names.
-const APPLETS: [&str; 10] = [
-    "cat", "echo", "env", "false", "kill", "ls", "sh", "sleep", "true", "wget",
-];
+const APPLETS: [&str; 10] = ["cat", "echo", "env", "false", "kill", "ls", "sh", "sleep", "true", "wget"];
 
 /// Sleeps until it is told to end, which plain `sleep` as process 1 would ignore.
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 143' TERM; sleep 1000000000 & wait"];
@@ -34,16 +32,8 @@ pub fn make(busybox: &Path, folder: &Path) -> PathBuf {
         std::fs::create_dir_all(folder.join("root").join(mount_point)).expect("the image's folder can be made");
     }
     let layer = folder.join("layer.tar");
-    run(
-        Command::new("tar")
-            .arg("-cf")
-            .arg(&layer)
-            .arg("-C")
-            .arg(folder.join("root"))
-            .arg("."),
-        PATIENCE,
-    )
-    .expect_success();
+    run(Command::new("tar").arg("-cf").arg(&layer).arg("-C").arg(folder.join("root")).arg("."), PATIENCE)
+        .expect_success();
     let digest = run(Command::new("sha256sum").arg(&layer), PATIENCE).expect_success();
     let digest = digest.split_whitespace().next().expect("sha256sum prints a digest");
     let config = json!({
@@ -56,16 +46,7 @@ pub fn make(busybox: &Path, folder: &Path) -> PathBuf {
     write(&folder.join("manifest.json"), manifest.to_string());
     let archive = folder.join("image.tar");
     let files = ["manifest.json", "config.json", "layer.tar"];
-    run(
-        Command::new("tar")
-            .arg("-cf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(folder)
-            .args(files),
-        PATIENCE,
-    )
-    .expect_success();
+    run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(folder).args(files), PATIENCE).expect_success();
     archive
 }
 

@@ -44,8 +44,7 @@ impl Process {
     }
 
     pub fn args<I: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = I>) -> Self {
-        self.arguments
-            .extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        self.arguments.extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
@@ -62,9 +61,7 @@ impl Process {
         let log = || OpenOptions::new().create(true).append(true).open(&self.log);
         let (out, err) = (log().expect("log can be opened"), log().expect("log can be opened"));
         let mut command = tied_to_this_process(&self.program);
-        command
-            .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let child = spawn_from_lasting_thread(command);
         self.child = Some(child.unwrap_or_else(|e| panic!("{}: cannot start {:?}: {e}", self.name, self.program)));
@@ -88,12 +85,7 @@ impl Process {
                 self.child = None;
                 return status;
             }
-            assert!(
-                start.elapsed() < within,
-                "{} ignored SIGTERM for {within:?}:\n{}",
-                self.name,
-                self.log_tail()
-            );
+            assert!(start.elapsed() < within, "{} ignored SIGTERM for {within:?}:\n{}", self.name, self.log_tail());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -110,11 +102,7 @@ impl Process {
     fn signal(&self, signal: &str) {
         let pid = self.pid().unwrap_or_else(|| panic!("{} does not run", self.name));
         let mut kill = Command::new("kill");
-        run(
-            kill.arg(format!("-{signal}")).arg(pid.to_string()),
-            Duration::from_secs(5),
-        )
-        .expect_success();
+        run(kill.arg(format!("-{signal}")).arg(pid.to_string()), Duration::from_secs(5)).expect_success();
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -123,10 +111,7 @@ impl Process {
 
     /// The status of a process that ended by itself; `None` while it runs and when it was stopped on purpose.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child
-            .as_mut()?
-            .try_wait()
-            .expect("a child that was not waited for can be asked")
+        self.child.as_mut()?.try_wait().expect("a child that was not waited for can be asked")
     }
 
     /// Panics with the log's tail if it ended by itself: nothing that is waited for will come any more.
@@ -141,10 +126,7 @@ impl Process {
     pub fn log_tail(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log
-            .lines()
-            .filter(|line| !NOISE.iter().any(|noise| line.contains(noise)))
-            .collect();
+        let lines: Vec<&str> = log.lines().filter(|line| !NOISE.iter().any(|noise| line.contains(noise))).collect();
         let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
         format!("--- last lines of {}:\n  {tail}\n", self.log.display())
     }
@@ -169,14 +151,7 @@ impl Finished {
     /// Its stdout; panics with its stderr if it failed.
     #[track_caller]
     pub fn expect_success(self) -> String {
-        assert!(
-            self.status.success(),
-            "{} ended with {}: {}{}",
-            self.command,
-            self.status,
-            self.stderr,
-            self.stdout
-        );
+        assert!(self.status.success(), "{} ended with {}: {}{}", self.command, self.status, self.stderr, self.stdout);
         self.stdout
     }
 
@@ -196,10 +171,7 @@ pub fn run(command: &mut Command, within: Duration) -> Finished {
 /// As [`run`], with `input` on its stdin.
 pub fn run_with_input(command: &mut Command, input: String, within: Duration) -> Finished {
     let shown = format!("{command:?}");
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {shown}: {e}"));
     // Pipes are fed and drained beside the wait: a full one would block the child for ever.
     let mut stdin = child.stdin.take().expect("piped above");
@@ -213,21 +185,12 @@ pub fn run_with_input(command: &mut Command, input: String, within: Duration) ->
             None if start.elapsed() > within => {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!(
-                    "{shown} did not end within {within:?}: {}{}",
-                    collect(&stderr),
-                    collect(&stdout)
-                );
+                panic!("{shown} did not end within {within:?}: {}{}", collect(&stderr), collect(&stdout));
             }
             None => thread::sleep(Duration::from_millis(5)),
         }
     };
-    Finished {
-        command: shown,
-        status,
-        stdout: collect(&stdout),
-        stderr: collect(&stderr),
-    }
+    Finished { command: shown, status, stdout: collect(&stdout), stderr: collect(&stderr) }
 }
 
 fn drain(mut pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
@@ -242,18 +205,14 @@ fn drain(mut pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
 
 /// A grandchild may have inherited the pipe and hold it open: what came so far is then given up, not waited for.
 fn collect(pipe: &mpsc::Receiver<String>) -> String {
-    pipe.recv_timeout(Duration::from_secs(5))
-        .unwrap_or_else(|_| "(its output is still held open)".to_owned())
+    pipe.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| "(its output is still held open)".to_owned())
 }
 
 /// The program, to be killed by the kernel when this process dies without dropping what it holds.
 fn tied_to_this_process(program: &Path) -> Command {
     static SETPRIV: OnceLock<bool> = OnceLock::new();
     let available = *SETPRIV.get_or_init(|| {
-        let probe = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "true"])
-            .stderr(Stdio::null())
-            .status();
+        let probe = Command::new("setpriv").args(["--pdeathsig", "KILL", "true"]).stderr(Stdio::null()).status();
         probe.is_ok_and(|status| status.success())
     });
     if !available {
@@ -286,6 +245,5 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
 /// Creates a file with its content, for configuration that holds no secret worth more than a test.
 pub fn write(path: &Path, content: impl AsRef<[u8]>) {
     let mut file = File::create(path).unwrap_or_else(|e| panic!("cannot create {}: {e}", path.display()));
-    file.write_all(content.as_ref())
-        .unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+    file.write_all(content.as_ref()).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
 }

@@ -54,11 +54,7 @@ impl RealNode {
     /// test device plugin advertises them, and the labels of GPU Feature Discovery are put on the node. When this
     /// returns, the node is schedulable and its allocatable holds the replicas.
     pub async fn try_start(plane: &ControlPlane, gpus: &GpuNode) -> Result<Self, Skip> {
-        assert_eq!(
-            gpus.name,
-            Self::NAME,
-            "the control plane knows the credentials of one real node"
-        );
+        assert_eq!(gpus.name, Self::NAME, "the control plane knows the credentials of one real node");
         let programs = Programs::find().map_err(Skip)?;
         let reserved = Reserved::new().map_err(Skip)?;
         let folder = plane.folder().join("node");
@@ -72,15 +68,8 @@ impl RealNode {
             .arg(format!("--gpus={}", gpus.gpus))
             .arg(format!("--replicas={}", gpus.replicas));
         let gpus = gpus.clone();
-        let mut node = Self {
-            kubelet,
-            device_plugin,
-            runtime,
-            folder,
-            gpus,
-            last_heartbeat: None,
-            _reserved: reserved,
-        };
+        let mut node =
+            Self { kubelet, device_plugin, runtime, folder, gpus, last_heartbeat: None, _reserved: reserved };
         node.kubelet.start();
         node.device_plugin.start();
         node.ready(plane).await;
@@ -97,12 +86,7 @@ impl RealNode {
             let status = node(plane).await?.status.unwrap_or_default();
             let allocatable = status.allocatable.unwrap_or_default();
             let devices = allocatable.get(&self.gpus.resource).map(|quantity| quantity.0.as_str());
-            ensure!(
-                devices == Some(&replicas),
-                "{devices:?} {}{}",
-                self.gpus.resource,
-                self.kubelet.log_tail()
-            );
+            ensure!(devices == Some(&replicas), "{devices:?} {}{}", self.gpus.resource, self.kubelet.log_tail());
             Ok(())
         })
         .await;
@@ -115,11 +99,7 @@ impl RealNode {
         eventually("the kubelet to report", PATIENCE, async || {
             self.expect_running();
             let heartbeat = heartbeat(&node(plane).await.with_context(|| self.kubelet.log_tail())?);
-            ensure!(
-                heartbeat > self.last_heartbeat,
-                "heartbeat {heartbeat:?}{}",
-                self.kubelet.log_tail()
-            );
+            ensure!(heartbeat > self.last_heartbeat, "heartbeat {heartbeat:?}{}", self.kubelet.log_tail());
             Ok(())
         })
         .await;
@@ -134,10 +114,7 @@ impl RealNode {
     pub async fn label(&self, plane: &ControlPlane, labels: BTreeMap<String, String>) {
         let nodes: Api<Node> = Api::all(plane.client());
         let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
-        nodes
-            .patch(Self::NAME, &PatchParams::default(), &patch)
-            .await
-            .expect("the node can be labelled");
+        nodes.patch(Self::NAME, &PatchParams::default(), &patch).await.expect("the node can be labelled");
     }
 
     /// Kills the kubelet; the containers go on.
@@ -177,10 +154,7 @@ impl RealNode {
     /// too, for a checkpoint.
     pub fn empty_device_plugin_folder(&self) {
         let folder = self.kubelet_folder().join("device-plugins");
-        for file in std::fs::read_dir(&folder)
-            .expect("the kubelet made the folder")
-            .flatten()
-        {
+        for file in std::fs::read_dir(&folder).expect("the kubelet made the folder").flatten() {
             std::fs::remove_file(file.path()).expect("there are files and sockets");
         }
     }
@@ -205,22 +179,10 @@ impl RealNode {
         pod: &str,
         container: &str,
     ) -> BTreeMap<String, String> {
-        let read = [
-            "exec",
-            "--namespace",
-            namespace,
-            pod,
-            "--container",
-            container,
-            "--",
-            "cat",
-            "/proc/1/environ",
-        ];
+        let read = ["exec", "--namespace", namespace, pod, "--container", container, "--", "cat", "/proc/1/environ"];
         let environment = plane.kubectl(&read).await.expect_success();
         let entries = environment.split('\0').filter_map(|entry| entry.split_once('='));
-        entries
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+        entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     pub fn kubelet_log_tail(&self) -> String {
@@ -234,22 +196,13 @@ async fn node(plane: &ControlPlane) -> anyhow::Result<Node> {
 
 fn heartbeat(node: &Node) -> Option<Time> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
-    conditions
-        .iter()
-        .find(|condition| condition.type_ == "Ready")?
-        .last_heartbeat_time
-        .clone()
+    conditions.iter().find(|condition| condition.type_ == "Ready")?.last_heartbeat_time.clone()
 }
 
 impl Drop for RealNode {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprint!(
-                "{}{}{}",
-                self.kubelet.log_tail(),
-                self.device_plugin.log_tail(),
-                self.runtime.log_tail()
-            );
+            eprint!("{}{}{}", self.kubelet.log_tail(), self.device_plugin.log_tail(), self.runtime.log_tail());
         }
         self.kill_kubelet();
         self.device_plugin.stop();

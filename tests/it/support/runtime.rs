@@ -31,22 +31,11 @@ impl Runtime {
         for name in ["kubelet", "containerd", "network"] {
             std::fs::create_dir_all(folder.join(name)).expect("the node's folder can be made");
         }
-        write(
-            &folder.join("containerd.toml"),
-            configuration(folder, &programs.network_plugins),
-        );
+        write(&folder.join("containerd.toml"), configuration(folder, &programs.network_plugins));
         write(&folder.join("network/10-test.conflist"), network(folder));
         write(&folder.join("runtime.sh"), include_str!("runtime.sh"));
         let mut process = Process::new("containerd", Path::new("unshare"), folder)
-            .args([
-                "--mount",
-                "--pid",
-                "--fork",
-                "--kill-child=KILL",
-                "--mount-proc",
-                "--",
-                "sh",
-            ])
+            .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", "sh"])
             .arg(folder.join("runtime.sh"))
             .arg(folder);
         process.start();
@@ -59,20 +48,13 @@ impl Runtime {
         eventually("containerd to answer", PATIENCE, async || {
             runtime.process.expect_running();
             let version = runtime.run(runtime.ctr().arg("version"));
-            ensure!(
-                version.status.success(),
-                "{}{}",
-                version.stderr,
-                runtime.process.log_tail()
-            );
+            ensure!(version.status.success(), "{}{}", version.stderr, runtime.process.log_tail());
             Ok(())
         })
         .await;
         let archive = image::make(&programs.busybox, &folder.join("image"));
         let mut import = runtime.ctr();
-        import
-            .args(["images", "import", "--snapshotter", "native"])
-            .arg(archive);
+        import.args(["images", "import", "--snapshotter", "native"]).arg(archive);
         runtime.run(&mut import).expect_success();
         runtime
     }
@@ -83,9 +65,7 @@ impl Runtime {
 
     fn ctr(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .arg(self.mounts())
-            .args(["--", "ctr", "--address", SOCKET, "--namespace", "k8s.io"]);
+        command.arg(self.mounts()).args(["--", "ctr", "--address", SOCKET, "--namespace", "k8s.io"]);
         command
     }
 
