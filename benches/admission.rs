@@ -33,13 +33,7 @@ fn cluster(pods: usize) -> Cluster {
 fn policies(on_shortfall: OnShortfall) -> Policies {
     let mut cluster = ClusterPolicy::default();
     cluster.layer.on_shortfall = Some(on_shortfall);
-    Policies::new(
-        &Documents {
-            cluster: Some(cluster),
-            ..Documents::default()
-        },
-        "vramguard-system",
-    )
+    Policies::new(&Documents { cluster: Some(cluster), ..Documents::default() }, "vramguard-system")
 }
 
 fn decisions(criterion: &mut Criterion) {
@@ -69,19 +63,13 @@ fn parts(criterion: &mut Criterion) {
     let object = request.created_pod().expect("of a pod");
     let asks = pod::translate(object, Some("ml"), None);
     let mut group = criterion.benchmark_group("review");
-    group.bench_function("parse", |bencher| {
-        bencher.iter(|| review::read(black_box(&body)).expect("a review"))
-    });
-    group.bench_function("translate", |bencher| {
-        bencher.iter(|| pod::translate(black_box(object), Some("ml"), None))
-    });
+    group.bench_function("parse", |bencher| bencher.iter(|| review::read(black_box(&body)).expect("a review")));
+    group.bench_function("translate", |bencher| bencher.iter(|| pod::translate(black_box(object), Some("ml"), None)));
     group.bench_function("decide", |bencher| {
         bencher.iter(|| admission::assess(black_box(&asks), policy, &cluster).changes())
     });
     let changes = admission::assess(&asks, policy, &cluster).changes();
-    group.bench_function("patch", |bencher| {
-        bencher.iter(|| patch::operations(black_box(object), &changes))
-    });
+    group.bench_function("patch", |bencher| bencher.iter(|| patch::operations(black_box(object), &changes)));
     group.bench_function("answer", |bencher| {
         let operations = patch::operations(object, &changes);
         bencher.iter(|| {

@@ -44,28 +44,16 @@ fn start(routes: impl FnOnce(Webhook) -> Router + Send + 'static) -> Measured {
     let (ready, started) = mpsc::channel();
     let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel::<mpsc::Sender<Duration>>();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
             let issued = tls::issue(&["127.0.0.1".to_owned()], jiff::Timestamp::now()).expect("a certificate");
             let certificates = Arc::new(CertificateStore::default());
             certificates.set(Pair::from_pem(issued.certificate.as_bytes(), issued.key.as_bytes()).expect("a pair"));
             let webhook = shared(certificates.clone());
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-            ready
-                .send((listener.local_addr().expect("bound"), issued.ca))
-                .expect("somebody waits");
+            ready.send((listener.local_addr().expect("bound"), issued.ca)).expect("somebody waits");
             let metrics = webhook.metrics.clone();
-            tokio::spawn(
-                Server {
-                    listener,
-                    certificates,
-                    metrics,
-                }
-                .serve(routes(webhook), CancellationToken::new()),
-            );
+            tokio::spawn(Server { listener, certificates, metrics }.serve(routes(webhook), CancellationToken::new()));
             while let Some(answer) = asked.recv().await {
                 answer.send(cpu_of_this_thread()).expect("somebody waits");
             }
@@ -81,23 +69,11 @@ fn shared(certificates: Arc<CertificateStore>) -> Webhook {
     let policies =
         Arc::new(PolicyStore::new(&vec![("c".into(), policy.to_string())], "vramguard-system").expect("a policy"));
     let mut snapshot = snapshot::Snapshot::default();
-    snapshot
-        .nodes
-        .extend((0..1_000).map(|n| serde_json::from_value(picture::node(&format!("n{n}"))).expect("a node")));
-    snapshot
-        .pods
-        .extend((0..20_000).map(|n| serde_json::from_value(picture::bound(n, n / 20)).expect("a pod")));
-    let index = Arc::new(Index::of_snapshot(
-        &snapshot,
-        *policies.current().policies.rules(),
-        Vec::new(),
-    ));
+    snapshot.nodes.extend((0..1_000).map(|n| serde_json::from_value(picture::node(&format!("n{n}"))).expect("a node")));
+    snapshot.pods.extend((0..20_000).map(|n| serde_json::from_value(picture::bound(n, n / 20)).expect("a pod")));
+    let index = Arc::new(Index::of_snapshot(&snapshot, *policies.current().policies.rules(), Vec::new()));
     let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates));
-    Webhook {
-        index,
-        policies,
-        metrics,
-    }
+    Webhook { index, policies, metrics }
 }
 
 /// Parses the same fields of the same body, and allows.
@@ -115,12 +91,7 @@ fn no_op() -> Router {
 /// As the scheduler accounts it, in nanoseconds: the first field of schedstat.
 fn cpu_of_this_thread() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    Duration::from_nanos(
-        text.split(' ')
-            .next()
-            .and_then(|field| field.parse().ok())
-            .expect("a number"),
-    )
+    Duration::from_nanos(text.split(' ').next().and_then(|field| field.parse().ok()).expect("a number"))
 }
 
 impl Measured {
@@ -144,23 +115,13 @@ impl Measured {
 fn main() {
     let body = Bytes::from(picture::review());
     let (no_op, guard) = (start(|_| no_op()), start(webhook::routes));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (mut no_ops, mut guards, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     runtime.block_on(async {
-        let mut to_no_op = ReviewClient::connect(no_op.address, &no_op.ca)
-            .await
-            .expect("it listens");
-        let mut to_guard = ReviewClient::connect(guard.address, &guard.ca)
-            .await
-            .expect("it listens");
+        let mut to_no_op = ReviewClient::connect(no_op.address, &no_op.ca).await.expect("it listens");
+        let mut to_guard = ReviewClient::connect(guard.address, &guard.ca).await.expect("it listens");
         let (_, answer) = to_guard.post("/mutate/pods", body.clone()).await.expect("an answer");
-        assert!(
-            String::from_utf8_lossy(&answer).contains("\"patch\""),
-            "the guard patches this pod"
-        );
+        assert!(String::from_utf8_lossy(&answer).contains("\"patch\""), "the guard patches this pod");
         for round in 0..=ROUNDS {
             let without = no_op.round(&mut to_no_op, &body).await;
             let with = guard.round(&mut to_guard, &body).await;
@@ -175,11 +136,7 @@ fn main() {
         "body {} bytes, {ROUNDS} rounds of {REQUESTS} reviews each, one in flight; median (lowest, highest)",
         body.len()
     );
-    for (name, values, unit) in [
-        ("no-op", no_ops, " µs"),
-        ("guard", guards, " µs"),
-        ("ratio", ratios, ""),
-    ] {
+    for (name, values, unit) in [("no-op", no_ops, " µs"), ("guard", guards, " µs"), ("ratio", ratios, "")] {
         let (low, median, high) = spread(values);
         println!("{name}: {median:.2}{unit} ({low:.2}, {high:.2})");
     }

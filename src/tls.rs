@@ -116,8 +116,9 @@ impl CertificateStore {
             let owned = directory.clone();
             let files = tokio::task::spawn_blocking(move || read(&owned)).await.expect("reading files does not panic");
             match files {
-                Ok(files) if seen.as_ref() == Some(&files) => {}
+                Ok(files) if seen.as_ref() == Some(&files) => complained = None,
                 Ok(files) => {
+                    complained = None;
                     match Pair::from_pem(&files.0, &files.1) {
                         Ok(pair) => self.offer(pair, &directory.display().to_string()),
                         // A rotation may be half done; the other half is a change of its own.
@@ -127,7 +128,10 @@ impl CertificateStore {
                 }
                 // Said once, not every second.
                 Err(error) if complained.as_ref() != Some(&error.to_string()) => {
-                    tracing::warn!("no certificate to load: {error:#}");
+                    match self.not_after() {
+                        Some(_) => tracing::error!("{error:#}; the last good pair stays"),
+                        None => tracing::warn!("waiting for a certificate: {error:#}"),
+                    }
                     complained = Some(error.to_string());
                 }
                 Err(_) => {}

@@ -27,9 +27,8 @@ pub fn bound(number: usize, node: usize) -> Value {
 
 /// A pod as the API server sends it at creation: two containers, volumes, probes, tolerations and managedFields.
 pub fn created() -> Value {
-    let mut env: Vec<Value> = (0..20)
-        .map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("value-{n}") }))
-        .collect();
+    let mut env: Vec<Value> =
+        (0..20).map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("value-{n}") })).collect();
     env.push(
         json!({ "name": "NODE", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } }),
     );
@@ -43,9 +42,8 @@ pub fn created() -> Value {
         })
     };
     let gpu = json!({ "limits": { "cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1" }, "requests": { "cpu": "1", "memory": "8Gi", "nvidia.com/gpu": "1" } });
-    let fields: Map<String, Value> = (0..115)
-        .map(|n| (format!("f:field-{n}"), json!({ ".": {}, "f:name": {}, "f:value": {} })))
-        .collect();
+    let fields: Map<String, Value> =
+        (0..115).map(|n| (format!("f:field-{n}"), json!({ ".": {}, "f:name": {}, "f:value": {} }))).collect();
     json!({
         "kind": "Pod", "apiVersion": "v1",
         "metadata": {

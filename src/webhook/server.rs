@@ -129,7 +129,7 @@ impl Connection {
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(IDLE_DEADLINE / 4))
-            .max_concurrent_streams(32);
+            .max_concurrent_streams(128);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let stop = stop.cancelled();
         let mut stop = std::pin::pin!(stop);
