@@ -10,7 +10,7 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use crate::guard::Guard;
+use crate::guard::{Guard, metric};
 use crate::support::{Component, ControlPlane, GpuNode, eventually};
 
 const VRAM: &str = "vramguard.dev/vram";
@@ -400,6 +400,76 @@ async fn what_is_published_is_repaired_at_once() {
     cluster.plane.kubectl(&patch).await.expect_success();
     eventually("the selector to be put back", Duration::from_secs(10), async || {
         ensure!(selector().await == right, "{}", selector().await);
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_replica_leads_when_the_leader_is_killed() {
+    let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let (mut standby, http) = cluster.guard.standby(&cluster.plane).await;
+    assert_eq!((cluster.guard.metric("vramguard_leader"), metric(http, "vramguard_leader")), (Some(1.0), Some(0.0)));
+    cluster.guard.server.stop();
+    cluster.plane.publish("gpu-0", VRAM, None).await;
+    let killed = Instant::now();
+    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+    println!("the standby had repaired the node {:?} after the kill", killed.elapsed());
+    assert_eq!(metric(http, "vramguard_leader"), Some(1.0));
+
+    // One that is told to stop gives the Lease back, and the next one need not wait for it to expire.
+    cluster.guard.server.start();
+    cluster.guard.ready(&cluster.plane).await;
+    let status = standby.terminate(Duration::from_secs(20));
+    assert!(status.success(), "{status}{}", standby.log_tail());
+    let stopped = Instant::now();
+    eventually("the first one to lead again", Duration::from_secs(10), async || {
+        ensure!(cluster.guard.metric("vramguard_leader") == Some(1.0));
+        Ok(())
+    })
+    .await;
+    println!("led again {:?} after the other was told to stop", stopped.elapsed());
+}
+
+#[tokio::test]
+async fn a_secret_that_is_deleted_or_spoilt_is_made_anew_and_no_pod_is_refused_meanwhile() {
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let secret = async |path: &str| {
+        let path = format!("jsonpath={{.data.{path}}}");
+        let get = ["-n", "vramguard-system", "get", "secret", "vramguard-tls", "--ignore-not-found", "-o", &path];
+        cluster.plane.kubectl(&get).await.expect_success()
+    };
+    let (before, dry) = (secret("tls\\.crt").await, ["create", "--dry-run=server", "-f", "-"]);
+    let pod = gpu_pod("ml", "asked", "{vramguard.dev/vram: 1Gi}", "");
+    cluster.plane.kubectl(&["-n", "vramguard-system", "delete", "secret", "vramguard-tls"]).await.expect_success();
+    let start = Instant::now();
+    let mut reviews = 0;
+    // Until it is there again, and for a while after: each review is answered by a server that the API server trusts.
+    let mut again = None;
+    while again.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(5)) {
+        assert!(start.elapsed() < Duration::from_secs(120), "no new secret{}", cluster.guard.server.log_tail());
+        cluster.plane.kubectl_with_input(&dry, &pod).await.expect_success();
+        reviews += 1;
+        if again.is_none() && !secret("tls\\.crt").await.is_empty() {
+            again = Some(Instant::now());
+        }
+    }
+    println!("{reviews} reviews while the secret was made anew, {:?} in all", start.elapsed());
+    let after = secret("tls\\.crt").await;
+    assert_ne!(after, before);
+
+    // A CA that does not vouch for the certificate: what is served is trusted as before, but a restart would not be.
+    let spoilt = r#"{"data":{"ca.crt":""}}"#;
+    let patch = ["-n", "vramguard-system", "patch", "secret", "vramguard-tls", "-p", spoilt];
+    cluster.plane.kubectl(&patch).await.expect_success();
+    eventually("a whole new pair", PATIENCE, async || {
+        ensure!(secret("tls\\.crt").await != after && !secret("ca\\.crt").await.is_empty(), "still spoilt");
+        Ok(())
+    })
+    .await;
+    eventually("reviews to be answered under it", PATIENCE, async || {
+        let created = cluster.plane.kubectl_with_input(&dry, &pod).await;
+        ensure!(created.status.success(), "{}", created.stderr);
         Ok(())
     })
     .await;

@@ -62,6 +62,22 @@ impl Guard {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
 
+    /// Another replica, under the same service account: it stands by while the first one leads. Returns it with its HTTP port.
+    pub async fn standby(&self, plane: &ControlPlane) -> (Process, u16) {
+        let (https, http) = (free_port(), free_port());
+        let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
+        let mut standby = server("standby", plane, &kubeconfig, &self.policies, https, http);
+        standby.start();
+        eventually("the standby to be ready", Duration::from_secs(60), async || {
+            standby.expect_running();
+            let ready = get(http, "/readyz");
+            ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+            Ok(())
+        })
+        .await;
+        (standby, http)
+    }
+
     /// Writes a policy file and waits until its generation is in force.
     pub async fn policy(&self, name: &str, text: &str) {
         let generation = || metric(self.http, "vramguard_policy_generation");
@@ -143,7 +159,8 @@ pub fn get(port: u16, path: &str) -> String {
     answer
 }
 
-fn metric(port: u16, name: &str) -> Option<f64> {
+/// The value of a metric without labels.
+pub fn metric(port: u16, name: &str) -> Option<f64> {
     let text = get(port, "/metrics");
     let line = text.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))?;
     line.trim().parse().ok()
