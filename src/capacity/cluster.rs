@@ -189,9 +189,9 @@ impl Cluster {
     }
 
     /// The largest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
-    /// land on none of them now.
+    /// land on none of them now. Where nobody shares it (any more), a whole GPU is the slot.
     pub fn slot_for(&self, resource: &Resource, placement: &Placement) -> Option<Vram> {
-        let slots = self.slots.get(resource)?;
+        let slots = self.slot_ranking(resource)?;
         let allowed = slots.iter().rev().find(|(_, name)| self.allows(placement, name));
         Some(allowed.or_else(|| slots.last())?.0)
     }
@@ -199,9 +199,12 @@ impl Cluster {
     /// Whether an amount is the slot of some node.
     pub fn is_slot(&self, resource: &Resource, amount: Vram) -> bool {
         let from = (amount, String::new());
-        self.slots
-            .get(resource)
-            .is_some_and(|slots| slots.range(from..).next().is_some_and(|(slot, _)| *slot == amount))
+        let next = self.slot_ranking(resource).and_then(|slots| slots.range(from..).next());
+        next.is_some_and(|(slot, _)| *slot == amount)
+    }
+
+    fn slot_ranking(&self, resource: &Resource) -> Option<&Ranking> {
+        self.slots.get(resource).or_else(|| self.ceilings.get(resource))
     }
 
     /// How a demand fits the nodes that it may land on now: `None` where it fits one, the best that there is otherwise.

@@ -156,6 +156,17 @@ fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
 }
 
+/// A pod with a request of its own keeps a resource guarded that nobody shares: others must not be refused for want of a slot.
+#[test]
+fn where_nobody_shares_a_whole_gpu_is_the_slot() {
+    let mut cluster = cluster();
+    cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
+    cluster.apply_pod(&uid(1), "whole", holder(100, 0));
+    assert!(cluster.guards(&gpu()));
+    assert_eq!(cluster.slot_for(&gpu(), &Placement::default()), Some(Vram::from_mib(79_200)));
+    assert!(cluster.is_slot(&gpu(), Vram::from_mib(79_200)));
+}
+
 #[test]
 fn what_stands_elsewhere_is_told_once() {
     let mut cluster = cluster();
