@@ -7,11 +7,11 @@
 # older for this one. TLS is in the binary; nothing but libc and libgcc is needed.
 #
 # This file has not been built yet: there was no container engine where it was written.
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM debian:12-slim
 
 COPY target/release/vramguard /usr/local/bin/vramguard
 
-# The number of the image's own "nonroot", because the kubelet can check runAsNonRoot only against a number.
+# A number, because the kubelet can check runAsNonRoot only against a number.
 USER 65532:65532
 EXPOSE 8443 8080
 ENTRYPOINT ["/usr/local/bin/vramguard"]

@@ -59,16 +59,8 @@ pub fn resolve(
     fallback: Fallback<'_>,
     violations: &mut Vec<Violation>,
 ) -> Vec<Result<Option<Vram>, Refused>> {
-    let (all, guarded): (BTreeSet<&str>, BTreeSet<&str>) =
-        (names.all.iter().copied().collect(), names.guarded.iter().copied().collect());
-    let strays = declarations.containers.iter().filter(|(container, _)| !guarded.contains(container.as_str()));
-    for (container, written) in strays.take(MAX_SAID) {
-        violations.push(if all.contains(container.as_str()) {
-            Violation::WithoutGpu { key: written.key.clone(), container: Some(container.clone()) }
-        } else {
-            let containers = names.all.iter().map(|name| (*name).to_owned()).collect();
-            Violation::UnknownContainer { key: written.key.clone(), containers }
-        });
+    if !declarations.containers.is_empty() {
+        strays(declarations, names, violations);
     }
     let pod = declarations
         .pod
@@ -92,6 +84,21 @@ pub fn resolve(
             }
         })
         .collect()
+}
+
+/// Figures for containers that are not there, or that request no shared GPU.
+fn strays(declarations: &Declarations, names: Names<'_>, violations: &mut Vec<Violation>) {
+    let (all, guarded): (BTreeSet<&str>, BTreeSet<&str>) =
+        (names.all.iter().copied().collect(), names.guarded.iter().copied().collect());
+    let strays = declarations.containers.iter().filter(|(container, _)| !guarded.contains(container.as_str()));
+    for (container, written) in strays.take(MAX_SAID) {
+        violations.push(if all.contains(container.as_str()) {
+            Violation::WithoutGpu { key: written.key.clone(), container: Some(container.clone()) }
+        } else {
+            let containers = names.all.iter().map(|name| (*name).to_owned()).collect();
+            Violation::UnknownContainer { key: written.key.clone(), containers }
+        });
+    }
 }
 
 /// Marks a container whose declaration was refused; the reason is among the violations.

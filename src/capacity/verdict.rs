@@ -278,7 +278,7 @@ impl fmt::Display for Violation {
             ),
             Violation::TooLarge { container, declared } => write!(
                 f,
-                "container {container:?}: {declared} declared, which with its overhead is more than 2^63 bytes; lower {}",
+                "container {container:?}: {declared} declared, which with its overhead is 2^63 bytes or more; lower {}",
                 keys::VRAM
             ),
             Violation::SlotUnknown { container, resource } => write!(

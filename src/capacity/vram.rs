@@ -17,12 +17,12 @@ const MIB: u128 = 1 << 20;
 impl Vram {
     /// No memory at all. Never a stand-in for "unknown".
     pub const ZERO: Vram = Vram(0);
-    /// 2^43 MiB = 2^63 bytes, the largest quantity of the Kubernetes API.
-    pub const MAX: Vram = Vram(1 << 43);
+    /// The last whole MiB below 2^63 bytes, where quantities of the Kubernetes API end.
+    pub const MAX: Vram = Vram((1 << 43) - 1);
 
     /// `mib` MiB. Panics above [`Vram::MAX`]: use it for constants and for values that were parsed.
     pub const fn from_mib(mib: u64) -> Vram {
-        assert!(mib <= Vram::MAX.0, "an amount of VRAM is at most 2^43 MiB");
+        assert!(mib <= Vram::MAX.0, "an amount of VRAM is less than 2^43 MiB");
         Vram(mib)
     }
 
@@ -145,7 +145,7 @@ pub enum VramError {
     #[error("has more than {MAX_FRACTION} digits behind the point")]
     TooPrecise,
     /// More than [`Vram::MAX`].
-    #[error("is more than 2^63 bytes")]
+    #[error("is 2^63 bytes or more")]
     TooLarge,
 }
 
@@ -271,7 +271,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Vram>(), Err(error), "{text:?}");
         }
-        assert_eq!("8388608Ti".parse(), Ok(Vram::MAX));
+        assert_eq!("8388608Ti".parse::<Vram>(), Err(TooLarge));
+        assert_eq!("8796093022207Mi".parse(), Ok(Vram::MAX));
     }
 
     #[test]

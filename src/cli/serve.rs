@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
     pub metrics_listen: SocketAddr,
 
-    /// Directory with tls.crt and tls.key; followed while serving
+    /// Directory with tls.crt and tls.key, followed while serving. Needed, unless --cert-secret is given
     #[arg(long, value_name = "DIR", env = "VRAMGUARD_CERT_DIR", required_unless_present = "cert_secret")]
     pub cert_dir: Option<PathBuf>,
 

@@ -20,7 +20,7 @@ pub mod certificate;
 pub mod lease;
 mod publish;
 mod waiting;
-mod webhook_configuration;
+pub mod webhook_configuration;
 
 use certificate::Announce;
 use webhook_configuration::{Ca, Trust};
