@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
@@ -114,21 +114,14 @@ pub enum LogFormat {
     Json,
 }
 
+/// For the Lease to be given back when the server stops.
+const GIVE_BACK_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Result<(), Failure> {
     log(args.log_format);
     let inputs = Inputs::read(&args).map_err(Failure::Input)?;
-    let policies =
-        PolicyStore::new(&inputs.policy_files(), &args.namespace).map_err(|error| Failure::Input(error.into()))?;
-    let policies = Arc::new(policies);
-    let generation = policies.current();
-    let (rules, overrides) = (*generation.policies.rules(), generation.overrides.clone());
-    let index = Arc::new(match &inputs.snapshot {
-        Some(snapshot) => Index::of_snapshot(snapshot, rules, overrides),
-        None => Index::new(rules, overrides),
-    });
-    let certificates = Arc::new(CertificateStore::default());
-    let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
+    let parts = Parts::new(&args, &inputs).map_err(Failure::Input)?;
     let bind = async |address: SocketAddr| {
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
     };
@@ -137,76 +130,39 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         http = %plain.local_addr().map_err(anyhow::Error::from)?, "listening");
 
     let stopping = Arc::new(AtomicBool::new(false));
-    let health = Health {
-        index: index.clone(),
-        certificates: certificates.clone(),
-        metrics: metrics.clone(),
-        stopping: stopping.clone(),
-    };
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve_plain(plain, health_routes(health)));
-    inputs.follow(&args, &policies, &index, &mut tasks);
-
-    let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
-    let mut controller = None;
+    tasks.spawn(serve_plain(plain, health_routes(parts.health(stopping.clone()))));
+    inputs.follow(&args, &parts, &mut tasks);
     if let Some(directory) = args.cert_dir.clone() {
         if args.self_signed {
             tls::self_sign(&directory, &names(&args), Timestamp::now()).map_err(Failure::Input)?;
         }
-        let store = certificates.clone();
+        let store = parts.certificates.clone();
         tasks.spawn(async move { store.follow(directory).await });
     }
-    if inputs.snapshot.is_none() {
-        let client = client(args.kubeconfig.as_deref()).await?;
-        let kept = args.cert_secret.clone().map(|secret| Kept {
-            client: client.clone(),
-            namespace: args.namespace.clone(),
-            secret,
-            names: names(&args),
-        });
-        if let Some(kept) = kept.clone() {
-            tasks.spawn(kept.follow(certificates.clone()));
-        }
-        tasks.spawn(watch::pods(client.clone(), index.clone()));
-        tasks.spawn(watch::nodes(client.clone(), index.clone(), policies.clone()));
-        let parts = Controller {
-            client,
-            index: index.clone(),
-            policies: policies.clone(),
-            metrics: metrics.clone(),
-            namespace: args.namespace.clone(),
-            identity: args.identity.clone().unwrap_or_else(identity),
-            webhook_configuration: args.webhook_configuration.clone(),
-            certificate: kept,
-        };
-        controller = Some(tokio::spawn(parts.run(stop_controller.clone())));
-    }
-
-    let webhook = webhook::routes(Webhook { index, policies, metrics: metrics.clone() });
-    let server = Server { listener, certificates, metrics };
-    let mut server = tokio::spawn(server.serve(webhook, stop_server.clone()));
-    let snapshot = controller.is_none();
-    tokio::select! {
-        () = told_to_stop() => {}
-        ended = &mut server => return Err(Failure::Run(anyhow!("the server ended: {ended:?}"))),
+    let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
+    // On a snapshot nothing is controlled, and nothing ever ends.
+    let mut controller = match &inputs.snapshot {
+        Some(_) => tokio::spawn(stop_controller.clone().cancelled_owned()),
+        None => parts.join_cluster(&args, &mut tasks, stop_controller.clone()).await?,
+    };
+    let mut server = tokio::spawn(parts.server(listener, stop_server.clone()));
+    let ended = tokio::select! {
+        () = told_to_stop() => None,
+        ended = &mut server => Some(anyhow!("the server ended: {ended:?}")),
+        ended = &mut controller => Some(anyhow!("the controller ended: {ended:?}")),
         // A watch that ended would leave a picture that never changes, and a server that looks well.
-        Some(ended) = tasks.join_next() => return Err(Failure::Run(anyhow!("a task ended: {ended:?}"))),
-        ended = async { controller.as_mut().expect("checked below").await }, if !snapshot => {
-            return Err(Failure::Run(anyhow!("the controller ended: {ended:?}")));
-        }
+        Some(ended) = tasks.join_next() => Some(anyhow!("a task ended: {ended:?}")),
+    };
+    if let Some(error) = ended {
+        return Err(Failure::Run(error));
     }
     tracing::info!(drain_seconds = args.drain, "stopping");
     stopping.store(true, Ordering::Relaxed);
     // Leadership goes first, so that the next leader is at work while this one drains.
     stop_controller.cancel();
-    let drained = async {
-        if let Some(controller) = controller {
-            _ = tokio::time::timeout(Duration::from_secs(5), controller).await;
-        }
-        tokio::time::sleep(Duration::from_secs(args.drain)).await;
-    };
     tokio::select! {
-        () = drained => {}
+        () = drain(controller, Duration::from_secs(args.drain)) => {}
         // Somebody at a terminal who does not want to wait.
         () = told_to_stop() => {}
     }
@@ -214,6 +170,82 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     server.await.context("the server panicked")??;
     tasks.shutdown().await;
     Ok(())
+}
+
+async fn drain(controller: JoinHandle<()>, time: Duration) {
+    _ = tokio::time::timeout(GIVE_BACK_DEADLINE, controller).await;
+    tokio::time::sleep(time).await;
+}
+
+/// What all parts of a server share.
+struct Parts {
+    index: Arc<Index>,
+    policies: Arc<PolicyStore>,
+    certificates: Arc<CertificateStore>,
+    metrics: Arc<Metrics>,
+}
+
+impl Parts {
+    fn new(args: &Args, inputs: &Inputs) -> anyhow::Result<Parts> {
+        let policies = Arc::new(PolicyStore::new(&inputs.policy_files(), &args.namespace)?);
+        let generation = policies.current();
+        let (rules, overrides) = (*generation.policies.rules(), generation.overrides.clone());
+        let index = Arc::new(match &inputs.snapshot {
+            Some(snapshot) => Index::of_snapshot(snapshot, rules, overrides),
+            None => Index::new(rules, overrides),
+        });
+        let certificates = Arc::new(CertificateStore::default());
+        let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
+        Ok(Parts { index, policies, certificates, metrics })
+    }
+
+    fn health(&self, stopping: Arc<AtomicBool>) -> Health {
+        let (index, certificates, metrics) = (self.index.clone(), self.certificates.clone(), self.metrics.clone());
+        Health { index, certificates, metrics, stopping }
+    }
+
+    fn server(
+        &self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + use<> {
+        let (index, policies, metrics) = (self.index.clone(), self.policies.clone(), self.metrics.clone());
+        let routes = webhook::routes(Webhook { index, policies, metrics });
+        let server = Server { listener, certificates: self.certificates.clone(), metrics: self.metrics.clone() };
+        server.serve(routes, stop)
+    }
+
+    /// Follows the cluster, and controls it whenever this replica leads.
+    async fn join_cluster(
+        &self,
+        args: &Args,
+        tasks: &mut JoinSet<()>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<JoinHandle<()>> {
+        let client = client(args.kubeconfig.as_deref()).await?;
+        let certificate = args.cert_secret.clone().map(|secret| Kept {
+            client: client.clone(),
+            namespace: args.namespace.clone(),
+            secret,
+            names: names(args),
+        });
+        if let Some(kept) = certificate.clone() {
+            tasks.spawn(kept.follow(self.certificates.clone()));
+        }
+        tasks.spawn(watch::pods(client.clone(), self.index.clone()));
+        tasks.spawn(watch::nodes(client.clone(), self.index.clone(), self.policies.clone()));
+        let controller = Controller {
+            client,
+            index: self.index.clone(),
+            policies: self.policies.clone(),
+            metrics: self.metrics.clone(),
+            namespace: args.namespace.clone(),
+            identity: args.identity.clone().unwrap_or_else(identity),
+            webhook_configuration: args.webhook_configuration.clone(),
+            certificate,
+        };
+        Ok(tokio::spawn(controller.run(stop)))
+    }
 }
 
 /// What is read before anything starts.
@@ -243,7 +275,8 @@ impl Inputs {
 
     /// Keeps to what changes in the directory. A snapshot never changes while it is served, but the rules it is seen under
     /// may.
-    fn follow(&self, args: &Args, policies: &Arc<PolicyStore>, index: &Arc<Index>, tasks: &mut JoinSet<()>) {
+    fn follow(&self, args: &Args, parts: &Parts, tasks: &mut JoinSet<()>) {
+        let Parts { policies, index, .. } = parts;
         if let Some(directory) = args.policies.clone() {
             let fixed: Files = self.snapshot.iter().flat_map(|snapshot| snapshot.policies.clone()).collect();
             let (store, seen) = (policies.clone(), self.policy_files());
