@@ -1,6 +1,6 @@
 //! Server CPU per `/mutate/pods` review over TLS 1.3 and HTTP/1.1, against a server that parses the same fields of the same
-//! body and answers `allowed: true`: the same listener, TLS and client in one run, so what is compared is what vramguard
-//! adds. Server and client have a thread each; what is measured is the CPU time of the server's thread alone.
+//! body and answers `allowed: true`, bare and behind the same limits: the same listener, TLS and client in one run, so what is
+//! compared is what vramguard adds. Server and client have a thread each; what is measured is the CPU time of the server's thread alone.
 //!
 //! Not a criterion benchmark: criterion measures the wall clock, which on a shared machine measures the neighbours.
 
@@ -114,21 +114,26 @@ impl Measured {
 
 fn main() {
     let body = Bytes::from(picture::review());
-    let (no_op, guard) = (start(|_| no_op()), start(webhook::routes));
+    let (bare, limited) = (start(|_| no_op()), start(|_| webhook::limited(no_op())));
+    let guard = start(webhook::routes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (mut no_ops, mut guards, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bares, mut limiteds, mut guards) = (Vec::new(), Vec::new(), Vec::new());
     runtime.block_on(async {
-        let mut to_no_op = ReviewClient::connect(no_op.address, &no_op.ca).await.expect("it listens");
+        let mut to_bare = ReviewClient::connect(bare.address, &bare.ca).await.expect("it listens");
+        let mut to_limited = ReviewClient::connect(limited.address, &limited.ca).await.expect("it listens");
         let mut to_guard = ReviewClient::connect(guard.address, &guard.ca).await.expect("it listens");
         let (_, answer) = to_guard.post("/mutate/pods", body.clone()).await.expect("an answer");
         assert!(String::from_utf8_lossy(&answer).contains("\"patch\""), "the guard patches this pod");
         for round in 0..=ROUNDS {
-            let without = no_op.round(&mut to_no_op, &body).await;
-            let with = guard.round(&mut to_guard, &body).await;
+            let figures = [
+                bare.round(&mut to_bare, &body).await,
+                limited.round(&mut to_limited, &body).await,
+                guard.round(&mut to_guard, &body).await,
+            ];
             if round > 0 {
-                no_ops.push(without);
-                guards.push(with);
-                ratios.push(with / without);
+                bares.push(figures[0]);
+                limiteds.push(figures[1]);
+                guards.push(figures[2]);
             }
         }
     });
@@ -136,7 +141,14 @@ fn main() {
         "body {} bytes, {ROUNDS} rounds of {REQUESTS} reviews each, one in flight; median (lowest, highest)",
         body.len()
     );
-    for (name, values, unit) in [("no-op", no_ops, " µs"), ("guard", guards, " µs"), ("ratio", ratios, "")] {
+    let ratios = |to: &[f64]| guards.iter().zip(to).map(|(guard, to)| guard / to).collect::<Vec<f64>>();
+    for (name, values, unit) in [
+        ("guard / no-op", ratios(&bares), ""),
+        ("guard / no-op behind the same limits", ratios(&limiteds), ""),
+        ("no-op", bares, " µs"),
+        ("no-op behind the same limits", limiteds, " µs"),
+        ("guard", guards, " µs"),
+    ] {
         let (low, median, high) = spread(values);
         println!("{name}: {median:.2}{unit} ({low:.2}, {high:.2})");
     }

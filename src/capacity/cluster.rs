@@ -41,8 +41,8 @@ pub struct Cluster {
     node_of: BTreeMap<PodUid, String>,
     /// The nodes that share each resource, and whether their label says so.
     sharing: BTreeMap<Resource, BTreeMap<String, Labelled>>,
-    /// How many pods on nodes request VRAM beside each resource.
-    requested: BTreeMap<Resource, usize>,
+    /// How many pods of each priority on nodes request VRAM beside each resource.
+    requested: BTreeMap<Resource, BTreeMap<i32, usize>>,
     rooms: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
     ceilings: BTreeMap<Resource, Ranking>,
@@ -117,10 +117,10 @@ impl Cluster {
             return;
         }
         let guarded_before = self.guarded();
-        let entry = self.nodes.get_mut(node).expect("made above");
-        let after = holder.guarded_resources();
-        let before = entry.ledger.confirm(uid.clone(), holder).map(|before| before.guarded_resources());
-        self.note_requested(before.unwrap_or_default(), after);
+        self.note_requested(&holder);
+        if let Some(before) = self.nodes.get_mut(node).expect("made above").ledger.confirm(uid.clone(), holder) {
+            self.forget_requested(&before);
+        }
         self.unrank(node);
         self.rank_after(node, &guarded_before);
     }
@@ -130,8 +130,9 @@ impl Cluster {
         let Some(node) = self.node_of.remove(uid) else { return };
         let guarded_before = self.guarded();
         let ledger = &mut self.nodes.get_mut(&node).expect("a pod's node is kept while the pod is").ledger;
-        let before = ledger.release(uid).map(|before| before.guarded_resources());
-        self.note_requested(before.unwrap_or_default(), Vec::new());
+        if let Some(before) = ledger.release(uid) {
+            self.forget_requested(&before);
+        }
         self.unrank(&node);
         self.rank_after(&node, &guarded_before);
         self.forget_if_empty(&node);
@@ -243,11 +244,12 @@ impl Cluster {
         self.nodes.get(name).is_some_and(|node| placement.allows(name, &node.facts.site))
     }
 
-    /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may
-    /// preempt.
+    /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may preempt
+    /// somebody.
     fn fits_by_preemption(&self, resource: &Resource, demand: Vram, placement: &Placement) -> bool {
-        if placement.preemption == Preemption::Never {
-            return false;
+        let lowest = self.requested.get(resource).and_then(|priorities| priorities.keys().next());
+        if placement.preemption == Preemption::Never || lowest.is_none_or(|lowest| *lowest >= placement.priority) {
+            return false; // nobody there to preempt
         }
         let viewpoint = Viewpoint::Preempting(placement.priority);
         let candidates = self.rooms.get(resource).into_iter().flatten().filter_map(|(_, name)| {
@@ -355,15 +357,23 @@ impl Cluster {
         }
     }
 
-    fn note_requested(&mut self, before: Vec<Resource>, after: Vec<Resource>) {
-        for resource in after {
-            *self.requested.entry(resource).or_default() += 1;
+    fn note_requested(&mut self, holder: &Holder) {
+        for resource in holder.guarded_resources() {
+            *self.requested.entry(resource.clone()).or_default().entry(holder.priority).or_default() += 1;
         }
-        for resource in before {
-            let count = self.requested.get_mut(&resource).expect("a holder that was confirmed was counted");
+    }
+
+    fn forget_requested(&mut self, holder: &Holder) {
+        for resource in holder.guarded_resources() {
+            let counted = "a holder that was confirmed was counted";
+            let priorities = self.requested.get_mut(resource).expect(counted);
+            let count = priorities.get_mut(&holder.priority).expect(counted);
             *count -= 1;
             if *count == 0 {
-                self.requested.remove(&resource);
+                priorities.remove(&holder.priority);
+            }
+            if priorities.is_empty() {
+                self.requested.remove(resource);
             }
         }
     }

@@ -215,9 +215,8 @@ impl Holder {
     }
 
     /// The resources that are guarded because of it: those it holds with a request for VRAM.
-    pub fn guarded_resources(&self) -> Vec<Resource> {
-        let resources = self.gpus.iter().filter(|_| self.request.is_some());
-        resources.map(|(resource, _)| resource.clone()).collect()
+    pub fn guarded_resources(&self) -> impl Iterator<Item = &Resource> {
+        self.gpus.iter().filter(|_| self.request.is_some()).map(|(resource, _)| resource)
     }
 
     /// Replicas it takes of a resource; `None` where it takes none.

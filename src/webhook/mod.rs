@@ -49,15 +49,18 @@ pub struct Webhook {
 
 /// The routes of the HTTPS port.
 pub fn routes(webhook: Webhook) -> Router {
-    Router::new()
-        .route("/mutate/pods", post(mutate))
-        .route("/validate/pods", post(validate))
+    let routes = Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate));
+    limited(routes.with_state(webhook))
+}
+
+/// Puts the limits around routes: size and number of bodies, deadlines, and a panic that stays with its request.
+pub fn limited(routes: Router) -> Router {
+    routes
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(MAX_BODIES)), reserve_body))
         .layer(RequestBodyDeadlineLayer::new(BODY_DEADLINE))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE))
         .layer(CatchPanicLayer::new())
-        .with_state(webhook)
 }
 
 /// Lets a request in when there is room for its body; for one that does not say how long it is, for the longest.
