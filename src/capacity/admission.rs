@@ -133,8 +133,7 @@ impl Assessment<'_> {
         }
         let strip = self.pod.reserved_annotations.clone();
         let advice = strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
-        let kept_off = |violation: &Violation| matches!(violation, Violation::SharedReplicas { unlabelled: None, .. });
-        let avoid_shared = self.several_replicas().any(|violation| kept_off(&violation));
+        let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
         let injections = self.injections.into_iter();
         let containers = self
             .pod
@@ -217,8 +216,11 @@ impl Assessment<'_> {
             let key = if only { keys::VRAM.to_owned() } else { format!("{}{}", keys::VRAM_OF, container.name) };
             self.demands[index] = match declared {
                 Err(Refused) => None,
-                Ok(Some(declared)) => self.declared(container, declared, processes),
-                Ok(None) => self.undeclared(container, processes, key),
+                // A demand of nothing (a default of 0 without overhead) would fit everywhere, any number of times.
+                Ok(Some(declared)) if !declared.is_zero() || !self.policy.per_process_overhead.is_zero() => {
+                    self.declared(container, declared, processes)
+                }
+                Ok(_) => self.undeclared(container, processes, key),
             };
         }
     }
@@ -300,8 +302,7 @@ impl Assessment<'_> {
 
     /// Containers that ask for several replicas although the pod may land where those are one GPU.
     fn several_replicas(&self) -> impl Iterator<Item = Violation> {
-        let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
-        let kept_off = self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared);
+        let kept_off = self.kept_off_shared();
         self.pod.containers.iter().filter_map(move |container| {
             let several = |(resource, count): &&(Resource, u64)| *count > 1 && self.cluster.guards(resource);
             let (resource, count) = container.gpus.iter().find(several)?;
@@ -314,6 +315,12 @@ impl Assessment<'_> {
                 unlabelled,
             })
         })
+    }
+
+    /// Whether the pod requires nodes whose label does not say that they share.
+    fn kept_off_shared(&self) -> bool {
+        let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
+        self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared)
     }
 
     /// The final request of each container is its demand.
@@ -329,7 +336,7 @@ impl Assessment<'_> {
                 Some(demand) => (demand.total, self.basis(demand)),
                 // Refused already, for what its declaration says; or nothing asked, nothing requested.
                 None if self.guarded_gpu(container).is_some() || text.is_none() => continue,
-                None => (Vram::ZERO, "it requests no shared GPU".to_owned()),
+                None => (Vram::ZERO, String::new()),
             };
             let container = container.name.clone();
             self.violations.push(Violation::RequestMismatch { container, requested: text, demand, basis });

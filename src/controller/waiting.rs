@@ -2,7 +2,6 @@
 //! `capacity::verdict`'s.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -38,9 +37,8 @@ pub async fn run(controller: Controller) {
     let recorder = Recorder::new(controller.client.clone(), reporter);
     let mut changed = controller.index.subscribe();
     let mut told: BTreeMap<PodUid, Told> = BTreeMap::new();
-    let mut cursor = None;
     loop {
-        let due = due(&controller, &mut told, &mut cursor);
+        let due = due(&controller, &mut told);
         let events = due.into_iter().map(|(uid, name, note)| async {
             let said = tell(&recorder, &uid, name, &note).await;
             (uid, said.then_some((note, Instant::now())))
@@ -61,18 +59,13 @@ pub async fn run(controller: Controller) {
     }
 }
 
-/// Pods to be told now, with what, from where the last look ended; forgets those that wait no longer.
-fn due(
-    controller: &Controller,
-    told: &mut BTreeMap<PodUid, Told>,
-    cursor: &mut Option<PodUid>,
-) -> Vec<(PodUid, PodName, String)> {
+/// Pods to be told now, with what; forgets those that wait no longer. A pod that was looked at is quiet for a while, so the
+/// next period comes to others.
+fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUid, PodName, String)> {
     let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
     let next: Vec<PodUid> = {
         let state = controller.index.read();
-        let from = cursor.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let loud = state.waiting.range((from, Bound::Unbounded)).map(|(uid, _)| uid).filter(|uid| !quiet(uid));
-        loud.take(LOOKS).cloned().collect()
+        state.waiting.keys().filter(|uid| !quiet(uid)).take(LOOKS).cloned().collect()
     };
     let mut due = Vec::new();
     for uid in next {
@@ -83,7 +76,6 @@ fn due(
         drop(state);
         let entry = told.entry(uid.clone()).or_insert(Told { looked: Instant::now(), said: None });
         entry.looked = Instant::now();
-        *cursor = Some(uid.clone());
         // Where there is VRAM, it waits for something else.
         let Some(note) = shortfall.as_ref().map(verdict::waiting) else { continue };
         let said = |(before, when): &(String, Instant)| *before == note && when.elapsed() < REPEAT;
@@ -91,15 +83,12 @@ fn due(
             due.push((uid, name, note));
         }
         if due.len() == BURST {
-            return due;
+            break;
         }
     }
-    // All looked at: from the start next time, and nobody is remembered who waits no longer.
-    if due.len() < BURST {
-        let state = controller.index.read();
-        told.retain(|uid, _| state.waiting.contains_key(uid));
-        *cursor = None;
-    }
+    let state = controller.index.read();
+    told.retain(|uid, _| state.waiting.contains_key(uid));
+    drop(state);
     due
 }
 

@@ -28,7 +28,11 @@ pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<S
             let at = |what: String| DocumentError { file: file.to_owned(), line: line + 1, field: String::new(), what };
             match value(text) {
                 Ok(value) => {
-                    for object in items(value) {
+                    let objects = items(value).unwrap_or_else(|what| {
+                        errors.push(at(what));
+                        Vec::new()
+                    });
+                    for object in objects {
                         if let Err(what) = snapshot.add(file, object, &mut seen) {
                             errors.push(at(what));
                         }
@@ -56,18 +60,13 @@ fn value(text: &str) -> Result<Value, serde_saphyr::Error> {
     serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: budget })
 }
 
-/// The objects of a List, or the object itself.
-fn items(value: Value) -> Vec<Value> {
-    match value {
-        Value::Object(mut map)
-            if map.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) =>
-        {
-            match map.remove("items") {
-                Some(Value::Array(items)) => items,
-                _ => Vec::new(),
-            }
-        }
-        other => vec![other],
+/// The objects of a List, or the object itself. A list that cannot be read is not an empty one.
+fn items(mut value: Value) -> Result<Vec<Value>, String> {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    match value.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) if kind.ends_with("List") => Ok(items),
+        _ if matches!(kind.as_str(), "List" | "NodeList" | "PodList") => Err(format!("{kind} holds no list of items")),
+        _ => Ok(vec![value]),
     }
 }
 
@@ -94,5 +93,28 @@ impl Snapshot {
             _ => self.policies.push((format!("{file} ({id})"), object.to_string())),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_not_an_empty_cluster() {
+        let error = |text| read([("c.yaml", text)]).unwrap_err()[0].to_string();
+        assert_eq!(error("kind: List\n"), "c.yaml:1: List holds no list of items");
+        assert_eq!(error("kind: PodList\nitems: 3\n"), "c.yaml:1: PodList holds no list of items");
+        assert!(read([("c.yaml", "kind: List\nitems: []\n")]).unwrap().nodes.is_empty());
+    }
+
+    #[test]
+    fn kinds_that_mean_nothing_here_are_ignored_and_the_same_object_twice_is_an_error() {
+        let node = "{apiVersion: v1, kind: Node, metadata: {name: gpu-0}}";
+        let list = format!("kind: List\nitems: [{node}, {{apiVersion: v1, kind: Secret, metadata: {{name: s}}}}]\n");
+        assert_eq!(read([("c.yaml", list.as_str())]).unwrap().nodes.len(), 1);
+        assert!(
+            read([("a.yaml", list.as_str()), ("b.yaml", node)]).unwrap_err()[0].to_string().contains("there twice")
+        );
     }
 }
