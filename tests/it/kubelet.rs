@@ -37,11 +37,12 @@ fn pod(name: &str, vram: &str, extra: &Value) -> String {
     .to_string()
 }
 
-/// A guarded cluster with one real node.
+/// A guarded cluster with one real node. Dropped in this order: the control plane holds the machine-wide lock, and whoever
+/// gets it next must find the node's cgroups gone.
 struct Host {
-    plane: ControlPlane,
-    node: RealNode,
     guard: Guard,
+    node: RealNode,
+    plane: ControlPlane,
 }
 
 impl Host {
@@ -56,7 +57,7 @@ impl Host {
         };
         let guard = Guard::start(&plane, &[("cluster.yaml", &policy(""))]).await;
         plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
-        let host = Host { plane, node, guard };
+        let host = Host { guard, node, plane };
         host.publishes("24320Mi").await;
         Some(host)
     }

@@ -94,7 +94,7 @@ impl RealNode {
     }
 
     /// Waits until the kubelet that runs now has written the node's status: what stands there before is its
-    /// predecessor's. Heartbeats are whole seconds, so one that was stopped within a second of its last is seen late.
+    /// predecessor's. Heartbeats are whole seconds; see [`RealNode::start_kubelet`].
     pub async fn reported(&mut self, plane: &ControlPlane) {
         eventually("the kubelet to report", PATIENCE, async || {
             self.expect_running();
@@ -134,6 +134,9 @@ impl RealNode {
 
     /// The device plugin registers again by itself. See [`RealNode::ready`].
     pub fn start_kubelet(&mut self) {
+        // A kubelet writes an unchanged status every five minutes only. If its first one came in the second of its
+        // predecessor's last, the two heartbeats would be equal and nobody could tell that it has reported.
+        std::thread::sleep(Duration::from_secs(1));
         self.kubelet.start();
     }
 
