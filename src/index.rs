@@ -18,7 +18,7 @@ use crate::capacity::pod::{Pod, PodName};
 use crate::capacity::vram::Vram;
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
-use crate::k8s::pod;
+use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
 
 /// The state that all parts of a server share.
@@ -150,12 +150,13 @@ impl Index {
     /// A pod was seen.
     pub fn apply_pod(&self, object: &PodObject) {
         let uid = pod::uid(&object.metadata);
-        let holder = pod::holder(object);
+        let stage = pod::stage(object);
         let waiting = waiting(object);
         let mut state = self.state.write();
-        match holder {
-            Some((uid, node, holder)) => state.cluster.apply_pod(&uid, &node, holder),
-            None => state.cluster.delete_pod(&uid),
+        match stage {
+            Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
+            Stage::Ended => state.cluster.delete_pod(&uid),
+            Stage::Unconcerned | Stage::Unbound => {}
         }
         match waiting {
             Some(waiting) => _ = state.waiting.insert(uid, waiting),

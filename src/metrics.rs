@@ -176,8 +176,8 @@ impl State {
                 let labels = || vec![node(), resource(), mode()];
                 figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));
                 figures[3].push(Figure { labels: labels(), value: stands.held });
-                figures[4].push(Figure { labels: labels(), value: stands.balance.room() });
-                let deficit = stands.balance.deficit().unwrap_or(Vram::ZERO);
+                figures[4].push(Figure { labels: labels(), value: stands.room });
+                let deficit = stands.deficit.as_ref().map_or(Vram::ZERO, |deficit| deficit.by);
                 figures[5].push(Figure { labels: labels(), value: deficit });
             }
             figures[6].extend(standing.published.map(|value| Figure { labels: vec![node()], value }));

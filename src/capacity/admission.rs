@@ -285,7 +285,7 @@ impl Assessment<'_> {
             // A container whose declaration is refused is not an injection without GPU.
             let refused = demand.is_none() && !container.gpus.is_empty();
             let injection = if guarded && !refused {
-                environment::of_container(container, demand.as_ref())
+                environment::of_container(container, demand.as_ref(), self.policy.visible_devices)
             } else {
                 Injection::default()
             };

@@ -3,9 +3,12 @@
 //! by one, in any order, any number of times.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use super::binding;
 use super::gpu::{Pool, Resource, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
+use super::ledger::{Holder, NodeLedger, PodUid, Shared, Standing, Viewpoint};
+use super::moment::Moment;
 use super::placement::{Placement, Preemption, Site};
 use super::verdict::{BestNode, Shortfall};
 use super::vram::Vram;
@@ -16,13 +19,21 @@ use crate::keys;
 pub struct NodeFacts {
     /// Who may land on it.
     pub site: Site,
-    /// Its GPUs.
+    /// Its GPUs: as labels say, or as accounted for where [`Cluster::node`] gives them.
     pub pools: Vec<Pool>,
 }
+
+/// How long a pod that starts keeps others off its GPU under `serializePerGpu`. One that hangs must not keep it for ever.
+pub const STARTUP_DEADLINE: Duration = Duration::from_secs(600);
+/// How long it is remembered that a pod ended: longer than a watch of another kind lags behind.
+const REMEMBER_ENDED: Duration = Duration::from_secs(300);
 
 /// One node: its facts, if it has been seen, and who holds on it, which may be seen before it.
 #[derive(Debug, Default)]
 struct Node {
+    /// Its pools as labels say.
+    labelled: Vec<Pool>,
+    /// With what the agent reports in their place.
     facts: NodeFacts,
     ledger: NodeLedger,
     standing: Option<Standing>,
@@ -39,6 +50,11 @@ pub struct Cluster {
     always_guarded: BTreeSet<Resource>,
     nodes: BTreeMap<String, Node>,
     node_of: BTreeMap<PodUid, String>,
+    /// The nodes whose `GpuLedger` has a reservation for a pod.
+    reserved_on: BTreeMap<PodUid, BTreeSet<String>>,
+    /// Pods that ended lately, the second half since before `ended_since`.
+    ended: [BTreeSet<PodUid>; 2],
+    ended_since: Moment,
     /// The nodes that share each resource, and whether their label says so.
     sharing: BTreeMap<Resource, BTreeMap<String, Labelled>>,
     /// How many pods of each priority on nodes request VRAM beside each resource.
@@ -47,6 +63,7 @@ pub struct Cluster {
     slots: BTreeMap<Resource, Ranking>,
     ceilings: BTreeMap<Resource, Ranking>,
     changed: BTreeSet<String>,
+    touched: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -57,12 +74,16 @@ impl Cluster {
             always_guarded,
             nodes: BTreeMap::new(),
             node_of: BTreeMap::new(),
+            reserved_on: BTreeMap::new(),
+            ended: Default::default(),
+            ended_since: Moment::default(),
             sharing: BTreeMap::new(),
             requested: BTreeMap::new(),
             rooms: BTreeMap::new(),
             slots: BTreeMap::new(),
             ceilings: BTreeMap::new(),
             changed: BTreeSet::new(),
+            touched: BTreeSet::new(),
         }
     }
 
@@ -85,18 +106,123 @@ impl Cluster {
         if facts.pools.is_empty() && !self.nodes.contains_key(name) {
             return; // without GPUs and without holders there is nothing to keep
         }
-        let guarded_before = self.guarded();
-        let unchanged = self.nodes.get(name).is_some_and(|node| node.facts.pools == facts.pools);
-        self.note_sharing(name, &facts);
-        if unchanged {
-            self.nodes.get_mut(name).expect("found above").facts.site = facts.site;
+        let node = self.nodes.entry(name.to_owned()).or_default();
+        node.facts.site = facts.site;
+        let before = std::mem::replace(&mut node.labelled, facts.pools);
+        let labelled_as_before = before == node.labelled;
+        self.account(name, !labelled_as_before);
+    }
+
+    /// The `GpuLedger` of a node was seen, or seen gone (`None`).
+    pub fn apply_ledger(&mut self, name: &str, shared: Option<Shared>) {
+        if shared.is_none() && !self.nodes.contains_key(name) {
             return;
         }
+        let node = self.nodes.entry(name.to_owned()).or_default();
+        let reserved = |ledger: &NodeLedger| -> BTreeSet<PodUid> {
+            let reservations = ledger.shared().into_iter().flat_map(|shared| shared.reservations.iter());
+            reservations.map(|(uid, _)| uid.clone()).collect()
+        };
+        let before = reserved(&node.ledger);
+        node.ledger.share(shared);
+        let after = reserved(&node.ledger);
+        for uid in before.difference(&after) {
+            let nodes = self.reserved_on.get_mut(uid).expect("a reservation that is known is known by pod");
+            nodes.remove(name);
+            if nodes.is_empty() {
+                self.reserved_on.remove(uid);
+            }
+        }
+        for uid in after.difference(&before) {
+            self.reserved_on.entry(uid.clone()).or_default().insert(name.to_owned());
+        }
+        self.depart_from(name, after);
+        self.account(name, true);
+        self.forget_if_empty(name);
+    }
+
+    /// The pools of a node as they are accounted for, from its labels and its agent's report.
+    fn account(&mut self, name: &str, changed: bool) {
+        let guarded_before = self.guarded();
+        let Some(node) = self.nodes.get(name) else { return };
+        let pools = node.ledger.reported(&node.labelled);
+        let facts = NodeFacts { site: node.facts.site.clone(), pools };
+        let unchanged = !changed && node.facts.pools == facts.pools;
+        self.note_sharing(name, &facts);
+        if unchanged {
+            return;
+        }
+        self.touched.insert(name.to_owned());
         self.unrank(name);
-        self.nodes.entry(name.to_owned()).or_default().facts = facts;
-        // Also where it stands as before: why it is not known may have changed.
-        self.changed.insert(name.to_owned());
+        let node = self.nodes.get_mut(name).expect("found above");
+        if node.facts.pools != facts.pools || node.standing.is_none() {
+            // Also where it stands as before: why it is not known may have changed.
+            self.changed.insert(name.to_owned());
+        }
+        node.facts = facts;
         self.rank_after(name, &guarded_before);
+    }
+
+    /// Tells a node's ledger which of these pods hold nothing there for certain.
+    fn depart_from(&mut self, name: &str, pods: BTreeSet<PodUid>) {
+        let departed: Vec<PodUid> = pods.into_iter().filter(|uid| self.is_elsewhere(uid, name)).collect();
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        for uid in departed {
+            node.ledger.depart(&uid);
+        }
+    }
+
+    /// Whether it is certain that a pod holds nothing on a node and never will.
+    fn is_elsewhere(&self, uid: &PodUid, node: &str) -> bool {
+        self.has_ended(uid) || self.node_of.get(uid).is_some_and(|bound| bound != node)
+    }
+
+    fn has_ended(&self, uid: &PodUid) -> bool {
+        self.ended.iter().any(|ended| ended.contains(uid))
+    }
+
+    /// The ledger of a node with another state of its `GpuLedger` than was last seen, and its pools.
+    pub fn with_shared(&self, name: &str, shared: Shared) -> Option<(NodeLedger, Vec<Pool>)> {
+        let node = self.nodes.get(name)?;
+        let mut ledger = node.ledger.clone();
+        ledger.share(Some(shared));
+        let reservations = ledger.shared().into_iter().flat_map(|shared| shared.reservations.iter());
+        let gone: Vec<PodUid> =
+            reservations.map(|(uid, _)| uid).filter(|uid| self.is_elsewhere(uid, name)).cloned().collect();
+        for uid in gone {
+            ledger.depart(&uid);
+        }
+        let pools = ledger.reported(&node.labelled);
+        Some((ledger, pools))
+    }
+
+    /// Whether a node needs a `GpuLedger`: kube-scheduler's sum over it does not keep each of its GPUs.
+    pub fn needs_ledger(&self, name: &str) -> bool {
+        let pools = self.nodes.get(name).into_iter().flat_map(|node| &node.facts.pools);
+        pools.into_iter().any(|pool| self.guards(&pool.resource) && binding::needs_reservations(pool, &self.rules))
+    }
+
+    /// Time passes: startups come to their deadline, and what ended long ago is forgotten.
+    pub fn tick(&mut self, now: Moment) {
+        if self.ended_since.after(REMEMBER_ENDED) <= now {
+            let [recent, _] = std::mem::take(&mut self.ended);
+            self.ended = [BTreeSet::new(), recent];
+            self.ended_since = now;
+        }
+        if !self.rules.serialize_per_gpu {
+            return;
+        }
+        let from = now.before(STARTUP_DEADLINE);
+        let mut ended = Vec::new();
+        for (name, node) in &mut self.nodes {
+            if node.ledger.startups_from(from) {
+                ended.push(name.clone());
+            }
+        }
+        for name in ended {
+            self.unrank(&name);
+            self.rank(&name);
+        }
     }
 
     /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
@@ -106,12 +232,17 @@ impl Cluster {
         self.changed.remove(name);
     }
 
-    /// A pod was seen on a node.
+    /// A pod was seen on a node. One that ended does not come back: what says so is older than what said it ended.
     pub fn apply_pod(&mut self, uid: &PodUid, node: &str, holder: Holder) {
-        if self.node_of.get(uid).is_some_and(|before| before != node) {
-            self.delete_pod(uid);
+        if self.has_ended(uid) {
+            return;
         }
-        self.node_of.insert(uid.clone(), node.to_owned());
+        if self.node_of.get(uid).is_some_and(|before| before != node) {
+            self.leave(uid);
+        }
+        if self.node_of.insert(uid.clone(), node.to_owned()).is_none() {
+            self.depart_but(uid, Some(node));
+        }
         let entry = self.nodes.entry(node.to_owned()).or_default();
         if entry.ledger.holders().get(uid) == Some(&holder) {
             return;
@@ -121,18 +252,39 @@ impl Cluster {
         if let Some(before) = self.nodes.get_mut(node).expect("made above").ledger.confirm(uid.clone(), holder) {
             self.forget_requested(&before);
         }
+        self.touched.insert(node.to_owned());
         self.unrank(node);
         self.rank_after(node, &guarded_before);
     }
 
-    /// A pod ended, is gone, or was never on a node.
+    /// A pod ended or is gone: it holds nothing, wherever it was promised a place.
     pub fn delete_pod(&mut self, uid: &PodUid) {
+        self.ended[0].insert(uid.clone());
+        self.leave(uid);
+        self.depart_but(uid, None);
+    }
+
+    /// Takes back what was promised to a pod on nodes that it is not on.
+    fn depart_but(&mut self, uid: &PodUid, bound: Option<&str>) {
+        let nodes = self.reserved_on.get(uid).cloned().unwrap_or_default();
+        for name in nodes.iter().filter(|name| Some(name.as_str()) != bound) {
+            let Some(node) = self.nodes.get_mut(name) else { continue };
+            if node.ledger.depart(uid) {
+                self.touched.insert(name.clone());
+                self.unrank(name);
+                self.rank(name);
+            }
+        }
+    }
+
+    fn leave(&mut self, uid: &PodUid) {
         let Some(node) = self.node_of.remove(uid) else { return };
         let guarded_before = self.guarded();
         let ledger = &mut self.nodes.get_mut(&node).expect("a pod's node is kept while the pod is").ledger;
         if let Some(before) = ledger.release(uid) {
             self.forget_requested(&before);
         }
+        self.touched.insert(node.clone());
         self.unrank(&node);
         self.rank_after(&node, &guarded_before);
         self.forget_if_empty(&node);
@@ -141,6 +293,11 @@ impl Cluster {
     /// Nodes that stand elsewhere than when this was last asked.
     pub fn take_changed(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Nodes on which a pod or a reservation came, went or changed since this was last asked.
+    pub fn take_touched(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Whether a resource is shared by at least one node, or guarded by configuration, or held by a pod that requests VRAM
@@ -262,7 +419,7 @@ impl Cluster {
                     .pools
                     .iter()
                     .filter(|pool| self.guards(&pool.resource))
-                    .map(|pool| node.ledger.pool_standing(pool, &self.rules, viewpoint).balance.room())
+                    .map(|pool| node.ledger.pool_standing(pool, &self.rules, viewpoint).room)
                     .min()
                     .is_some_and(|room| demand <= room)
         })
@@ -337,7 +494,9 @@ impl Cluster {
 
     /// A node that is gone, after its last pod. What it published went with it.
     fn forget_if_empty(&mut self, name: &str) {
-        let empty = |node: &Node| node.facts.pools.is_empty() && node.ledger.holders().is_empty();
+        let empty = |node: &Node| {
+            node.facts.pools.is_empty() && node.ledger.holders().is_empty() && node.ledger.shared().is_none()
+        };
         if self.nodes.get(name).is_some_and(empty) {
             self.nodes.remove(name);
         }

@@ -43,7 +43,7 @@ impl Demand {
 }
 
 /// When a container of a pod runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Runs to its end before the next one starts.
     Init,

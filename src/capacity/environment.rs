@@ -2,7 +2,8 @@
 //! values; how an entry gets into the object is `k8s::patch`'s work.
 
 use super::demand::Demand;
-use super::pod::Container;
+use super::pod::{Container, EnvEntry};
+use super::policy::VisibleDevices;
 use super::verdict::EnvConflict;
 use crate::keys;
 
@@ -12,7 +13,16 @@ pub struct Variable {
     /// Name.
     pub name: &'static str,
     /// Value.
-    pub value: String,
+    pub value: Value,
+}
+
+/// What a variable is set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// That.
+    Literal(String),
+    /// What a field of the pod says when the container starts.
+    Field(String),
 }
 
 /// What the environment of one container lacks and what contradicts it.
@@ -25,19 +35,23 @@ pub struct Injection {
 }
 
 /// For a container of a guarded pod: with the demand where it requests a guarded GPU, without where it requests none.
-pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection {
+pub fn of_container(container: &Container, demand: Option<&Demand>, visible: VisibleDevices) -> Injection {
     let mut injection = Injection::default();
     match demand {
         Some(demand) => {
             if let Some(declared) = demand.declared {
-                injection.want(container, keys::ENV_VRAM_MIB, declared.mib().to_string());
+                injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
             }
-            injection.want(container, keys::ENV_DEVICE_ORDER, "PCI_BUS_ID".to_owned());
+            injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
+            if visible == VisibleDevices::Pin {
+                injection.want(container, keys::ENV_VISIBLE_DEVICES, Value::Field(gpu_field(&container.name)));
+                return injection;
+            }
             // Where the plugin hands GPUs over by this variable, the pod's own value beats the plugin's: the container
             // would sit on another GPU than the one the kubelet recorded.
-            if let Some(theirs) =
-                container.env(keys::ENV_VISIBLE_DEVICES).filter(|entry| !hides_gpus(entry.value.as_deref()))
-            {
+            // A pin of a policy before is ours.
+            let theirs = container.env(keys::ENV_VISIBLE_DEVICES).filter(|_| !is_pinned(container));
+            if let Some(theirs) = theirs.filter(|entry| !hides_gpus(entry.value.as_deref())) {
                 injection.conflicts.push(EnvConflict {
                     name: keys::ENV_VISIBLE_DEVICES,
                     theirs: theirs.value.clone(),
@@ -48,11 +62,22 @@ pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection
         // CUDA images are built with NVIDIA_VISIBLE_DEVICES=all, which shows a container without a GPU all of them. A
         // value of the user's own is a violation of its own, see `shows_gpus_without_request`.
         None if container.gpus.is_empty() && container.env(keys::ENV_VISIBLE_DEVICES).is_none() => {
-            injection.want(container, keys::ENV_VISIBLE_DEVICES, "void".to_owned());
+            injection.want(container, keys::ENV_VISIBLE_DEVICES, Value::Literal("void".to_owned()));
         }
         None => {}
     }
     injection
+}
+
+/// The field of a pod that names the GPU of one of its containers.
+pub fn gpu_field(container: &str) -> String {
+    format!("metadata.annotations['{}{container}']", keys::GPU_OF)
+}
+
+/// Whether a container sees the GPU that our annotation names, and no other.
+pub fn is_pinned(container: &Container) -> bool {
+    let entry = container.env(keys::ENV_VISIBLE_DEVICES);
+    entry.and_then(|entry| entry.field.as_ref()).is_some_and(|field| *field == gpu_field(&container.name))
 }
 
 /// Whether a container that requests no GPU makes GPUs visible to itself.
@@ -67,12 +92,19 @@ fn hides_gpus(value: Option<&str>) -> bool {
 }
 
 impl Injection {
-    fn want(&mut self, container: &Container, name: &'static str, value: String) {
+    fn want(&mut self, container: &Container, name: &'static str, value: Value) {
+        let there = |entry: &EnvEntry| match &value {
+            Value::Literal(text) => entry.value.as_ref() == Some(text),
+            Value::Field(path) => entry.field.as_ref() == Some(path),
+        };
         match container.env(name) {
             None => self.missing.push(Variable { name, value }),
-            Some(entry) if entry.value.as_deref() == Some(&value) => {}
+            Some(entry) if there(entry) => {}
             Some(entry) => {
-                self.conflicts.push(EnvConflict { name, theirs: entry.value.clone(), ours: Some(value) });
+                let ours = match value {
+                    Value::Literal(text) | Value::Field(text) => text,
+                };
+                self.conflicts.push(EnvConflict { name, theirs: entry.value.clone(), ours: Some(ours) });
             }
         }
     }
@@ -83,7 +115,7 @@ mod tests {
     use super::*;
     use crate::capacity::demand::Role;
     use crate::capacity::gpu::Resource;
-    use crate::capacity::pod::{EnvEntry, VramRequest};
+    use crate::capacity::pod::VramRequest;
     use crate::capacity::vram::Vram;
 
     fn container(gpu: bool, env: &[(&str, Option<&str>)]) -> Container {
@@ -92,7 +124,7 @@ mod tests {
             role: Role::App,
             gpus: if gpu { vec![(Resource("nvidia.com/gpu".into()), 1)] } else { vec![] },
             vram_request: VramRequest::Absent,
-            env: env.iter().map(|&(n, v)| EnvEntry { name: n.into(), value: v.map(Into::into) }).collect(),
+            env: env.iter().map(|&(n, v)| EnvEntry { name: n.into(), value: v.map(Into::into), field: None }).collect(),
         }
     }
 
@@ -101,21 +133,29 @@ mod tests {
     }
 
     fn injected(injection: &Injection) -> Vec<String> {
-        injection.missing.iter().map(|v| format!("{}={}", v.name, v.value)).collect()
+        let text = |value: &Value| match value {
+            Value::Literal(text) => text.clone(),
+            Value::Field(path) => format!("<{path}>"),
+        };
+        injection.missing.iter().map(|v| format!("{}={}", v.name, text(&v.value))).collect()
     }
 
     #[test]
     fn a_gpu_container_gets_its_budget_and_the_device_order() {
-        let injection = of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()));
+        let injection =
+            of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()), VisibleDevices::Leave);
         assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
         assert_eq!(injection.conflicts, []);
     }
 
     #[test]
     fn a_container_without_a_gpu_sees_none() {
-        assert_eq!(injected(&of_container(&container(false, &[]), None)), ["NVIDIA_VISIBLE_DEVICES=void"]);
+        assert_eq!(
+            injected(&of_container(&container(false, &[]), None, VisibleDevices::Leave)),
+            ["NVIDIA_VISIBLE_DEVICES=void"]
+        );
         let own = container(false, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
-        assert_eq!(of_container(&own, None), Injection::default());
+        assert_eq!(of_container(&own, None, VisibleDevices::Leave), Injection::default());
         assert!(shows_gpus_without_request(&own));
         for harmless in ["void", "none", ""] {
             assert!(!shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))])));
@@ -126,22 +166,41 @@ mod tests {
     #[test]
     fn what_is_already_there_is_not_injected_again() {
         let there = [("VRAMGUARD_VRAM_MIB", Some("8192")), ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID"))];
-        assert_eq!(of_container(&container(true, &there), Some(&demand())), Injection::default());
+        assert_eq!(
+            of_container(&container(true, &there), Some(&demand()), VisibleDevices::Leave),
+            Injection::default()
+        );
     }
 
     #[test]
     fn a_users_own_value_is_a_conflict_and_the_last_one_counts() {
         let own = [("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")), ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST"))];
-        let injection = of_container(&container(true, &own), Some(&demand()));
+        let injection = of_container(&container(true, &own), Some(&demand()), VisibleDevices::Leave);
         assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192"]);
         assert_eq!(injection.conflicts.len(), 1);
         assert_eq!(injection.conflicts[0].theirs.as_deref(), Some("FASTEST_FIRST"));
     }
 
     #[test]
+    fn under_pin_a_gpu_container_sees_what_the_annotation_names() {
+        let pinned = of_container(&container(true, &[]), Some(&demand()), VisibleDevices::Pin);
+        let field = "metadata.annotations['vramguard.dev/gpu.main']";
+        assert_eq!(injected(&pinned)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
+        let mut again = container(true, &[("NVIDIA_VISIBLE_DEVICES", None)]);
+        again.env[0].field = Some(field.into());
+        assert!(is_pinned(&again));
+        for policy in [VisibleDevices::Pin, VisibleDevices::Leave] {
+            assert_eq!(of_container(&again, Some(&demand()), policy).conflicts, []);
+        }
+        let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("0"))]);
+        assert_eq!(of_container(&own, Some(&demand()), VisibleDevices::Pin).conflicts.len(), 1);
+        assert!(!is_pinned(&own));
+    }
+
+    #[test]
     fn visible_devices_on_a_gpu_container_contradict_the_device_plugin() {
         let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
-        let injection = of_container(&own, Some(&demand()));
+        let injection = of_container(&own, Some(&demand()), VisibleDevices::Leave);
         assert_eq!(injection.conflicts.len(), 1);
         assert_eq!(injection.conflicts[0].ours, None);
     }

@@ -17,12 +17,19 @@ impl fmt::Display for Resource {
 }
 
 /// Which physical GPU (or MIG device) of a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GpuId {
     /// As NVML names it. Known once the node agent reports it.
     Uuid(String),
     /// Its position, where no UUID is known.
     Index(u32),
+}
+
+impl From<&str> for GpuId {
+    /// From an annotation or a report: a number is a position, anything else a UUID.
+    fn from(text: &str) -> GpuId {
+        text.parse().map_or_else(|_| GpuId::Uuid(text.to_owned()), GpuId::Index)
+    }
 }
 
 impl fmt::Display for GpuId {
@@ -39,6 +46,8 @@ impl fmt::Display for GpuId {
 pub struct Gpu {
     /// Which one of its node.
     pub id: GpuId,
+    /// Its position, as NVML and `CUDA_DEVICE_ORDER=PCI_BUS_ID` count.
+    pub index: u32,
     /// All its memory, driver-reserved included.
     pub total: Vram,
     /// What the driver keeps for itself; zero until the agent reports it.
@@ -50,7 +59,12 @@ pub struct Gpu {
 impl Gpu {
     /// A GPU of which only the size is known.
     pub fn of_size(index: u32, total: Vram) -> Gpu {
-        Gpu { id: GpuId::Index(index), total, driver_reserved: Vram::ZERO, out_of_band: Vram::ZERO }
+        Gpu { id: GpuId::Index(index), index, total, driver_reserved: Vram::ZERO, out_of_band: Vram::ZERO }
+    }
+
+    /// Whether that names it: its position stays a name for it once the UUID is known.
+    pub fn is(&self, id: &GpuId) -> bool {
+        self.id == *id || GpuId::Index(self.index) == *id
     }
 
     /// floor((total − driver-reserved − headroom) × overcommit) − out-of-band use. Negative when out-of-band use alone
@@ -70,6 +84,8 @@ pub struct Rules {
     pub headroom: Headroom,
     /// Scales what may be promised.
     pub overcommit: Overcommit,
+    /// Whether a GPU on which a pod starts takes no other one until that is ready.
+    pub serialize_per_gpu: bool,
 }
 
 impl Default for Rules {
@@ -78,6 +94,7 @@ impl Default for Rules {
             per_process_overhead: Vram::from_mib(600),
             headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
             overcommit: Overcommit::NONE,
+            serialize_per_gpu: false,
         }
     }
 }
@@ -155,6 +172,20 @@ impl Sharing {
     }
 }
 
+/// How the device plugin hands out the replicas of several GPUs, as far as the node agent has verified it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handout {
+    /// Nobody knows.
+    #[default]
+    Unverified,
+    /// From the GPU with the fewest replicas taken; ties at random.
+    Distributed,
+    /// From the GPU with the most replicas taken that has one left; ties at random.
+    Packed,
+    /// By `NVIDIA_VISIBLE_DEVICES`, where a pod sets it: the pod's value beats the plugin's.
+    Pinned,
+}
+
 /// The GPUs of a node behind one resource name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -164,6 +195,8 @@ pub struct Pool {
     pub sharing: Sharing,
     /// What is behind it, or why that cannot be known.
     pub contents: Result<Contents, Unknown>,
+    /// How containers come to their GPU.
+    pub handout: Handout,
 }
 
 /// The physical side of a [`Pool`].
@@ -212,6 +245,32 @@ pub enum Unknown {
         /// What stands there.
         value: String,
     },
+    /// A node agent that reports other GPUs than the node has replicas of.
+    #[error(
+        "the node agent reports {gpus} GPUs with {replicas} replicas each, but the capacity of {resource} is {capacity}"
+    )]
+    ReportContradicts {
+        /// Physical GPUs reported.
+        gpus: usize,
+        /// Replicas each, as reported.
+        replicas: u32,
+        /// The resource that contradicts.
+        resource: Resource,
+        /// Its capacity.
+        capacity: u64,
+    },
+    /// A node agent that knows the resource and no GPU behind it.
+    #[error("the node agent reports no GPU behind {resource}")]
+    ReportedNone {
+        /// The resource.
+        resource: Resource,
+    },
+    /// GPUs of one resource with different numbers of replicas.
+    #[error("the node agent reports GPUs with different numbers of replicas behind {resource}")]
+    UnevenReplicas {
+        /// The resource.
+        resource: Resource,
+    },
     /// A kind of GPU whose size is not read yet.
     #[error("sizes of {resource} are not read from labels; name them in a GpuInventory")]
     Unsupported {
@@ -251,14 +310,18 @@ impl fmt::Display for Accounting {
 }
 
 impl Pool {
-    /// The accounting mode that the pool's own facts allow. `confirmed` and `pinned` need facts that only the agent
+    /// The accounting mode that what is known of the pool allows. `confirmed` and `pinned` need what only the agent
     /// brings.
     pub fn accounting(&self) -> Accounting {
         match &self.contents {
             Err(_) => Accounting::Unknown,
             Ok(_) if !self.sharing.is_shared() => Accounting::Exclusive,
             Ok(contents) if contents.gpus.len() == 1 => Accounting::Exact,
-            Ok(_) => Accounting::Slot,
+            Ok(_) => match self.handout {
+                Handout::Unverified => Accounting::Slot,
+                Handout::Distributed | Handout::Packed => Accounting::Confirmed,
+                Handout::Pinned => Accounting::Pinned,
+            },
         }
     }
 
@@ -281,6 +344,11 @@ impl Pool {
     pub fn slot(&self, rules: &Rules) -> Option<Vram> {
         let replicas = self.contents.as_ref().ok()?.replicas;
         Some(self.smallest_gpu(rules)?.share(replicas.get()))
+    }
+
+    /// What all its GPUs can be promised; zero where they are not known.
+    pub fn allocatable(&self, rules: &Rules) -> Vram {
+        self.allocatables(rules).into_iter().flatten().sum()
     }
 
     fn allocatables(&self, rules: &Rules) -> Option<impl Iterator<Item = Vram>> {

@@ -1,7 +1,8 @@
-//! Who holds how much on one node, and what follows from it: held, placeable, published. Owns that arithmetic for every
-//! accounting mode; does not know other nodes (see [`super::cluster`]) and does not choose GPUs.
+//! Who holds how much on one node, and what follows from it: held, placeable, published. Owns whose word counts: pods as they
+//! are seen, the reservations that the replicas share, what the node agent reports. The arithmetic on GPUs is
+//! [`super::occupancy`]'s, the life of a reservation [`super::reservation`]'s; other nodes are [`super::cluster`]'s.
 //!
-//! A pod is in the ledger from the moment it is seen with a node until it is seen ended or gone:
+//! A pod that is seen on the node holds from then until it is seen ended or gone:
 //!
 //! ```text
 //!            bind seen                 Succeeded, Failed or deleted seen
@@ -10,40 +11,61 @@
 //!                          └──┘ seen again: replaced by its uid, never added twice
 //! ```
 //!
+//! A pod that is not seen here yet but has a reservation holds too, unless it is certain that it never will be here.
+//!
 //! What a node publishes is Σ requests + placeable: never less than what is bound, so that a kubelet that admits its pods
 //! again finds room for each; and what kube-scheduler sees as free is exactly what can be placed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{self, Role};
-use super::gpu::{Accounting, GpuId, Pool, Resource, Rules};
+use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules};
+use super::moment::Moment;
+use super::occupancy::{self, Deficit, GpuStanding, Newcomer, Occupancy};
 use super::pod::PodName;
-use super::vram::{Balance, Vram};
+use super::report::Report;
+use super::reservation::Reservations;
+use super::vram::Vram;
 
 /// Identity of a pod for all its life, as the API server gives it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodUid(pub String);
 
 /// A pod that counts on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder {
     /// For messages.
     pub name: PodName,
     /// What Kubernetes counts of `vramguard.dev/vram` for it; `None` where it requests none.
     pub request: Option<Vram>,
     /// How each of its GPU containers counts, in start order.
-    pub parts: Vec<(Role, Part)>,
+    pub parts: Vec<Part>,
     /// GPU resources it takes, with the number of replicas (or whole GPUs).
     pub gpus: Vec<(Resource, u64)>,
-    /// Which GPU it is on, once that is known.
-    pub gpu: Option<GpuId>,
     /// Its priority: lower ones make room for pods that may preempt.
     pub priority: i32,
+    /// Since when it is bound without being ready; `None` once it is, and where that is not known.
+    pub starting: Option<Moment>,
+}
+
+/// One GPU container of a holder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Part {
+    /// Its name.
+    pub container: String,
+    /// When it runs.
+    pub role: Role,
+    /// What it holds.
+    pub amount: Amount,
+    /// Whether its GPU is the one that our annotation names, where the node is verified to honour that.
+    pub pinned: bool,
+    /// The GPU that our annotation names.
+    pub gpu: Option<GpuId>,
 }
 
 /// How one GPU container of a holder counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Amount {
     /// By its request.
     Requested(Vram),
     /// By its declaration (D) and the contexts of so many processes.
@@ -72,14 +94,18 @@ pub struct PoolStanding {
     pub holders: usize,
     /// Holders whose share is not known, because neither they nor the node say. Not in `held`.
     pub uncounted: usize,
-    /// The largest demand it can take now; negative when overcommitted.
-    pub balance: Balance,
+    /// The largest demand it can take now.
+    pub room: Vram,
+    /// By how much it is overcommitted, or may be.
+    pub deficit: Option<Deficit>,
+    /// Each of its GPUs; none where they are not known.
+    pub gpus: Vec<GpuStanding>,
 }
 
 /// Where a node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Σ requests of the pods on it.
+    /// Σ requests of the pods on it, or promised to be.
     pub bound: Vram,
     /// The largest demand that it can take now, whichever of its guarded resources is asked for.
     pub placeable: Vram,
@@ -105,36 +131,105 @@ pub enum Viewpoint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeLedger {
     holders: BTreeMap<PodUid, Holder>,
+    /// What all replicas have promised, and the agent reported; `None` where the node has no `GpuLedger`.
+    shared: Option<Shared>,
+    /// Pods with a reservation of which it is certain that they hold nothing here: ended, gone, or bound elsewhere.
+    departed: BTreeSet<PodUid>,
+    /// Startups that have lasted this long or longer keep nobody off.
+    startups_from: Moment,
+}
+
+/// What stands in the `GpuLedger` of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// Promised.
+    pub reservations: Reservations,
+    /// Seen by the agent, if one runs.
+    pub report: Option<Report>,
 }
 
 impl NodeLedger {
     /// Seen on the node. Idempotent: the same pod again replaces what was known of it.
     pub fn confirm(&mut self, uid: PodUid, holder: Holder) -> Option<Holder> {
+        self.departed.remove(&uid);
         self.holders.insert(uid, holder)
     }
 
-    /// Seen ended, gone or elsewhere. Idempotent.
+    /// Not seen on the node any more, whatever became of it. Idempotent.
     pub fn release(&mut self, uid: &PodUid) -> Option<Holder> {
         self.holders.remove(uid)
     }
 
-    /// Who holds, by uid.
+    /// It is certain that the pod holds nothing here and never will: it ended, is gone, or is bound elsewhere. Returns
+    /// whether that changes anything.
+    pub fn depart(&mut self, uid: &PodUid) -> bool {
+        let held = self.holders.remove(uid).is_some();
+        let reserved = self.reservations().is_some_and(|reservations| reservations.contains(uid));
+        held | (reserved && self.departed.insert(uid.clone()))
+    }
+
+    /// Another state of the node's `GpuLedger`; `None` where it is gone.
+    pub fn share(&mut self, shared: Option<Shared>) {
+        self.shared = shared;
+        let reserved = |uid: &PodUid| self.shared.as_ref().is_some_and(|shared| shared.reservations.contains(uid));
+        self.departed.retain(|uid| reserved(uid));
+    }
+
+    /// Startups from before that moment keep nobody off any more. Returns whether that ends one.
+    pub fn startups_from(&mut self, moment: Moment) -> bool {
+        let ends = |since: Moment| self.startups_from <= since && since < moment;
+        let ended = self.counted().any(|(_, holder)| holder.starting.is_some_and(ends));
+        self.startups_from = moment;
+        ended
+    }
+
+    /// Who is seen here, by uid.
     pub fn holders(&self) -> &BTreeMap<PodUid, Holder> {
         &self.holders
     }
 
-    /// Where the node stands. `guarded` are the resources that count; pools of others are shown, not promised.
+    /// What stands in the node's `GpuLedger`, if it has one.
+    pub fn shared(&self) -> Option<&Shared> {
+        self.shared.as_ref()
+    }
+
+    /// Pods with a reservation that is void.
+    pub fn departed(&self) -> &BTreeSet<PodUid> {
+        &self.departed
+    }
+
+    fn reservations(&self) -> Option<&Reservations> {
+        self.shared.as_ref().map(|shared| &shared.reservations)
+    }
+
+    /// Everybody who counts: whoever is seen here, and whoever may still come.
+    pub fn counted(&self) -> impl Iterator<Item = (&PodUid, &Holder)> {
+        let reserved = self.reservations().into_iter().flat_map(Reservations::iter);
+        let coming = reserved.filter(|(uid, _)| !self.holders.contains_key(uid) && !self.departed.contains(uid));
+        self.holders.iter().chain(coming.map(|(uid, reservation)| (uid, &reservation.holder)))
+    }
+
+    /// The node's pools as labels say, with what the agent reports put in place.
+    pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
+        match self.shared.as_ref().and_then(|shared| shared.report.as_ref()) {
+            Some(report) => report.applied_to(pools),
+            None => pools.to_vec(),
+        }
+    }
+
+    /// Where the node stands. `guarded` are the resources that count; pools of others are shown, not promised. `pools` as
+    /// [`NodeLedger::reported`] gives them.
     pub fn standing(&self, pools: &[Pool], rules: &Rules, guarded: impl Fn(&Resource) -> bool) -> Standing {
-        let bound: Vram = self.holders.values().filter_map(|holder| holder.request).sum();
+        let bound: Vram = self.counted().filter_map(|(_, holder)| holder.request).sum();
         let pools: Vec<PoolStanding> =
             pools.iter().map(|pool| self.pool_standing(pool, rules, Viewpoint::Everyone)).collect();
         // One number serves all resources of the node, so it promises what the fullest of them can keep.
         let guarded_pools = || pools.iter().filter(|pool| guarded(&pool.resource));
         // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
-        let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.balance.room().is_zero();
-        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.balance.room());
+        let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.room.is_zero();
+        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.room);
         let placeable = rooms().min().or_else(|| guarded_pools().next().map(|_| Vram::ZERO));
-        let deficit = guarded_pools().filter_map(|pool| pool.balance.deficit()).max();
+        let deficit = guarded_pools().filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
         let published = match placeable {
             Some(placeable) => Some(bound.plus(placeable)),
             None if bound.is_zero() => None,
@@ -147,71 +242,111 @@ impl NodeLedger {
     /// Where one pool stands in the eyes of `viewpoint`.
     pub fn pool_standing(&self, pool: &Pool, rules: &Rules, viewpoint: Viewpoint) -> PoolStanding {
         let slot = pool.slot(rules);
-        let (mut amounts, mut uncounted, mut taken) = (Vec::new(), 0, 0);
-        for holder in self.holders.values().filter(|holder| holder.counts_for(viewpoint)) {
-            let Some(replicas) = holder.takes(&pool.resource) else {
-                continue;
-            };
-            taken = replicas.saturating_add(taken);
-            match holder.amount(slot, rules) {
-                Some(amount) => amounts.push(amount),
-                None => uncounted += 1,
-            }
-        }
-        let sum = |pick: &dyn Fn(&super::gpu::Gpu) -> Vram| -> Option<Vram> {
-            Some(pool.contents.as_ref().ok()?.gpus.iter().map(pick).sum())
+        let holders = || {
+            let all = self.counted().filter(|(_, holder)| holder.counts_for(viewpoint));
+            all.filter(|(_, holder)| holder.takes(&pool.resource).is_some())
         };
-        let accounting = pool.accounting();
+        let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
+        let occupancy = self.occupancy(pool, rules, viewpoint);
         PoolStanding {
             resource: pool.resource.clone(),
-            accounting,
-            allocatable: sum(&|gpu| gpu.allocatable(rules).room()),
-            held: amounts.iter().copied().sum(),
-            holders: amounts.len() + uncounted,
-            uncounted,
-            balance: placeable(pool, rules, accounting, amounts, taken),
+            accounting: pool.accounting(),
+            allocatable: occupancy.as_ref().map(|_| pool.allocatable(rules)),
+            held: amounts.iter().flatten().copied().sum(),
+            holders: amounts.len(),
+            uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
+            room: occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room),
+            deficit: occupancy.as_ref().and_then(Occupancy::deficit),
+            gpus: occupancy.as_ref().map(Occupancy::gpus).unwrap_or_default(),
         }
     }
-}
 
-/// The largest demand that a pool can take, given what its holders hold and how many replicas (or whole GPUs) they take.
-fn placeable(pool: &Pool, rules: &Rules, accounting: Accounting, mut amounts: Vec<Vram>, taken: u64) -> Balance {
-    let nothing = Balance::from(Vram::ZERO);
-    let Ok(contents) = &pool.contents else { return nothing };
-    let Some(smallest) = contents.gpus.iter().map(|gpu| gpu.allocatable(rules)).min() else {
-        return nothing;
-    };
-    match accounting {
-        Accounting::Exact => amounts.into_iter().fold(smallest, Balance::less),
-        // Whichever GPU a pod gets, at most replicas − 1 others are on it, in the worst case the largest of the node. So
-        // a demand fits if it fits beside those. Never more than a slot: else one large pod could take the room that the
-        // other replicas stand for.
-        Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => {
-            amounts.sort_unstable_by(|a, b| b.cmp(a));
-            let neighbours = contents.replicas.get() as usize - 1;
-            let beside = amounts.into_iter().take(neighbours).fold(smallest, Balance::less);
-            beside.min(Balance::from(smallest.room().share(contents.replicas.get())))
+    /// Where a pod that is not here yet would go: on a GPU of our choice, wherever the plugin puts it (`None`), or nowhere
+    /// (`Err`, with the most that would fit). The pod itself, should it count already, does not stand in its own way.
+    pub fn place(&self, uid: &PodUid, newcomer: &Holder, pool: &Pool, rules: &Rules) -> Result<Option<GpuId>, Vram> {
+        let others = self.shares(pool, rules, Viewpoint::Everyone, Some(uid));
+        let occupancy = Occupancy::of(pool, rules, others).ok_or(Vram::ZERO)?;
+        let demand = newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?;
+        occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
+    }
+
+    fn occupancy<'p>(&self, pool: &'p Pool, rules: &Rules, viewpoint: Viewpoint) -> Option<Occupancy<'p>> {
+        Occupancy::of(pool, rules, self.shares(pool, rules, viewpoint, None))
+    }
+
+    /// What each holder of a pool takes of it.
+    fn shares<'l>(
+        &'l self,
+        pool: &'l Pool,
+        rules: &'l Rules,
+        viewpoint: Viewpoint,
+        but: Option<&'l PodUid>,
+    ) -> impl Iterator<Item = occupancy::Share> + 'l {
+        let slot = pool.slot(rules);
+        let counted = self.counted().filter(move |(uid, holder)| holder.counts_for(viewpoint) && Some(*uid) != but);
+        counted.filter_map(move |(uid, holder)| {
+            let replicas = holder.takes(&pool.resource)?;
+            let starting = holder.starting.is_some_and(|since| since >= self.startups_from);
+            let seats = self
+                .seats(uid, holder, pool, slot, rules)
+                .unwrap_or_else(|| vec![(None, holder.amount(slot, rules).unwrap_or(Vram::ZERO), replicas)]);
+            Some(occupancy::Share { seats, starting })
+        })
+    }
+
+    /// What a holder takes of each GPU; `None` where the GPU of one of its containers is not known.
+    fn seats(
+        &self,
+        uid: &PodUid,
+        holder: &Holder,
+        pool: &Pool,
+        slot: Option<Vram>,
+        rules: &Rules,
+    ) -> Option<Vec<(Option<GpuId>, Vram, u64)>> {
+        let mut by_gpu: BTreeMap<GpuId, Vec<(Role, Vram)>> = BTreeMap::new();
+        for part in &holder.parts {
+            let gpu = self.gpu_of(uid, part, pool.handout)?;
+            by_gpu.entry(gpu).or_default().push((part.role, part.holds(slot, rules)?));
         }
-        // Which GPU is free is not known, so the smallest is promised.
-        Accounting::Exclusive if taken < contents.gpus.len() as u64 => smallest,
-        Accounting::Exclusive | Accounting::Unknown => nothing,
+        let seat = |(gpu, parts): (GpuId, Vec<(Role, Vram)>)| {
+            let replicas = demand::replicas_of_pod(parts.iter().map(|(role, _)| (*role, 1)));
+            (Some(gpu), demand::of_pod(parts), replicas)
+        };
+        (!by_gpu.is_empty()).then(|| by_gpu.into_iter().map(seat).collect())
+    }
+
+    /// Where a container is, as far as somebody knows. Of a pinned one the kubelet's record, which the agent reports, says
+    /// where the plugin would have put it.
+    fn gpu_of(&self, uid: &PodUid, part: &Part, handout: Handout) -> Option<GpuId> {
+        let shared = self.shared.as_ref()?;
+        if handout == Handout::Pinned && part.pinned {
+            let reserved = shared.reservations.of(uid).and_then(|reservation| reservation.gpu_of(&part.container));
+            return reserved.or(part.gpu.as_ref()).cloned();
+        }
+        shared.report.as_ref()?.given.get(uid)?.get(&part.container).cloned()
     }
 }
 
 impl Holder {
     /// What it holds; `None` where nobody says what one of its containers does.
-    fn amount(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
-        let amount = |part: &Part| match part {
-            Part::Requested(request) => Some(*request),
-            Part::Declared { declared, processes } => {
-                let overhead = rules.per_process_overhead.checked_times(u64::from(*processes))?;
-                Some(declared.plus(overhead))
-            }
-            Part::Slots(replicas) => slot?.checked_times(*replicas),
-        };
+    pub fn amount(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
         let parts: Option<Vec<(Role, Vram)>> =
-            self.parts.iter().map(|(role, part)| Some((*role, amount(part)?))).collect();
+            self.parts.iter().map(|part| Some((part.role, part.holds(slot, rules)?))).collect();
         Some(demand::of_pod(parts?))
+    }
+
+    /// How it comes to its GPU, if it comes now.
+    fn comes_to(&self, pool: &Pool) -> Newcomer {
+        if pool.handout == Handout::Pinned && self.is_pinned() {
+            Newcomer::Pinned
+        } else {
+            Newcomer::Loose(self.takes(&pool.resource).unwrap_or(1))
+        }
+    }
+
+    /// Whether each of its GPU containers goes where our annotation says.
+    pub fn is_pinned(&self) -> bool {
+        !self.parts.is_empty() && self.parts.iter().all(|part| part.pinned)
     }
 
     /// The resources that are guarded because of it: those it holds with a request for VRAM.
@@ -229,6 +364,20 @@ impl Holder {
         match viewpoint {
             Viewpoint::Everyone => true,
             Viewpoint::Preempting(priority) => self.priority >= priority || self.request.is_none(),
+        }
+    }
+}
+
+impl Part {
+    /// What it holds; `None` where nobody says.
+    pub fn holds(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        match self.amount {
+            Amount::Requested(request) => Some(request),
+            Amount::Declared { declared, processes } => {
+                let overhead = rules.per_process_overhead.checked_times(u64::from(processes))?;
+                Some(declared.plus(overhead))
+            }
+            Amount::Slots(replicas) => slot?.checked_times(replicas),
         }
     }
 }

@@ -101,6 +101,8 @@ pub struct EnvEntry {
     pub name: String,
     /// The literal value, or `None` where it is taken from elsewhere (`valueFrom`).
     pub value: Option<String>,
+    /// The field of the pod that it is taken from, where it is one.
+    pub field: Option<String>,
 }
 
 impl Container {

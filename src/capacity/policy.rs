@@ -282,6 +282,7 @@ impl Policies {
                 minimum: cluster.headroom_minimum.unwrap_or(defaults.headroom.minimum),
             },
             overcommit: cluster.overcommit.unwrap_or(defaults.overcommit),
+            serialize_per_gpu: cluster.serialize_per_gpu.unwrap_or(defaults.serialize_per_gpu),
         };
         let mut exempt = cluster
             .exempt_namespaces

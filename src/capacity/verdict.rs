@@ -12,8 +12,10 @@ use super::vram::Vram;
 use crate::keys;
 
 mod advice;
+mod binding;
 
 pub use advice::Advice;
+pub use binding::{Refusal, Unplaced};
 
 /// How much of a user's own text is repeated in a message.
 pub const QUOTED: usize = 64;
@@ -69,6 +71,20 @@ pub enum Reason {
     EnvironmentConflict,
     /// An annotation that only vramguard sets.
     ReservedAnnotation,
+    /// A binding by somebody who is not a known scheduler.
+    ForeignBinder,
+    /// A binding for another pod of that name.
+    OtherUid,
+    /// A binding of a pod that has a node.
+    AlreadyBound,
+    /// A binding to a node whose GPUs are not accounted for.
+    NodeUnaccounted,
+    /// A pinned pod on a node that is not verified to honour that.
+    PinUnverified,
+    /// A pod is starting on each GPU that it could get.
+    GpuStarting,
+    /// No place could be reserved in time.
+    Undecided,
 }
 
 impl fmt::Display for Reason {

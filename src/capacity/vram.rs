@@ -78,6 +78,12 @@ impl Vram {
         Vram((self.0 * u64::from(percent)).div_ceil(100))
     }
 
+    /// As a share of `total` with four decimals, rounded down so that all shares together stay below 1; `None` of nothing.
+    pub fn fraction_of(self, total: Vram) -> Option<String> {
+        let parts = (u128::from(self.0) * 10_000).checked_div(u128::from(total.0))?;
+        Some(format!("{}.{:04}", parts / 10_000, parts % 10_000))
+    }
+
     /// An equal share for each of `parts`, rounded down. Panics on zero parts.
     pub fn share(self, parts: u32) -> Vram {
         Vram(self.0 / u64::from(parts))

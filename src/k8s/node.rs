@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use super::object::{Condition, NodeObject, Quantity};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Contents, Gpu, Pool, Resource, Sharing, Unknown};
+use crate::capacity::gpu::{Contents, Gpu, Handout, Pool, Resource, Sharing, Unknown};
 use crate::capacity::placement::{Site, Taint, UNSCHEDULABLE};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -151,7 +151,7 @@ pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
 
 fn unreadable(resource: &Resource, value: &str) -> Pool {
     let why = Unknown::BadCapacity { resource: resource.clone(), value: value.to_owned() };
-    Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents: Err(why) }
+    Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents: Err(why), handout: Handout::Unverified }
 }
 
 fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Pool {
@@ -163,13 +163,13 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Po
         let replicas = described.replicas.get();
         Err(Unknown::Contradiction { gpus, replicas, resource: resource.clone(), capacity })
     };
-    Pool { resource: resource.clone(), sharing, contents }
+    Pool { resource: resource.clone(), sharing, contents, handout: Handout::Unverified }
 }
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
     if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
         let contents = Err(Unknown::Unsupported { resource: resource.clone() });
-        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents };
+        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
     }
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
     let renamed = capacity.counts.contains_key(&Resource(keys::GPU_SHARED_RESOURCE.to_owned()));
@@ -182,7 +182,8 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         (true, false) => Others { exclusive: 0, shared: capacity.of_resource(keys::GPU_SHARED_RESOURCE) },
         (false, _) => Others { exclusive: 0, shared: 0 },
     };
-    Pool { resource: resource.clone(), sharing, contents: labelled(resource, count, sharing, others, labels) }
+    let contents = labelled(resource, count, sharing, others, labels);
+    Pool { resource: resource.clone(), sharing, contents, handout: Handout::Unverified }
 }
 
 /// Capacity of the node's other GPU resource.

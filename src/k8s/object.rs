@@ -84,7 +84,24 @@ pub struct EnvVar {
     /// Literal value.
     pub value: Option<String>,
     /// Taken from elsewhere.
-    pub value_from: Option<IgnoredAny>,
+    pub value_from: Option<EnvVarSource>,
+}
+
+/// Where the value of an environment entry is taken from.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EnvVarSource {
+    /// A field of the pod.
+    pub field_ref: Option<FieldRef>,
+}
+
+/// A field of the pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FieldRef {
+    /// Its path.
+    #[serde(deserialize_with = "null_as_default")]
+    pub field_path: String,
 }
 
 /// `affinity`, as far as nodes are concerned.
@@ -170,6 +187,9 @@ pub struct Condition {
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
+    /// Since when.
+    #[serde(rename = "lastTransitionTime")]
+    pub last_transition_time: Option<String>,
     /// Machine reason.
     pub reason: Option<String>,
     /// For people.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::object::{Container, PodObject};
 use crate::capacity::admission::{Changes, ContainerChange};
+use crate::capacity::environment;
 use crate::keys;
 
 /// The operations for `changes`, which were decided on this very object.
@@ -44,7 +45,12 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             }
         }
     }
-    let entries = change.env.iter().map(|variable| json!({ "name": variable.name, "value": variable.value }));
+    let entries = change.env.iter().map(|variable| match &variable.value {
+        environment::Value::Literal(value) => json!({ "name": variable.name, "value": value }),
+        environment::Value::Field(path) => {
+            json!({ "name": variable.name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
+        }
+    });
     if change.env.is_empty() {
     } else if container.env.is_none() {
         add(patch, &[at, &["env"]].concat(), entries.collect());

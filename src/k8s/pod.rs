@@ -9,8 +9,10 @@ use super::object::{self, PodObject, PodSpec, Quantity};
 use super::quantity::{self, Bytes};
 use crate::capacity::declaration::{Declarations, Fallback, Names, Written, resolve};
 use crate::capacity::demand::{self, Role};
+use crate::capacity::environment;
 use crate::capacity::gpu::{GpuId, Resource};
-use crate::capacity::ledger::{Holder, Part, PodUid};
+use crate::capacity::ledger::{Amount, Holder, Part, PodUid};
+use crate::capacity::moment::Moment;
 use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
 use crate::capacity::pod::{Container, EnvEntry, Origin, Pod, PodName, VramRequest};
 use crate::capacity::verdict::MAX_PROCESSES;
@@ -32,12 +34,43 @@ pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>
     }
 }
 
+/// What became of a pod, as far as GPUs are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It asks for neither GPU nor VRAM.
+    Unconcerned,
+    /// It has no node yet.
+    Unbound,
+    /// It holds on a node.
+    Holds(String, Holder),
+    /// It succeeded or failed.
+    Ended,
+}
+
+/// Where a pod stands. One that is Terminating still holds.
+pub fn stage(object: &PodObject) -> Stage {
+    let Some(holder) = would_hold(object) else {
+        return Stage::Unconcerned;
+    };
+    if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return Stage::Ended;
+    }
+    match object.spec.node_name.clone().filter(|node| !node.is_empty()) {
+        Some(node) => Stage::Holds(node, holder),
+        None => Stage::Unbound,
+    }
+}
+
 /// What a pod holds where it is, or `None` for a pod without a node, one that ended, or one without any GPU.
 pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
-    let node = object.spec.node_name.clone().filter(|node| !node.is_empty())?;
-    if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return None;
+    match stage(object) {
+        Stage::Holds(node, holder) => Some((uid(&object.metadata), node, holder)),
+        Stage::Unconcerned | Stage::Unbound | Stage::Ended => None,
     }
+}
+
+/// What a pod holds once it is bound; `None` where it asks for neither GPU nor VRAM.
+pub fn would_hold(object: &PodObject) -> Option<Holder> {
     let containers = containers(&object.spec);
     let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
     // A request for nothing is none: it says nothing of what the pod takes.
@@ -46,15 +79,25 @@ pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
     if request.is_none() && gpus.is_empty() {
         return None;
     }
-    let holder = Holder {
+    Some(Holder {
         name: name(&object.metadata, None),
         request,
-        parts: parts(&containers, &Annotations::of(&object.metadata).declarations),
+        parts: parts(&containers, &object.metadata),
         gpus,
-        gpu: gpu(&object.metadata),
         priority: object.spec.priority.unwrap_or(0),
-    };
-    Some((uid(&object.metadata), node, holder))
+        starting: starting(object),
+    })
+}
+
+/// Since when a pod is bound without being ready.
+fn starting(object: &PodObject) -> Option<Moment> {
+    let condition = |kind: &str| object.status.conditions.iter().find(|condition| condition.kind == kind);
+    let is_true = |kind: &str| condition(kind).filter(|condition| condition.status == "True");
+    let bound = is_true("PodScheduled")?;
+    if is_true("Ready").is_some() {
+        return None;
+    }
+    bound.last_transition_time.as_deref().and_then(moment)
 }
 
 /// Whether kube-scheduler has tried to place a pod and found no node.
@@ -70,6 +113,11 @@ pub fn is_unschedulable(object: &PodObject) -> bool {
 /// Its uid; in a hand-written snapshot, which may lack it, namespace and name.
 pub fn uid(metadata: &ObjectMeta) -> PodUid {
     PodUid(metadata.uid.clone().unwrap_or_else(|| name(metadata, None).to_string()))
+}
+
+/// RFC 3339, as the API server writes times.
+pub fn moment(text: &str) -> Option<Moment> {
+    text.parse::<jiff::Timestamp>().ok().map(|time| Moment(time.as_millisecond()))
 }
 
 fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
@@ -106,6 +154,7 @@ fn container((role, object): (Role, &object::Container)) -> Container {
                 (_, Some(_)) => None,
                 (value, None) => Some(value.clone().unwrap_or_default()),
             },
+            field: entry.value_from.as_ref().and_then(|source| Some(source.field_ref.as_ref()?.field_path.clone())),
         });
     Container {
         name: object.name.clone(),
@@ -164,7 +213,8 @@ fn replicas(containers: &[Container]) -> Vec<(Resource, u64)> {
 
 /// How each container that requests a GPU or VRAM counts: by its request, else by a readable declaration, else by slots. Model
 /// names need a policy, which a pod that is there already may never have been under; such a container counts by slots.
-fn parts(containers: &[Container], declarations: &Declarations) -> Vec<(Role, Part)> {
+fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
+    let declarations = &Annotations::of(metadata).declarations;
     let all: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
     let with_gpu: Vec<&str> = containers.iter().filter(|c| !c.gpus.is_empty()).map(|c| c.name.as_str()).collect();
     let none = BTreeMap::new();
@@ -182,22 +232,23 @@ fn parts(containers: &[Container], declarations: &Declarations) -> Vec<(Role, Pa
             if container.gpus.is_empty() { None } else { declared.next().and_then(|figure| figure.ok().flatten()) };
         let requested = container.vram_request.counted().filter(|request| !request.is_zero());
         let replicas = container.gpus.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
-        let part = match (requested, figure, processes) {
-            (Some(request), _, _) => Part::Requested(request),
-            (None, Some(declared), Some(processes)) => Part::Declared { declared, processes },
-            (None, _, _) if replicas > 0 => Part::Slots(replicas),
+        let amount = match (requested, figure, processes) {
+            (Some(request), _, _) => Amount::Requested(request),
+            (None, Some(declared), Some(processes)) => Amount::Declared { declared, processes },
+            (None, _, _) if replicas > 0 => Amount::Slots(replicas),
             (None, _, _) => return None,
         };
-        Some((container.role, part))
+        let annotation = format!("{}{}", keys::GPU_OF, container.name);
+        let gpu = metadata.annotations.as_ref().and_then(|annotations| annotations.get(&annotation));
+        Some(Part {
+            container: container.name.clone(),
+            role: container.role,
+            amount,
+            pinned: environment::is_pinned(container),
+            gpu: gpu.map(|id| GpuId::from(id.as_str())),
+        })
     };
     containers.iter().filter_map(part).collect()
-}
-
-/// The GPU that the annotation of one of its containers names.
-fn gpu(metadata: &ObjectMeta) -> Option<GpuId> {
-    let annotations = metadata.annotations.as_ref()?;
-    let (_, id) = annotations.iter().find(|(key, _)| key.starts_with(keys::GPU_OF))?;
-    Some(id.parse().map_or_else(|_| GpuId::Uuid(id.clone()), GpuId::Index))
 }
 
 /// The annotations of a pod, sorted by what they are.

@@ -9,6 +9,7 @@ use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Accounting, Resource, Rules};
 use crate::capacity::ledger::{PoolStanding, Standing};
 use crate::capacity::verdict::count;
+use crate::capacity::vram::Vram;
 use crate::keys;
 
 /// What the condition says.
@@ -87,7 +88,7 @@ fn said(
             format!("{}: {why}; nothing more is placed here until a GpuInventory describes the node", pool.resource);
         return Some(Said { status: "False", reason: "Unknown", message });
     }
-    if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.balance.deficit().is_some()) {
+    if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
         return Some(Said { status: "False", reason: "Overcommitted", message: overcommitted(pool) });
     }
     let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
@@ -96,10 +97,14 @@ fn said(
 }
 
 fn overcommitted(pool: &PoolStanding) -> String {
-    let deficit = pool.balance.deficit().unwrap_or_default();
+    let (deficit, gpu) = pool.deficit.as_ref().map_or((Vram::ZERO, None), |d| (d.by, d.on.as_ref()));
     let total = pool.allocatable.unwrap_or_default();
     let held = format!("{} of {total} held by {}", pool.held, count(pool.holders, "pod"));
-    let may = if pool.accounting == Accounting::Slot { "one GPU may be" } else { "the GPU is" };
+    let may = match gpu {
+        None => "one GPU may be".to_owned(),
+        Some(_) if pool.gpus.len() == 1 => "the GPU is".to_owned(),
+        Some(gpu) => format!("GPU {gpu} is"),
+    };
     format!(
         "{}: {may} overcommitted by {deficit} ({held}, {} accounting); nothing is evicted, and nothing more is placed here \
          until it fits",
@@ -129,7 +134,6 @@ fn reason(accounting: Accounting) -> &'static str {
 mod tests {
     use super::*;
     use crate::capacity::cluster::Cluster;
-    use crate::capacity::vram::Vram;
     use crate::k8s::node;
     use crate::k8s::object::NodeObject;
     use std::collections::BTreeSet;

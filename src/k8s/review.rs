@@ -240,7 +240,12 @@ fn code(reason: Reason) -> u16 {
         | Reason::VramShortfall
         | Reason::VisibleDevicesWithoutGpu
         | Reason::EnvironmentConflict
-        | Reason::ReservedAnnotation => 403,
+        | Reason::ReservedAnnotation
+        | Reason::ForeignBinder
+        | Reason::NodeUnaccounted
+        | Reason::PinUnverified
+        | Reason::GpuStarting => 403,
+        Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }
 

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::capacity::demand::Role;
-use crate::capacity::gpu::{Contents, Gpu, Sharing};
-use crate::capacity::ledger::Part;
+use crate::capacity::gpu::{Contents, Gpu, Handout, Sharing};
+use crate::capacity::ledger::{Amount, Part};
 use crate::capacity::placement::{Operator, Requirement, Term};
 use crate::capacity::pod::PodName;
 
@@ -18,17 +18,26 @@ fn gpu() -> Resource {
 fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
     let gpus = (0..gpus).map(|index| Gpu::of_size(index, Vram::from_mib(size))).collect();
     let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
-    NodeFacts { site: Site::default(), pools: vec![Pool { resource: gpu(), sharing, contents: Ok(contents) }] }
+    NodeFacts {
+        site: Site::default(),
+        pools: vec![Pool { resource: gpu(), sharing, contents: Ok(contents), handout: Handout::Unverified }],
+    }
 }
 
 fn holder(request: u64, priority: i32) -> Holder {
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(Vram::from_mib(request)),
-        parts: vec![(Role::App, Part::Requested(Vram::from_mib(request)))],
+        parts: vec![Part {
+            container: "main".into(),
+            role: Role::App,
+            amount: Amount::Requested(Vram::from_mib(request)),
+            pinned: false,
+            gpu: None,
+        }],
         gpus: vec![(gpu(), 1)],
-        gpu: None,
         priority,
+        starting: None,
     }
 }
 
@@ -191,7 +200,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     proptest::collection::vec(
         prop_oneof![
             2 => (0usize..4, shape).prop_map(|(node, shape)| Event::Node(node, shape)),
-            4 => (0usize..12, bound).prop_map(|(pod, bound)| Event::Pod(pod, bound)),
+            4 => (0usize..24, bound).prop_map(|(pod, bound)| Event::Pod(pod, bound)),
             1 => (0u8..50).prop_map(Event::Rules),
         ],
         0..40,
@@ -205,6 +214,7 @@ proptest! {
     fn the_picture_depends_on_the_state_and_not_on_how_it_came_about(events in events(), again in any::<bool>()) {
         let mut live = cluster();
         let (mut nodes, mut pods, mut rules) = (BTreeMap::new(), BTreeMap::new(), Rules::default());
+        let mut ended = BTreeSet::new();
         for event in events.iter().flat_map(|event| std::iter::repeat_n(event, if again { 2 } else { 1 })) {
             match event.clone() {
                 Event::Node(number, Some((size, gpus, replicas))) => {
@@ -219,11 +229,14 @@ proptest! {
                 }
                 Event::Pod(number, Some((node, request))) => {
                     live.apply_pod(&uid(number), &format!("n{node}"), holder(request, 0));
-                    pods.insert(number, (format!("n{node}"), request));
+                    if !ended.contains(&number) {
+                        pods.insert(number, (format!("n{node}"), request));
+                    }
                 }
                 Event::Pod(number, None) => {
                     live.delete_pod(&uid(number));
                     pods.remove(&number);
+                    ended.insert(number);
                 }
                 Event::Rules(percent) => {
                     rules.headroom.percent = percent;

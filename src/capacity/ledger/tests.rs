@@ -19,36 +19,46 @@ fn plain() -> Rules {
         per_process_overhead: mib(10),
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
+        serialize_per_gpu: false,
     }
 }
 
 fn pool(sizes: &[u64], replicas: u32, sharing: Sharing) -> Pool {
     let gpus = (0..).zip(sizes).map(|(index, &size)| Gpu::of_size(index, mib(size))).collect();
     let replicas = NonZeroU32::new(replicas).unwrap();
-    Pool { resource: Resource(GPU.into()), sharing, contents: Ok(Contents { gpus, replicas }) }
+    Pool {
+        resource: Resource(GPU.into()),
+        sharing,
+        contents: Ok(Contents { gpus, replicas }),
+        handout: Handout::Unverified,
+    }
 }
 
-fn holder(parts: &[Part]) -> Holder {
+fn holder(parts: &[Amount]) -> Holder {
     let requests = parts.iter().filter_map(|part| match part {
-        Part::Requested(request) => Some(*request),
-        Part::Declared { .. } | Part::Slots(_) => None,
+        Amount::Requested(request) => Some(*request),
+        Amount::Declared { .. } | Amount::Slots(_) => None,
     });
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),
-        parts: parts.iter().map(|part| (Role::App, *part)).collect(),
+        parts: parts.iter().map(|amount| part("main", *amount)).collect(),
         gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
-        gpu: None,
         priority: 0,
+        starting: None,
     }
 }
 
-fn one(request: u64) -> Holder {
-    holder(&[Part::Requested(mib(request))])
+fn part(container: &str, amount: Amount) -> Part {
+    Part { container: container.into(), role: Role::App, amount, pinned: false, gpu: None }
 }
 
-fn declares(declared: u64, processes: u32) -> Part {
-    Part::Declared { declared: mib(declared), processes }
+fn one(request: u64) -> Holder {
+    holder(&[Amount::Requested(mib(request))])
+}
+
+fn declares(declared: u64, processes: u32) -> Amount {
+    Amount::Declared { declared: mib(declared), processes }
 }
 
 fn ledger(holders: impl IntoIterator<Item = Holder>) -> NodeLedger {
@@ -87,7 +97,7 @@ fn a_node_never_publishes_less_than_what_is_bound() {
 #[test]
 fn a_holder_without_a_request_is_taken_off_placeable_and_not_published() {
     let declared = holder(&[declares(5000, 2)]);
-    let undeclared = holder(&[Part::Slots(1)]);
+    let undeclared = holder(&[Amount::Slots(1)]);
     let standing = standing(&ledger([declared, undeclared]), pool(&[24_000], 4, Sharing::TimeSlicing));
     assert_eq!(standing.placeable, mib(24_000 - 5020 - 6000));
     assert_eq!((standing.bound, standing.published), (Vram::ZERO, Some(standing.placeable)));
@@ -96,7 +106,7 @@ fn a_holder_without_a_request_is_taken_off_placeable_and_not_published() {
 /// Under Warn one container may be injected while the other's declaration is unreadable: that one is not nothing.
 #[test]
 fn a_container_without_a_request_counts_beside_one_with() {
-    let half = holder(&[Part::Requested(mib(5000)), Part::Slots(1)]);
+    let half = holder(&[Amount::Requested(mib(5000)), Amount::Slots(1)]);
     let standing = standing(&ledger([half]), pool(&[24_000], 4, Sharing::TimeSlicing));
     assert_eq!((standing.bound, standing.placeable), (mib(5000), mib(24_000 - 5000 - 6000)));
 }
@@ -146,7 +156,7 @@ fn a_node_whose_gpus_are_not_known_publishes_only_what_is_bound() {
     let contents = Err(Unknown::Unlabelled { label: "nvidia.com/gpu.memory" });
     let unknown = Pool { contents, ..pool(&[1], 1, Sharing::TimeSlicing) };
     let mut holders = requesting(&[100]);
-    holders.confirm(PodUid("x".into()), holder(&[Part::Slots(1)]));
+    holders.confirm(PodUid("x".into()), holder(&[Amount::Slots(1)]));
     let standing = standing(&holders, unknown);
     assert_eq!((standing.published, standing.placeable), (Some(mib(100)), Vram::ZERO));
     assert_eq!((standing.pools[0].holders, standing.pools[0].uncounted), (2, 1));
@@ -177,7 +187,7 @@ fn pods_of_lower_priority_make_room_for_one_that_may_preempt() {
     low.priority = 1;
     let ledger = ledger([low]);
     let pool = pool(&[24_000], 4, Sharing::TimeSlicing);
-    let room = |viewpoint| ledger.pool_standing(&pool, &plain(), viewpoint).balance.room();
+    let room = |viewpoint| ledger.pool_standing(&pool, &plain(), viewpoint).room;
     assert_eq!(room(Viewpoint::Everyone), mib(4000));
     assert_eq!(room(Viewpoint::Preempting(1)), mib(4000));
     assert_eq!(room(Viewpoint::Preempting(2)), mib(24_000));

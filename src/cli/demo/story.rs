@@ -134,7 +134,7 @@ fn bar(name: &str, pool: &Pool, stands: &PoolStanding) -> String {
     let gpus = pool.contents.as_ref().map_or(0, |contents| contents.gpus.len());
     let counted = match stands.accounting {
         Accounting::Slot => {
-            format!("{gpus} GPUs, which pod is on which is not known: by slots of {}", stands.balance.room())
+            format!("{gpus} GPUs, which pod is on which is not known: by slots of {}", stands.room)
         }
         mode => format!("{}, {mode}", count(gpus, "GPU")),
     };

@@ -141,9 +141,6 @@ impl ClusterSpec {
         if !self.reroute.pools.is_empty() {
             fields.push("reroute.pools");
         }
-        if self.startup.serialize_per_gpu == Some(true) {
-            fields.push("startup.serializePerGpu");
-        }
         fields
     }
 }
@@ -165,9 +162,6 @@ fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environme
     }
     if !matches!(environment.framework, None | Some(FrameworkText::Auto | FrameworkText::None)) {
         fields.push("environment.framework");
-    }
-    if matches!(environment.visible_devices, Some(VisibleDevicesText::Pin)) {
-        fields.push("environment.visibleDevices: Pin");
     }
     fields
 }

@@ -15,8 +15,8 @@ fn patched(pod: &Value, changes: &Changes) -> Value {
 
 fn full_change() -> Changes {
     let env = vec![
-        Variable { name: "VRAMGUARD_VRAM_MIB", value: "8192".into() },
-        Variable { name: "CUDA_DEVICE_ORDER", value: "PCI_BUS_ID".into() },
+        Variable { name: "VRAMGUARD_VRAM_MIB", value: environment::Value::Literal("8192".into()) },
+        Variable { name: "CUDA_DEVICE_ORDER", value: environment::Value::Literal("PCI_BUS_ID".into()) },
     ];
     let change = ContainerChange { request: Some(Vram::from_mib(8792)), env };
     Changes { containers: vec![change], ..Changes::default() }

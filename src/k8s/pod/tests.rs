@@ -125,24 +125,24 @@ fn a_pod_holds_from_its_node_name_until_it_ends() {
 fn each_container_of_a_holder_counts_by_its_request_its_declaration_or_its_slots() {
     let parts = |annotations: Value, containers: Value| {
         let parts = holder(&bound(annotations, containers)).unwrap().2.parts;
-        parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>()
+        parts.into_iter().map(|part| part.amount).collect::<Vec<_>>()
     };
     let one = json!([gpu_container("a")]);
     let two = json!([gpu_container("a"), gpu_container("b")]);
-    let declared = |mib, processes| Part::Declared { declared: Vram::from_mib(mib), processes };
+    let declared = |mib, processes| Amount::Declared { declared: Vram::from_mib(mib), processes };
     let twice = json!({ "vramguard.dev/vram": "8Gi", "vramguard.dev/processes": "2" });
     assert_eq!(parts(twice, one.clone()), [declared(8192, 2)]);
     let both = json!({ "vramguard.dev/vram.a": "1Gi", "vramguard.dev/vram.b": "2Gi" });
     assert_eq!(parts(both, two.clone()), [declared(1024, 1), declared(2048, 1)]);
     for annotations in [json!({}), json!({ "vramguard.dev/vram": "8GB" }), json!({ "vramguard.dev/model": "m" })] {
-        assert_eq!(parts(annotations, one.clone()), [Part::Slots(1)]);
+        assert_eq!(parts(annotations, one.clone()), [Amount::Slots(1)]);
     }
     // What one container says does not speak for the other.
     let half = json!({ "vramguard.dev/vram.a": "20Gi", "vramguard.dev/vram.b": "8GB" });
-    assert_eq!(parts(half.clone(), two.clone()), [declared(20 * 1024, 1), Part::Slots(1)]);
+    assert_eq!(parts(half.clone(), two.clone()), [declared(20 * 1024, 1), Amount::Slots(1)]);
     let mut requested = two;
     requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("4696Mi");
-    assert_eq!(parts(half.clone(), requested.clone()), [Part::Requested(Vram::from_mib(4696)), Part::Slots(1)]);
+    assert_eq!(parts(half.clone(), requested.clone()), [Amount::Requested(Vram::from_mib(4696)), Amount::Slots(1)]);
     requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("0");
     assert_eq!(parts(half, requested)[0], declared(20 * 1024, 1));
 }

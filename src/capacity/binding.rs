@@ -1,0 +1,124 @@
+//! One binding against the rules and the ledger of its node. Owns what may be bound by whom and what is written on the way;
+//! where a pod finds its place is [`super::reservation`]'s, how the promise is kept the shells'.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::gpu::{Accounting, Contents, Gpu, GpuId, Pool, Rules};
+use super::ledger::{Holder, PodUid};
+use super::pod::{Container, Pod, PodName};
+use super::verdict::Refusal;
+use super::vram::Vram;
+use crate::keys;
+
+/// What a scheduler wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The pod, by name.
+    pub pod: PodName,
+    /// The pod, if the Binding says which one of that name.
+    pub uid: Option<PodUid>,
+    /// Where it should go.
+    pub node: String,
+    /// Annotations that it would put on the pod and that only vramguard sets.
+    pub reserved_annotations: Vec<String>,
+    /// Who binds.
+    pub binder: String,
+}
+
+/// What there is to do about a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Nothing: its pod has no share in any guarded GPU.
+    None,
+    /// Say on the pod which GPU it gets: kube-scheduler's own sum holds on that node.
+    Annotate,
+    /// Promise it a place first.
+    Reserve,
+}
+
+/// The rules that need no look at the pod.
+pub fn screen(binding: &Binding) -> Result<(), Refusal> {
+    match binding.reserved_annotations.first() {
+        Some(key) => Err(Refusal::ReservedAnnotation { key: key.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The rules on a guarded pod, as it was read from the API.
+pub fn judge(binding: &Binding, uid: &PodUid, pod: &Pod, binders: &BTreeSet<String>) -> Result<(), Refusal> {
+    if !binders.contains(&binding.binder) {
+        let binders = binders.iter().cloned().collect();
+        return Err(Refusal::ForeignBinder { user: binding.binder.clone(), binders });
+    }
+    if binding.uid.as_ref().is_some_and(|bound| bound != uid) {
+        return Err(Refusal::OtherUid);
+    }
+    match &pod.placement.node_name {
+        Some(node) => Err(Refusal::Bound { node: node.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// What there is to do for a pod that would hold `holder` on a node with these pools.
+pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
+    if holder.request.is_none() {
+        return Task::None;
+    }
+    let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
+    match pools.iter().find(taken) {
+        // Refused with the reason, by the same path.
+        None => Task::Reserve,
+        Some(pool) if needs_reservations(pool, rules) => Task::Reserve,
+        Some(_) => Task::Annotate,
+    }
+}
+
+/// Whether kube-scheduler's sum over the node does not keep the GPUs of a pool from being overcommitted.
+pub fn needs_reservations(pool: &Pool, rules: &Rules) -> bool {
+    match pool.accounting() {
+        Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
+        Accounting::Exact => rules.serialize_per_gpu,
+        Accounting::Exclusive => false,
+    }
+}
+
+/// The annotations that a pod gets with its node: which GPU each container is on and how large that is, as far as both are
+/// known, and each container's share of it.
+pub fn annotations(pod: &Pod, holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::new();
+    let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some());
+    let Some(contents) = pool.and_then(|pool| pool.contents.as_ref().ok()) else { return annotations };
+    let total = seen_total(contents, gpu);
+    if let Some(total) = total {
+        annotations.insert(keys::GPU_TOTAL_MIB.to_owned(), total.mib().to_string());
+    }
+    for container in pod.containers.iter().filter(|container| !container.gpus.is_empty()) {
+        if let Some(gpu) = gpu {
+            annotations.insert(format!("{}{}", keys::GPU_OF, container.name), gpu.to_string());
+        }
+        if let Some(fraction) = total.zip(budget(container)).and_then(|(total, budget)| budget.fraction_of(total)) {
+            annotations.insert(format!("{}{}", keys::VRAM_FRACTION_OF, container.name), fraction);
+        }
+    }
+    annotations
+}
+
+/// What CUDA reports as the total of the pod's GPU: the driver's own part is not in it. Known also where the GPU is not, if
+/// all of them are alike.
+fn seen_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
+    let seen = |gpu: &Gpu| gpu.total.less(gpu.driver_reserved).room();
+    match gpu {
+        Some(id) => contents.gpus.iter().find(|gpu| gpu.is(id)).map(seen),
+        None => {
+            let mut totals = contents.gpus.iter().map(seen);
+            let first = totals.next()?;
+            totals.all(|total| total == first).then_some(first)
+        }
+    }
+}
+
+/// What a container was told to keep to.
+fn budget(container: &Container) -> Option<Vram> {
+    let mib = container.env(keys::ENV_VRAM_MIB)?.value.as_ref()?.parse().ok()?;
+    Vram::checked_from_mib(mib)
+}
