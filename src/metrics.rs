@@ -54,6 +54,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Writes that the API server refused.
     pub publish_errors: Counter,
+    /// Pods seen bound without the guard on nodes with a ledger.
+    pub slips: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64>,
     /// 1 while this replica leads.
@@ -71,6 +73,7 @@ impl Metrics {
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
+            slips: Counter::default(),
             connections: Gauge::default(),
             leading: Gauge::default(),
         };
@@ -83,6 +86,8 @@ impl Metrics {
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
+        let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
+        r.register("bindings_past_guard", help, metrics.slips.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         r.register_collector(Box::new(State { index, policies, certificates }));
