@@ -149,7 +149,7 @@ struct Figure {
 /// All figures by metric, in the order of [`FIGURES`].
 type Figures = [Vec<Figure>; FIGURES.len()];
 
-const FIGURES: [(&str, &str); 8] = [
+const FIGURES: [(&str, &str); 10] = [
     ("gpu_total", "Memory of a GPU, driver-reserved included"),
     ("gpu_allocatable", "What a GPU can be promised"),
     ("pool_allocatable", "What all GPUs behind a resource of a node can be promised"),
@@ -157,7 +157,9 @@ const FIGURES: [(&str, &str); 8] = [
     ("pool_free", "The largest demand that can be placed on them now"),
     ("pool_deficit", "By how much they are overcommitted, or may be where the GPU of each pod is not known"),
     ("node_published", "What a node should advertise of vramguard.dev/vram"),
-    ("node_bound", "Requests of the pods on a node"),
+    ("node_bound", "Requests of the pods on a node, or promised to be"),
+    ("gpu_held", "What is known to be promised of a GPU"),
+    ("gpu_free", "What a GPU can still take in the worst case, where that is known GPU by GPU"),
 ];
 
 impl State {
@@ -177,6 +179,11 @@ impl State {
                     let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
                     figures[0].push(Figure { labels: labels.clone(), value: gpu.total });
                     figures[1].push(Figure { labels, value: gpu.allocatable(&rules).room() });
+                }
+                for gpu in &stands.gpus {
+                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
+                    figures[8].push(Figure { labels: labels.clone(), value: gpu.held });
+                    figures[9].extend(gpu.free.map(|value| Figure { labels, value }));
                 }
                 let labels = || vec![node(), resource(), mode()];
                 figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));
