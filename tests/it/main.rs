@@ -8,6 +8,7 @@
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
+//! | `ledger` | the same, with nodes of several GPUs: bindings, `GpuLedger` objects |
 //! | `kubelet` | a real kubelet and containerd |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
@@ -18,6 +19,7 @@ mod demo;
 mod guard;
 mod harness;
 mod kubelet;
+mod ledger;
 mod server;
 mod support;
 mod tiers;
