@@ -8,6 +8,7 @@
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
+//! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `kubelet` | a real kubelet and containerd |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
@@ -15,6 +16,7 @@
 mod cases;
 mod cluster;
 mod demo;
+mod deploy;
 mod guard;
 mod harness;
 mod kubelet;
