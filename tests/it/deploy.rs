@@ -2,6 +2,7 @@
 //! `cluster`'s.
 
 mod bindings;
+mod flow;
 mod ledgers;
 
 use crate::support::{ControlPlane, Finished};
