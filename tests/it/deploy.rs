@@ -1,6 +1,7 @@
 //! The manifests of `deploy/` on a real API server, each for what it is there for. What vramguard does with them is
 //! `cluster`'s.
 
+mod admission;
 mod bindings;
 mod flow;
 mod ledgers;
