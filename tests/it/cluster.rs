@@ -306,9 +306,7 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
     create(&gpu_pod("lax", "unguarded", "{}", "")).await.expect_success();
     let refused = create(&gpu_pod("ml", "during", "{vramguard.dev/vram: 4Gi}", "")).await.expect_failure();
     assert!(refused.contains("enforce.pods.vramguard.dev"), "{refused}");
-    for change in
-        ["label pod before a=b", "annotate pod before vramguard.dev/vram=1Gi --overwrite", "delete pod before"]
-    {
+    for change in ["label pod before a=b", "annotate pod before note=1", "delete pod before"] {
         let arguments: Vec<&str> = ["-n", "ml"].into_iter().chain(change.split(' ')).collect();
         cluster.plane.kubectl(&arguments).await.expect_success();
     }

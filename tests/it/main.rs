@@ -9,6 +9,7 @@
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
 //! | `ledger` | the same, with nodes of several GPUs: bindings, `GpuLedger` objects |
+//! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `kubelet` | a real kubelet and containerd |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
@@ -16,6 +17,7 @@
 mod cases;
 mod cluster;
 mod demo;
+mod deploy;
 mod guard;
 mod harness;
 mod kubelet;
