@@ -58,8 +58,20 @@ fn packed_promises_the_gpu_with_the_most_replicas_taken() {
             (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 24_000),
             (&[], &[8000], 16_000),
             (&[], &[20_000, 8000], 0),
-            // One of the two gets the last replica of GPU 0, the other one GPU 1.
-            (&[(0, 1000), (0, 1000), (0, 1000)], &[20_000], 21_000),
+        ],
+    );
+}
+
+/// By the replicas that are known, GPU 1 is the fuller one, and the loose pod and the next one go there. But when the loose pod
+/// came GPU 0 may have been, by some that are gone since. Then the two are even now, and the next one may join it there.
+#[test]
+fn packed_promises_nothing_that_a_loose_pod_may_have_taken_of_another_gpu() {
+    assert_room(
+        &on(Handout::Packed),
+        &[
+            (&[(0, 8000), (1, 1000), (1, 1000)], &[10_000], 6000),
+            (&[(0, 8000), (1, 1000), (1, 1000)], &[], 22_000),
+            (&[(0, 1000), (0, 1000), (0, 1000)], &[20_000], 4000),
         ],
     );
 }
