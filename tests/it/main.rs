@@ -8,11 +8,13 @@
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
+//! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
 mod cases;
+mod chaos;
 mod cluster;
 mod demo;
 mod guard;
