@@ -22,6 +22,9 @@ const POOL: &str = "chaos.test/pool";
 pub const PINNED: &str = "pinned";
 /// Namespace of the others.
 pub const OPEN: &str = "open";
+/// Priority class of pods that preempt. They keep to nodes of one GPU: kube-scheduler takes a victim's request for room of the
+/// node, which on nodes of several GPUs it is not, so there it would evict one after the other in vain.
+const URGENT: &str = "urgent";
 /// Requests in flight while the workload is created.
 const AT_ONCE: usize = 16;
 
@@ -72,8 +75,13 @@ pub async fn prepare(plane: &ControlPlane) {
     for namespace in [OPEN, PINNED] {
         plane.kubectl(&["create", "namespace", namespace]).await.expect_success();
     }
-    for (name, value) in [("low", 100), ("high", 1000)] {
-        let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value});
+    for (name, value, policy) in
+        [("low", 100, "Never"), ("high", 1000, "Never"), (URGENT, 1000, "PreemptLowerPriority")]
+    {
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "preemptionPolicy": policy,
+        });
         plane.apply(&class.to_string()).await;
     }
 }
@@ -252,6 +260,7 @@ fn template(chance: &mut Chance, namespace: &str) -> Value {
     let priority = match chance.between(1, 100) {
         1..=20 => Some("low"),
         21..=30 => Some("high"),
+        31..=34 if namespace == OPEN => Some(URGENT),
         _ => None,
     };
     let two = chance.percent(5);
@@ -274,6 +283,9 @@ fn template(chance: &mut Chance, namespace: &str) -> Value {
     }
     if let Some(priority) = priority {
         spec["priorityClassName"] = json!(priority);
+        if priority == URGENT {
+            spec["nodeSelector"][HANDOUT] = json!(Handout::Single.name());
+        }
     }
     json!({"metadata": {"annotations": annotations}, "spec": spec})
 }
@@ -294,12 +306,19 @@ fn deployment(namespace: &str, name: &str, replicas: u64, mut template: Value) -
     })
 }
 
-/// How many pods there are, as a list says.
-pub async fn listed(client: &Client) -> usize {
-    let mut count = 0;
+/// Deletes two of three bound pods; returns how many.
+pub async fn delete_bound(client: &Client, chance: &mut Chance) -> usize {
+    let mut deleted = 0;
     for namespace in [OPEN, PINNED] {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        count += pods.list(&ListParams::default()).await.map_or(0, |list| list.items.len());
+        let list = pods.list(&ListParams::default()).await.expect("pods can be listed");
+        for pod in list.items.into_iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())) {
+            if chance.percent(67) {
+                let name = pod.metadata.name.expect("a pod has a name");
+                pods.delete(&name, &DeleteParams::default().grace_period(0)).await.expect("it can be deleted");
+                deleted += 1;
+            }
+        }
     }
-    count
+    deleted
 }

@@ -1,6 +1,6 @@
 //! One run: a control plane, its nodes, replicas, two schedulers, the stand-ins, and the checker's verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -158,8 +158,10 @@ impl Run {
         tokio::join!(workload, faults);
     }
 
-    /// Waits until nothing has moved for so long; panics where that does not come.
+    /// Waits until nothing has moved for so long, from now on; panics where that does not come.
     pub async fn settle(&self, quiet: Duration, within: Duration) {
+        // An API server that was away has moved nothing either.
+        lock(&self.watch.checker).moved = millis(self.watch.start);
         eventually("the cluster to come to rest", within, async || {
             self.expect_running();
             let checker = lock(&self.watch.checker);
@@ -173,18 +175,60 @@ impl Run {
     /// When all is at rest, nobody waits for whom there is room.
     pub async fn everything_that_fits_is_bound(&self) {
         self.settle(BACK_OFF, SETTLING).await;
+        eventually("everything that fits to be bound", SETTLING, async || {
+            self.expect_running();
+            let fitting = lock(&self.watch.checker).fitting();
+            ensure!(fitting.is_empty(), "{} wait although they fit: {fitting:?}", fitting.len());
+            Ok(())
+        })
+        .await;
         let checker = lock(&self.watch.checker);
         let (bound, waiting) = checker.counts();
         println!("{bound} bound, {waiting} wait, {} looks", checker.looks);
-        let fitting = checker.fitting();
-        drop(checker);
-        assert!(
-            fitting.is_empty(),
-            "{} wait although they fit: {fitting:?}{}",
-            fitting.len(),
-            self.replicas.log_tails()
-        );
         assert!(bound > 0, "nothing is bound at all");
+    }
+
+    /// Stops all replicas in peace, lets room be freed and taken while they are away, and starts them again. Returns when
+    /// one leads.
+    pub async fn away(&self) {
+        for index in 0..self.replicas.count() {
+            self.replicas.terminate(index);
+        }
+        let deleted = burst::delete_bound(&self.plane.client(), &mut Chance::of(self.plan.seed, "away")).await;
+        self.settle(Duration::from_secs(5), Duration::from_secs(60)).await;
+        println!("{deleted} bound pods deleted while nobody guards; {} overcommitted", self.overcommitted().len());
+        for index in 0..self.replicas.count() {
+            self.replicas.start_again(index);
+        }
+        self.replicas.ready().await;
+        self.replicas.led(Duration::from_secs(20)).await;
+    }
+
+    /// Nodes with a GPU that is overcommitted now.
+    pub fn overcommitted(&self) -> BTreeSet<String> {
+        let checker = lock(&self.watch.checker);
+        let overcommitted = checker.open().filter(|finding| finding.kind == Kind::Overcommitted);
+        overcommitted.map(|finding| finding.node.clone()).collect()
+    }
+
+    /// Each node with a GPU that is overcommitted says so.
+    pub async fn overcommit_is_reported(&self, within: Duration) {
+        let start = Instant::now();
+        eventually("each overcommitted node to say so", within, async || {
+            let overcommitted = self.overcommitted();
+            let checker = lock(&self.watch.checker);
+            let silent: Vec<String> = checker
+                .nodes()
+                .filter(|(name, node)| {
+                    overcommitted.contains(*name) && node.accounted.as_deref() != Some("Overcommitted")
+                })
+                .map(|(name, node)| format!("{name}: {:?}", node.accounted))
+                .collect();
+            ensure!(silent.is_empty(), "{} of {}: {silent:?}", silent.len(), overcommitted.len());
+            Ok(())
+        })
+        .await;
+        println!("reported after {:?}", start.elapsed());
     }
 
     /// No GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.

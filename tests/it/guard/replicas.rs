@@ -1,7 +1,6 @@
 //! Several servers behind one port, each of which can be killed, hung and started again. What the API server calls is the
 //! port; who answers is chance.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -15,8 +14,6 @@ use crate::support::{ControlPlane, Process, eventually, free_port};
 pub struct Replicas {
     replicas: Vec<Replica>,
     proxy: Proxy,
-    /// Where policies are written.
-    pub policies: PathBuf,
 }
 
 struct Replica {
@@ -47,7 +44,7 @@ impl Replicas {
             Replica { process: Mutex::new(process), http }
         };
         let replicas = ports.iter().enumerate().map(replica).collect();
-        let replicas = Replicas { replicas, proxy, policies };
+        let replicas = Replicas { replicas, proxy };
         replicas.ready().await;
         trusted(plane, || replicas.log_tails()).await;
         replicas
