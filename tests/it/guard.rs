@@ -9,6 +9,11 @@ use serde_json::{Value, json};
 
 use crate::support::{ControlPlane, Process, eventually, free_port};
 
+mod proxy;
+mod replicas;
+
+pub use replicas::Replicas;
+
 /// A guarded cluster.
 pub struct Guard {
     /// Its server.
@@ -20,6 +25,17 @@ pub struct Guard {
 
 const NAMESPACE: &str = "vramguard-system";
 
+/// What becomes of a binding that no server answers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnOutage {
+    /// As the manifests say.
+    AsShipped,
+    /// `failurePolicy: Fail`.
+    Refuse,
+    /// `failurePolicy: Ignore`.
+    Allow,
+}
+
 impl Guard {
     /// Applies the manifests, starts a server, and waits until it is ready, leads, and the API server asks it.
     pub async fn start(plane: &ControlPlane, policies: &[(&str, &str)]) -> Guard {
@@ -29,12 +45,8 @@ impl Guard {
     /// As [`Guard::start`], with the manifests of another kustomization of this repository.
     pub async fn start_from(plane: &ControlPlane, kustomization: &str, policies: &[(&str, &str)]) -> Guard {
         let (https, http) = (free_port(), free_port());
-        apply_manifests(plane, kustomization, https).await;
-        let directory = plane.folder().join("policies");
-        std::fs::create_dir_all(&directory).expect("a folder for policies");
-        for (name, text) in policies {
-            std::fs::write(directory.join(name), text).expect("a policy file");
-        }
+        apply_manifests(plane, kustomization, https, OnOutage::AsShipped).await;
+        let directory = write_policies(plane, policies);
         let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
         let mut guard = Guard {
             server: server("vramguard", plane, &kubeconfig, &directory, https, http),
@@ -55,17 +67,7 @@ impl Guard {
             Ok(())
         })
         .await;
-        eventually("the webhook configurations to trust it", Duration::from_secs(60), async || {
-            for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
-                let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
-                let bundle = plane.kubectl(&["get", kind, "vramguard", "-o", path]).await.expect_success();
-                ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", self.server.log_tail());
-            }
-            Ok(())
-        })
-        .await;
-        // The API server reads webhook configurations through a watch of its own.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        trusted(plane, || self.server.log_tail()).await;
     }
 
     /// Another replica, under the same service account: it stands by while the first one leads. Returns it with its HTTP port.
@@ -119,6 +121,30 @@ fn server(name: &str, plane: &ControlPlane, kubeconfig: &Path, policies: &Path, 
         .env("RUST_LOG", "info,vramguard=debug,kube=warn")
 }
 
+/// Waits until the webhook configurations carry a CA; `log` is shown where none comes.
+async fn trusted(plane: &ControlPlane, log: impl Fn() -> String) {
+    eventually("the webhook configurations to trust it", Duration::from_secs(60), async || {
+        for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+            let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+            let bundle = plane.kubectl(&["get", kind, "vramguard", "-o", path]).await.expect_success();
+            ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", log());
+        }
+        Ok(())
+    })
+    .await;
+    // The API server reads webhook configurations through a watch of its own.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+fn write_policies(plane: &ControlPlane, policies: &[(&str, &str)]) -> PathBuf {
+    let directory = plane.folder().join("policies");
+    std::fs::create_dir_all(&directory).expect("a folder for policies");
+    for (name, text) in policies {
+        std::fs::write(directory.join(name), text).expect("a policy file");
+    }
+    directory
+}
+
 /// The objects of a kustomization as `kubectl apply -k` would send them.
 pub async fn manifests(plane: &ControlPlane, kustomization: &str) -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(kustomization);
@@ -129,12 +155,20 @@ pub async fn manifests(plane: &ControlPlane, kustomization: &str) -> Vec<Value> 
 }
 
 /// The manifests as they are shipped; only the Deployment is left out, and the webhooks have a URL in place of a Service.
-pub async fn apply_manifests(plane: &ControlPlane, kustomization: &str, https: u16) {
+pub async fn apply_manifests(plane: &ControlPlane, kustomization: &str, https: u16, bindings: OnOutage) {
     let mut objects = manifests(plane, kustomization).await;
     objects.retain(|object| object["kind"] != "Deployment");
     for entry in objects.iter_mut().filter_map(|object| object["webhooks"].as_array_mut()).flatten() {
         let path = entry["clientConfig"]["service"]["path"].as_str().expect("each entry names a path").to_owned();
         entry["clientConfig"] = json!({"url": format!("https://127.0.0.1:{https}{path}")});
+        let outage = match bindings {
+            OnOutage::AsShipped => continue,
+            OnOutage::Refuse => "Fail",
+            OnOutage::Allow => "Ignore",
+        };
+        if entry["name"] == "bindings.vramguard.dev" {
+            entry["failurePolicy"] = json!(outage);
+        }
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     plane.apply(&list.to_string()).await;

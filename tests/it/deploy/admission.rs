@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::{kubectl, kubectl_as};
-use crate::guard::apply_manifests;
+use crate::guard::{OnOutage, apply_manifests};
 use crate::support::{ControlPlane, GpuNode, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ fn pod(namespace: &str, name: &str, annotations: &str, limits: &str) -> String {
 /// The manifests without a server, a namespace, and a kubeconfig of somebody who may edit there.
 async fn start() -> (ControlPlane, String) {
     let plane = ControlPlane::start().await;
-    apply_manifests(&plane, "deploy", free_port()).await;
+    apply_manifests(&plane, "deploy", free_port(), OnOutage::AsShipped).await;
     for command in [
         "create namespace ml",
         "-n ml create serviceaccount dev",

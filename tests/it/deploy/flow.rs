@@ -9,7 +9,7 @@ use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use super::kubectl;
-use crate::guard::apply_manifests;
+use crate::guard::{OnOutage, apply_manifests};
 use crate::support::{ControlPlane, eventually, free_port};
 
 const SCHEMA: &str = "X-Kubernetes-PF-FlowSchema-UID";
@@ -28,7 +28,7 @@ async fn schemas(plane: &ControlPlane) -> BTreeMap<String, String> {
 #[tokio::test]
 async fn calls_that_a_binding_waits_for_have_seats_of_their_own() {
     let plane = ControlPlane::start().await;
-    apply_manifests(&plane, "deploy", free_port()).await;
+    apply_manifests(&plane, "deploy", free_port(), OnOutage::AsShipped).await;
     let kubeconfig = plane.service_account_kubeconfig("vramguard-system", "vramguard").await;
     let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("the harness writes it");
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
