@@ -39,6 +39,13 @@ pub struct Rejected<'p> {
     pub published: bool,
 }
 
+/// Whether answers for all nodes together leave a doubt: none can take the pod, and kube-scheduler should have known.
+pub fn is_doubtful(answers: &[Result<(), Rejected<'_>>]) -> bool {
+    let refused = |answer: &Result<(), Rejected<'_>>| answer.is_err();
+    let known = |answer: &Result<(), Rejected<'_>>| answer.is_err_and(|rejected| rejected.published);
+    answers.iter().all(refused) && answers.iter().any(known)
+}
+
 impl<'c, 'p> Filter<'c, 'p> {
     /// For a pod that would hold `holder`.
     pub fn of(cluster: &'c Cluster, uid: &'c PodUid, holder: &'p Holder, preemption: Preemption) -> Filter<'c, 'p> {

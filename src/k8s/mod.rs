@@ -11,6 +11,7 @@
 //! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
 //! | [`case`] | case files: a cluster, policies, pods, and what is expected |
 //! | [`review`] | AdmissionReview ↔ verdict |
+//! | [`extender`] | what kube-scheduler asks an extender ↔ which nodes can take the pod |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
 //! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
@@ -19,6 +20,7 @@
 
 pub mod case;
 pub mod document;
+pub mod extender;
 pub mod node;
 pub mod object;
 pub mod patch;

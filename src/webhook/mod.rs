@@ -1,5 +1,5 @@
 //! The HTTPS side: reviews in, answers out. Owns routes, limits and what is counted; parsing and writing reviews is
-//! `k8s::review`, deciding is `capacity::admission`.
+//! `k8s::review`, deciding is `capacity::admission`. What kube-scheduler asks is answered in [`extender`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use crate::metrics::{Answered, Metrics};
 use crate::policies::PolicyStore;
 
 pub mod client;
+mod extender;
 pub mod server;
 
 /// Reviews carry objects of up to about 3 MiB, old and new.
@@ -49,7 +50,10 @@ pub struct Webhook {
 
 /// The routes of the HTTPS port.
 pub fn routes(webhook: Webhook) -> Router {
-    let routes = Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate));
+    let routes = Router::new()
+        .route("/mutate/pods", post(mutate))
+        .route("/validate/pods", post(validate))
+        .route("/scheduler/filter", post(extender::filter));
     limited(routes.with_state(webhook))
 }
 
@@ -81,6 +85,11 @@ async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
     webhook.answer("validate", &body, Webhook::validate)
 }
 
+/// Sums over half a list are too small, so nothing is answered from them.
+fn not_synced() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: nodes and pods have not been listed yet").into_response()
+}
+
 /// An answer and how it is counted.
 struct Decided {
     answer: Answer,
@@ -105,9 +114,8 @@ impl Webhook {
             }
         };
         if !self.index.is_synced() {
-            // Sums over half a list are too small. The API server asks another replica, or applies failurePolicy.
-            let what = "not ready: nodes and pods have not been listed yet";
-            return (StatusCode::SERVICE_UNAVAILABLE, what).into_response();
+            // The API server asks another replica, or applies failurePolicy.
+            return not_synced();
         }
         let decided = decide(self, &request);
         let body = serde_json::to_vec(&decided.answer).expect("an answer of strings is JSON");
