@@ -53,7 +53,6 @@ async fn what_slips_past_a_guard_that_is_away_is_reported_within_seconds_of_its_
     let run = Run::start(Plan { bindings: OnOutage::Allow, faults: Duration::ZERO, ..plan(seed::seed()) }).await;
     run.burst().await;
     run.settle(Duration::from_secs(3), Duration::from_secs(60)).await;
-    assert_eq!(run.count(Kind::Overcommitted), 0, "nothing slips past while it is there");
     run.away().await;
     assert!(!run.overcommitted().is_empty(), "nothing slipped past: the test shows nothing");
     run.overcommit_is_reported(Duration::from_secs(5)).await;
