@@ -8,14 +8,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::{RwLock, RwLockReadGuard};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
-use crate::capacity::ledger::PodUid;
+use crate::capacity::ledger::{PodUid, Shared};
+use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::{Pod, PodName};
 use crate::capacity::vram::Vram;
+use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
@@ -38,8 +41,21 @@ pub struct State {
     overrides: Vec<Override>,
     advertised: BTreeMap<String, Advertised>,
     repair: BTreeSet<String>,
+    ledgers: BTreeMap<String, SeenLedger>,
+    /// Pods without a node of which it is known that they have no share in any GPU: their bindings need no look.
+    unconcerned: BTreeSet<PodUid>,
     nodes_listed: bool,
     pods_listed: bool,
+    ledgers_listed: bool,
+}
+
+/// A `GpuLedger` as it was seen last.
+#[derive(Clone, Debug)]
+pub struct SeenLedger {
+    /// Its resourceVersion.
+    pub version: String,
+    /// Its status without the agent's section.
+    pub status: Value,
 }
 
 /// A pod that waits.
@@ -64,8 +80,11 @@ impl Index {
             overrides,
             advertised: BTreeMap::new(),
             repair: BTreeSet::new(),
+            ledgers: BTreeMap::new(),
+            unconcerned: BTreeSet::new(),
             nodes_listed: false,
             pods_listed: false,
+            ledgers_listed: false,
         };
         Index { state: RwLock::new(state), changed: watch::Sender::new(()) }
     }
@@ -76,7 +95,7 @@ impl Index {
         snapshot.nodes.iter().for_each(|node| index.apply_node(node));
         snapshot.pods.iter().for_each(|pod| index.apply_pod(pod));
         let mut state = index.state.write();
-        (state.nodes_listed, state.pods_listed) = (true, true);
+        (state.nodes_listed, state.pods_listed, state.ledgers_listed) = (true, true, true);
         drop(state);
         index
     }
@@ -86,10 +105,10 @@ impl Index {
         self.state.read()
     }
 
-    /// Whether nodes and pods have both been listed once: before that every sum is too small.
+    /// Whether nodes, pods and ledgers have all been listed once: before that every sum is too small.
     pub fn is_synced(&self) -> bool {
         let state = self.state.read();
-        state.nodes_listed && state.pods_listed
+        state.nodes_listed && state.pods_listed && state.ledgers_listed
     }
 
     /// Other rules. The nodes have to be listed again for other overrides to reach them; returns whether.
@@ -152,7 +171,13 @@ impl Index {
         let uid = pod::uid(&object.metadata);
         let stage = pod::stage(object);
         let waiting = waiting(object);
+        let bound = object.spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         let mut state = self.state.write();
+        if stage == Stage::Unconcerned && !bound {
+            state.unconcerned.insert(uid.clone());
+        } else {
+            state.unconcerned.remove(&uid);
+        }
         match stage {
             Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
             Stage::Ended => state.cluster.delete_pod(&uid),
@@ -166,10 +191,15 @@ impl Index {
         self.changed.send_replace(());
     }
 
-    /// A pod is gone.
-    pub fn delete_pod(&self, uid: &PodUid) {
+    /// A pod is gone, or ended, which looks the same to a watch of those that live.
+    pub fn delete_pod(&self, object: &PodObject) {
+        let uid = &pod::uid(&object.metadata);
+        let concerned = pod::stage(object) != Stage::Unconcerned;
         let mut state = self.state.write();
-        state.cluster.delete_pod(uid);
+        state.unconcerned.remove(uid);
+        if concerned {
+            state.cluster.delete_pod(uid);
+        }
         state.waiting.remove(uid);
         drop(state);
         self.changed.send_replace(());
@@ -178,12 +208,13 @@ impl Index {
     /// All pods have been listed: those not named are gone.
     pub fn reset_pods(&self, listed: &BTreeSet<PodUid>) {
         let mut state = self.state.write();
-        let known = state.cluster.pods().chain(state.waiting.keys());
-        let gone: Vec<PodUid> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
+        let held = |uid: &&PodUid| !listed.contains(*uid);
+        let gone: Vec<PodUid> = state.cluster.pods().filter(held).cloned().collect();
         for uid in gone {
             state.cluster.delete_pod(&uid);
-            state.waiting.remove(&uid);
         }
+        state.waiting.retain(|uid, _| listed.contains(uid));
+        state.unconcerned.retain(|uid| listed.contains(uid));
         state.pods_listed = true;
         drop(state);
         self.changed.send_replace(());
@@ -192,7 +223,64 @@ impl Index {
     /// Whether a pod is kept at all, so that a relist need not remember the others.
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
-        state.cluster.holds(uid) || state.waiting.contains_key(uid)
+        state.cluster.holds(uid) || state.waiting.contains_key(uid) || state.unconcerned.contains(uid)
+    }
+
+    /// A `GpuLedger` was seen.
+    pub fn apply_ledger(&self, object: &GpuLedger) {
+        let name = object.node().to_owned();
+        let shared = object.shared().unwrap_or_else(|error| {
+            tracing::error!("{error}; nothing is placed on the node until it can be read");
+            Shared { fault: Some(error.to_string()), ..Shared::default() }
+        });
+        let mut status = object.status.clone();
+        if let Some(fields) = status.as_object_mut() {
+            fields.remove("agent");
+        }
+        let version = object.metadata.resource_version.clone().unwrap_or_default();
+        let mut state = self.state.write();
+        state.cluster.apply_ledger(&name, Some(shared));
+        state.ledgers.insert(name, SeenLedger { version, status });
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// A `GpuLedger` is gone.
+    pub fn delete_ledger(&self, name: &str) {
+        let mut state = self.state.write();
+        state.cluster.apply_ledger(name, None);
+        state.ledgers.remove(name);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// All ledgers have been listed: those not named are gone.
+    pub fn reset_ledgers(&self, listed: &BTreeSet<String>) {
+        let mut state = self.state.write();
+        let gone: Vec<String> = state.ledgers.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+        for name in gone {
+            state.cluster.apply_ledger(&name, None);
+            state.ledgers.remove(&name);
+        }
+        state.ledgers_listed = true;
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// Time passes.
+    pub fn tick(&self, now: Moment) {
+        self.state.write().cluster.tick(now);
+        self.changed.send_replace(());
+    }
+
+    /// Nodes whose ledger may have to be written since this was last asked.
+    pub fn take_touched(&self) -> BTreeSet<String> {
+        self.state.write().cluster.take_touched()
+    }
+
+    /// Whether it is known of a pod without a node that it has no share in any GPU.
+    pub fn is_unconcerned(&self, uid: &PodUid) -> bool {
+        self.state.read().unconcerned.contains(uid)
     }
 
     /// Tells that something changed.
@@ -222,6 +310,16 @@ impl State {
         self.repair.remove(name);
     }
 
+    /// The `GpuLedger` of a node as it was seen last.
+    pub fn ledger(&self, node: &str) -> Option<&SeenLedger> {
+        self.ledgers.get(node)
+    }
+
+    /// The nodes that have a `GpuLedger`.
+    pub fn ledger_names(&self) -> impl Iterator<Item = &str> {
+        self.ledgers.keys().map(String::as_str)
+    }
+
     /// What a node says of itself.
     pub fn advertised(&self, node: &str) -> Advertised {
         self.advertised.get(node).cloned().unwrap_or_default()
@@ -241,7 +339,7 @@ fn waiting(object: &PodObject) -> Option<Waiting> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -294,12 +392,14 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_synced_before_both_lists_are_read() {
+    fn it_is_not_synced_before_all_lists_are_read() {
         let index = index();
         assert!(!index.is_synced());
         index.reset_nodes(&BTreeSet::new());
         assert!(!index.is_synced());
         index.reset_pods(&BTreeSet::new());
+        assert!(!index.is_synced());
+        index.reset_ledgers(&BTreeSet::new());
         assert!(index.is_synced());
     }
 

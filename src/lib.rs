@@ -22,6 +22,8 @@ pub mod controller;
 #[cfg(feature = "cluster")]
 pub mod index;
 #[cfg(feature = "cluster")]
+pub mod ledgers;
+#[cfg(feature = "cluster")]
 pub mod metrics;
 #[cfg(feature = "cluster")]
 pub mod policies;

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Writes that the API server refused.
     pub publish_errors: Counter,
+    /// Pods seen bound without the guard on nodes with a ledger.
+    pub slips: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64>,
     /// 1 while this replica leads.
@@ -71,6 +73,7 @@ impl Metrics {
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
+            slips: Counter::default(),
             connections: Gauge::default(),
             leading: Gauge::default(),
         };
@@ -83,6 +86,8 @@ impl Metrics {
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
+        let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
+        r.register("bindings_past_guard", help, metrics.slips.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         r.register_collector(Box::new(State { index, policies, certificates }));
@@ -144,7 +149,7 @@ struct Figure {
 /// All figures by metric, in the order of [`FIGURES`].
 type Figures = [Vec<Figure>; FIGURES.len()];
 
-const FIGURES: [(&str, &str); 8] = [
+const FIGURES: [(&str, &str); 10] = [
     ("gpu_total", "Memory of a GPU, driver-reserved included"),
     ("gpu_allocatable", "What a GPU can be promised"),
     ("pool_allocatable", "What all GPUs behind a resource of a node can be promised"),
@@ -152,7 +157,9 @@ const FIGURES: [(&str, &str); 8] = [
     ("pool_free", "The largest demand that can be placed on them now"),
     ("pool_deficit", "By how much they are overcommitted, or may be where the GPU of each pod is not known"),
     ("node_published", "What a node should advertise of vramguard.dev/vram"),
-    ("node_bound", "Requests of the pods on a node"),
+    ("node_bound", "Requests of the pods on a node, or promised to be"),
+    ("gpu_held", "What is known to be promised of a GPU"),
+    ("gpu_free", "What a GPU can still take in the worst case, where that is known GPU by GPU"),
 ];
 
 impl State {
@@ -172,6 +179,11 @@ impl State {
                     let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
                     figures[0].push(Figure { labels: labels.clone(), value: gpu.total });
                     figures[1].push(Figure { labels, value: gpu.allocatable(&rules).room() });
+                }
+                for gpu in &stands.gpus {
+                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
+                    figures[8].push(Figure { labels: labels.clone(), value: gpu.held });
+                    figures[9].extend(gpu.free.map(|value| Figure { labels, value }));
                 }
                 let labels = || vec![node(), resource(), mode()];
                 figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));

@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use tokio::sync::watch::Receiver;
 
 use crate::index::Index;
+use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod;
 use crate::policies::PolicyStore;
@@ -35,8 +36,27 @@ pub async fn pods(client: Client, index: Arc<Index>) {
             }
             Ok(Event::InitDone) => index.reset_pods(&std::mem::take(&mut listed)),
             Ok(Event::Apply(object)) => index.apply_pod(&object),
-            Ok(Event::Delete(object)) => index.delete_pod(&pod::uid(&object.metadata)),
+            Ok(Event::Delete(object)) => index.delete_pod(&object),
             Err(error) => tracing::warn!("watching pods: {error}; trying again"),
+        }
+    }
+}
+
+/// Follows the ledgers until cancelled. They are small in number and large in size: one for each node with several GPUs.
+pub async fn ledgers(client: Client, index: Arc<Index>) {
+    let mut events = watcher(Api::<GpuLedger>::all(client), watcher::Config::default()).default_backoff().boxed();
+    let mut listed = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed = BTreeSet::new(),
+            Ok(Event::InitApply(object)) => {
+                index.apply_ledger(&object);
+                listed.insert(object.node().to_owned());
+            }
+            Ok(Event::InitDone) => index.reset_ledgers(&std::mem::take(&mut listed)),
+            Ok(Event::Apply(object)) => index.apply_ledger(&object),
+            Ok(Event::Delete(object)) => index.delete_ledger(object.node()),
+            Err(error) => tracing::warn!("watching GpuLedgers: {error}; trying again"),
         }
     }
 }

@@ -82,6 +82,15 @@ pub fn needs_reservations(pool: &Pool, rules: &Rules) -> bool {
     }
 }
 
+/// The GPU behind the resource that a pod takes, where there is no other.
+pub fn only_gpu(holder: &Holder, pools: &[Pool]) -> Option<GpuId> {
+    let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
+    match pool.contents.as_ref().ok()?.gpus.as_slice() {
+        [only] => Some(only.id.clone()),
+        _ => None,
+    }
+}
+
 /// The annotations that a pod gets with its node: which GPU each container is on and how large that is, as far as both are
 /// known, and each container's share of it.
 pub fn annotations(pod: &Pod, holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -> BTreeMap<String, String> {
@@ -101,6 +110,14 @@ pub fn annotations(pod: &Pod, holder: &Holder, gpu: Option<&GpuId>, pools: &[Poo
         }
     }
     annotations
+}
+
+/// Whether a pod that is bound lacks annotations that could be given to it.
+pub fn lacks_annotations(holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -> bool {
+    let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some());
+    let Some(contents) = pool.and_then(|pool| pool.contents.as_ref().ok()) else { return false };
+    let unnamed = gpu.is_some() && holder.parts.iter().any(|part| part.gpu.is_none());
+    holder.request.is_some() && (unnamed || !holder.annotated && seen_total(contents, gpu).is_some())
 }
 
 /// What CUDA reports as the total of the pod's GPU: the driver's own part is not in it. Known also where the GPU is not, if

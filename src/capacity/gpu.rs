@@ -271,6 +271,12 @@ pub enum Unknown {
         /// The resource.
         resource: Resource,
     },
+    /// The object that all replicas share cannot be read.
+    #[error("its promises cannot be read: {why}")]
+    Ledger {
+        /// Object, field and what is wrong there.
+        why: String,
+    },
     /// A kind of GPU whose size is not read yet.
     #[error("sizes of {resource} are not read from labels; name them in a GpuInventory")]
     Unsupported {

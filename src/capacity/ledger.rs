@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{self, Role};
-use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules};
+use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules, Unknown};
 use super::moment::Moment;
 use super::occupancy::{self, Deficit, GpuStanding, Newcomer, Occupancy};
 use super::pod::PodName;
@@ -46,6 +46,8 @@ pub struct Holder {
     pub priority: i32,
     /// Since when it is bound without being ready; `None` once it is, and where that is not known.
     pub starting: Option<Moment>,
+    /// Whether it carries our annotation with the size of its GPU.
+    pub annotated: bool,
 }
 
 /// One GPU container of a holder.
@@ -146,6 +148,8 @@ pub struct Shared {
     pub reservations: Reservations,
     /// Seen by the agent, if one runs.
     pub report: Option<Report>,
+    /// Why it cannot be read, where it cannot: nothing is promised then.
+    pub fault: Option<String>,
 }
 
 impl NodeLedger {
@@ -211,7 +215,12 @@ impl NodeLedger {
 
     /// The node's pools as labels say, with what the agent reports put in place.
     pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
-        match self.shared.as_ref().and_then(|shared| shared.report.as_ref()) {
+        let Some(shared) = &self.shared else { return pools.to_vec() };
+        if let Some(why) = &shared.fault {
+            let unknown = |pool: &Pool| Pool { contents: Err(Unknown::Ledger { why: why.clone() }), ..pool.clone() };
+            return pools.iter().map(unknown).collect();
+        }
+        match &shared.report {
             Some(report) => report.applied_to(pools),
             None => pools.to_vec(),
         }
@@ -313,6 +322,17 @@ impl NodeLedger {
             (Some(gpu), demand::of_pod(parts), replicas)
         };
         (!by_gpu.is_empty()).then(|| by_gpu.into_iter().map(seat).collect())
+    }
+
+    /// The GPU that all of a holder's containers are on, where that is known.
+    pub fn known_gpu(&self, uid: &PodUid, holder: &Holder, pools: &[Pool]) -> Option<GpuId> {
+        let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
+        if let [only] = pool.contents.as_ref().ok()?.gpus.as_slice() {
+            return Some(only.id.clone());
+        }
+        let mut gpus = holder.parts.iter().map(|part| self.gpu_of(uid, part, pool.handout));
+        let first = gpus.next()??;
+        gpus.all(|gpu| gpu.as_ref() == Some(&first)).then_some(first)
     }
 
     /// Where a container is, as far as somebody knows. Of a pinned one the kubelet's record, which the agent reports, says

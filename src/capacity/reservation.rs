@@ -228,7 +228,7 @@ impl NodeLedger {
         let Some(demand) = holder.amount(pool.slot(rules), rules) else {
             return Unplaced::NoGpu { resource: Some(pool.resource.clone()) };
         };
-        let stands = self.pool_standing(pool, rules, Viewpoint::Everyone);
+        let stands = Box::new(self.pool_standing(pool, rules, Viewpoint::Everyone));
         let starting = stands.gpus.iter().any(|gpu| gpu.starting);
         Unplaced::Shortfall { demand, room, stands, starting: starting && rules.serialize_per_gpu }
     }

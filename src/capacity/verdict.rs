@@ -85,6 +85,10 @@ pub enum Reason {
     GpuStarting,
     /// No place could be reserved in time.
     Undecided,
+    /// A pod is bound that the guard was not asked about.
+    BoundPastGuard,
+    /// More is promised of a GPU than can be, or may be.
+    GpuOvercommitted,
 }
 
 impl fmt::Display for Reason {
@@ -427,6 +431,14 @@ pub enum Verdict {
 /// The note of the event on a pod that waits.
 pub fn waiting(shortfall: &Shortfall) -> String {
     format!("waits for VRAM: {shortfall}")
+}
+
+/// The note of the event on a pod that was bound without the guard.
+pub fn slipped(node: &str) -> String {
+    format!(
+        "bound to node {node:?} without the binding guard, which counts it now; whether its GPU has room for it was not \
+         decided by anybody"
+    )
 }
 
 /// The message of a denial: the pod, then everything that is wrong with it.

@@ -1,6 +1,7 @@
 //! `vramguard serve`: puts the parts together and takes them apart again. Owns the order of starting and stopping; not ready
 //! before everything that an answer needs is there, not ready any more before anything is taken away.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use crate::capacity::moment::Moment;
 use crate::controller::Controller;
 use crate::controller::certificate::Kept;
 use crate::index::Index;
@@ -31,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::policies::{self, Files, PolicyStore};
 use crate::tls::{self, CertificateStore};
 use crate::watch;
+use crate::webhook::bindings::BindingGuard;
 use crate::webhook::server::Server;
 use crate::webhook::{self, Webhook};
 
@@ -96,6 +99,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_KUBECONFIG", conflicts_with = "snapshot")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// User whose bindings of guarded pods are allowed, besides kube-scheduler's. Repeatable: other schedulers
+    #[arg(long, value_name = "USER", env = "VRAMGUARD_BINDER", value_delimiter = ',')]
+    pub binder: Vec<String>,
+
+    /// The API server's --request-timeout, in seconds: a binding that was allowed commits within it, or never
+    #[arg(long, value_name = "SECONDS", env = "VRAMGUARD_API_REQUEST_TIMEOUT", default_value_t = 60)]
+    pub api_request_timeout: u64,
+
     /// Seconds between SIGTERM, when /readyz fails, and the end of listening: time for endpoints to forget this replica
     #[arg(long, value_name = "SECONDS", env = "VRAMGUARD_DRAIN", default_value_t = 10)]
     pub drain: u64,
@@ -141,12 +152,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         tasks.spawn(async move { store.follow(directory).await });
     }
     let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
-    // On a snapshot nothing is controlled, and nothing ever ends.
-    let mut controller = match &inputs.snapshot {
-        Some(_) => tokio::spawn(stop_controller.clone().cancelled_owned()),
-        None => parts.join_cluster(&args, &mut tasks, stop_controller.clone()).await?,
+    // On a snapshot nothing is bound or controlled, and nothing ever ends.
+    let (mut controller, guard) = match &inputs.snapshot {
+        Some(_) => (tokio::spawn(stop_controller.clone().cancelled_owned()), None),
+        None => {
+            let client = client(args.kubeconfig.as_deref()).await?;
+            let guard = Arc::new(BindingGuard::new(client.clone(), binders(&args)));
+            (parts.join_cluster(client, &args, &mut tasks, stop_controller.clone()), Some(guard))
+        }
     };
-    let mut server = tokio::spawn(parts.server(listener, stop_server.clone()));
+    let mut server = tokio::spawn(parts.server(listener, guard, stop_server.clone()));
     let ended = tokio::select! {
         () = told_to_stop() => None,
         ended = &mut server => Some(anyhow!("the server ended: {ended:?}")),
@@ -207,22 +222,27 @@ impl Parts {
     fn server(
         &self,
         listener: TcpListener,
+        guard: Option<Arc<BindingGuard>>,
         stop: CancellationToken,
     ) -> impl Future<Output = anyhow::Result<()>> + use<> {
         let (index, policies, metrics) = (self.index.clone(), self.policies.clone(), self.metrics.clone());
-        let routes = webhook::routes(Webhook { index, policies, metrics });
+        let webhook = Webhook { index, policies, metrics };
+        let routes = match guard {
+            Some(guard) => webhook::guarded_routes(webhook, guard),
+            None => webhook::routes(webhook),
+        };
         let server = Server { listener, certificates: self.certificates.clone(), metrics: self.metrics.clone() };
         server.serve(routes, stop)
     }
 
     /// Follows the cluster, and controls it whenever this replica leads.
-    async fn join_cluster(
+    fn join_cluster(
         &self,
+        client: Client,
         args: &Args,
         tasks: &mut JoinSet<()>,
         stop: CancellationToken,
-    ) -> anyhow::Result<JoinHandle<()>> {
-        let client = client(args.kubeconfig.as_deref()).await?;
+    ) -> JoinHandle<()> {
         let certificate = args.cert_secret.clone().map(|secret| Kept {
             client: client.clone(),
             namespace: args.namespace.clone(),
@@ -234,6 +254,8 @@ impl Parts {
         }
         tasks.spawn(watch::pods(client.clone(), self.index.clone()));
         tasks.spawn(watch::nodes(client.clone(), self.index.clone(), self.policies.clone()));
+        tasks.spawn(watch::ledgers(client.clone(), self.index.clone()));
+        tasks.spawn(tick(self.index.clone()));
         let controller = Controller {
             client,
             index: self.index.clone(),
@@ -241,10 +263,11 @@ impl Parts {
             metrics: self.metrics.clone(),
             namespace: args.namespace.clone(),
             identity: args.identity.clone().unwrap_or_else(identity),
+            api_request_timeout: Duration::from_secs(args.api_request_timeout),
             webhook_configuration: args.webhook_configuration.clone(),
             certificate,
         };
-        Ok(tokio::spawn(controller.run(stop)))
+        tokio::spawn(controller.run(stop))
     }
 }
 
@@ -328,6 +351,25 @@ async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     Client::try_from(config).context("cannot make a client of the cluster's configuration")
 }
 
+/// Startups come to their deadline, and what ended is forgotten, in steps of this.
+const TICK: Duration = Duration::from_secs(5);
+
+async fn tick(index: Arc<Index>) {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        index.tick(Moment(Timestamp::now().as_millisecond()));
+    }
+}
+
+/// Who may bind guarded pods.
+fn binders(args: &Args) -> BTreeSet<String> {
+    args.binder.iter().cloned().chain([KUBE_SCHEDULER.to_owned()]).collect()
+}
+
+/// The user of the stock scheduler.
+const KUBE_SCHEDULER: &str = "system:kube-scheduler";
+
 /// Names that certificates are made out to.
 fn names(args: &Args) -> Vec<String> {
     let (service, namespace) = (&args.service, &args.namespace);
@@ -402,7 +444,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.stopping.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
     } else if !health.index.is_synced() {
-        (StatusCode::SERVICE_UNAVAILABLE, "nodes and pods have not been listed yet\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "nodes, pods and GpuLedgers have not been listed yet\n")
     } else if health.certificates.not_after().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "there is no serving certificate yet\n")
     } else {

@@ -1,4 +1,4 @@
-//! What one replica at a time does to the cluster: publish, explain waiting, keep the webhook configurations, keep the
+//! What one replica at a time does to the cluster: publish, keep the ledgers, explain waiting, keep the webhook configurations, keep the
 //! certificate. Owns leadership and the life of those tasks. All of them write what the state says, whatever was there
 //! before, so that a leader that does not yet know it lost does no harm.
 
@@ -17,7 +17,9 @@ use crate::metrics::Metrics;
 use crate::policies::PolicyStore;
 
 pub mod certificate;
+mod events;
 pub mod lease;
+mod ledger;
 mod publish;
 mod waiting;
 pub mod webhook_configuration;
@@ -40,6 +42,8 @@ pub struct Controller {
     pub namespace: String,
     /// Own name, for the Lease and the events.
     pub identity: String,
+    /// The API server's `--request-timeout`.
+    pub api_request_timeout: Duration,
     /// Name of both webhook configurations.
     pub webhook_configuration: String,
     /// The certificate to keep, if it is ours to keep.
@@ -85,6 +89,7 @@ impl Controller {
         self.metrics.leading.set(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(publish::run(self.clone()));
+        tasks.spawn(ledger::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
         let ca = self.certificate.clone().map(|kept| {
             let ((wanted, to_write), (seen, as_seen)) = (watch::channel(None), watch::channel(Trust::Unseen));

@@ -10,7 +10,8 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use tokio::time::Instant;
 
-use super::{Controller, RETRY, bounded, now};
+use super::{Controller, RETRY, bounded, events, now};
+use crate::capacity::verdict::Reason;
 use crate::k8s::publication;
 
 /// Events come in bursts; a node is written once for all that came within this time. Short, because a waiting pod is bound
@@ -69,6 +70,7 @@ async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
         publication::status_patch(facts, standing, cluster.rules(), guards, &state.advertised(name), now())
     };
     let Some(patch) = patch else { return Ok(()) };
+    let overcommitted = publication::says_overcommitted(&patch);
     let nodes: Api<Node> = Api::all(controller.client.clone());
     let written = async {
         match nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
@@ -80,6 +82,10 @@ async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
     if bounded(written).await? {
         controller.metrics.published.inc();
         tracing::debug!(node = name, %patch, "published");
+        if let Some(note) = overcommitted {
+            tracing::warn!(node = name, "{note}");
+            events::warn_node(controller, name, Reason::GpuOvercommitted, note).await;
+        }
     }
     Ok(())
 }

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
-use super::{Controller, bounded};
+use super::{Controller, events};
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
-use crate::capacity::verdict;
+use crate::capacity::verdict::{self, Reason};
 
 /// kube-scheduler has just said its own; ours follows within this time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -33,14 +31,15 @@ struct Told {
 }
 
 pub async fn run(controller: Controller) {
-    let reporter = Reporter { controller: "vramguard".into(), instance: Some(controller.identity.clone()) };
-    let recorder = Recorder::new(controller.client.clone(), reporter);
+    let recorder = events::recorder(&controller);
     let mut changed = controller.index.subscribe();
     let mut told: BTreeMap<PodUid, Told> = BTreeMap::new();
     loop {
         let due = due(&controller, &mut told);
-        let events = due.into_iter().map(|(uid, name, note)| async {
-            let said = tell(&recorder, &uid, name, &note).await;
+        let recorder = &recorder;
+        let events = due.into_iter().map(|(uid, name, note)| async move {
+            let about = events::pod(&uid, &name);
+            let said = events::warn(recorder, &about, Reason::VramShortfall, note.clone(), "Scheduling").await;
             (uid, said.then_some((note, Instant::now())))
         });
         let mut events = futures::stream::iter(events).buffer_unordered(PARALLEL);
@@ -90,28 +89,4 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUi
     told.retain(|uid, _| state.waiting.contains_key(uid));
     drop(state);
     due
-}
-
-/// Whether it could be said.
-async fn tell(recorder: &Recorder, uid: &PodUid, name: PodName, note: &str) -> bool {
-    let pod = ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: Some(name.namespace),
-        name: Some(name.name),
-        uid: Some(uid.0.clone()),
-        ..ObjectReference::default()
-    };
-    let event = Event {
-        type_: EventType::Warning,
-        reason: verdict::Reason::VramShortfall.to_string(),
-        note: Some(note.to_owned()),
-        action: "Scheduling".into(),
-        secondary: None,
-    };
-    let published = bounded(recorder.publish(&event, &pod)).await;
-    if let Err(error) = &published {
-        tracing::warn!("event on a waiting pod: {error:#}");
-    }
-    published.is_ok()
 }

@@ -10,6 +10,7 @@
 //! | [`document`] | policy documents → policies, with file, line and field in every error |
 //! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
 //! | [`case`] | case files: a cluster, policies, pods, and what is expected |
+//! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
 //! | [`review`] | AdmissionReview ↔ verdict |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
@@ -19,6 +20,7 @@
 
 pub mod case;
 pub mod document;
+pub mod gpu_ledger;
 pub mod node;
 pub mod object;
 pub mod patch;

@@ -25,6 +25,26 @@ pub struct PodObject {
     pub status: PodStatus,
 }
 
+/// A Binding: all that is known of what a scheduler decided.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct BindingObject {
+    /// Of the pod: name, namespace, uid, and the annotations that it would get.
+    #[serde(deserialize_with = "pod_metadata")]
+    pub metadata: ObjectMeta,
+    /// The node.
+    #[serde(deserialize_with = "null_as_default")]
+    pub target: Target,
+}
+
+/// Where a Binding points.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Target {
+    /// Name of the node.
+    pub name: String,
+}
+
 /// `spec` of a Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -1,11 +1,13 @@
 //! Changes → JSON Patch (RFC 6902): the fewest operations that the object as it was sent needs, none where it has
 //! everything. Owns paths and what must be created on the way; what to change is [`crate::capacity::admission`]'s.
 
+use std::collections::BTreeMap;
+
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
 use serde_json::{Value, json};
 
-use super::object::{Container, PodObject};
+use super::object::{BindingObject, Container, PodObject};
 use crate::capacity::admission::{Changes, ContainerChange};
 use crate::capacity::environment;
 use crate::keys;
@@ -60,6 +62,19 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             add(patch, &[at, &["env", "0"]].concat(), entry);
         }
     }
+}
+
+/// Puts annotations on a Binding, which the API server puts on the pod in the write that binds it.
+pub fn of_binding(binding: &BindingObject, annotations: &BTreeMap<String, String>) -> Patch {
+    let mut patch = Vec::new();
+    if binding.metadata.annotations.is_none() {
+        add(&mut patch, &["metadata", "annotations"], json!(annotations));
+    } else {
+        for (key, value) in annotations {
+            add(&mut patch, &["metadata", "annotations", key], json!(value));
+        }
+    }
+    Patch(patch)
 }
 
 /// Keeps the pod off nodes that share their GPUs, whatever else it requires.

@@ -15,6 +15,7 @@ use crate::capacity::ledger::{Amount, Holder, Part, PodUid};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
 use crate::capacity::pod::{Container, EnvEntry, Origin, Pod, PodName, VramRequest};
+use crate::capacity::reservation::Found;
 use crate::capacity::verdict::MAX_PROCESSES;
 use crate::capacity::vram::{Vram, VramError};
 use crate::keys;
@@ -86,6 +87,7 @@ pub fn would_hold(object: &PodObject) -> Option<Holder> {
         gpus,
         priority: object.spec.priority.unwrap_or(0),
         starting: starting(object),
+        annotated: object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(keys::GPU_TOTAL_MIB)),
     })
 }
 
@@ -98,6 +100,19 @@ fn starting(object: &PodObject) -> Option<Moment> {
         return None;
     }
     bound.last_transition_time.as_deref().and_then(moment)
+}
+
+/// What a read of a pod says about the one with that uid and its place on a node.
+pub fn found(object: Option<&PodObject>, wanted: &PodUid, node: &str) -> Found {
+    let Some(object) = object.filter(|object| uid(&object.metadata) == *wanted) else {
+        return Found::Gone;
+    };
+    match stage(object) {
+        Stage::Ended | Stage::Unconcerned => Found::Gone,
+        Stage::Unbound => Found::Unbound,
+        Stage::Holds(bound, _) if bound == node => Found::Here,
+        Stage::Holds(..) => Found::Elsewhere,
+    }
 }
 
 /// Whether kube-scheduler has tried to place a pod and found no node.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::node::{Advertised, CONDITION, says};
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Accounting, Resource, Rules};
+use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
 use crate::capacity::ledger::{PoolStanding, Standing};
 use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
@@ -57,8 +57,16 @@ pub fn status_patch(
     (!status.is_empty()).then(|| json!({ "status": status }))
 }
 
+/// What a patch of the condition says of an overcommitted GPU, if that is news.
+pub fn says_overcommitted(patch: &Value) -> Option<String> {
+    let condition = patch.pointer("/status/conditions/0").filter(|condition| condition["reason"] == OVERCOMMITTED)?;
+    Some(condition["message"].as_str()?.to_owned())
+}
+
+const OVERCOMMITTED: &str = "Overcommitted";
+
 /// Node conditions carry whole seconds.
-fn seconds(now: Timestamp) -> String {
+pub(super) fn seconds(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -82,21 +90,24 @@ fn said(
 ) -> Option<Said> {
     let standing = standing?;
     let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
-    let unknown = facts.pools.iter().find_map(|pool| Some((pool, pool.contents.as_ref().err()?)));
-    if let Some((pool, why)) = unknown {
-        let message =
-            format!("{}: {why}; nothing more is placed here until a GpuInventory describes the node", pool.resource);
+    if let Some((resource, why)) = unknown(facts) {
+        let message = format!("{resource}: {why}; nothing more is placed here until a GpuInventory describes the node");
         return Some(Said { status: "False", reason: "Unknown", message });
     }
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
-        return Some(Said { status: "False", reason: "Overcommitted", message: overcommitted(pool) });
+        return Some(Said { status: "False", reason: OVERCOMMITTED, message: overcommitted(pool) });
     }
     let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
     let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
     Some(Said { status: "True", reason: reason(worst), message: each.join("; ") })
 }
 
-fn overcommitted(pool: &PoolStanding) -> String {
+/// The first resource whose GPUs are not known, and why.
+pub(super) fn unknown(facts: &NodeFacts) -> Option<(&Resource, &Unknown)> {
+    facts.pools.iter().find_map(|pool| Some((&pool.resource, pool.contents.as_ref().err()?)))
+}
+
+pub(super) fn overcommitted(pool: &PoolStanding) -> String {
     let (deficit, gpu) = pool.deficit.as_ref().map_or((Vram::ZERO, None), |d| (d.by, d.on.as_ref()));
     let total = pool.allocatable.unwrap_or_default();
     let held = format!("{} of {total} held by {}", pool.held, count(pool.holders, "pod"));
@@ -112,14 +123,14 @@ fn overcommitted(pool: &PoolStanding) -> String {
     )
 }
 
-fn accounted(pool: &PoolStanding, rules: &Rules) -> String {
+pub(super) fn accounted(pool: &PoolStanding, rules: &Rules) -> String {
     let total = pool.allocatable.unwrap_or_default();
     let overcommit =
         if rules.overcommit.is_on() { format!(", overcommit {}", rules.overcommit) } else { String::new() };
     format!("{}: {} accounting, {total} allocatable{overcommit}", pool.resource, pool.accounting)
 }
 
-fn reason(accounting: Accounting) -> &'static str {
+pub(super) fn reason(accounting: Accounting) -> &'static str {
     match accounting {
         Accounting::Exact => "Exact",
         Accounting::Confirmed => "Confirmed",

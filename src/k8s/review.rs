@@ -10,36 +10,40 @@ use base64::prelude::BASE64_STANDARD;
 use json_patch::Patch;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::object::PodObject;
+use super::object::{BindingObject, PodObject};
+use super::patch;
 use crate::capacity::admission::{Changes, Judgement};
+use crate::capacity::binding::Binding;
+use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
-use crate::capacity::verdict::{self, Advice, Reason, Verdict, Violation};
+use crate::capacity::verdict::{self, Advice, Reason, Refusal, Verdict, Violation};
+use crate::keys;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// The question.
+/// The question, about an object of type `T`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Review {
+#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
+struct Review<T> {
     api_version: String,
     kind: String,
     #[serde(deserialize_with = "from_map")]
-    request: Request,
+    request: Request<T>,
 }
 
 /// What is asked.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Request {
+#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
+pub struct Request<T = PodObject> {
     /// Repeated in the answer.
     pub uid: String,
-    /// Which resource; only pods are looked at.
+    /// Which resource; only pods and their bindings are looked at.
     #[serde(default)]
     pub resource: GroupResource,
-    /// `status`, `binding` and the like; only the pod itself is looked at.
+    /// `status`, `binding` and the like.
     #[serde(default)]
     pub sub_resource: Option<String>,
     /// Only `CREATE` is looked at.
@@ -51,9 +55,19 @@ pub struct Request {
     /// Who asks.
     #[serde(default)]
     pub user_info: UserInfo,
-    /// The pod.
+    /// Name of the object, which it may lack.
     #[serde(default)]
-    pub object: Option<PodObject>,
+    pub name: Option<String>,
+    /// Whether nothing is to come of it.
+    #[serde(default)]
+    pub dry_run: Option<bool>,
+    /// The pod, or the Binding.
+    #[serde(default = "none")]
+    pub object: Option<T>,
+}
+
+fn none<T>() -> Option<T> {
+    None
 }
 
 /// Group and plural of a resource.
@@ -106,9 +120,9 @@ fn from_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> 
 }
 
 /// Reads a review.
-pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
+pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Request<T>, ReviewError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let review: Review = from_map(&mut deserializer)
+    let review: Review<T> = from_map(&mut deserializer)
         .and_then(|review| deserializer.end().map(|()| review))
         .map_err(|error| ReviewError::Malformed { line: error.line(), column: error.column() })?;
     if review.api_version != API_VERSION || review.kind != "AdmissionReview" {
@@ -123,6 +137,37 @@ impl Request {
         let about_pods = self.resource.group.is_empty() && self.resource.resource == "pods";
         let whole = self.sub_resource.as_deref().unwrap_or_default().is_empty();
         self.object.as_ref().filter(|_| about_pods && whole && self.operation == "CREATE")
+    }
+}
+
+impl Request<BindingObject> {
+    /// The binding, if the review is about the creation of one: as `pods/binding`, or as the legacy `bindings`.
+    pub fn created_binding(&self) -> Option<(&BindingObject, Binding)> {
+        let kind = (self.resource.resource.as_str(), self.sub_resource.as_deref().unwrap_or_default());
+        let about = self.resource.group.is_empty() && matches!(kind, ("pods", "binding") | ("bindings", ""));
+        let object = self.object.as_ref().filter(|_| about && self.operation == "CREATE")?;
+        let metadata = &object.metadata;
+        let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        let ours = |key: &&String| key.starts_with(keys::PREFIX);
+        Some((
+            object,
+            Binding {
+                pod: PodName {
+                    namespace: named(&self.namespace).or_else(|| named(&metadata.namespace))?,
+                    name: named(&metadata.name).or_else(|| named(&self.name))?,
+                },
+                uid: named(&metadata.uid).map(PodUid),
+                node: object.target.name.clone(),
+                reserved_annotations: metadata
+                    .annotations
+                    .iter()
+                    .flat_map(BTreeMap::keys)
+                    .filter(ours)
+                    .cloned()
+                    .collect(),
+                binder: self.user_info.username.clone(),
+            },
+        ))
     }
 }
 
@@ -190,6 +235,28 @@ impl Answer {
         Answer::of(response)
     }
 
+    /// Allows a binding, with these annotations put on the pod by it.
+    pub fn bound(uid: String, binding: &BindingObject, annotations: &BTreeMap<String, String>) -> Answer {
+        let mut response = Response { uid, allowed: true, ..Response::default() };
+        if !annotations.is_empty() {
+            let operations = serde_json::to_vec(&patch::of_binding(binding, annotations));
+            response.patch = Some(BASE64_STANDARD.encode(operations.expect("a patch of strings is JSON")));
+            response.patch_type = Some("JSONPatch");
+        }
+        Answer::of(response)
+    }
+
+    /// Refuses a binding.
+    pub fn refused(uid: String, pod: &PodName, refusal: &Refusal) -> Answer {
+        let status = Status {
+            status: "Failure",
+            code: code(refusal.reason()),
+            reason: refusal.reason().to_string(),
+            message: refusal.message(pod),
+        };
+        Answer::of(Response { uid, status: Some(status), ..Response::default() })
+    }
+
     /// Answers `/validate/pods`.
     pub fn judged(uid: String, pod: &PodName, judgement: Judgement) -> Answer {
         let audit_annotations = record(&judgement, pod);
@@ -244,7 +311,9 @@ fn code(reason: Reason) -> u16 {
         | Reason::ForeignBinder
         | Reason::NodeUnaccounted
         | Reason::PinUnverified
-        | Reason::GpuStarting => 403,
+        | Reason::GpuStarting
+        | Reason::BoundPastGuard
+        | Reason::GpuOvercommitted => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }

@@ -11,10 +11,12 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, TimeoutLayer};
 
+use self::bindings::BindingGuard;
 use crate::capacity::admission;
 use crate::capacity::policy::Mode;
 use crate::index::Index;
@@ -23,6 +25,7 @@ use crate::k8s::{patch, pod};
 use crate::metrics::{Answered, Metrics};
 use crate::policies::PolicyStore;
 
+pub mod bindings;
 pub mod client;
 pub mod server;
 
@@ -47,10 +50,19 @@ pub struct Webhook {
     pub metrics: Arc<Metrics>,
 }
 
-/// The routes of the HTTPS port.
+/// The routes of the HTTPS port on a picture of a cluster, where nothing is bound.
 pub fn routes(webhook: Webhook) -> Router {
-    let routes = Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate));
-    limited(routes.with_state(webhook))
+    limited(reviews(webhook))
+}
+
+/// The routes of the HTTPS port in a cluster.
+pub fn guarded_routes(webhook: Webhook, guard: Arc<BindingGuard>) -> Router {
+    let bindings = Router::new().route("/mutate/bindings", post(bindings::bind)).with_state((webhook.clone(), guard));
+    limited(reviews(webhook).merge(bindings))
+}
+
+fn reviews(webhook: Webhook) -> Router {
+    Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate)).with_state(webhook)
 }
 
 /// Puts the limits around routes: size and number of bodies, deadlines, and a panic that stays with its request.
@@ -97,21 +109,33 @@ impl Decided {
 impl Webhook {
     fn answer(&self, name: &'static str, body: &[u8], decide: fn(&Webhook, &Request) -> Decided) -> Response {
         let start = Instant::now();
-        let request = match review::read(body) {
-            Ok(request) => request,
-            Err(error) => {
-                self.metrics.refused_body();
-                return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+        match self.request(body) {
+            Ok(request) => {
+                let decided = decide(self, &request);
+                self.respond(name, start, request.namespace, decided)
             }
-        };
+            Err(response) => response,
+        }
+    }
+
+    /// The review in a body, if it can be answered; else what is answered instead.
+    #[expect(clippy::result_large_err, reason = "an answer either way, and made once")]
+    fn request<T: DeserializeOwned>(&self, body: &[u8]) -> Result<Request<T>, Response> {
+        let request = review::read(body).map_err(|error| {
+            self.metrics.refused_body();
+            (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+        })?;
         if !self.index.is_synced() {
             // Sums over half a list are too small. The API server asks another replica, or applies failurePolicy.
-            let what = "not ready: nodes and pods have not been listed yet";
-            return (StatusCode::SERVICE_UNAVAILABLE, what).into_response();
+            let what = "not ready: nodes, pods and ledgers have not been listed yet";
+            return Err((StatusCode::SERVICE_UNAVAILABLE, what).into_response());
         }
-        let decided = decide(self, &request);
+        Ok(request)
+    }
+
+    fn respond(&self, name: &'static str, start: Instant, namespace: Option<String>, decided: Decided) -> Response {
         let body = serde_json::to_vec(&decided.answer).expect("an answer of strings is JSON");
-        let namespace = request.namespace.unwrap_or_default();
+        let namespace = namespace.unwrap_or_default();
         let Decided { verdict, reason, .. } = decided;
         self.metrics.answered(Answered { webhook: name, verdict, reason, namespace }, start.elapsed());
         ([(header::CONTENT_TYPE, "application/json")], body).into_response()

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{ControlPlane, Process, eventually, free_port, run};
+use crate::support::{ControlPlane, Process, eventually, free_port};
 
 mod proxy;
 mod replicas;
@@ -39,8 +39,13 @@ pub enum OnOutage {
 impl Guard {
     /// Applies the manifests, starts a server, and waits until it is ready, leads, and the API server asks it.
     pub async fn start(plane: &ControlPlane, policies: &[(&str, &str)]) -> Guard {
+        Guard::start_from(plane, "deploy", policies).await
+    }
+
+    /// As [`Guard::start`], with the manifests of another kustomization of this repository.
+    pub async fn start_from(plane: &ControlPlane, kustomization: &str, policies: &[(&str, &str)]) -> Guard {
         let (https, http) = (free_port(), free_port());
-        apply_manifests(plane, https, OnOutage::AsShipped).await;
+        apply_manifests(plane, kustomization, https, OnOutage::AsShipped).await;
         let directory = write_policies(plane, policies);
         let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
         let mut guard = Guard {
@@ -140,45 +145,33 @@ fn write_policies(plane: &ControlPlane, policies: &[(&str, &str)]) -> PathBuf {
     directory
 }
 
+/// The objects of a kustomization as `kubectl apply -k` would send them.
+pub async fn manifests(plane: &ControlPlane, kustomization: &str) -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(kustomization);
+    let folder = folder.to_str().expect("a checkout has a plain path");
+    let rendered = plane.kubectl(&["kustomize", folder]).await.expect_success();
+    let objects = rendered.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("kubectl prints YAML"));
+    objects.collect()
+}
+
 /// The manifests as they are shipped; only the Deployment is left out, and the webhooks have a URL in place of a Service.
-async fn apply_manifests(plane: &ControlPlane, https: u16, bindings: OnOutage) {
-    let copy = plane.folder().join("manifests");
-    let overlay = copy.join("overlay");
-    std::fs::create_dir_all(&overlay).expect("a folder for the overlay");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    let mut copying = std::process::Command::new("cp");
-    run(copying.arg("-r").arg(&source).arg(&copy), Duration::from_secs(10)).expect_success();
-    let mut patches = String::new();
-    for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {
-        patches.push_str(&format!("  - target: {{kind: {kind}, name: vramguard}}\n    patch: |-\n"));
-        let file = source.join("base").join(format!("{}.yaml", kind.to_lowercase()));
-        let text = std::fs::read_to_string(&file).expect("a manifest");
-        let object: Value = serde_saphyr::from_str(&text).expect("a manifest is YAML");
-        for (index, entry) in object["webhooks"].as_array().expect("entries").iter().enumerate() {
-            let path = entry["clientConfig"]["service"]["path"].as_str().expect("a path of the Service");
-            let at = format!("/webhooks/{index}");
-            patches.push_str(&format!(
-                "      - {{op: remove, path: {at}/clientConfig/service}}\n      - {{op: add, path: {at}/clientConfig/url, value: \
-                 'https://127.0.0.1:{https}{path}'}}\n"
-            ));
-            let outage = match bindings {
-                OnOutage::AsShipped => continue,
-                OnOutage::Refuse => "Fail",
-                OnOutage::Allow => "Ignore",
-            };
-            if entry["name"] == "bindings.vramguard.dev" {
-                patches.push_str(&format!("      - {{op: replace, path: {at}/failurePolicy, value: {outage}}}\n"));
-            }
+pub async fn apply_manifests(plane: &ControlPlane, kustomization: &str, https: u16, bindings: OnOutage) {
+    let mut objects = manifests(plane, kustomization).await;
+    objects.retain(|object| object["kind"] != "Deployment");
+    for entry in objects.iter_mut().filter_map(|object| object["webhooks"].as_array_mut()).flatten() {
+        let path = entry["clientConfig"]["service"]["path"].as_str().expect("each entry names a path").to_owned();
+        entry["clientConfig"] = json!({"url": format!("https://127.0.0.1:{https}{path}")});
+        let outage = match bindings {
+            OnOutage::AsShipped => continue,
+            OnOutage::Refuse => "Fail",
+            OnOutage::Allow => "Ignore",
+        };
+        if entry["name"] == "bindings.vramguard.dev" {
+            entry["failurePolicy"] = json!(outage);
         }
     }
-    let overlay_file = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../deploy]\npatches:\n  - patch: |-\n      \
-         $patch: delete\n      apiVersion: apps/v1\n      kind: Deployment\n      metadata: {{name: vramguard, namespace: \
-         vramguard-system}}\n{patches}"
-    );
-    std::fs::write(overlay.join("kustomization.yaml"), overlay_file).expect("the overlay");
-    let overlay = overlay.to_str().expect("a path of the test's own");
-    plane.kubectl(&["apply", "-k", overlay]).await.expect_success();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    plane.apply(&list.to_string()).await;
 }
 
 /// A plain HTTP GET, by hand: status line, headers and body.

@@ -46,6 +46,7 @@ fn holder(parts: &[Amount]) -> Holder {
         gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
         priority: 0,
         starting: None,
+        annotated: true,
     }
 }
 

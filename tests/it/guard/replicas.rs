@@ -32,7 +32,7 @@ impl Replicas {
         binders: &[&str],
     ) -> Replicas {
         let port = free_port();
-        apply_manifests(plane, port, bindings).await;
+        apply_manifests(plane, "deploy", port, bindings).await;
         let policies = write_policies(plane, policies);
         let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();

@@ -1,0 +1,226 @@
+//! Keeps each node's `GpuLedger` true to what is seen: confirms, adopts, forgets and releases reservations, writes its status,
+//! and puts onto pods the annotations that a missed binding left out. Owns when and how often; what is written is the core's.
+//!
+//! Every write of reservations is a compare-and-swap on the version that was seen, so a leader that does not yet know it lost
+//! does no harm, and neither does one whose watch lags.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Controller, RETRY, bounded, events, now};
+use crate::capacity::binding;
+use crate::capacity::gpu::{Pool, Rules};
+use crate::capacity::ledger::{NodeLedger, PodUid};
+use crate::capacity::moment::Moment;
+use crate::capacity::pod::PodName;
+use crate::capacity::reservation::{Found, Patience, Upkeep};
+use crate::capacity::verdict::{self, Reason};
+use crate::k8s::gpu_ledger::{GpuLedger, spec, status};
+use crate::k8s::object::PodObject;
+use crate::k8s::pod;
+use crate::ledgers::{self, Known, WriteError};
+
+/// Changes are gathered for this long. Nobody waits for these writes: an ended pod stops counting when it is seen to.
+const GATHER: Duration = Duration::from_millis(500);
+/// Reservations come of age without any event.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Nodes in hand at a time.
+const PARALLEL: usize = 8;
+/// Clocks of replicas apart, and a write behind its request.
+const SKEW: Duration = Duration::from_secs(30);
+
+pub async fn run(controller: Controller) {
+    let patience = Patience { request_timeout: controller.api_request_timeout, skew: SKEW };
+    let mut changed = controller.index.subscribe();
+    let mut due = controller.index.all_nodes();
+    let mut looked = Instant::now();
+    loop {
+        due.append(&mut controller.index.take_touched());
+        if looked.elapsed() >= LOOK_AGAIN {
+            due.append(&mut with_ledger(&controller));
+            looked = Instant::now();
+        }
+        let failed = keep_all(&controller, &patience, std::mem::take(&mut due)).await;
+        // A lost race comes back as an event; anything else is tried again.
+        let retry = !failed.is_empty();
+        due.extend(failed);
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(if retry { RETRY } else { LOOK_AGAIN }) => {}
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+fn with_ledger(controller: &Controller) -> BTreeSet<String> {
+    let state = controller.index.read();
+    state.ledger_names().map(str::to_owned).collect()
+}
+
+/// Returns the nodes that have to be looked at again.
+async fn keep_all(controller: &Controller, patience: &Patience, nodes: BTreeSet<String>) -> BTreeSet<String> {
+    let kept = nodes.into_iter().map(|node| async {
+        let kept = keep(controller, patience, &node).await;
+        (node, kept)
+    });
+    let mut results = futures::stream::iter(kept).buffer_unordered(PARALLEL);
+    let mut again = BTreeSet::new();
+    while let Some((node, kept)) = results.next().await {
+        if let Err(error) = kept {
+            tracing::warn!("ledger of node {node:?}: {error:#}; trying again");
+            again.insert(node);
+        }
+    }
+    again
+}
+
+/// A node with its ledger as they are seen now.
+struct Seen {
+    known: Known,
+    ledger: NodeLedger,
+    pools: Vec<Pool>,
+    rules: Rules,
+    upkeep: Upkeep,
+    status: Option<Value>,
+}
+
+impl Seen {
+    /// `None` for a node that neither has a ledger nor needs one.
+    fn of(controller: &Controller, node: &str, patience: &Patience, now: Moment) -> Option<Seen> {
+        let state = controller.index.read();
+        let cluster = &state.cluster;
+        let seen = state.ledger(node);
+        if seen.is_none() && !cluster.needs_ledger(node) {
+            return None;
+        }
+        let (facts, ledger, standing) = cluster.node(node)?;
+        let rules = *cluster.rules();
+        let guards = |resource: &_| cluster.guards(resource);
+        let upkeep = ledger.upkeep(&facts.pools, &rules, guards, patience, now);
+        let at = super::now();
+        let status = seen.and_then(|seen| status::patch(facts, ledger, standing, &rules, guards, &seen.status, at));
+        let known = Known {
+            version: seen.map(|seen| seen.version.clone()),
+            shared: ledger.shared().cloned().unwrap_or_default(),
+        };
+        Some(Seen { known, ledger: ledger.clone(), pools: facts.pools.clone(), rules, upkeep, status })
+    }
+}
+
+async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<()> {
+    let at = moment();
+    let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(()) };
+    if let Some(why) = &seen.known.shared.fault {
+        anyhow::bail!("{why}");
+    }
+    for (uid, name) in std::mem::take(&mut seen.upkeep.doubtful) {
+        let found = find(controller, &uid, &name, node).await?;
+        let reservation = seen.upkeep.reservations.of(&uid);
+        if reservation.is_some_and(|reservation| !reservation.survives(found, patience, at)) {
+            tracing::info!(node, pod = %name, ?found, "reservation forgotten");
+            seen.upkeep.reservations.remove(&uid);
+        }
+    }
+    let before = spec(&seen.known.shared.reservations, &seen.rules);
+    if seen.known.version.is_none() || before != spec(&seen.upkeep.reservations, &seen.rules) {
+        let written = ledgers::write(&controller.client, node, &seen.known, &seen.upkeep.reservations, &seen.rules);
+        match tokio::time::timeout(super::CALL_DEADLINE, written).await? {
+            Ok(_) => report_slips(controller, node, &seen).await,
+            // Whoever won wrote an event that brings us here again.
+            Err(WriteError::Conflict | WriteError::NodeGone) => return Ok(()),
+            Err(WriteError::Api(error)) => return Err(error.into()),
+        }
+    }
+    back_fill(controller, node, &seen).await;
+    if let Some(patch) = &seen.status {
+        let ledgers: Api<GpuLedger> = Api::all(controller.client.clone());
+        bounded(async {
+            match ledgers.patch_status(node, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+                written => written.map(|_| ()),
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// What a quorum says of a pod.
+async fn find(controller: &Controller, uid: &PodUid, name: &PodName, node: &str) -> anyhow::Result<Found> {
+    let pods: Api<PodObject> = Api::namespaced(controller.client.clone(), &name.namespace);
+    let found = bounded(pods.get_opt(&name.name)).await?;
+    Ok(pod::found(found.as_ref(), uid, node))
+}
+
+/// Pods that were bound without the guard although their node had a ledger: counted and said. Those from before it had one are
+/// no slip.
+async fn report_slips(controller: &Controller, node: &str, seen: &Seen) {
+    if seen.known.version.is_none() {
+        return;
+    }
+    for uid in &seen.upkeep.adopted {
+        let Some(reservation) = seen.upkeep.reservations.of(uid).filter(|adopted| adopted.holder.request.is_some())
+        else {
+            continue;
+        };
+        let name = &reservation.holder.name;
+        controller.metrics.slips.inc();
+        tracing::warn!(node, pod = %name, "bound past the guard");
+        events::warn_pod(controller, uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
+    }
+}
+
+/// Annotations that a pod should have and has not, because its binding passed by the guard or its GPU was not known then.
+async fn back_fill(controller: &Controller, node: &str, seen: &Seen) {
+    for (uid, holder) in seen.ledger.holders() {
+        let gpu = seen.ledger.known_gpu(uid, holder, &seen.pools);
+        if !binding::lacks_annotations(holder, gpu.as_ref(), &seen.pools) {
+            continue;
+        }
+        let filled =
+            annotate(controller, uid, &holder.name, |pod| binding::annotations(pod, holder, gpu.as_ref(), &seen.pools));
+        if let Err(error) = filled.await {
+            tracing::warn!(node, pod = %holder.name, "annotations: {error:#}");
+        }
+    }
+}
+
+async fn annotate(
+    controller: &Controller,
+    uid: &PodUid,
+    name: &PodName,
+    wanted: impl Fn(&crate::capacity::pod::Pod) -> BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let lite: Api<PodObject> = Api::namespaced(controller.client.clone(), &name.namespace);
+    let Some(object) = bounded(lite.get_opt(&name.name)).await? else { return Ok(()) };
+    if pod::uid(&object.metadata) != *uid {
+        return Ok(());
+    }
+    let mut annotations = wanted(&pod::translate(&object, None, None));
+    // What is there was there when the containers started.
+    let there = object.metadata.annotations.unwrap_or_default();
+    annotations.retain(|key, _| !there.contains_key(key));
+    if annotations.is_empty() {
+        return Ok(());
+    }
+    let patch = json!({ "metadata": { "uid": uid.0, "annotations": annotations } });
+    let pods: Api<Pod> = Api::namespaced(controller.client.clone(), &name.namespace);
+    let written = async {
+        match pods.patch(&name.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            written => written.map(|_| ()),
+        }
+    };
+    bounded(written).await
+}
+
+fn moment() -> Moment {
+    Moment(now().as_millisecond())
+}

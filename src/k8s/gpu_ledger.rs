@@ -1,0 +1,385 @@
+//! `GpuLedger` object ↔ reservations and report. Owns the rows of its `spec`, which replicas write by compare-and-swap, and the
+//! section of its `status` that the node agent writes; what the controller writes there is [`status`]'s.
+//!
+//! The custom resource definition in `deploy/` describes every field. An object that cannot be read is a fault of its node,
+//! never an empty ledger.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::pod::moment;
+use crate::capacity::demand::{self, Role};
+use crate::capacity::gpu::{Gpu, GpuId, Handout, Resource, Rules};
+use crate::capacity::ledger::{Amount, Holder, Part, PodUid, Shared};
+use crate::capacity::moment::Moment;
+use crate::capacity::pod::PodName;
+use crate::capacity::report::{Report, Reported};
+use crate::capacity::reservation::{Reservation, Reservations, State};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+pub mod status;
+
+/// A `GpuLedger` as the API server sends it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuLedger {
+    api_version: String,
+    kind: String,
+    /// Named like its node, which owns it.
+    pub metadata: ObjectMeta,
+    /// Reservations; read by [`shared`].
+    #[serde(default)]
+    pub spec: Value,
+    /// See [`status`].
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub status: Value,
+}
+
+impl k8s_openapi::Resource for GpuLedger {
+    const API_VERSION: &'static str = keys::API_VERSION;
+    const GROUP: &'static str = keys::API_GROUP;
+    const KIND: &'static str = "GpuLedger";
+    const VERSION: &'static str = "v1alpha1";
+    const URL_PATH_SEGMENT: &'static str = "gpuledgers";
+    type Scope = k8s_openapi::ClusterResourceScope;
+}
+
+impl k8s_openapi::Metadata for GpuLedger {
+    type Ty = ObjectMeta;
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// A field of a ledger that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("GpuLedger {ledger:?}: {field}: {why}")]
+pub struct LedgerError {
+    /// Its name.
+    pub ledger: String,
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong there.
+    pub why: String,
+}
+
+/// One container of one pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    uid: String,
+    namespace: String,
+    pod: String,
+    container: String,
+    #[serde(default, skip_serializing_if = "RoleText::is_app")]
+    role: RoleText,
+    resource: String,
+    replicas: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gpu: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mib: Option<u64>,
+    basis: Basis,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pinned: bool,
+    state: StateText,
+    since: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum RoleText {
+    #[default]
+    App,
+    Sidecar,
+    Init,
+}
+
+impl RoleText {
+    fn is_app(&self) -> bool {
+        *self == RoleText::App
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum StateText {
+    Assumed,
+    Confirmed,
+    Adopted,
+}
+
+/// Whose word the amount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Basis {
+    Request,
+    Declaration,
+    Slot,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    reservations: Vec<Row>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    agent: Option<Agent>,
+}
+
+/// What the node agent writes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Agent {
+    handout: Option<HandoutText>,
+    gpus: Vec<AgentGpu>,
+    pods: Vec<AgentPod>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum HandoutText {
+    Distributed,
+    Packed,
+    Pinned,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct AgentGpu {
+    resource: String,
+    replicas: NonZeroU32,
+    uuid: String,
+    index: u32,
+    #[serde(rename = "totalMiB")]
+    total: u64,
+    #[serde(rename = "reservedMiB", default)]
+    reserved: u64,
+    #[serde(rename = "outOfBandMiB", default)]
+    out_of_band: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct AgentPod {
+    uid: String,
+    container: String,
+    gpu: String,
+}
+
+impl GpuLedger {
+    /// A ledger of a node, not written yet.
+    pub fn new(node: &str, node_uid: &str, reservations: &Reservations, rules: &Rules) -> GpuLedger {
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: node.to_owned(),
+            uid: node_uid.to_owned(),
+            ..OwnerReference::default()
+        };
+        GpuLedger {
+            api_version: keys::API_VERSION.to_owned(),
+            kind: <GpuLedger as k8s_openapi::Resource>::KIND.to_owned(),
+            metadata: ObjectMeta {
+                name: Some(node.to_owned()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            },
+            spec: spec(reservations, rules),
+            status: Value::Null,
+        }
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// What it says.
+    pub fn shared(&self) -> Result<Shared, LedgerError> {
+        let spec: Spec = self.read("spec", &self.spec)?;
+        let status: Status = self.read("status", &self.status)?;
+        let mut rows: BTreeMap<PodUid, Vec<(usize, Row)>> = BTreeMap::new();
+        for (index, row) in spec.reservations.into_iter().enumerate() {
+            rows.entry(PodUid(row.uid.clone())).or_default().push((index, row));
+        }
+        let reservation = |(uid, rows): (PodUid, Vec<(usize, Row)>)| Ok((uid, self.reservation(&rows)?));
+        let reservations: Result<Reservations, LedgerError> = rows.into_iter().map(reservation).collect();
+        let report = status.agent.map(|agent| self.report(agent)).transpose()?;
+        Ok(Shared { reservations: reservations?, report, fault: None })
+    }
+
+    fn read<'v, T: Deserialize<'v> + Default>(&self, section: &str, value: &'v Value) -> Result<T, LedgerError> {
+        if value.is_null() {
+            return Ok(T::default());
+        }
+        serde_path_to_error::deserialize(value).map_err(|error| LedgerError {
+            ledger: self.node().to_owned(),
+            field: format!("{section}.{}", error.path()),
+            why: error.inner().to_string(),
+        })
+    }
+
+    fn wrong(&self, field: String, why: &str) -> LedgerError {
+        LedgerError { ledger: self.node().to_owned(), field, why: why.to_owned() }
+    }
+
+    fn reservation(&self, rows: &[(usize, Row)]) -> Result<Reservation, LedgerError> {
+        let (index, first) = rows.first().expect("rows are grouped from rows");
+        let since = moment(&first.since)
+            .ok_or_else(|| self.wrong(format!("spec.reservations[{index}].since"), "is no RFC 3339 time"))?;
+        let state = match first.state {
+            StateText::Assumed => State::Assumed,
+            StateText::Confirmed => State::Confirmed,
+            StateText::Adopted => State::Adopted,
+        };
+        let mut parts = Vec::new();
+        let mut requests = Vec::new();
+        let mut gpus: BTreeMap<Resource, Vec<(Role, u64)>> = BTreeMap::new();
+        for (index, row) in rows {
+            let amount = row.mib.map(|mib| self.amount(*index, mib)).transpose()?;
+            let role = row.role.into();
+            if row.basis == Basis::Request {
+                requests.extend(amount.map(|amount| (role, amount)));
+            }
+            gpus.entry(Resource(row.resource.clone())).or_default().push((role, row.replicas));
+            parts.push(Part {
+                container: row.container.clone(),
+                role,
+                amount: amount.map_or(Amount::Slots(row.replicas), Amount::Requested),
+                pinned: row.pinned,
+                gpu: None,
+            });
+        }
+        let holder = Holder {
+            name: PodName { namespace: first.namespace.clone(), name: first.pod.clone() },
+            request: Some(demand::of_pod(requests)).filter(|request| !request.is_zero()),
+            parts,
+            gpus: gpus.into_iter().map(|(resource, counts)| (resource, demand::replicas_of_pod(counts))).collect(),
+            // Not known here. The highest, so that nobody counts on preempting it before it is seen.
+            priority: i32::MAX,
+            starting: (state == State::Assumed).then_some(since),
+            annotated: true,
+        };
+        let gpu = rows.iter().find_map(|(_, row)| row.gpu.as_deref()).map(GpuId::from);
+        Ok(Reservation { holder, gpu, state, since })
+    }
+
+    fn amount(&self, index: usize, mib: u64) -> Result<Vram, LedgerError> {
+        let field = format!("spec.reservations[{index}].mib");
+        Vram::checked_from_mib(mib).ok_or_else(|| self.wrong(field, "is more than a quantity can say"))
+    }
+
+    fn report(&self, agent: Agent) -> Result<Report, LedgerError> {
+        let mut report = Report {
+            handout: match agent.handout {
+                None => Handout::Unverified,
+                Some(HandoutText::Distributed) => Handout::Distributed,
+                Some(HandoutText::Packed) => Handout::Packed,
+                Some(HandoutText::Pinned) => Handout::Pinned,
+            },
+            ..Report::default()
+        };
+        for (index, gpu) in agent.gpus.into_iter().enumerate() {
+            let sized = |mib: u64, field: &str| {
+                let size = Vram::checked_from_mib(mib).filter(|size| *size <= super::node::MAX_GPU);
+                let field = format!("status.agent.gpus[{index}].{field}");
+                size.ok_or_else(|| self.wrong(field, "is more than any GPU has"))
+            };
+            let reported = Reported {
+                gpu: Gpu {
+                    id: GpuId::Uuid(gpu.uuid),
+                    index: gpu.index,
+                    total: sized(gpu.total, "totalMiB")?,
+                    driver_reserved: sized(gpu.reserved, "reservedMiB")?,
+                    out_of_band: sized(gpu.out_of_band, "outOfBandMiB")?,
+                },
+                replicas: gpu.replicas,
+            };
+            report.gpus.entry(Resource(gpu.resource)).or_default().push(reported);
+        }
+        for pod in agent.pods {
+            report.given.entry(PodUid(pod.uid)).or_default().insert(pod.container, GpuId::from(pod.gpu.as_str()));
+        }
+        Ok(report)
+    }
+}
+
+impl From<RoleText> for Role {
+    fn from(text: RoleText) -> Role {
+        match text {
+            RoleText::App => Role::App,
+            RoleText::Sidecar => Role::Sidecar,
+            RoleText::Init => Role::Init,
+        }
+    }
+}
+
+impl From<Role> for RoleText {
+    fn from(role: Role) -> RoleText {
+        match role {
+            Role::App => RoleText::App,
+            Role::Sidecar => RoleText::Sidecar,
+            Role::Init => RoleText::Init,
+        }
+    }
+}
+
+/// The `spec` that says these reservations. Two that read the same are the same.
+pub fn spec(reservations: &Reservations, rules: &Rules) -> Value {
+    let rows: Vec<Row> = reservations.iter().flat_map(|(uid, reservation)| rows(uid, reservation, rules)).collect();
+    json!({ "reservations": rows })
+}
+
+/// The merge patch that writes reservations, on the condition that nobody wrote the object since `version`.
+pub fn spec_patch(reservations: &Reservations, rules: &Rules, version: &str) -> Value {
+    json!({ "metadata": { "resourceVersion": version }, "spec": spec(reservations, rules) })
+}
+
+fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> impl Iterator<Item = Row> + 'r {
+    let holder = &reservation.holder;
+    let only = holder.parts.len() == 1;
+    let of_part = move |part: &Part| {
+        let (resource, count) = holder.gpus.first()?;
+        let basis = match part.amount {
+            Amount::Requested(_) if holder.request.is_some() => Basis::Request,
+            Amount::Requested(_) | Amount::Declared { .. } => Basis::Declaration,
+            Amount::Slots(_) => Basis::Slot,
+        };
+        Some(Row {
+            uid: uid.0.clone(),
+            namespace: holder.name.namespace.clone(),
+            pod: holder.name.name.clone(),
+            container: part.container.clone(),
+            role: part.role.into(),
+            resource: resource.0.clone(),
+            replicas: if only { *count } else { 1 },
+            gpu: reservation.gpu.as_ref().map(GpuId::to_string),
+            mib: part.holds(None, rules).map(Vram::mib),
+            basis,
+            pinned: part.pinned,
+            state: match reservation.state {
+                State::Assumed => StateText::Assumed,
+                State::Confirmed => StateText::Confirmed,
+                State::Adopted => StateText::Adopted,
+            },
+            since: time(reservation.since),
+        })
+    };
+    holder.parts.iter().filter_map(of_part)
+}
+
+/// RFC 3339 with milliseconds.
+pub fn time(moment: Moment) -> String {
+    let time = Timestamp::from_millisecond(moment.0).unwrap_or(Timestamp::UNIX_EPOCH);
+    time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Ledgers as the API server keeps them.
+
+use serde_json::json;
+
+use super::*;
+
+fn ledger(spec: Value, status: Value) -> GpuLedger {
+    let object = json!({
+        "apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger",
+        "metadata": { "name": "gpu-0", "resourceVersion": "7" }, "spec": spec, "status": status,
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+fn rows() -> Value {
+    json!({ "reservations": [
+        { "uid": "a", "namespace": "ml", "pod": "llm-0", "container": "main", "resource": "nvidia.com/gpu", "replicas": 1,
+          "gpu": "GPU-1", "mib": 8792, "basis": "Request", "pinned": true, "state": "Assumed",
+          "since": "2026-11-22T21:00:00.123Z" },
+        { "uid": "b", "namespace": "ml", "pod": "two", "container": "init", "role": "Init", "resource": "nvidia.com/gpu",
+          "replicas": 1, "mib": 100, "basis": "Declaration", "state": "Adopted", "since": "2026-11-22T21:00:01.000Z" },
+        { "uid": "b", "namespace": "ml", "pod": "two", "container": "main", "resource": "nvidia.com/gpu",
+          "replicas": 1, "basis": "Slot", "state": "Adopted", "since": "2026-11-22T21:00:01.000Z" },
+    ] })
+}
+
+#[test]
+fn what_is_read_is_what_would_be_written() {
+    let shared = ledger(rows(), Value::Null).shared().unwrap();
+    assert_eq!(spec(&shared.reservations, &Rules::default()), rows());
+    let patch = spec_patch(&shared.reservations, &Rules::default(), "7");
+    assert_eq!(patch["metadata"], json!({ "resourceVersion": "7" }));
+}
+
+#[test]
+fn a_reservation_holds_what_its_rows_say() {
+    let shared = ledger(rows(), Value::Null).shared().unwrap();
+    let first = shared.reservations.of(&PodUid("a".into())).unwrap();
+    assert_eq!((first.state, first.gpu.clone()), (State::Assumed, Some(GpuId::Uuid("GPU-1".into()))));
+    assert_eq!(first.holder.request, Some(Vram::from_mib(8792)));
+    assert_eq!(first.holder.starting, Some(first.since));
+    let second = shared.reservations.of(&PodUid("b".into())).unwrap();
+    assert_eq!((second.holder.request, second.holder.parts.len()), (None, 2));
+    // The init container gives its replica back before the other starts.
+    assert_eq!(second.holder.gpus, [(Resource("nvidia.com/gpu".into()), 1)]);
+}
+
+#[test]
+fn a_report_is_read_with_identity_and_size() {
+    let status = json!({ "agent": {
+        "handout": "Packed",
+        "gpus": [{ "resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-1", "index": 0, "totalMiB": 81_559,
+                   "reservedMiB": 480, "outOfBandMiB": 7 }],
+        "pods": [{ "uid": "a", "container": "main", "gpu": "GPU-1" }],
+    } });
+    let report = ledger(Value::Null, status).shared().unwrap().report.unwrap();
+    assert_eq!(report.handout, Handout::Packed);
+    let gpu = &report.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
+    assert_eq!((gpu.driver_reserved, gpu.out_of_band), (Vram::from_mib(480), Vram::from_mib(7)));
+    assert_eq!(report.given[&PodUid("a".into())]["main"], GpuId::Uuid("GPU-1".into()));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_read_names_object_and_field() {
+    let spec = |reservation: Value| json!({ "reservations": [reservation] });
+    let with = |field: &str, value: Value| {
+        let mut row = rows()["reservations"][0].clone();
+        row[field] = value;
+        ledger(spec(row), Value::Null).shared().unwrap_err().to_string()
+    };
+    assert_eq!(
+        with("since", json!("yesterday")),
+        "GpuLedger \"gpu-0\": spec.reservations[0].since: is no RFC 3339 time"
+    );
+    assert!(with("mib", json!(-1)).starts_with("GpuLedger \"gpu-0\": spec.reservations[0].mib: "));
+    assert!(with("mib", json!(u64::MAX)).ends_with("is more than a quantity can say"));
+    assert!(with("state", json!("Perhaps")).contains("spec.reservations[0].state: unknown variant"));
+    let gpu = json!({ "resource": "r", "replicas": 0, "uuid": "u", "index": 0, "totalMiB": 1 });
+    let error = ledger(Value::Null, json!({ "agent": { "gpus": [gpu] } })).shared().unwrap_err();
+    assert!(error.field.starts_with("status.agent.gpus[0].replicas"), "{error}");
+}
+
+#[test]
+fn a_ledger_without_reservations_is_empty_and_not_unreadable() {
+    for spec in [Value::Null, json!({}), json!({ "reservations": [] })] {
+        assert!(ledger(spec, Value::Null).shared().unwrap().reservations.is_empty());
+    }
+}
