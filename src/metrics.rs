@@ -27,9 +27,10 @@ const OTHER: &str = "(other)";
 /// Which review was answered how.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Answered {
-    /// `mutate` or `validate`.
+    /// `mutate`, `validate` or `filter`.
     pub webhook: &'static str,
-    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`.
+    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`. Of a filter `denied` where no node can take the
+    /// pod.
     pub verdict: &'static str,
     /// Machine reason; empty where nothing was wrong.
     pub reason: String,
@@ -80,9 +81,13 @@ impl Metrics {
         let r = &mut metrics.registry;
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "Version of the binary", build);
-        r.register("reviews", "Admission reviews answered", metrics.answers.clone());
-        r.register("refused_bodies", "Requests that held no AdmissionReview", metrics.refused_bodies.clone());
-        let help = "Time from the whole body of a review to its answer";
+        r.register("reviews", "Admission reviews answered, and questions of kube-scheduler", metrics.answers.clone());
+        r.register(
+            "refused_bodies",
+            "Requests with a body that is not what was asked for there",
+            metrics.refused_bodies.clone(),
+        );
+        let help = "Time from the whole body of a request to its answer";
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
@@ -109,7 +114,7 @@ impl Metrics {
         self.answers.get_or_create(&answered).inc();
     }
 
-    /// A body was no review.
+    /// A body was not what was asked for.
     pub fn refused_body(&self) {
         self.refused_bodies.inc();
     }

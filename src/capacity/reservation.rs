@@ -209,18 +209,7 @@ impl NodeLedger {
         pools: &[Pool],
         rules: &Rules,
     ) -> Result<Option<GpuId>, Unplaced> {
-        let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
-        let Some(pool) = pools.iter().find(taken) else {
-            return Err(Unplaced::NoGpu { resource: holder.gpus.first().map(|(resource, _)| resource.clone()) });
-        };
-        if let Err(why) = &pool.contents {
-            return Err(Unplaced::Unknown(why.clone()));
-        }
-        let several = pool.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1);
-        if several && pool.accounting() != Accounting::Pinned && holder.is_pinned() {
-            // Its container would start with an empty list of visible GPUs.
-            return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
-        }
+        let pool = pool_for(holder, pools)?;
         self.place(uid, holder, pool, rules).map_err(|room| self.unplaced(holder, pool, room, rules))
     }
 
@@ -271,6 +260,23 @@ impl NodeLedger {
         let gpu = named.filter(|_| holder.is_pinned()).or_else(chosen);
         Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
     }
+}
+
+/// The pool that a pod would be counted in, if there is any for it.
+pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Pool, Unplaced> {
+    let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
+    let Some(pool) = pools.iter().find(taken) else {
+        return Err(Unplaced::NoGpu { resource: holder.gpus.first().map(|(resource, _)| resource.clone()) });
+    };
+    if let Err(why) = &pool.contents {
+        return Err(Unplaced::Unknown(why.clone()));
+    }
+    let several = pool.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1);
+    if several && pool.accounting() != Accounting::Pinned && holder.is_pinned() {
+        // Its container would start with an empty list of visible GPUs.
+        return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
+    }
+    Ok(pool)
 }
 
 impl Reservation {

@@ -126,7 +126,7 @@ async fn the_service_account_writes_nothing_of_a_pod_but_missing_annotations_of_
         assert!(refused.contains("is fixed once the pod exists"), "{refused}");
     }
     // No right of any other kind.
-    for denied in ["-n ml delete pod llm", "delete gpuledger gpu-0", "-n ml get secrets", "get nodes gpu-0"] {
+    for denied in ["-n ml delete pod llm", "delete gpuledger gpu-0", "-n ml get secrets", "delete node gpu-0"] {
         let refused = kubectl_as(&plane, own, denied, "").await.expect_failure();
         assert!(refused.contains("(Forbidden)"), "{denied}: {refused}");
     }

@@ -55,6 +55,7 @@ async fn calls_that_a_binding_waits_for_have_seats_of_their_own() {
         ("GET", "/api/v1/namespaces/ml/pods/llm-0".to_owned(), "vramguard-bindings"),
         ("GET", format!("{ledgers}/gpu-0"), "vramguard-bindings"),
         ("POST", ledgers.to_owned(), "vramguard-bindings"),
+        ("GET", "/api/v1/nodes/gpu-0".to_owned(), "vramguard-bindings"),
         ("PUT", format!("{ledgers}/gpu-0"), "vramguard-bindings"),
         ("PATCH", format!("{ledgers}/gpu-0/status"), "vramguard-bindings"),
         ("PATCH", "/api/v1/nodes/gpu-0/status".to_owned(), "vramguard-controller"),
