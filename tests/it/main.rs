@@ -9,12 +9,14 @@
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
 //! | `kubelet` | a real kubelet and containerd |
+//! | `extender` | a real kube-scheduler that asks the extender |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
 mod cases;
 mod cluster;
 mod demo;
+mod extender;
 mod guard;
 mod harness;
 mod kubelet;
