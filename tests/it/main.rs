@@ -12,6 +12,7 @@
 //! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
+//! | `extender` | a real kube-scheduler that asks the extender |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
@@ -20,6 +21,7 @@ mod chaos;
 mod cluster;
 mod demo;
 mod deploy;
+mod extender;
 mod guard;
 mod harness;
 mod kubelet;
