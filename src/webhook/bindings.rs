@@ -29,6 +29,8 @@ use crate::ledgers::{self, Known, WriteError};
 
 /// For an answer. The webhook configuration gives up after 2 s, and a refusal says why, which silence does not.
 const DEADLINE: Duration = Duration::from_millis(1500);
+/// How long a refusal for want of room waits for this replica's watch to catch up with a scheduler's.
+const WATCH_LAG: Duration = Duration::from_millis(150);
 
 /// What the guard needs beside the picture of the cluster.
 pub struct BindingGuard {
@@ -95,6 +97,26 @@ impl BindingGuard {
     ) -> Result<BTreeMap<String, String>, Refusal> {
         let Some(wanted) = self.read(binding, index).await? else { return Ok(BTreeMap::new()) };
         binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders)?;
+        let mut changed = index.subscribe();
+        let lag = tokio::time::Instant::now() + WATCH_LAG;
+        loop {
+            match self.attempt(binding, &wanted, index, dry_run).await {
+                // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds.
+                Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. })
+                    if tokio::time::timeout_at(lag, changed.changed()).await.is_ok() => {}
+                decided => return decided,
+            }
+        }
+    }
+
+    /// One decision on what is known now, and its write.
+    async fn attempt(
+        &self,
+        binding: &Binding,
+        wanted: &Wanted,
+        index: &Index,
+        dry_run: bool,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
         let turn = self.turn(&binding.node);
         let _mine = turn.next.acquire().await.expect("the semaphore is never closed");
         let mut known = newest(turn.written.lock().clone(), seen(index, &binding.node));
@@ -108,7 +130,7 @@ impl BindingGuard {
                 Task::None => return Ok(BTreeMap::new()),
                 Task::Annotate => binding::only_gpu(&wanted.holder, &pools),
                 Task::Reserve => {
-                    match self.reserve(binding, &wanted, &current, &ledger, &pools, &rules, dry_run).await {
+                    match self.reserve(binding, wanted, &current, &ledger, &pools, &rules, dry_run).await {
                         Ok((gpu, after)) => {
                             *turn.written.lock() = after;
                             gpu
