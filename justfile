@@ -19,6 +19,10 @@ quick:
 pure:
     cargo check --no-default-features --lib
 
+# Bursts, two schedulers, replicas that die and hang; VRAMGUARD_SEED repeats a run
+chaos rounds="3":
+    VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
+
 # Numbers; what they mean is in docs/benchmarks.md
 bench *args:
     cargo bench {{ args }}

@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use vramguard::index::Index;
+use vramguard::k8s::object::PodObject;
 use vramguard::k8s::review::{self, Answer};
 use vramguard::k8s::snapshot;
 use vramguard::metrics::Metrics;
@@ -79,7 +80,7 @@ fn shared(certificates: Arc<CertificateStore>) -> Webhook {
 /// Parses the same fields of the same body, and allows.
 fn no_op() -> Router {
     async fn allow(body: Bytes) -> Response {
-        let Ok(request) = review::read(&body) else {
+        let Ok(request) = review::read::<PodObject>(&body) else {
             return StatusCode::BAD_REQUEST.into_response();
         };
         let body = serde_json::to_vec(&Answer::untouched(request.uid)).expect("JSON");

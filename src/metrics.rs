@@ -27,9 +27,10 @@ const OTHER: &str = "(other)";
 /// Which review was answered how.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Answered {
-    /// `mutate` or `validate`.
+    /// `mutate`, `validate` or `filter`.
     pub webhook: &'static str,
-    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`.
+    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`. Of a filter `denied` where no node can take the
+    /// pod.
     pub verdict: &'static str,
     /// Machine reason; empty where nothing was wrong.
     pub reason: String,
@@ -80,9 +81,13 @@ impl Metrics {
         let r = &mut metrics.registry;
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "Version of the binary", build);
-        r.register("reviews", "Admission reviews answered", metrics.answers.clone());
-        r.register("refused_bodies", "Requests that held no AdmissionReview", metrics.refused_bodies.clone());
-        let help = "Time from the whole body of a review to its answer";
+        r.register("reviews", "Admission reviews answered, and questions of kube-scheduler", metrics.answers.clone());
+        r.register(
+            "refused_bodies",
+            "Requests with a body that is not what was asked for there",
+            metrics.refused_bodies.clone(),
+        );
+        let help = "Time from the whole body of a request to its answer";
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
@@ -109,7 +114,7 @@ impl Metrics {
         self.answers.get_or_create(&answered).inc();
     }
 
-    /// A body was no review.
+    /// A body was not what was asked for.
     pub fn refused_body(&self) {
         self.refused_bodies.inc();
     }
@@ -149,7 +154,7 @@ struct Figure {
 /// All figures by metric, in the order of [`FIGURES`].
 type Figures = [Vec<Figure>; FIGURES.len()];
 
-const FIGURES: [(&str, &str); 8] = [
+const FIGURES: [(&str, &str); 10] = [
     ("gpu_total", "Memory of a GPU, driver-reserved included"),
     ("gpu_allocatable", "What a GPU can be promised"),
     ("pool_allocatable", "What all GPUs behind a resource of a node can be promised"),
@@ -157,7 +162,9 @@ const FIGURES: [(&str, &str); 8] = [
     ("pool_free", "The largest demand that can be placed on them now"),
     ("pool_deficit", "By how much they are overcommitted, or may be where the GPU of each pod is not known"),
     ("node_published", "What a node should advertise of vramguard.dev/vram"),
-    ("node_bound", "Requests of the pods on a node"),
+    ("node_bound", "Requests of the pods on a node, or promised to be"),
+    ("gpu_held", "What is known to be promised of a GPU"),
+    ("gpu_free", "What a GPU can still take in the worst case, where that is known GPU by GPU"),
 ];
 
 impl State {
@@ -177,6 +184,11 @@ impl State {
                     let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
                     figures[0].push(Figure { labels: labels.clone(), value: gpu.total });
                     figures[1].push(Figure { labels, value: gpu.allocatable(&rules).room() });
+                }
+                for gpu in &stands.gpus {
+                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
+                    figures[8].push(Figure { labels: labels.clone(), value: gpu.held });
+                    figures[9].extend(gpu.free.map(|value| Figure { labels, value }));
                 }
                 let labels = || vec![node(), resource(), mode()];
                 figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));

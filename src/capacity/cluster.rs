@@ -335,6 +335,16 @@ impl Cluster {
         self.node_of.contains_key(pod)
     }
 
+    /// The nodes on which a pod counts: it is seen there, or was promised a place.
+    pub fn counts_on(&self, pod: &PodUid) -> impl Iterator<Item = &str> {
+        self.node_of.get(pod).into_iter().chain(self.reserved_on.get(pod).into_iter().flatten()).map(String::as_str)
+    }
+
+    /// The lowest priority of the pods that hold a resource with a request.
+    pub fn lowest_priority(&self, resource: &Resource) -> Option<i32> {
+        self.requested.get(resource)?.keys().next().copied()
+    }
+
     /// What is known of a node and where it stands.
     pub fn node(&self, name: &str) -> Option<(&NodeFacts, &NodeLedger, &Standing)> {
         let node = self.nodes.get(name)?;
@@ -404,8 +414,8 @@ impl Cluster {
     /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may preempt
     /// somebody.
     fn fits_by_preemption(&self, resource: &Resource, demand: Vram, placement: &Placement) -> bool {
-        let lowest = self.requested.get(resource).and_then(|priorities| priorities.keys().next());
-        if placement.preemption == Preemption::Never || lowest.is_none_or(|lowest| *lowest >= placement.priority) {
+        let lowest = self.lowest_priority(resource);
+        if placement.preemption == Preemption::Never || lowest.is_none_or(|lowest| lowest >= placement.priority) {
             return false; // nobody there to preempt
         }
         let viewpoint = Viewpoint::Preempting(placement.priority);

@@ -273,7 +273,19 @@ impl NodeLedger {
     /// Where a pod that is not here yet would go: on a GPU of our choice, wherever the plugin puts it (`None`), or nowhere
     /// (`Err`, with the most that would fit). The pod itself, should it count already, does not stand in its own way.
     pub fn place(&self, uid: &PodUid, newcomer: &Holder, pool: &Pool, rules: &Rules) -> Result<Option<GpuId>, Vram> {
-        let others = self.shares(pool, rules, Viewpoint::Everyone, Some(uid));
+        self.place_before(uid, newcomer, pool, rules, Viewpoint::Everyone)
+    }
+
+    /// As [`NodeLedger::place`], if only those who count for `viewpoint` were there.
+    pub fn place_before(
+        &self,
+        uid: &PodUid,
+        newcomer: &Holder,
+        pool: &Pool,
+        rules: &Rules,
+        viewpoint: Viewpoint,
+    ) -> Result<Option<GpuId>, Vram> {
+        let others = self.shares(pool, rules, viewpoint, Some(uid));
         let occupancy = Occupancy::of(pool, rules, others).ok_or(Vram::ZERO)?;
         let demand = newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?;
         occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
@@ -356,7 +368,7 @@ impl Holder {
     }
 
     /// How it comes to its GPU, if it comes now.
-    fn comes_to(&self, pool: &Pool) -> Newcomer {
+    pub fn comes_to(&self, pool: &Pool) -> Newcomer {
         if pool.handout == Handout::Pinned && self.is_pinned() {
             Newcomer::Pinned
         } else {

@@ -18,6 +18,7 @@
 //! | [`pod`] | what a pod asks for, as one validated value |
 //! | [`placement`] | which node a pod may land on |
 //! | [`cluster`] | all nodes together: guarded resources, room, slots |
+//! | [`filter`] | which of some nodes can take a pod now, and why the others cannot |
 //! | [`policy`] | policy fields, layers, the effective policy of a namespace |
 //! | [`environment`] | what is injected into each container |
 //! | [`admission`] | one pod against policy and cluster |
@@ -32,6 +33,7 @@ pub mod cluster;
 pub mod declaration;
 pub mod demand;
 pub mod environment;
+pub mod filter;
 pub mod gpu;
 pub mod ledger;
 pub mod moment;

@@ -37,6 +37,26 @@ pub enum Newcomer {
     Loose(u64),
 }
 
+impl Newcomer {
+    /// Whether the room for it is the room that the standing of such a pool says.
+    pub fn is_usual(self, accounting: Accounting) -> bool {
+        match (accounting, self) {
+            (Accounting::Exclusive | Accounting::Unknown, _) => true,
+            // With one GPU it does not matter how many replicas come.
+            (Accounting::Exact, newcomer) => newcomer.replicas() > 0,
+            (Accounting::Pinned, newcomer) => newcomer == Newcomer::Pinned,
+            (Accounting::Slot | Accounting::Confirmed, newcomer) => newcomer.replicas() == 1,
+        }
+    }
+
+    fn replicas(self) -> u64 {
+        match self {
+            Newcomer::Loose(replicas) => replicas,
+            Newcomer::Pinned => 1,
+        }
+    }
+}
+
 /// By how much a GPU is overcommitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deficit {
@@ -153,13 +173,7 @@ impl<'a> Occupancy<'a> {
             (Accounting::Pinned, Newcomer::Pinned) => {
                 gpus.filter_map(|gpu| self.free_pinned(gpu)).max().map_or(Vram::ZERO, Balance::room)
             }
-            (_, newcomer) => {
-                let arrivals = match newcomer {
-                    Newcomer::Loose(replicas) => replicas,
-                    Newcomer::Pinned => 1,
-                };
-                self.room_anywhere(arrivals)
-            }
+            (_, newcomer) => self.room_anywhere(newcomer.replicas()),
         }
     }
 

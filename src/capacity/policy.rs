@@ -316,17 +316,24 @@ impl Policies {
         &self.ignored
     }
 
-    /// Which namespaces the policy enforces in, so that the API server can be told.
-    pub fn enforced(&self) -> Enforced {
-        let is_enforced = |policy: &Policy| policy.mode == Mode::Enforce;
-        if is_enforced(&self.everywhere) {
-            let others =
-                self.namespaces.iter().filter(|(_, policy)| !is_enforced(policy)).map(|(name, _)| name.clone());
-            Enforced::AllBut(self.exempt.iter().cloned().chain(others).collect())
+    /// Namespaces in which a violation is refused, so that the API server can be told.
+    pub fn enforced(&self) -> Namespaces {
+        self.in_modes(&[Mode::Enforce])
+    }
+
+    /// Namespaces in which pods get their request injected.
+    pub fn injected(&self) -> Namespaces {
+        self.in_modes(&[Mode::Enforce, Mode::Warn])
+    }
+
+    fn in_modes(&self, modes: &[Mode]) -> Namespaces {
+        let is_one = |policy: &Policy| modes.contains(&policy.mode);
+        if is_one(&self.everywhere) {
+            let others = self.namespaces.iter().filter(|(_, policy)| !is_one(policy)).map(|(name, _)| name.clone());
+            Namespaces::AllBut(self.exempt.iter().cloned().chain(others).collect())
         } else {
-            let named =
-                self.namespaces.iter().filter(|(name, policy)| is_enforced(policy) && !self.exempt.contains(*name));
-            Enforced::Only(named.map(|(name, _)| name.clone()).collect())
+            let named = self.namespaces.iter().filter(|(name, policy)| is_one(policy) && !self.exempt.contains(*name));
+            Namespaces::Only(named.map(|(name, _)| name.clone()).collect())
         }
     }
 
@@ -338,7 +345,7 @@ impl Policies {
 
 /// A set of namespaces that stays right when one is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Enforced {
+pub enum Namespaces {
     /// Every namespace, now or later, that is not listed.
     AllBut(BTreeSet<String>),
     /// The listed ones.

@@ -209,18 +209,7 @@ impl NodeLedger {
         pools: &[Pool],
         rules: &Rules,
     ) -> Result<Option<GpuId>, Unplaced> {
-        let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
-        let Some(pool) = pools.iter().find(taken) else {
-            return Err(Unplaced::NoGpu { resource: holder.gpus.first().map(|(resource, _)| resource.clone()) });
-        };
-        if let Err(why) = &pool.contents {
-            return Err(Unplaced::Unknown(why.clone()));
-        }
-        let several = pool.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1);
-        if several && pool.accounting() != Accounting::Pinned && holder.is_pinned() {
-            // Its container would start with an empty list of visible GPUs.
-            return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
-        }
+        let pool = pool_for(holder, pools)?;
         self.place(uid, holder, pool, rules).map_err(|room| self.unplaced(holder, pool, room, rules))
     }
 
@@ -228,7 +217,7 @@ impl NodeLedger {
         let Some(demand) = holder.amount(pool.slot(rules), rules) else {
             return Unplaced::NoGpu { resource: Some(pool.resource.clone()) };
         };
-        let stands = self.pool_standing(pool, rules, Viewpoint::Everyone);
+        let stands = Box::new(self.pool_standing(pool, rules, Viewpoint::Everyone));
         let starting = stands.gpus.iter().any(|gpu| gpu.starting);
         Unplaced::Shortfall { demand, room, stands, starting: starting && rules.serialize_per_gpu }
     }
@@ -279,6 +268,23 @@ impl NodeLedger {
             reservations.0.get_mut(uid).expect("looked up above").gpu = chosen;
         }
     }
+}
+
+/// The pool that a pod would be counted in, if there is any for it.
+pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Pool, Unplaced> {
+    let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
+    let Some(pool) = pools.iter().find(taken) else {
+        return Err(Unplaced::NoGpu { resource: holder.gpus.first().map(|(resource, _)| resource.clone()) });
+    };
+    if let Err(why) = &pool.contents {
+        return Err(Unplaced::Unknown(why.clone()));
+    }
+    let several = pool.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1);
+    if several && pool.accounting() != Accounting::Pinned && holder.is_pinned() {
+        // Its container would start with an empty list of visible GPUs.
+        return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
+    }
+    Ok(pool)
 }
 
 impl Reservation {

@@ -13,9 +13,11 @@ use crate::keys;
 
 mod advice;
 mod binding;
+mod unfit;
 
 pub use advice::Advice;
 pub use binding::{Refusal, Unplaced};
+pub use unfit::Unfit;
 
 /// How much of a user's own text is repeated in a message.
 pub const QUOTED: usize = 64;

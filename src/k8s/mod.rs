@@ -12,6 +12,7 @@
 //! | [`case`] | case files: a cluster, policies, pods, and what is expected |
 //! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
 //! | [`review`] | AdmissionReview ↔ verdict |
+//! | [`extender`] | what kube-scheduler asks an extender ↔ which nodes can take the pod |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
 //! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
@@ -20,6 +21,7 @@
 
 pub mod case;
 pub mod document;
+pub mod extender;
 pub mod gpu_ledger;
 pub mod node;
 pub mod object;

@@ -11,31 +11,39 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde_json::{Value, json};
 
-use crate::capacity::policy::{Enforced, Policies};
+use crate::capacity::policy::{Namespaces, Policies};
 use crate::keys;
 
-/// Name of the mutating entry.
+/// Name of the mutating entry for pods.
 pub const MUTATE: &str = "pods.vramguard.dev";
+/// Name of the mutating entry for bindings.
+pub const BIND: &str = "bindings.vramguard.dev";
 /// Name of the validating entry with failurePolicy Fail.
 pub const ENFORCE: &str = "enforce.pods.vramguard.dev";
 /// Name of the validating entry with failurePolicy Ignore.
 pub const REPORT: &str = "report.pods.vramguard.dev";
 
+const OURS: [&str; 4] = [MUTATE, BIND, ENFORCE, REPORT];
+
 /// The selector of an entry; `None` for an entry that is not ours.
 pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
     let exempt = policies.exempt();
-    let (enforced, reported) = match policies.enforced() {
-        Enforced::AllBut(others) => {
-            let reported = others.difference(exempt).cloned().collect();
-            (all_but(&others), only(&reported))
-        }
-        Enforced::Only(enforced) => (only(&enforced), all_but(&enforced.union(exempt).cloned().collect())),
-    };
     match entry {
         MUTATE => Some(all_but(exempt)),
-        ENFORCE => Some(enforced),
-        REPORT => Some(reported),
+        BIND => Some(those(policies.injected())),
+        ENFORCE => Some(those(policies.enforced())),
+        REPORT => Some(match policies.enforced() {
+            Namespaces::AllBut(others) => only(&others.difference(exempt).cloned().collect()),
+            Namespaces::Only(enforced) => all_but(&enforced.union(exempt).cloned().collect()),
+        }),
         _ => None,
+    }
+}
+
+fn those(namespaces: Namespaces) -> LabelSelector {
+    match namespaces {
+        Namespaces::AllBut(others) => all_but(&others),
+        Namespaces::Only(listed) => only(&listed),
     }
 }
 
@@ -95,7 +103,7 @@ entries_of!(ValidatingWebhookConfiguration);
 
 /// The CA that all of our entries trust; `None` where one trusts none or they differ.
 pub fn trusted(entries: &[Entry<'_>]) -> Option<String> {
-    let ours = |entry: &&Entry<'_>| [MUTATE, ENFORCE, REPORT].contains(&entry.name);
+    let ours = |entry: &&Entry<'_>| OURS.contains(&entry.name);
     let mut bundles = entries.iter().filter(ours).map(|entry| entry.client.ca_bundle.as_ref().map(|bundle| &bundle.0));
     let first = bundles.next()??;
     let text = String::from_utf8(first.clone()).ok().filter(|text| !text.is_empty())?;
@@ -103,8 +111,9 @@ pub fn trusted(entries: &[Entry<'_>]) -> Option<String> {
 }
 
 /// The JSON Patch that makes the entries follow the policies and trust the CA (PEM; `None` where somebody else keeps it), or
-/// `None` where they do. The entry that fails closed is not pointed at any namespace before it trusts somebody: until then
-/// every review of it would fail.
+/// `None` where they do. An entry that may stop what it is asked about is not pointed at any namespace before it trusts
+/// somebody, because until then every review of it would fail: the one that fails closed, and the one for bindings, which
+/// some are told to let fail closed and which would be of no use before.
 pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Option<Value> {
     let mut operations = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -113,7 +122,7 @@ pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Op
         };
         let mut changes = Vec::new();
         let trusts = ca.is_some() || entry.client.ca_bundle.as_ref().is_some_and(|bundle| !bundle.0.is_empty());
-        if !same(entry.selector, &wanted) && (trusts || entry.name != ENFORCE) {
+        if !same(entry.selector, &wanted) && (trusts || ![ENFORCE, BIND].contains(&entry.name)) {
             changes
                 .push(json!({ "op": "add", "path": format!("/webhooks/{index}/namespaceSelector"), "value": wanted }));
         }
@@ -170,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn each_namespace_is_in_exactly_the_entry_of_its_mode() {
+    fn each_namespace_is_in_exactly_the_entries_of_its_mode() {
         let modes = [None, Some(Mode::Enforce), Some(Mode::Warn), Some(Mode::Audit), Some(Mode::Off)];
         for (cluster, ml) in modes.iter().flat_map(|cluster| modes.iter().map(move |ml| (*cluster, *ml))) {
             let policies = policies(cluster, ml);
@@ -181,18 +190,21 @@ mod tests {
                 let reported = selects(REPORT, &policies, namespace);
                 assert_eq!(reported, mode.is_some() && !enforced, "{cluster:?} {ml:?} {namespace}");
                 assert_eq!(selects(MUTATE, &policies, namespace), mode.is_some());
+                let injected = matches!(mode, Some(Mode::Enforce | Mode::Warn));
+                assert_eq!(selects(BIND, &policies, namespace), injected, "{cluster:?} {ml:?} {namespace}");
             }
         }
     }
 
     #[test]
-    fn an_entry_that_fails_closed_is_not_asked_before_it_trusts_somebody() {
+    fn an_entry_that_may_fail_closed_is_not_asked_before_it_trusts_somebody() {
         let policies = policies(Some(Mode::Enforce), None);
         let nobody = WebhookClientConfig::default();
         let somebody = WebhookClientConfig { ca_bundle: Some(ByteString(b"CA".to_vec())), ..nobody.clone() };
         let patched = |name, client| patch(&[Entry { name, selector: None, client }], &policies, None).is_some();
-        assert!(!patched(ENFORCE, &nobody));
-        assert!(patched(ENFORCE, &somebody) && patched(REPORT, &nobody) && patched(MUTATE, &nobody));
+        assert!(!patched(ENFORCE, &nobody) && !patched(BIND, &nobody));
+        assert!(patched(ENFORCE, &somebody) && patched(BIND, &somebody));
+        assert!(patched(REPORT, &nobody) && patched(MUTATE, &nobody));
     }
 
     #[test]
@@ -207,6 +219,7 @@ mod tests {
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &a), ("other", &b)]), Some("a".into()));
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &b)]), None);
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &none)]), None);
+        assert_eq!(trust(&[(BIND, &b), (MUTATE, &a)]), None);
         assert_eq!(trust(&[]), None);
     }
 

@@ -1,5 +1,5 @@
 //! The HTTPS side: reviews in, answers out. Owns routes, limits and what is counted; parsing and writing reviews is
-//! `k8s::review`, deciding is `capacity::admission`.
+//! `k8s::review`, deciding is `capacity::admission`. What kube-scheduler asks is answered in [`extender`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use crate::policies::PolicyStore;
 
 pub mod bindings;
 pub mod client;
+mod extender;
 pub mod server;
 
 /// Reviews carry objects of up to about 3 MiB, old and new.
@@ -62,7 +63,11 @@ pub fn guarded_routes(webhook: Webhook, guard: Arc<BindingGuard>) -> Router {
 }
 
 fn reviews(webhook: Webhook) -> Router {
-    Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate)).with_state(webhook)
+    Router::new()
+        .route("/mutate/pods", post(mutate))
+        .route("/validate/pods", post(validate))
+        .route("/scheduler/filter", post(extender::filter))
+        .with_state(webhook)
 }
 
 /// Puts the limits around routes: size and number of bodies, deadlines, and a panic that stays with its request.
@@ -91,6 +96,11 @@ async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response {
 
 async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
     webhook.answer("validate", &body, Webhook::validate)
+}
+
+/// Sums over half a list are too small, so nothing is answered from them.
+fn not_synced() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: nodes, pods and ledgers have not been listed yet").into_response()
 }
 
 /// An answer and how it is counted.
@@ -126,9 +136,8 @@ impl Webhook {
             (StatusCode::BAD_REQUEST, error.to_string()).into_response()
         })?;
         if !self.index.is_synced() {
-            // Sums over half a list are too small. The API server asks another replica, or applies failurePolicy.
-            let what = "not ready: nodes, pods and ledgers have not been listed yet";
-            return Err((StatusCode::SERVICE_UNAVAILABLE, what).into_response());
+            // The API server asks another replica, or applies failurePolicy.
+            return Err(not_synced());
         }
         Ok(request)
     }

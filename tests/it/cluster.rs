@@ -13,20 +13,20 @@ use serde_json::{Value, json};
 use crate::guard::{Guard, metric};
 use crate::support::{ControlPlane, GpuNode, eventually};
 
-const VRAM: &str = "vramguard.dev/vram";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const VRAM: &str = "vramguard.dev/vram";
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-const ENFORCE: &str =
+pub const ENFORCE: &str =
     "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
 
-fn namespace_policy(namespace: &str, spec: &str) -> String {
+pub fn namespace_policy(namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: vramguard.dev/v1alpha1\nkind: VramPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
     )
 }
 
 /// A Deployment of GPU pods; `annotations` in flow style.
-fn deployment(namespace: &str, name: &str, replicas: u32, annotations: &str) -> String {
+pub fn deployment(namespace: &str, name: &str, replicas: u32, annotations: &str) -> String {
     format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  replicas: {replicas}\n  \
          selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, annotations: {annotations}}}\n    \
@@ -35,26 +35,26 @@ fn deployment(namespace: &str, name: &str, replicas: u32, annotations: &str) -> 
     )
 }
 
-fn gpu_pod(namespace: &str, name: &str, annotations: &str, extra: &str) -> String {
+pub fn gpu_pod(namespace: &str, name: &str, annotations: &str, extra: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, annotations: {annotations}}}, spec: {{{extra} \
          terminationGracePeriodSeconds: 0, containers: [{{name: main, image: none, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}"
     )
 }
 
-fn plain_pod(namespace: &str, name: &str) -> String {
+pub fn plain_pod(namespace: &str, name: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{containers: [{{name: main, image: none}}]}}}}"
     )
 }
 
-struct Cluster {
-    plane: ControlPlane,
-    guard: Guard,
+pub struct Cluster {
+    pub plane: ControlPlane,
+    pub guard: Guard,
 }
 
 impl Cluster {
-    async fn start(nodes: &[GpuNode], policies: &[(&str, &str)]) -> Cluster {
+    pub async fn start(nodes: &[GpuNode], policies: &[(&str, &str)]) -> Cluster {
         let plane = ControlPlane::start().await;
         for node in nodes {
             plane.add_gpu_node(node).await;
@@ -68,12 +68,12 @@ impl Cluster {
         cluster
     }
 
-    async fn namespace(&self, name: &str) {
+    pub async fn namespace(&self, name: &str) {
         self.plane.kubectl(&["create", "namespace", name]).await.expect_success();
     }
 
     /// Waits until a node advertises anything, and returns it.
-    async fn published(&self, node: &str) -> String {
+    pub async fn published(&self, node: &str) -> String {
         let nodes: Api<Node> = Api::all(self.plane.client());
         eventually("the node to publish VRAM", PATIENCE, async || {
             let status = nodes.get(node).await?.status.context("no status")?;
@@ -86,13 +86,13 @@ impl Cluster {
         .await
     }
 
-    async fn pods(&self, namespace: &str) -> Vec<Pod> {
+    pub async fn pods(&self, namespace: &str) -> Vec<Pod> {
         let pods: Api<Pod> = Api::namespaced(self.plane.client(), namespace);
         pods.list(&ListParams::default()).await.expect("pods can be listed").items
     }
 
     /// Waits until so many pods of a namespace are bound and so many are not.
-    async fn settles(&self, namespace: &str, bound: usize, waiting: usize) -> Vec<Pod> {
+    pub async fn settles(&self, namespace: &str, bound: usize, waiting: usize) -> Vec<Pod> {
         eventually("the pods to settle", PATIENCE, async || {
             let pods = self.pods(namespace).await;
             let on_nodes = pods.iter().filter(|pod| node_of(pod).is_some()).count();
@@ -108,7 +108,7 @@ impl Cluster {
     }
 
     /// Waits for an event whose reason and message match.
-    async fn event(&self, namespace: &str, reason: &str, text: &str) -> String {
+    pub async fn event(&self, namespace: &str, reason: &str, text: &str) -> String {
         let events: Api<Event> = Api::namespaced(self.plane.client(), namespace);
         eventually(&format!("an event {reason} with {text:?}"), PATIENCE, async || {
             let events = events.list(&ListParams::default()).await?.items;
@@ -123,12 +123,12 @@ impl Cluster {
     }
 }
 
-fn node_of(pod: &Pod) -> Option<&str> {
+pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
 /// MiB that a pod requests.
-fn requested(pod: &Pod) -> u64 {
+pub fn requested(pod: &Pod) -> u64 {
     let containers = &pod.spec.as_ref().expect("a pod has a spec").containers;
     let of = |c: &k8s_openapi::api::core::v1::Container| {
         let quantity = c.resources.as_ref()?.requests.as_ref()?.get(VRAM)?.0.clone();
@@ -306,9 +306,7 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
     create(&gpu_pod("lax", "unguarded", "{}", "")).await.expect_success();
     let refused = create(&gpu_pod("ml", "during", "{vramguard.dev/vram: 4Gi}", "")).await.expect_failure();
     assert!(refused.contains("enforce.pods.vramguard.dev"), "{refused}");
-    for change in
-        ["label pod before a=b", "annotate pod before vramguard.dev/vram=1Gi --overwrite", "delete pod before"]
-    {
+    for change in ["label pod before a=b", "annotate pod before note=1", "delete pod before"] {
         let arguments: Vec<&str> = ["-n", "ml"].into_iter().chain(change.split(' ')).collect();
         cluster.plane.kubectl(&arguments).await.expect_success();
     }

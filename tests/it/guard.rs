@@ -5,8 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
+use serde_json::{Value, json};
 
-use crate::support::{ControlPlane, Process, eventually, free_port, run};
+use crate::support::{ControlPlane, Process, eventually, free_port};
+
+mod proxy;
+mod replicas;
+
+pub use replicas::Replicas;
 
 /// A guarded cluster.
 pub struct Guard {
@@ -19,16 +25,28 @@ pub struct Guard {
 
 const NAMESPACE: &str = "vramguard-system";
 
+/// What becomes of a binding that no server answers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnOutage {
+    /// As the manifests say.
+    AsShipped,
+    /// `failurePolicy: Fail`.
+    Refuse,
+    /// `failurePolicy: Ignore`.
+    Allow,
+}
+
 impl Guard {
     /// Applies the manifests, starts a server, and waits until it is ready, leads, and the API server asks it.
     pub async fn start(plane: &ControlPlane, policies: &[(&str, &str)]) -> Guard {
+        Guard::start_from(plane, "deploy", policies).await
+    }
+
+    /// As [`Guard::start`], with the manifests of another kustomization of this repository.
+    pub async fn start_from(plane: &ControlPlane, kustomization: &str, policies: &[(&str, &str)]) -> Guard {
         let (https, http) = (free_port(), free_port());
-        apply_manifests(plane, https).await;
-        let directory = plane.folder().join("policies");
-        std::fs::create_dir_all(&directory).expect("a folder for policies");
-        for (name, text) in policies {
-            std::fs::write(directory.join(name), text).expect("a policy file");
-        }
+        apply_manifests(plane, kustomization, https, OnOutage::AsShipped).await;
+        let directory = write_policies(plane, policies);
         let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
         let mut guard = Guard {
             server: server("vramguard", plane, &kubeconfig, &directory, https, http),
@@ -49,17 +67,7 @@ impl Guard {
             Ok(())
         })
         .await;
-        eventually("the webhook configurations to trust it", Duration::from_secs(60), async || {
-            for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
-                let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
-                let bundle = plane.kubectl(&["get", kind, "vramguard", "-o", path]).await.expect_success();
-                ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", self.server.log_tail());
-            }
-            Ok(())
-        })
-        .await;
-        // The API server reads webhook configurations through a watch of its own.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        trusted(plane, || self.server.log_tail()).await;
     }
 
     /// Another replica, under the same service account: it stands by while the first one leads. Returns it with its HTTP port.
@@ -113,35 +121,57 @@ fn server(name: &str, plane: &ControlPlane, kubeconfig: &Path, policies: &Path, 
         .env("RUST_LOG", "info,vramguard=debug,kube=warn")
 }
 
+/// Waits until the webhook configurations carry a CA; `log` is shown where none comes.
+async fn trusted(plane: &ControlPlane, log: impl Fn() -> String) {
+    eventually("the webhook configurations to trust it", Duration::from_secs(60), async || {
+        for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+            let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+            let bundle = plane.kubectl(&["get", kind, "vramguard", "-o", path]).await.expect_success();
+            ensure!(!bundle.is_empty(), "{kind} has no caBundle{}", log());
+        }
+        Ok(())
+    })
+    .await;
+    // The API server reads webhook configurations through a watch of its own.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+fn write_policies(plane: &ControlPlane, policies: &[(&str, &str)]) -> PathBuf {
+    let directory = plane.folder().join("policies");
+    std::fs::create_dir_all(&directory).expect("a folder for policies");
+    for (name, text) in policies {
+        std::fs::write(directory.join(name), text).expect("a policy file");
+    }
+    directory
+}
+
+/// The objects of a kustomization as `kubectl apply -k` would send them.
+pub async fn manifests(plane: &ControlPlane, kustomization: &str) -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(kustomization);
+    let folder = folder.to_str().expect("a checkout has a plain path");
+    let rendered = plane.kubectl(&["kustomize", folder]).await.expect_success();
+    let objects = rendered.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("kubectl prints YAML"));
+    objects.collect()
+}
+
 /// The manifests as they are shipped; only the Deployment is left out, and the webhooks have a URL in place of a Service.
-async fn apply_manifests(plane: &ControlPlane, https: u16) {
-    let copy = plane.folder().join("manifests");
-    let overlay = copy.join("overlay");
-    std::fs::create_dir_all(&overlay).expect("a folder for the overlay");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    let mut copying = std::process::Command::new("cp");
-    run(copying.arg("-r").arg(&source).arg(&copy), Duration::from_secs(10)).expect_success();
-    let mut patches = String::new();
-    for (kind, entries) in [
-        ("MutatingWebhookConfiguration", vec!["/mutate/pods"]),
-        ("ValidatingWebhookConfiguration", vec!["/validate/pods", "/validate/pods"]),
-    ] {
-        patches.push_str(&format!("  - target: {{kind: {kind}, name: vramguard}}\n    patch: |-\n"));
-        for (index, path) in entries.iter().enumerate() {
-            let at = format!("/webhooks/{index}/clientConfig");
-            patches.push_str(&format!(
-                "      - {{op: remove, path: {at}/service}}\n      - {{op: add, path: {at}/url, value: 'https://127.0.0.1:{https}{path}'}}\n"
-            ));
+pub async fn apply_manifests(plane: &ControlPlane, kustomization: &str, https: u16, bindings: OnOutage) {
+    let mut objects = manifests(plane, kustomization).await;
+    objects.retain(|object| object["kind"] != "Deployment");
+    for entry in objects.iter_mut().filter_map(|object| object["webhooks"].as_array_mut()).flatten() {
+        let path = entry["clientConfig"]["service"]["path"].as_str().expect("each entry names a path").to_owned();
+        entry["clientConfig"] = json!({"url": format!("https://127.0.0.1:{https}{path}")});
+        let outage = match bindings {
+            OnOutage::AsShipped => continue,
+            OnOutage::Refuse => "Fail",
+            OnOutage::Allow => "Ignore",
+        };
+        if entry["name"] == "bindings.vramguard.dev" {
+            entry["failurePolicy"] = json!(outage);
         }
     }
-    let overlay_file = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../deploy]\npatches:\n  - patch: |-\n      \
-         $patch: delete\n      apiVersion: apps/v1\n      kind: Deployment\n      metadata: {{name: vramguard, namespace: \
-         vramguard-system}}\n{patches}"
-    );
-    std::fs::write(overlay.join("kustomization.yaml"), overlay_file).expect("the overlay");
-    let overlay = overlay.to_str().expect("a path of the test's own");
-    plane.kubectl(&["apply", "-k", overlay]).await.expect_success();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    plane.apply(&list.to_string()).await;
 }
 
 /// A plain HTTP GET, by hand: status line, headers and body.

@@ -8,16 +8,22 @@
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
+//! | `ledger` | the same, with nodes of several GPUs: bindings, `GpuLedger` objects |
+//! | `deploy` | the manifests themselves: what the API server makes of each |
+//! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
 mod cases;
+mod chaos;
 mod cluster;
 mod demo;
+mod deploy;
 mod guard;
 mod harness;
 mod kubelet;
+mod ledger;
 mod server;
 mod support;
 mod tiers;

@@ -6,6 +6,7 @@
 //! | `client` | nothing: it speaks TLS and HTTP |
 //! | `reviews` | what is answered |
 //! | `garbage` | what is answered to what is no review |
+//! | `filter` | what kube-scheduler is answered |
 //! | `slow` | what becomes of clients that stall, or are too many |
 //! | `certificates` | which certificate is served |
 //! | `policies` | which policies are in force |
@@ -15,6 +16,7 @@
 
 mod certificates;
 mod client;
+mod filter;
 mod garbage;
 mod lifecycle;
 mod metrics;

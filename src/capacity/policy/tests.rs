@@ -15,7 +15,7 @@ fn mib(mib: u64) -> Option<Vram> {
 fn without_any_policy_nothing_is_enforced() {
     let policies = Policies::new(&Documents::default(), "vramguard-system");
     assert_eq!(policies.of("ml").unwrap().mode, Mode::Audit);
-    assert_eq!(policies.enforced(), Enforced::Only(BTreeSet::new()));
+    assert_eq!(policies.enforced(), Namespaces::Only(BTreeSet::new()));
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn a_namespace_policy_alone_does_not_enforce_by_itself() {
     let policies = documents(None, Layer { required: Some(true), ..Layer::default() });
     assert_eq!(policies.of("ml").unwrap().mode, Mode::Audit);
     let policies = documents(None, Layer { mode: Some(Mode::Enforce), ..Layer::default() });
-    assert_eq!(policies.enforced(), Enforced::Only(BTreeSet::from(["ml".to_owned()])));
+    assert_eq!(policies.enforced(), Namespaces::Only(BTreeSet::from(["ml".to_owned()])));
 }
 
 #[test]
@@ -97,5 +97,37 @@ fn exempt_namespaces_have_no_policy_and_the_own_one_always_is() {
 fn enforcing_everywhere_lists_the_exceptions() {
     let policies = documents(Some(ClusterPolicy::default()), Layer { mode: Some(Mode::Warn), ..Layer::default() });
     let expected = ["gpu-operator", "kube-node-lease", "kube-system", "ml", "vramguard-system"];
-    assert_eq!(policies.enforced(), Enforced::AllBut(expected.map(String::from).into()));
+    assert_eq!(policies.enforced(), Namespaces::AllBut(expected.map(String::from).into()));
+}
+
+#[test]
+fn requests_are_injected_where_policy_enforces_or_warns() {
+    let of = |cluster: Option<Mode>, ml: Option<Mode>| {
+        let layer = |mode| Layer { mode, ..Layer::default() };
+        let cluster = cluster.map(|mode| ClusterPolicy { layer: layer(Some(mode)), ..ClusterPolicy::default() });
+        documents(cluster, layer(ml)).injected()
+    };
+    let exempt = ["gpu-operator", "kube-node-lease", "kube-system", "vramguard-system"];
+    let all_but =
+        |more: &[&str]| Namespaces::AllBut(exempt.iter().chain(more).map(|name| (*name).to_owned()).collect());
+    let only = |names: &[&str]| Namespaces::Only(names.iter().map(|name| (*name).to_owned()).collect());
+    for injects in [Mode::Enforce, Mode::Warn] {
+        assert_eq!(of(Some(injects), None), all_but(&[]));
+        assert_eq!(of(Some(injects), Some(Mode::Audit)), all_but(&["ml"]));
+        assert_eq!(of(Some(Mode::Audit), Some(injects)), only(&["ml"]));
+    }
+    assert_eq!(of(Some(Mode::Warn), Some(Mode::Enforce)), all_but(&[]));
+    assert_eq!(of(None, None), only(&[]));
+    assert_eq!(of(Some(Mode::Off), Some(Mode::Audit)), only(&[]));
+}
+
+#[test]
+fn an_exempt_namespace_is_not_listed_whatever_its_own_policy_says() {
+    let layer = Layer { mode: Some(Mode::Enforce), ..Layer::default() };
+    let namespaces = BTreeMap::from([("kube-system".to_owned(), layer)]);
+    let policies = Policies::new(&Documents { cluster: None, namespaces }, "vramguard-system");
+    assert_eq!(
+        (policies.enforced(), policies.injected()),
+        (Namespaces::Only(BTreeSet::new()), Namespaces::Only(BTreeSet::new()))
+    );
 }

@@ -19,7 +19,7 @@ pub enum Unplaced {
     /// The pod takes its GPU from our annotation, and the node is not verified to honour that.
     PinUnverified { accounting: Accounting },
     /// Not enough room; `starting` where a pod that starts there keeps others off.
-    Shortfall { demand: Vram, room: Vram, stands: PoolStanding, starting: bool },
+    Shortfall { demand: Vram, room: Vram, stands: Box<PoolStanding>, starting: bool },
 }
 
 /// Why the binding guard refuses.

@@ -41,11 +41,24 @@ pub const KWOK_NODE: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 
 const ADMIN: &str = "admin";
 
+/// Name and user of a scheduler beside the stock one.
+pub const SECOND_SCHEDULER: &str = "second-scheduler";
+
+/// How many requests a second a scheduler may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientLimits {
+    /// As kube-scheduler comes.
+    Default,
+    /// More than a test machine can serve.
+    Raised,
+}
+
 /// Users by token: name, groups. Those of the components are the names that Kubernetes' own bootstrap roles bind.
-const USERS: [(&str, &str, &str); 5] = [
+const USERS: [(&str, &str, &str); 6] = [
     (ADMIN, "admin", "system:masters"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
+    (SECOND_SCHEDULER, SECOND_SCHEDULER, ""),
     ("kwok", "kwok", "system:masters"),
     // A real node may join later; tokens are read once, at the API server's start.
     ("real-0", "system:node:real-0", "system:nodes"),
@@ -202,6 +215,28 @@ impl Site {
             .arg(format!("--cert-dir={}", self.file("scheduler-tls").display()))
             .arg("--leader-elect=false")
             .arg("--v=2") // logs every binding and why a pod does not fit: what a failed test is read for
+    }
+
+    /// A scheduler that answers to `name` in `spec.schedulerName`, as the user of kubeconfig `user`.
+    pub fn another_scheduler(&self, name: &str, user: &str, limits: ClientLimits) -> Process {
+        let mut client = json!({"kubeconfig": self.kubeconfig(user)});
+        if limits == ClientLimits::Raised {
+            client["qps"] = json!(5000);
+            client["burst"] = json!(10_000);
+        }
+        let config = json!({
+            "apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "clientConnection": client, "leaderElection": {"leaderElect": false}, "profiles": [{"schedulerName": name}],
+        });
+        let file = self.file(&format!("{name}.yaml"));
+        write(&file, config.to_string());
+        let program = assets::program("kube-scheduler").unwrap_or_else(|reason| panic!("no kube-scheduler: {reason}"));
+        Process::new(&format!("scheduler-{name}"), &program, &self.folder)
+            .arg(format!("--config={}", file.display()))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", free_port()))
+            .arg(format!("--cert-dir={}", self.file(&format!("{name}-tls")).display()))
+            .arg("--v=2")
     }
 
     fn kwok(&self, process: Process) -> Process {

@@ -14,7 +14,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::components::{Component, Site};
+use super::components::{ClientLimits, Component, SECOND_SCHEDULER, Site};
 use super::gpu_node::GpuNode;
 use super::process::{Finished, Process, run_with_input};
 use super::{assets, eventually};
@@ -144,6 +144,24 @@ impl ControlPlane {
         let status = Patch::Merge(node.status());
         nodes.patch_status(&node.name, &PatchParams::default(), &status).await.expect("its status can be written");
         self.schedulable(&node.name).await;
+    }
+
+    /// A scheduler of its own name and user, with all the rights of the stock one; not started yet.
+    pub async fn second_scheduler(&self) -> Process {
+        let user = format!("--user={SECOND_SCHEDULER}");
+        for (kind, name, role) in [
+            ("clusterrolebinding", "second-scheduler", "--clusterrole=system:kube-scheduler"),
+            ("clusterrolebinding", "second-scheduler-volumes", "--clusterrole=system:volume-scheduler"),
+            ("rolebinding", "second-scheduler", "--role=extension-apiserver-authentication-reader"),
+        ] {
+            self.kubectl(&["create", kind, name, "-n", "kube-system", role, &user]).await.expect_success();
+        }
+        self.site.another_scheduler(SECOND_SCHEDULER, SECOND_SCHEDULER, ClientLimits::Default)
+    }
+
+    /// The stock scheduler with other client limits; to be started after that has been stopped.
+    pub fn scheduler_with(&self, limits: ClientLimits) -> Process {
+        self.site.another_scheduler("default-scheduler", "scheduler", limits)
     }
 
     /// Waits until a node is ready and the taint of nodes that are not is gone.

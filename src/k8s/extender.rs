@@ -1,0 +1,271 @@
+//! Arguments and result of a kube-scheduler extender's filter, `ExtenderArgs` → [`Args`] and [`Rejected`] → `ExtenderFilterResult`.
+//! Owns both wire forms, which carry no version; which node can take the pod is `capacity::filter`'s.
+//!
+//! Go writes these keys capitalised and reads them in any case, so other callers write them in any; here too they are read in
+//! any case and written capitalised. Of the pod the few fields of [`super::object`] are read, of whole nodes their names.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::ser::{SerializeStruct, Serializer};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::object::PodObject;
+use super::review::from_map;
+use crate::capacity::filter::Rejected;
+
+/// What is asked.
+#[derive(Debug)]
+pub struct Args<'a> {
+    /// The pod that looks for a node.
+    pub pod: PodObject,
+    /// The nodes that kube-scheduler found no fault with.
+    pub nodes: Vec<Candidate<'a>>,
+    form: Form,
+}
+
+/// One node that is asked about.
+#[derive(Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: Cow<'a, str>,
+    /// As it was sent, where it was sent whole.
+    object: Option<&'a RawValue>,
+}
+
+/// How nodes are named, in the question and so in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// `NodeNames`, from a scheduler that is told `nodeCacheCapable: true`.
+    Names,
+    /// `Nodes`. The scheduler goes on with what stands in the answer, so each comes back as it was.
+    Objects,
+}
+
+/// Why a body holds no such arguments. Says where, never what: a body may hold anything.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the body is not a Pod and either NodeNames or Nodes, as kube-scheduler asks an extender (line {line}, column {column})"
+)]
+pub struct ArgsError {
+    /// From 1.
+    pub line: usize,
+    /// From 1.
+    pub column: usize,
+}
+
+/// Reads arguments.
+pub fn read(body: &[u8]) -> Result<Args<'_>, ArgsError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    Args::deserialize(&mut deserializer)
+        .and_then(|args| deserializer.end().map(|()| args))
+        .map_err(|error| ArgsError { line: error.line(), column: error.column() })
+}
+
+impl<'de> Deserialize<'de> for Args<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Args<'de>, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Args<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a pod and nodes")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Args<'de>, A::Error> {
+                let (mut pod, mut names, mut objects) = (None, None, None);
+                while let Some(Text(key)) = map.next_key()? {
+                    let again = if key.eq_ignore_ascii_case("Pod") {
+                        pod.replace(map.next_value::<Option<Pod>>()?).is_some()
+                    } else if key.eq_ignore_ascii_case("NodeNames") {
+                        names.replace(map.next_value::<Option<Vec<Named<'de>>>>()?).is_some()
+                    } else if key.eq_ignore_ascii_case("Nodes") {
+                        objects.replace(map.next_value::<Option<NodeList<'de>>>()?).is_some()
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                        false
+                    };
+                    if again {
+                        return Err(A::Error::custom("a key twice"));
+                    }
+                }
+                let Pod(pod) = pod.flatten().ok_or_else(|| A::Error::custom("no pod"))?;
+                let (nodes, form) = match (names.flatten(), objects.flatten()) {
+                    (Some(names), None) => (names.into_iter().map(|Named(node)| node).collect(), Form::Names),
+                    (None, Some(NodeList(nodes))) => (nodes, Form::Objects),
+                    (Some(_), Some(_)) | (None, None) => return Err(A::Error::custom("not one list of nodes")),
+                };
+                Ok(Args { pod, nodes, form })
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// A pod that is an object: serde would take a list of its fields' values for one too.
+struct Pod(PodObject);
+
+impl<'de> Deserialize<'de> for Pod {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pod, D::Error> {
+        from_map(deserializer).map(Pod)
+    }
+}
+
+/// A string that is copied only where it is written with escapes.
+#[derive(Default)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<'a>, D::Error> {
+        struct Borrowed;
+        impl<'de> Visitor<'de> for Borrowed {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Borrowed)
+    }
+}
+
+/// An entry of `NodeNames`.
+struct Named<'a>(Candidate<'a>);
+
+impl<'de> Deserialize<'de> for Named<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Named<'de>, D::Error> {
+        let Text(name) = Text::deserialize(deserializer)?;
+        Ok(Named(Candidate { name, object: None }))
+    }
+}
+
+/// `v1.NodeList`.
+struct NodeList<'a>(Vec<Candidate<'a>>);
+
+impl<'de> Deserialize<'de> for NodeList<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NodeList<'de>, D::Error> {
+        #[derive(Deserialize)]
+        struct List<'a> {
+            // Go writes an empty list as null.
+            #[serde(borrow)]
+            items: Option<Vec<&'a RawValue>>,
+        }
+        #[derive(Deserialize)]
+        struct Node<'a> {
+            #[serde(borrow)]
+            metadata: Metadata<'a>,
+        }
+        #[derive(Deserialize)]
+        struct Metadata<'a> {
+            #[serde(borrow)]
+            name: Text<'a>,
+        }
+        let List { items } = from_map(deserializer)?;
+        let candidate = |object: &'de RawValue| {
+            // Where in the node it is wrong would be counted from the node's own beginning.
+            let node: Node<'de> = serde_json::from_str(object.get()).map_err(|_| D::Error::custom("no node"))?;
+            Ok(Candidate { name: node.metadata.name.0, object: Some(object) })
+        };
+        items.into_iter().flatten().map(candidate).collect::<Result<_, _>>().map(NodeList)
+    }
+}
+
+/// What was found about a node.
+pub type Answer<'p> = Result<(), Rejected<'p>>;
+
+/// `ExtenderFilterResult`.
+#[derive(Debug)]
+pub struct FilterResult<'r, 'a, 'p> {
+    args: &'r Args<'a>,
+    answers: &'r [Answer<'p>],
+}
+
+impl<'a> Args<'a> {
+    /// The result, from one answer for each node in the order in which they were asked about.
+    pub fn result<'r, 'p>(&'r self, answers: &'r [Answer<'p>]) -> FilterResult<'r, 'a, 'p> {
+        assert_eq!(self.nodes.len(), answers.len(), "each node has an answer");
+        FilterResult { args: self, answers }
+    }
+}
+
+impl FilterResult<'_, '_, '_> {
+    fn answered(&self) -> impl Iterator<Item = (&Candidate<'_>, &Answer<'_>)> {
+        self.args.nodes.iter().zip(self.answers)
+    }
+
+    fn passed(&self) -> impl Iterator<Item = &Candidate<'_>> {
+        self.answered().filter(|(_, answer)| answer.is_ok()).map(|(node, _)| node)
+    }
+
+    /// Those that would have room if pods of lower priority went, or the others.
+    fn failed(&self, preemptable: Preemptable) -> impl Iterator<Item = (&str, Said<'_>)> {
+        self.answered().filter_map(move |(node, answer)| {
+            let rejected =
+                answer.as_ref().err().filter(|rejected| rejected.preemptable == (preemptable == Preemptable::Yes))?;
+            Some((node.name.as_ref(), Said(rejected)))
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Preemptable {
+    Yes,
+    No,
+}
+
+impl Serialize for FilterResult<'_, '_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (names, objects) = match self.args.form {
+            Form::Names => (Some(Seq(|| self.passed().map(|node| &node.name))), None),
+            Form::Objects => (None, Some(Items { items: Seq(|| self.passed().filter_map(|node| node.object)) })),
+        };
+        let mut result = serializer.serialize_struct("ExtenderFilterResult", 5)?;
+        result.serialize_field("Nodes", &objects)?;
+        result.serialize_field("NodeNames", &names)?;
+        result.serialize_field("FailedNodes", &Map(|| self.failed(Preemptable::Yes)))?;
+        result.serialize_field("FailedAndUnresolvableNodes", &Map(|| self.failed(Preemptable::No)))?;
+        result.serialize_field("Error", "")?;
+        result.end()
+    }
+}
+
+/// The items of a `v1.NodeList`.
+#[derive(Serialize)]
+struct Items<T> {
+    items: T,
+}
+
+/// A list that is written as it is made.
+struct Seq<F>(F);
+
+impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Seq<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
+}
+
+/// A map that is written as it is made.
+struct Map<F>(F);
+
+impl<K: Serialize, V: Serialize, I: Iterator<Item = (K, V)>, F: Fn() -> I> Serialize for Map<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map((self.0)())
+    }
+}
+
+/// A reason as a string.
+struct Said<'r>(&'r Rejected<'r>);
+
+impl Serialize for Said<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.why)
+    }
+}
+
+#[cfg(test)]
+mod tests;

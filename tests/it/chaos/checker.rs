@@ -1,0 +1,353 @@
+//! The independent checker: what pods and nodes say, added up by code that shares nothing with the product. Owns the
+//! arithmetic of the promise, written a second time from its description; time and versions are arguments.
+//!
+//! At each version it asks of each node and GPU whether more is promised than there is:
+//!
+//! | handout | a GPU holds |
+//! |---|---|
+//! | single | every pod of the node |
+//! | pinned | the containers whose annotation names it |
+//! | distributed, packed | the containers that the device plugin put there; only the node knows that, so the stand-in tells |
+//! | unverified | in the worst case the largest of the node, as many as it has replicas |
+//!
+//! and further: whether a pod that should be pinned names a GPU, whether a pod came in without its request, whether a node
+//! publishes less than what is bound to it, and which pods wait although they fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use super::hardware::{Handout, Hardware, uuid};
+use super::stream::Seen;
+use super::view::{NodeView, PodView};
+
+/// What can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// More is promised of a GPU than it has.
+    Overcommitted,
+    /// A pinned container on a node names no GPU of it.
+    NoGpu,
+    /// A guarded pod does not request what it declares and its context.
+    WrongRequest,
+    /// A node publishes less than what is bound to it.
+    BelowBound,
+}
+
+/// One thing that was wrong for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub kind: Kind,
+    pub node: String,
+    /// Where it is about one: its UUID; `worst` where it may be any.
+    pub gpu: String,
+    /// The first version at which it was so, and when it was seen.
+    pub from: (u64, u64),
+    /// When it was seen to be right again; `None` while it is wrong.
+    pub to: Option<(u64, u64)>,
+    pub held_mib: u64,
+    pub limit_mib: u64,
+    /// Who holds how much.
+    pub pods: Vec<(String, u64)>,
+}
+
+impl Finding {
+    /// Milliseconds.
+    pub fn lasted(&self, now: u64) -> u64 {
+        self.to.map_or(now, |(_, at)| at) - self.from.1
+    }
+}
+
+/// Where the device plugin put a container, told by the node at the moment when it had seen pods up to `version`.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    pub version: u64,
+    pub uid: String,
+    pub container: String,
+    pub gpu: String,
+}
+
+type Key = (Kind, String, String);
+
+/// What has been seen so far.
+#[derive(Debug, Default)]
+pub struct Checker {
+    version: u64,
+    nodes: BTreeMap<String, NodeView>,
+    /// By uid.
+    pods: BTreeMap<String, PodView>,
+    placed: BTreeMap<(String, String), String>,
+    /// Told for a version of pods that has not been seen yet.
+    early: Vec<Placement>,
+    open: BTreeMap<Key, usize>,
+    findings: Vec<Finding>,
+    /// How many versions were looked at.
+    pub looks: u64,
+    /// When the last pod was bound, freed or created.
+    pub moved: u64,
+}
+
+/// What one node holds now.
+struct Holdings {
+    gpu: String,
+    limit: u64,
+    /// Containers by pod.
+    held: Vec<(String, u64)>,
+}
+
+impl Holdings {
+    fn sum(&self) -> u64 {
+        self.held.iter().map(|(_, mib)| mib).sum()
+    }
+}
+
+impl Checker {
+    /// A step of the stream of pods.
+    pub fn see_pods(&mut self, seen: Seen<Pod>, now: u64) {
+        match seen {
+            Seen::All(pods, version) => {
+                let uids: BTreeSet<String> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+                let gone: Vec<String> = self.pods.keys().filter(|uid| !uids.contains(*uid)).cloned().collect();
+                self.version = self.version.max(version);
+                gone.iter().for_each(|uid| self.remove(uid, now));
+                pods.iter().for_each(|pod| self.apply(pod, now));
+            }
+            Seen::Now(pod, version) => {
+                self.version = version;
+                self.apply(&pod, now);
+            }
+            Seen::Gone(pod, version) => {
+                self.version = version;
+                self.remove(pod.metadata.uid.as_deref().expect("a pod has a uid"), now);
+            }
+        }
+        let (ready, early) = std::mem::take(&mut self.early).into_iter().partition(|p| p.version <= self.version);
+        self.early = early;
+        let ready: Vec<Placement> = ready;
+        ready.into_iter().for_each(|placement| self.place(placement, now));
+    }
+
+    /// A step of the stream of nodes.
+    pub fn see_nodes(&mut self, seen: Seen<Node>, now: u64) {
+        let (nodes, version) = match seen {
+            Seen::All(nodes, version) => (nodes, version),
+            Seen::Now(node, version) => (vec![node], version),
+            Seen::Gone(node, _) => {
+                self.nodes.remove(node.metadata.name.as_deref().unwrap_or_default());
+                return;
+            }
+        };
+        for (name, view) in nodes.iter().filter_map(NodeView::of) {
+            self.nodes.insert(name.clone(), view);
+            self.look_at(&name, version, now);
+        }
+    }
+
+    /// The device plugin's choice.
+    pub fn place(&mut self, placement: Placement, now: u64) {
+        if placement.version > self.version {
+            self.early.push(placement);
+            return;
+        }
+        // Gone meanwhile: nobody holds anything there.
+        let Some(pod) = self.pods.get(&placement.uid) else { return };
+        let node = pod.node.clone();
+        self.placed.insert((placement.uid, placement.container), placement.gpu);
+        node.iter().for_each(|node| self.look_at(node, self.version, now));
+    }
+
+    fn apply(&mut self, pod: &Pod, now: u64) {
+        let view = PodView::of(pod);
+        if view.ended {
+            self.remove(&view.uid, now);
+            return;
+        }
+        let before = self.pods.insert(view.uid.clone(), view.clone());
+        if before.as_ref().is_none_or(|before| before.node != view.node) {
+            self.moved = now;
+        }
+        if before.is_none() && view.demand() != view.expected {
+            let pods = vec![(view.name.clone(), view.demand().unwrap_or(0))];
+            let limit_mib = view.expected.unwrap_or(0);
+            let (node, gpu, from) = (String::new(), view.name.clone(), (self.version, now));
+            let held_mib = view.demand().unwrap_or(0);
+            let kind = Kind::WrongRequest;
+            self.findings.push(Finding { kind, node, gpu, from, to: None, held_mib, limit_mib, pods });
+        }
+        if let Some(node) = view.node {
+            self.look_at(&node, self.version, now);
+        }
+    }
+
+    fn remove(&mut self, uid: &str, now: u64) {
+        self.placed.retain(|(placed, _), _| placed != uid);
+        if let Some(pod) = self.pods.remove(uid) {
+            self.moved = now;
+            pod.node.iter().for_each(|node| self.look_at(node, self.version, now));
+        }
+    }
+
+    fn on(&self, node: &str) -> impl Iterator<Item = (&String, &PodView)> {
+        self.pods.iter().filter(move |(_, pod)| pod.node.as_deref() == Some(node))
+    }
+
+    /// Compares a node with what was wrong of it before.
+    fn look_at(&mut self, node: &str, version: u64, now: u64) {
+        self.looks += 1;
+        let Some(view) = self.nodes.get(node) else { return };
+        let wrong = self.wrong_on(node, view);
+        let ended: Vec<Key> =
+            self.open.keys().filter(|key| key.1 == node && !wrong.iter().any(|w| w.0 == **key)).cloned().collect();
+        for key in ended {
+            let index = self.open.remove(&key).expect("its key was just listed");
+            self.findings[index].to = Some((version, now));
+        }
+        for (key, held_mib, limit_mib, pods) in wrong {
+            match self.open.get(&key) {
+                Some(index) if self.findings[*index].held_mib < held_mib => {
+                    let finding = &mut self.findings[*index];
+                    (finding.held_mib, finding.limit_mib, finding.pods) = (held_mib, limit_mib, pods);
+                }
+                Some(_) => {}
+                None => {
+                    self.open.insert(key.clone(), self.findings.len());
+                    let (kind, node, gpu) = key;
+                    let from = (version, now);
+                    self.findings.push(Finding { kind, node, gpu, from, to: None, held_mib, limit_mib, pods });
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // what a finding is made of, before it is one
+    fn wrong_on(&self, node: &str, view: &NodeView) -> Vec<(Key, u64, u64, Vec<(String, u64)>)> {
+        let mut wrong = Vec::new();
+        for holdings in self.holdings(node, &view.hardware) {
+            if holdings.sum() > holdings.limit {
+                let key = (Kind::Overcommitted, node.to_owned(), holdings.gpu.clone());
+                wrong.push((key, holdings.sum(), holdings.limit, holdings.held));
+            }
+        }
+        let uuids: Vec<String> = (0..view.hardware.sizes.len()).map(|index| uuid(node, index)).collect();
+        for (_, pod) in self.on(node).filter(|_| view.hardware.handout == Handout::Pinned) {
+            let unnamed =
+                |c: &&super::view::GpuContainer| c.pinned && !c.gpu.as_ref().is_some_and(|g| uuids.contains(g));
+            for container in pod.containers.iter().filter(unnamed) {
+                let key = (Kind::NoGpu, node.to_owned(), format!("{}/{}", pod.name, container.name));
+                wrong.push((key, 0, 0, vec![(pod.name.clone(), container.mib.unwrap_or(0))]));
+            }
+        }
+        let bound: Vec<(String, u64)> =
+            self.on(node).filter_map(|(_, pod)| Some((pod.name.clone(), pod.demand()?))).collect();
+        let sum: u64 = bound.iter().map(|(_, mib)| mib).sum();
+        if sum > view.published.unwrap_or(0) {
+            let key = (Kind::BelowBound, node.to_owned(), String::new());
+            wrong.push((key, sum, view.published.unwrap_or(0), bound));
+        }
+        wrong
+    }
+
+    /// What each GPU holds, as far as it can be known, and what it can hold.
+    fn holdings(&self, node: &str, hardware: &Hardware) -> Vec<Holdings> {
+        let containers = || {
+            self.on(node).flat_map(|(uid, pod)| {
+                pod.containers.iter().map(move |c| (uid, pod, c, (pod.name.clone(), c.mib.unwrap_or(0))))
+            })
+        };
+        let limits = hardware.sizes.iter().copied().map(allocatable);
+        if hardware.handout == Handout::Unverified {
+            let mut held: Vec<(String, u64)> = containers().map(|(.., held)| held).collect();
+            held.sort_by_key(|(_, mib)| std::cmp::Reverse(*mib));
+            held.truncate(usize::try_from(hardware.replicas).expect("a few"));
+            let limit = limits.min().expect("a node has GPUs");
+            return vec![Holdings { gpu: "worst".to_owned(), limit, held }];
+        }
+        let holdings = |(index, limit): (usize, u64)| {
+            let gpu = uuid(node, index);
+            let is_here = |uid: &String, container: &super::view::GpuContainer| {
+                let given = || self.placed.get(&(uid.clone(), container.name.clone()));
+                match hardware.handout {
+                    Handout::Single => true,
+                    Handout::Pinned if container.pinned => container.gpu.as_ref() == Some(&gpu),
+                    Handout::Pinned | Handout::Distributed | Handout::Packed => given() == Some(&gpu),
+                    Handout::Unverified => unreachable!("answered above"),
+                }
+            };
+            let held = containers().filter(|(uid, _, container, _)| is_here(uid, container)).map(|(.., held)| held);
+            Holdings { held: held.collect(), gpu, limit }
+        };
+        limits.enumerate().map(holdings).collect()
+    }
+
+    /// All that was ever wrong.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// What is wrong now.
+    pub fn open(&self) -> impl Iterator<Item = &Finding> {
+        self.open.values().map(|index| &self.findings[*index])
+    }
+
+    /// The nodes of the test, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&String, &NodeView)> {
+        self.nodes.iter()
+    }
+
+    /// How many pods are bound, and how many wait.
+    pub fn counts(&self) -> (usize, usize) {
+        let bound = self.pods.values().filter(|pod| pod.node.is_some()).count();
+        (bound, self.pods.len() - bound)
+    }
+
+    /// Pods that wait although there is a node with room for them: who, and where.
+    pub fn fitting(&self) -> Vec<(String, String)> {
+        let waits = |pod: &&PodView| pod.node.is_none() && !pod.leaving;
+        let pods = self.pods.values().filter(waits);
+        let place = |pod: &PodView| {
+            let mut nodes = self.nodes.iter();
+            nodes.find(|(name, node)| self.has_room(name, node, pod)).map(|(name, _)| (pod.name.clone(), name.clone()))
+        };
+        pods.filter_map(place).collect()
+    }
+
+    fn has_room(&self, name: &str, node: &NodeView, pod: &PodView) -> bool {
+        let (Some(demand), [_]) = (pod.demand(), pod.containers.as_slice()) else {
+            return false; // a pod of several GPU containers may find room in one order and not in another
+        };
+        let hardware = &node.hardware;
+        let selected = pod.selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+        let taken: usize = self.on(name).map(|(_, pod)| pod.containers.len()).sum();
+        let replicas = usize::try_from(hardware.replicas).expect("a few");
+        if !selected || taken >= replicas * hardware.sizes.len() {
+            return false;
+        }
+        let mut holdings = self.holdings(name, hardware);
+        let fits = |holdings: &Holdings| holdings.sum() + demand <= holdings.limit;
+        match hardware.handout {
+            Handout::Single => fits(&holdings[0]),
+            Handout::Pinned => holdings.iter().any(|gpu| gpu.held.len() < replicas && fits(gpu)),
+            Handout::Unverified => {
+                let worst = &mut holdings[0];
+                worst.held.truncate(replicas - 1);
+                demand <= worst.limit / hardware.replicas && fits(worst)
+            }
+            // Where a tie decides, it has to fit on each.
+            Handout::Distributed | Handout::Packed => {
+                let open = || holdings.iter().filter(|gpu| gpu.held.len() < replicas);
+                let counts = open().map(|gpu| gpu.held.len());
+                let next = if hardware.handout == Handout::Packed { counts.max() } else { counts.min() };
+                let known: usize = holdings.iter().map(|gpu| gpu.held.len()).sum();
+                known == taken && open().filter(|gpu| Some(gpu.held.len()) == next).all(fits)
+            }
+        }
+    }
+}
+
+/// What can be promised of a GPU: its total without the larger of 1 %, rounded up, and 256 MiB.
+fn allocatable(total: u64) -> u64 {
+    total - total.div_ceil(100).max(256)
+}
+
+#[cfg(test)]
+mod tests;

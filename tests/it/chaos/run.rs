@@ -1,0 +1,299 @@
+//! One run: a control plane, its nodes, replicas, two schedulers, the stand-ins, and the checker's verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
+use tokio::task::JoinSet;
+
+use super::burst::{self, Burst};
+use super::checker::{Checker, Finding, Kind};
+use super::faults;
+use super::hardware::Handout;
+use super::node_agent::{self, NodeAgents};
+use super::seed::Chance;
+use super::stream::follow;
+use crate::guard::{OnOutage, Replicas};
+use crate::support::{ControlPlane, Process, SECOND_SCHEDULER, eventually};
+
+const REPLICAS: usize = 3;
+/// kube-scheduler waits up to 10 s before it tries a pod again that was refused.
+const BACK_OFF: Duration = Duration::from_secs(12);
+/// For everything that fits to be bound once nothing goes wrong any more.
+const SETTLING: Duration = Duration::from_secs(90);
+/// A node may publish less than is bound for as long as it has no leader: the Lease lasts 15 s.
+const REPAIR: Duration = Duration::from_secs(25);
+
+/// What a run is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub seed: u64,
+    pub pods: u64,
+    /// Of the binding guard.
+    pub bindings: OnOutage,
+    /// How long things go wrong; every kind of fault at least once, unless zero.
+    pub faults: Duration,
+}
+
+/// A run under way. Processes end before the control plane does.
+pub struct Run {
+    plan: Plan,
+    watch: Watch,
+    agents: NodeAgents,
+    pub replicas: Replicas,
+    pub second: Mutex<Process>,
+    pub plane: ControlPlane,
+}
+
+/// The checker with its own eyes on the cluster.
+struct Watch {
+    checker: Arc<Mutex<Checker>>,
+    start: Instant,
+    _tasks: JoinSet<()>,
+}
+
+fn lock(checker: &Mutex<Checker>) -> MutexGuard<'_, Checker> {
+    checker.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn millis(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).expect("a run ends some day")
+}
+
+impl Watch {
+    fn start(client: &kube::Client) -> Watch {
+        let (checker, start) = (Arc::new(Mutex::new(Checker::default())), Instant::now());
+        let mut tasks = JoinSet::new();
+        let pods = Api::<Pod>::all(client.clone());
+        tasks.spawn({
+            let checker = checker.clone();
+            async move { follow(pods, |seen| lock(&checker).see_pods(seen, millis(start))).await }
+        });
+        let nodes = Api::<Node>::all(client.clone());
+        tasks.spawn({
+            let checker = checker.clone();
+            async move { follow(nodes, |seen| lock(&checker).see_nodes(seen, millis(start))).await }
+        });
+        Watch { checker, start, _tasks: tasks }
+    }
+}
+
+impl Run {
+    /// Starts everything; when this returns, each node stands in its accounting mode, as far as the server knows of modes.
+    pub async fn start(plan: Plan) -> Run {
+        let plane = ControlPlane::start().await;
+        for node in burst::nodes() {
+            plane.add_gpu_node(&node).await;
+        }
+        let policies = burst::policies();
+        let policies: Vec<(&str, &str)> = policies.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        let binders = ["system:kube-scheduler", SECOND_SCHEDULER];
+        let replicas = Replicas::start(&plane, &policies, REPLICAS, plan.bindings, &binders).await;
+        burst::prepare(&plane).await;
+        let mut second = plane.second_scheduler().await;
+        second.start();
+        let client = plane.client();
+        let watch = Watch::start(&client);
+        let hardware = node_agent::hardware(&client).await;
+        let tell = watch.checker.clone();
+        let start = watch.start;
+        let agents = NodeAgents::start(&client, &hardware, Chance::of(plan.seed, "plugin"), move |placement| {
+            lock(&tell).place(placement, millis(start));
+        });
+        let run = Run { plan, watch, agents, replicas, second: Mutex::new(second), plane };
+        run.accounted().await;
+        run
+    }
+
+    /// Waits until every node publishes, in the mode that its hardware allows.
+    async fn accounted(&self) {
+        let expected = |handout: Handout| match handout {
+            Handout::Single => "Exact",
+            Handout::Unverified => "Slot",
+            Handout::Distributed | Handout::Packed => "Confirmed",
+            Handout::Pinned => "Pinned",
+        };
+        eventually("every node to be accounted for in its mode", Duration::from_secs(60), async || {
+            self.replicas.expect_running();
+            let checker = lock(&self.watch.checker);
+            let mut others = checker.nodes().filter_map(|(name, node)| {
+                let (seen, mode) = (node.accounted.as_deref(), expected(node.hardware.handout));
+                (seen != Some(mode) || node.published.is_none()).then(|| format!("{name}: {seen:?}, not {mode}"))
+            });
+            match others.next() {
+                None => Ok(()),
+                Some(other) => {
+                    anyhow::bail!("{other}, and {} more; reported by {:?}", others.count(), self.agents.reported())
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The workload, with faults beside it. Returns when all is created, freed and repaired.
+    pub async fn burst(&self) {
+        let Plan { seed, pods, faults: lasting, .. } = self.plan;
+        let burst = Burst::of(&mut Chance::of(seed, "burst"), pods);
+        println!("{}", burst.describe());
+        let client = self.plane.client();
+        let start = Instant::now();
+        let workload = async {
+            burst.create(&client).await;
+            println!("created after {:?}", start.elapsed());
+            tokio::time::sleep(lasting / 4).await;
+            burst.free_some(&client).await;
+            println!("freed after {:?}", start.elapsed());
+        };
+        let faults = async {
+            let log = match lasting {
+                Duration::ZERO => Vec::new(),
+                _ => faults::inflict(&self.plane, &self.replicas, Chance::of(seed, "faults"), lasting).await,
+            };
+            println!("{}", log.join("\n"));
+        };
+        tokio::join!(workload, faults);
+    }
+
+    /// Waits until nothing has moved for so long, from now on; panics where that does not come.
+    pub async fn settle(&self, quiet: Duration, within: Duration) {
+        // An API server that was away has moved nothing either.
+        lock(&self.watch.checker).moved = millis(self.watch.start);
+        eventually("the cluster to come to rest", within, async || {
+            self.expect_running();
+            let checker = lock(&self.watch.checker);
+            let still = millis(self.watch.start) - checker.moved;
+            ensure!(u128::from(still) >= quiet.as_millis(), "moved {still} ms ago, {:?}", checker.counts());
+            Ok(())
+        })
+        .await;
+    }
+
+    /// When all is at rest, nobody waits for whom there is room.
+    pub async fn everything_that_fits_is_bound(&self) {
+        self.settle(BACK_OFF, SETTLING).await;
+        eventually("everything that fits to be bound", SETTLING, async || {
+            self.expect_running();
+            let fitting = lock(&self.watch.checker).fitting();
+            ensure!(fitting.is_empty(), "{} wait although they fit: {fitting:?}", fitting.len());
+            Ok(())
+        })
+        .await;
+        let checker = lock(&self.watch.checker);
+        let (bound, waiting) = checker.counts();
+        println!("{bound} bound, {waiting} wait, {} looks", checker.looks);
+        assert!(bound > 0, "nothing is bound at all");
+    }
+
+    /// Stops all replicas in peace, lets room be freed and taken while they are away, and starts them again. Returns when
+    /// one leads.
+    pub async fn away(&self) {
+        for index in 0..self.replicas.count() {
+            self.replicas.terminate(index);
+        }
+        let deleted = burst::delete_bound(&self.plane.client(), &mut Chance::of(self.plan.seed, "away")).await;
+        self.settle(Duration::from_secs(5), Duration::from_secs(60)).await;
+        println!("{deleted} bound pods deleted while nobody guards; {} overcommitted", self.overcommitted().len());
+        for index in 0..self.replicas.count() {
+            self.replicas.start_again(index);
+        }
+        self.replicas.ready().await;
+        self.replicas.led(Duration::from_secs(20)).await;
+    }
+
+    /// Nodes with a GPU that is overcommitted now.
+    pub fn overcommitted(&self) -> BTreeSet<String> {
+        let checker = lock(&self.watch.checker);
+        let overcommitted = checker.open().filter(|finding| finding.kind == Kind::Overcommitted);
+        overcommitted.map(|finding| finding.node.clone()).collect()
+    }
+
+    /// Each node with a GPU that is overcommitted says so.
+    pub async fn overcommit_is_reported(&self, within: Duration) {
+        let start = Instant::now();
+        eventually("each overcommitted node to say so", within, async || {
+            let overcommitted = self.overcommitted();
+            let checker = lock(&self.watch.checker);
+            let silent: Vec<String> = checker
+                .nodes()
+                .filter(|(name, node)| {
+                    overcommitted.contains(*name) && node.accounted.as_deref() != Some("Overcommitted")
+                })
+                .map(|(name, node)| format!("{name}: {:?}", node.accounted))
+                .collect();
+            ensure!(silent.is_empty(), "{} of {}: {silent:?}", silent.len(), overcommitted.len());
+            Ok(())
+        })
+        .await;
+        println!("reported after {:?}", start.elapsed());
+    }
+
+    /// No GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.
+    #[track_caller]
+    pub fn nothing_was_wrong(&self) {
+        self.print_findings();
+        let now = millis(self.watch.start);
+        let checker = lock(&self.watch.checker);
+        let repaired = |finding: &&Finding| {
+            finding.kind == Kind::BelowBound
+                && finding.to.is_some()
+                && u128::from(finding.lasted(now)) <= REPAIR.as_millis()
+        };
+        let wrong: Vec<&Finding> = checker.findings().iter().filter(|finding| !repaired(finding)).collect();
+        assert!(wrong.is_empty(), "{} findings, VRAMGUARD_SEED={}: {:#?}", wrong.len(), self.plan.seed, wrong[0]);
+    }
+
+    /// How many findings of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        lock(&self.watch.checker).findings().iter().filter(|finding| finding.kind == kind).count()
+    }
+
+    /// For whoever reads the log.
+    pub fn print_findings(&self) {
+        let now = millis(self.watch.start);
+        let checker = lock(&self.watch.checker);
+        let mut kinds: BTreeMap<Kind, (usize, u64)> = BTreeMap::new();
+        for finding in checker.findings() {
+            let entry = kinds.entry(finding.kind).or_default();
+            *entry = (entry.0 + 1, entry.1.max(finding.lasted(now)));
+        }
+        let mut text = String::new();
+        for (kind, (count, longest)) in kinds {
+            _ = writeln!(text, "{kind:?}: {count}, the longest for {longest} ms");
+        }
+        for finding in checker.findings().iter().take(60) {
+            let Finding { kind, node, gpu, from, to, held_mib, limit_mib, pods } = finding;
+            let pods: Vec<String> = pods.iter().map(|(name, mib)| format!("{name} {mib}")).collect();
+            let until = to.map_or("to the end".to_owned(), |(version, at)| format!("to {version} ({at} ms)"));
+            let from = format!("from {} ({} ms)", from.0, from.1);
+            _ = writeln!(
+                text,
+                "{kind:?} {node} {gpu}: {held_mib} of {limit_mib} MiB {from} {until}: {}",
+                pods.join(", ")
+            );
+        }
+        println!("{text}");
+    }
+
+    /// As a cluster without it: the entry for bindings is taken out.
+    pub async fn remove_binding_guard(&self) {
+        let names = "jsonpath={.webhooks[*].name}";
+        let get = ["get", "mutatingwebhookconfiguration", "vramguard", "-o", names];
+        let names = self.plane.kubectl(&get).await.expect_success();
+        let Some(index) = names.split(' ').position(|name| name == "bindings.vramguard.dev") else { return };
+        let patch = format!(r#"[{{"op":"remove","path":"/webhooks/{index}"}}]"#);
+        let patch = ["patch", "mutatingwebhookconfiguration", "vramguard", "--type=json", "-p", &patch];
+        self.plane.kubectl(&patch).await.expect_success();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+
+    #[track_caller]
+    fn expect_running(&self) {
+        self.plane.expect_running();
+        self.replicas.expect_running();
+        self.second.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).expect_running();
+    }
+}

@@ -1,0 +1,250 @@
+//! Nodes with several GPUs on a real control plane: what the binding guard promises, what stands in `GpuLedger` objects, and
+//! what becomes of it. Where a test needs what a node agent reports, it writes the agent's section of the ledger itself.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, ENFORCE, PATIENCE, deployment, gpu_pod, node_of};
+use crate::support::{Component, GpuNode, eventually};
+
+const PIN: &str = "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: \
+                   {mode: Enforce, environment: {visibleDevices: Pin}}\n";
+
+/// Two A10 of 24 GiB, four replicas each: a slot is 6,080 MiB.
+fn two_gpus(name: &str) -> GpuNode {
+    GpuNode { gpus: 2, ..GpuNode::new(name) }
+}
+
+impl Cluster {
+    async fn ledger(&self, node: &str) -> anyhow::Result<Value> {
+        let ended = self.plane.kubectl(&["get", "gpuledger", node, "-o", "json"]).await;
+        ensure!(ended.status.success(), "{}", ended.stderr);
+        Ok(serde_json::from_str(&ended.stdout)?)
+    }
+
+    /// Waits until the ledger of a node has so many reservations in that state, and returns them.
+    async fn reservations(&self, node: &str, state: &str, count: usize) -> Vec<Value> {
+        eventually(&format!("{count} reservations in state {state} on {node}"), PATIENCE, async || {
+            let ledger = self.ledger(node).await?;
+            let rows = ledger["spec"]["reservations"].as_array().cloned().unwrap_or_default();
+            let in_state = rows.iter().filter(|row| row["state"] == state).count();
+            ensure!(
+                in_state == count && rows.len() == count,
+                "{rows:#?}{}",
+                self.guard.server.log_tail()
+            );
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// Writes what the node agent of a node would: two GPUs, and how their replicas are handed out.
+    async fn agent_reports(&self, node: &str, handout: &str) {
+        eventually("the node to have a ledger", PATIENCE, async || self.ledger(node).await).await;
+        let gpu = |index: u32| {
+            json!({ "resource": "nvidia.com/gpu", "replicas": 4, "uuid": format!("GPU-{node}-{index}"), "index": index,
+                    "totalMiB": 24_576, "reservedMiB": 0, "outOfBandMiB": 0 })
+        };
+        let agent = json!({ "time": "2026-01-01T00:00:00Z", "handout": handout, "gpus": [gpu(0), gpu(1)], "pods": [] });
+        let patch = json!({ "status": { "agent": agent } }).to_string();
+        let patch = ["patch", "gpuledger", node, "--subresource=status", "--type=merge", "-p", &patch];
+        self.plane.kubectl(&patch).await.expect_success();
+    }
+
+    async fn mode(&self, node: &str, mode: &str) {
+        eventually(&format!("{node} to be under {mode} accounting"), PATIENCE, async || {
+            let ledger = self.ledger(node).await?;
+            ensure!(ledger["status"]["mode"] == mode, "{:#}", ledger["status"]);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Creates a Binding as the cluster's administrator, or as whom `--as` names.
+    async fn bind(&self, pod: &str, node: &str, metadata: Value, arguments: &[&str]) -> Result<(), String> {
+        let mut binding = json!({ "apiVersion": "v1", "kind": "Binding",
+            "metadata": { "name": pod, "namespace": "ml" }, "target": { "kind": "Node", "name": node } });
+        for (key, value) in metadata.as_object().into_iter().flatten() {
+            binding["metadata"][key] = value.clone();
+        }
+        let path = format!("/api/v1/namespaces/ml/pods/{pod}/binding");
+        let create = [&["create", "--raw", &path, "-f", "-"], arguments].concat();
+        let ended = self.plane.kubectl_with_input(&create, &binding.to_string()).await;
+        if ended.status.success() { Ok(()) } else { Err(ended.stderr) }
+    }
+}
+
+fn annotations(pod: &Pod) -> BTreeMap<String, String> {
+    pod.metadata.annotations.clone().unwrap_or_default()
+}
+
+fn gpu_of(pod: &Pod) -> Option<String> {
+    annotations(pod).remove("vramguard.dev/gpu.main")
+}
+
+#[tokio::test]
+async fn pods_on_several_gpus_are_promised_a_slot_each_and_the_promise_ends_with_them() {
+    let cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster.plane.apply(&deployment("ml", "agent", 3, "{vramguard.dev/vram: 5Gi}")).await;
+    let pods = cluster.settles("ml", 3, 0).await;
+    for pod in &pods {
+        let annotations = annotations(pod);
+        // Which GPU it is on is not known; how large it is, is, because they are alike.
+        assert_eq!(annotations["vramguard.dev/gpu-total-mib"], "24576");
+        assert_eq!(annotations["vramguard.dev/vram-fraction.main"], "0.2083");
+        assert!(!annotations.contains_key("vramguard.dev/gpu.main"));
+    }
+    let rows = cluster.reservations("gpu-0", "Confirmed", 3).await;
+    assert!(rows.iter().all(|row| row["mib"] == 5720 && row["basis"] == "Request" && row.get("gpu").is_none()));
+    cluster.mode("gpu-0", "slot").await;
+    let owner = &cluster.ledger("gpu-0").await.expect("it is there")["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["kind"], &owner["name"]), (&json!("Node"), &json!("gpu-0")));
+
+    cluster.plane.kubectl(&["scale", "deployment", "agent", "-n", "ml", "--replicas=1"]).await.expect_success();
+    cluster.settles("ml", 1, 0).await;
+    cluster.reservations("gpu-0", "Confirmed", 1).await;
+    // Larger than a slot: it waits, and is told.
+    cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
+    cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
+}
+
+#[tokio::test]
+async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
+    let cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", PIN)]).await;
+    cluster.agent_reports("gpu-0", "Pinned").await;
+    cluster.mode("gpu-0", "pinned").await;
+    // 8,792 each: two on a GPU of 24,320.
+    cluster.plane.apply(&deployment("ml", "agent", 5, "{vramguard.dev/vram: 8Gi}")).await;
+    let pods = cluster.settles("ml", 4, 1).await;
+    let mut on: BTreeMap<String, usize> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
+        *on.entry(gpu_of(pod).expect("a bound pod names its GPU")).or_default() += 1;
+    }
+    assert_eq!(on, BTreeMap::from([("GPU-gpu-0-0".to_owned(), 2), ("GPU-gpu-0-1".to_owned(), 2)]));
+    let container = &pods[0].spec.as_ref().expect("a spec").containers[0];
+    let pin = container.env.iter().flatten().find(|entry| entry.name == "NVIDIA_VISIBLE_DEVICES").expect("injected");
+    let field = pin.value_from.as_ref().and_then(|from| from.field_ref.as_ref()).expect("from a field");
+    assert_eq!(field.field_path, "metadata.annotations['vramguard.dev/gpu.main']");
+    // Room that is freed on a GPU goes to the one that waits.
+    let first = pods.iter().find(|pod| node_of(pod).is_some()).expect("one is bound");
+    let (name, gpu) = (first.metadata.name.clone().expect("a name"), gpu_of(first));
+    cluster.plane.kubectl(&["delete", "pod", "-n", "ml", &name, "--wait=true"]).await.expect_success();
+    let after = cluster.settles("ml", 4, 1).await;
+    assert_eq!(after.iter().filter(|pod| gpu_of(pod) == gpu).count(), 2);
+    cluster.reservations("gpu-0", "Confirmed", 4).await;
+}
+
+#[tokio::test]
+async fn bindings_are_refused_by_rule_and_a_dry_run_promises_nothing() {
+    let cluster = Cluster::start(&[two_gpus("gpu-0"), two_gpus("gpu-1")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster.plane.pause_component(Component::Scheduler);
+    cluster.plane.apply(&gpu_pod("ml", "agent", "{vramguard.dev/vram: 5Gi}", "")).await;
+    cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 20Gi}", "")).await;
+    let scheduler = ["--as=system:kube-scheduler"];
+    let none = || json!({});
+
+    let refused = cluster.bind("agent", "gpu-0", none(), &[]).await.expect_err("not a scheduler");
+    assert!(refused.contains("is not a scheduler that may bind guarded pods (those are \"system:kube-scheduler\")"), "{refused}");
+    let uid = json!({ "uid": "00000000-0000-0000-0000-000000000000" });
+    let refused = cluster.bind("agent", "gpu-0", uid, &scheduler).await.expect_err("another pod");
+    assert!(refused.contains("its Binding names the uid of another pod"), "{refused}");
+    let forged = json!({ "annotations": { "vramguard.dev/gpu.main": "1" } });
+    let refused = cluster.bind("agent", "gpu-0", forged, &scheduler).await.expect_err("an annotation of ours");
+    assert!(refused.contains("\"vramguard.dev/gpu.main\" of its Binding is set by vramguard only"), "{refused}");
+    let refused = cluster.bind("large", "gpu-0", none(), &scheduler).await.expect_err("larger than a slot");
+    assert!(
+        refused.contains(
+            "node \"gpu-0\" has no room: 21080Mi demanded, one slot there has 6080Mi left (0Mi of 48640Mi held by 0 pods, slot \
+             accounting)"
+        ),
+        "{refused}"
+    );
+    let dry_run = "/api/v1/namespaces/ml/pods/agent/binding?dryRun=All";
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "agent", "namespace": "ml" },
+        "target": { "kind": "Node", "name": "gpu-0" } });
+    let create = ["create", "--raw", dry_run, "-f", "-", scheduler[0]];
+    cluster.plane.kubectl_with_input(&create, &binding.to_string()).await.expect_success();
+    cluster.reservations("gpu-0", "Assumed", 0).await;
+
+    cluster.bind("agent", "gpu-0", json!({ "annotations": { "other": "kept" } }), &scheduler).await.expect("room");
+    cluster.reservations("gpu-0", "Confirmed", 1).await;
+    let pods = cluster.pods("ml").await;
+    let bound = pods.iter().find(|pod| node_of(pod).is_some()).expect("it is bound");
+    assert_eq!(annotations(bound)["other"], "kept");
+    assert_eq!(annotations(bound)["vramguard.dev/gpu-total-mib"], "24576");
+}
+
+#[tokio::test]
+async fn a_promise_that_nobody_came_for_is_forgotten_when_it_is_old_and_not_before() {
+    let cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster.reservations("gpu-0", "Assumed", 0).await;
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let row = |uid: &str, since: k8s_openapi::jiff::Timestamp| {
+        json!({ "uid": uid, "namespace": "ml", "pod": uid, "container": "main", "resource": "nvidia.com/gpu", "replicas": 1,
+                "mib": 6000, "basis": "Request", "state": "Assumed", "since": since.to_string() })
+    };
+    let old = now - k8s_openapi::jiff::SignedDuration::from_secs(120);
+    let patch = json!({ "spec": { "reservations": [row("young", now), row("old", old)] } }).to_string();
+    cluster.plane.kubectl(&["patch", "gpuledger", "gpu-0", "--type=merge", "-p", &patch]).await.expect_success();
+    let left = cluster.reservations("gpu-0", "Assumed", 1).await;
+    assert_eq!(left[0]["uid"], "young");
+}
+
+#[tokio::test]
+async fn what_is_bound_while_the_guard_is_away_is_counted_and_said_when_it_is_back() {
+    let mut cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster.plane.pause_component(Component::Scheduler);
+    for name in ["a", "b", "c"] {
+        cluster.plane.apply(&gpu_pod("ml", name, "{vramguard.dev/vram: 5Gi}", "")).await;
+    }
+    cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 20Gi}", "")).await;
+    cluster.guard.server.stop();
+    for name in ["a", "b", "c", "large"] {
+        cluster.bind(name, "gpu-0", json!({}), &[]).await.expect("nobody guards");
+    }
+    cluster.guard.server.start();
+    cluster.guard.ready(&cluster.plane).await;
+    cluster.reservations("gpu-0", "Adopted", 4).await;
+    cluster.event("ml", "BoundPastGuard", "bound to node \"gpu-0\" without the binding guard").await;
+    // 21,080 + 3 × 5,720 on one GPU is what may be.
+    let said = cluster.event("default", "GpuOvercommitted", "one GPU may be overcommitted by 13920Mi").await;
+    assert!(said.contains("slot accounting"), "{said}");
+    eventually("the ledger to say so", PATIENCE, async || {
+        let ledger = cluster.ledger("gpu-0").await?;
+        let conditions = ledger["status"]["conditions"].as_array().context("conditions")?;
+        let said = conditions.iter().find(|c| c["type"] == "Overcommitted").context("the condition")?;
+        ensure!(said["status"] == "True" && said["reason"] == "GpuMayBeOvercommitted", "{said:#}");
+        Ok(())
+    })
+    .await;
+    ensure_slips(&cluster, 4.0).await;
+    // What the bindings would have written is there now.
+    eventually("the annotations", PATIENCE, async || {
+        let pods = cluster.pods("ml").await;
+        ensure!(pods.iter().all(|pod| annotations(pod).contains_key("vramguard.dev/gpu-total-mib")), "not on all");
+        Ok(())
+    })
+    .await;
+}
+
+async fn ensure_slips(cluster: &Cluster, expected: f64) {
+    let slips = cluster.guard.metric("vramguard_bindings_past_guard_total");
+    assert_eq!(slips, Some(expected), "{}", cluster.guard.metrics());
+}
+
+/// kwok makes pods ready; while it is stopped, they start for ever.
+#[tokio::test]
+async fn with_serialize_per_gpu_one_pod_at_a_time_starts_on_a_gpu() {
+    let policy = ENFORCE.replace("{mode: Enforce}", "{mode: Enforce, startup: {serializePerGpu: true}}");
+    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", &policy)]).await;
+    cluster.plane.pause_component(Component::Kwok);
+    cluster.plane.apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 5Gi}")).await;
+    cluster.settles("ml", 1, 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    cluster.settles("ml", 1, 1).await;
+    cluster.plane.resume_component(Component::Kwok);
+    cluster.settles("ml", 2, 0).await;
+}
