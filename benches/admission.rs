@@ -63,7 +63,9 @@ fn parts(criterion: &mut Criterion) {
     let object = request.created_pod().expect("of a pod");
     let asks = pod::translate(object, Some("ml"), None);
     let mut group = criterion.benchmark_group("review");
-    group.bench_function("parse", |bencher| bencher.iter(|| review::read::<PodObject>(black_box(&body)).expect("a review")));
+    group.bench_function("parse", |bencher| {
+        bencher.iter(|| review::read::<PodObject>(black_box(&body)).expect("a review"))
+    });
     group.bench_function("translate", |bencher| bencher.iter(|| pod::translate(black_box(object), Some("ml"), None)));
     group.bench_function("decide", |bencher| {
         bencher.iter(|| admission::assess(black_box(&asks), policy, &cluster).changes())

@@ -31,11 +31,7 @@ impl Cluster {
             let ledger = self.ledger(node).await?;
             let rows = ledger["spec"]["reservations"].as_array().cloned().unwrap_or_default();
             let in_state = rows.iter().filter(|row| row["state"] == state).count();
-            ensure!(
-                in_state == count && rows.len() == count,
-                "{rows:#?}{}",
-                self.guard.server.log_tail()
-            );
+            ensure!(in_state == count && rows.len() == count, "{rows:#?}{}", self.guard.server.log_tail());
             Ok(rows)
         })
         .await
@@ -147,7 +143,10 @@ async fn bindings_are_refused_by_rule_and_a_dry_run_promises_nothing() {
     let none = || json!({});
 
     let refused = cluster.bind("agent", "gpu-0", none(), &[]).await.expect_err("not a scheduler");
-    assert!(refused.contains("is not a scheduler that may bind guarded pods (those are \"system:kube-scheduler\")"), "{refused}");
+    assert!(
+        refused.contains("is not a scheduler that may bind guarded pods (those are \"system:kube-scheduler\")"),
+        "{refused}"
+    );
     let uid = json!({ "uid": "00000000-0000-0000-0000-000000000000" });
     let refused = cluster.bind("agent", "gpu-0", uid, &scheduler).await.expect_err("another pod");
     assert!(refused.contains("its Binding names the uid of another pod"), "{refused}");

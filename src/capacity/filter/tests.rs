@@ -147,7 +147,10 @@ fn what_a_node_does_not_publish_is_no_surprise() {
     let pinned = facts(vec![pool(GPU, &[24_000, 24_000], 4, Sharing::TimeSlicing, Handout::Unverified)]);
     let mut cluster = cluster([("pinned", pinned), ("slots", time_sliced(&[24_000, 24_000]))]);
     let report = Report { handout: Handout::Pinned, ..Report::default() };
-    cluster.apply_ledger("pinned", Some(Shared { reservations: Reservations::default(), report: Some(report), fault: None }));
+    cluster.apply_ledger(
+        "pinned",
+        Some(Shared { reservations: Reservations::default(), report: Some(report), fault: None }),
+    );
     let on_first = Part { gpu: Some(GpuId::Index(0)), ..part(Amount::Requested(mib(20_000)), true) };
     cluster.apply_pod(&uid("a"), "pinned", Holder { parts: vec![on_first], ..one(20_000, 0) });
 

@@ -9,6 +9,7 @@ use crate::capacity::gpu::{Handout, Unknown};
 use crate::capacity::ledger::{Shared, Standing};
 
 mod events;
+mod world;
 
 /// Two GPUs of 10,000 MiB with four replicas each.
 fn facts() -> NodeFacts {
