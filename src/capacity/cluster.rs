@@ -87,6 +87,7 @@ impl Cluster {
         }
         (self.rules, self.always_guarded) = (rules, always_guarded);
         self.rebuild();
+        self.touched.extend(self.nodes.keys().cloned());
     }
 
     /// The rules in force.
