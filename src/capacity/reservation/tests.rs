@@ -136,6 +136,45 @@ fn a_pod_that_is_gone_leaves_its_place_at_once_wherever_it_was_promised_one() {
     assert_eq!((place.gpu, place.write.unwrap().len()), (on(0), 1));
 }
 
+/// The watch of pods may be ahead of that of ledgers: what a ledger that was just read promises to a pod that is gone, or on
+/// another node, is nothing.
+#[test]
+fn a_ledger_read_anew_is_read_with_all_that_is_known_of_its_pods() {
+    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let (mut gone, mut elsewhere) = (cluster(), cluster());
+    gone.delete_pod(&uid("p"));
+    elsewhere.apply_pod(&uid("p"), "b", annotated(6000, Some(0)));
+    for (cluster, gpu) in [(cluster(), on(1)), (gone, on(0)), (elsewhere, on(0))] {
+        assert_eq!(assume(&cluster, under(held.clone()), "q", &pinned(9000), 6).unwrap().gpu, gpu);
+    }
+}
+
+#[test]
+fn a_promise_that_was_taken_back_leaves_nothing_behind() {
+    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let mut cluster = cluster();
+    cluster.apply_ledger("a", Some(under(held)));
+    assert_eq!(cluster.counts_on(&uid("p")).collect::<Vec<_>>(), ["a"]);
+    cluster.delete_pod(&uid("p"));
+    assert!(cluster.node("a").unwrap().1.departed().contains(&uid("p")));
+    cluster.apply_ledger("a", Some(under(Reservations::default())));
+    assert_eq!(cluster.counts_on(&uid("p")).count(), 0);
+    assert!(cluster.node("a").unwrap().1.departed().is_empty());
+    cluster.delete_node("a");
+    cluster.apply_ledger("a", None);
+    assert_eq!(cluster.node_names().collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn that_a_pod_departs_is_news_once_and_only_where_it_was_promised_something() {
+    let mut ledger = NodeLedger::default();
+    ledger.share(Some(under(reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]))));
+    assert_eq!(["p", "p", "q"].map(|name| ledger.depart(&uid(name))), [true, false, false]);
+    assert_eq!(ledger.departed(), &BTreeSet::from([uid("p")]));
+    ledger.confirm(uid("p"), pinned(6000));
+    assert!(ledger.departed().is_empty(), "what is seen here is not departed");
+}
+
 #[test]
 fn a_uid_that_ended_does_not_come_back() {
     let mut cluster = cluster();
@@ -201,20 +240,25 @@ fn an_annotation_that_comes_later_moves_nothing() {
 /// A pod becomes ready: that is no reason to write its ledger.
 #[test]
 fn what_changes_while_a_pod_runs_is_not_in_its_reservation() {
-    let mut cluster = cluster();
-    let starting = Holder { starting: Some(Moment(5)), ..annotated(6000, Some(0)) };
-    cluster.apply_pod(&uid("p"), "a", starting);
-    let before = upkeep(&cluster, 6).reservations;
-    cluster.apply_ledger("a", Some(under(before.clone())));
-    cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(0)));
-    assert_eq!(upkeep(&cluster, 7).reservations, before);
+    let assumed = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    for held in [Reservations::default(), assumed] {
+        let mut cluster = cluster();
+        cluster.apply_ledger("a", Some(under(held)));
+        cluster.apply_pod(&uid("p"), "a", Holder { starting: Some(Moment(5)), ..annotated(6000, Some(0)) });
+        let before = upkeep(&cluster, 6).reservations;
+        cluster.apply_ledger("a", Some(under(before.clone())));
+        cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(0)));
+        assert_eq!(upkeep(&cluster, 7).reservations, before);
+    }
 }
 
 #[test]
 fn a_pod_that_nobody_assumed_is_adopted_where_its_annotation_says() {
     let mut cluster = cluster();
     cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(1)));
-    cluster.apply_pod(&uid("q"), "a", pod(100));
+    let mut unpinned = annotated(100, Some(1));
+    unpinned.parts[0].pinned = false;
+    cluster.apply_pod(&uid("q"), "a", unpinned.clone());
     cluster.apply_pod(
         &uid("r"),
         "a",
@@ -223,7 +267,7 @@ fn a_pod_that_nobody_assumed_is_adopted_where_its_annotation_says() {
     let kept = upkeep(&cluster, 6);
     assert_eq!(kept.adopted, [uid("p"), uid("q")]);
     let adopted = |holder, gpu| reservation(holder, gpu, State::Adopted, 6);
-    let expected = [("p", adopted(annotated(6000, Some(1)), Some(1))), ("q", adopted(pod(100), None))];
+    let expected = [("p", adopted(annotated(6000, Some(1)), Some(1))), ("q", adopted(unpinned, None))];
     assert_eq!(kept.reservations, reservations(expected));
 }
 
