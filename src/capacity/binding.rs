@@ -77,7 +77,7 @@ pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
 pub fn needs_reservations(pool: &Pool, rules: &Rules) -> bool {
     match pool.accounting() {
         Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
-        Accounting::Exact => rules.serialize_per_gpu,
+        Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
         Accounting::Exclusive => false,
     }
 }

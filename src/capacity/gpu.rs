@@ -86,6 +86,8 @@ pub struct Rules {
     pub overcommit: Overcommit,
     /// Whether a GPU on which a pod starts takes no other one until that is ready.
     pub serialize_per_gpu: bool,
+    /// Whether more than one scheduler places guarded pods. Each sums up a node by itself, so two can fill the same GPU.
+    pub several_schedulers: bool,
 }
 
 impl Default for Rules {
@@ -95,6 +97,7 @@ impl Default for Rules {
             headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
             overcommit: Overcommit::NONE,
             serialize_per_gpu: false,
+            several_schedulers: false,
         }
     }
 }

@@ -213,6 +213,13 @@ impl NodeLedger {
         self.holders.iter().chain(coming.map(|(uid, reservation)| (uid, &reservation.holder)))
     }
 
+    /// Σ requests once a pod is here too: what the node has to publish at least, so that a kubelet that starts finds room
+    /// for each of its pods.
+    pub fn bound_with(&self, uid: &PodUid, newcomer: &Holder) -> Vram {
+        let others = self.counted().filter(|(other, _)| *other != uid).filter_map(|(_, holder)| holder.request);
+        others.chain(newcomer.request).sum()
+    }
+
     /// The node's pools as labels say, with what the agent reports put in place.
     pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
         let Some(shared) = &self.shared else { return pools.to_vec() };

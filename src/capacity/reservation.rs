@@ -31,7 +31,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::gpu::{Accounting, GpuId, Pool, Resource, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid, Viewpoint};
+use super::ledger::{Holder, NodeLedger, PodUid, Shared, Viewpoint};
 use super::moment::Moment;
 use super::pod::PodName;
 use super::verdict::Unplaced;
@@ -245,20 +245,28 @@ impl NodeLedger {
         for (uid, holder) in self.holders() {
             let counts = holder.gpus.iter().any(|(resource, _)| guarded(resource));
             if counts && !reservations.contains(uid) {
-                let reservation = self.adopt(uid, holder, pools, rules, now);
-                reservations.0.insert(uid.clone(), reservation);
+                reservations.0.insert(uid.clone(), Reservation::adopt(holder, now));
                 adopted.push(uid.clone());
             }
         }
+        self.pin_unpinned(&mut reservations, pools, rules);
         Upkeep { reservations, doubtful, adopted }
     }
 
-    /// A pod that is here whether there is room or not. One that should be pinned and was not gets a GPU where one has room.
-    fn adopt(&self, uid: &PodUid, holder: &Holder, pools: &[Pool], rules: &Rules, now: Moment) -> Reservation {
-        let named = holder.parts.iter().find_map(|part| part.gpu.clone());
-        let chosen = || self.choose(uid, holder, pools, rules).ok().flatten().filter(|_| holder.is_pinned());
-        let gpu = named.filter(|_| holder.is_pinned()).or_else(chosen);
-        Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
+    /// Who is here, should be pinned and was not gets a GPU where one has room: one after the other, so that no two are given
+    /// the same room.
+    fn pin_unpinned(&self, reservations: &mut Reservations, pools: &[Pool], rules: &Rules) {
+        let unpinned = |(uid, holder): &(&PodUid, &Holder)| {
+            holder.is_pinned() && reservations.of(uid).is_some_and(|reservation| reservation.gpu.is_none())
+        };
+        let unpinned: Vec<(&PodUid, &Holder)> = self.holders().iter().filter(unpinned).collect();
+        for (uid, holder) in unpinned {
+            let mut ledger = self.clone();
+            let shared = self.shared().cloned().unwrap_or_default();
+            ledger.share(Some(Shared { reservations: reservations.clone(), ..shared }));
+            let chosen = ledger.choose(uid, holder, pools, rules).ok().flatten();
+            reservations.0.get_mut(uid).expect("looked up above").gpu = chosen;
+        }
     }
 }
 
@@ -280,6 +288,13 @@ pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Poo
 }
 
 impl Reservation {
+    /// Of a pod that is here whether there is room or not.
+    fn adopt(holder: &Holder, now: Moment) -> Reservation {
+        let named = holder.parts.iter().find_map(|part| part.gpu.clone());
+        let gpu = named.filter(|_| holder.is_pinned());
+        Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
+    }
+
     /// Its pod was seen bound here.
     fn see(&mut self, holder: &Holder) {
         if self.state == State::Assumed {
@@ -298,3 +313,8 @@ impl Holder {
         Holder { starting: None, ..self.clone() }
     }
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

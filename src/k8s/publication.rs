@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::node::{Advertised, CONDITION, says};
+use super::quantity;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
 use crate::capacity::ledger::{PoolStanding, Standing};
@@ -53,6 +54,20 @@ pub fn status_patch(
             condition["lastTransitionTime"] = json!(seconds(now));
         }
         status.insert("conditions".into(), json!([condition]));
+    }
+    (!status.is_empty()).then(|| json!({ "status": status }))
+}
+
+/// The patch that makes a node advertise at least what is bound there, or `None` where it does, or advertises nothing yet.
+/// kube-scheduler stays below what it sees; two of them, or one that saw more a moment ago, may not, and the controller that
+/// would say more may be on its way back.
+pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
+    let mut status = Map::new();
+    for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
+        let current = quantity::bytes(current.as_deref()?)?.vram();
+        if current < bound {
+            status.insert(list.into(), json!({ keys::VRAM_RESOURCE: bound.to_string() }));
+        }
     }
     (!status.is_empty()).then(|| json!({ "status": status }))
 }
@@ -218,6 +233,20 @@ mod tests {
         let status = &back.unwrap()["status"];
         assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": null }));
         assert_eq!(status["conditions"][0]["reason"], "NotShared");
+    }
+
+    #[test]
+    fn a_node_is_made_to_advertise_what_is_bound_and_never_less_than_it_does() {
+        let advertised = |amount: Option<&str>| Advertised {
+            capacity: amount.map(Into::into),
+            allocatable: amount.map(Into::into),
+            condition: None,
+        };
+        let raised = |amount| raise(&advertised(amount), Vram::from_mib(6000));
+        assert_eq!(raised(Some("5999Mi")).unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "6000Mi" }));
+        assert_eq!(raised(Some("6000Mi")), None);
+        assert_eq!(raised(Some("24Gi")), None);
+        assert_eq!(raised(None), None);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -24,11 +26,14 @@ use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::{BindingObject, PodObject};
 use crate::k8s::pod;
+use crate::k8s::publication;
 use crate::k8s::review::{Answer, Request};
 use crate::ledgers::{self, Known, WriteError};
 
 /// For an answer. The webhook configuration gives up after 2 s, and a refusal says why, which silence does not.
 const DEADLINE: Duration = Duration::from_millis(1500);
+/// How long a refusal for want of room waits for this replica's watch to catch up with a scheduler's.
+const WATCH_LAG: Duration = Duration::from_millis(150);
 
 /// What the guard needs beside the picture of the cluster.
 pub struct BindingGuard {
@@ -95,6 +100,26 @@ impl BindingGuard {
     ) -> Result<BTreeMap<String, String>, Refusal> {
         let Some(wanted) = self.read(binding, index).await? else { return Ok(BTreeMap::new()) };
         binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders)?;
+        let mut changed = index.subscribe();
+        let lag = tokio::time::Instant::now() + WATCH_LAG;
+        loop {
+            match self.attempt(binding, &wanted, index, dry_run).await {
+                // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds.
+                Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. })
+                    if tokio::time::timeout_at(lag, changed.changed()).await.is_ok() => {}
+                decided => return decided,
+            }
+        }
+    }
+
+    /// One decision on what is known now, and its write.
+    async fn attempt(
+        &self,
+        binding: &Binding,
+        wanted: &Wanted,
+        index: &Index,
+        dry_run: bool,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
         let turn = self.turn(&binding.node);
         let _mine = turn.next.acquire().await.expect("the semaphore is never closed");
         let mut known = newest(turn.written.lock().clone(), seen(index, &binding.node));
@@ -108,7 +133,7 @@ impl BindingGuard {
                 Task::None => return Ok(BTreeMap::new()),
                 Task::Annotate => binding::only_gpu(&wanted.holder, &pools),
                 Task::Reserve => {
-                    match self.reserve(binding, &wanted, &current, &ledger, &pools, &rules, dry_run).await {
+                    match self.reserve(binding, wanted, &current, &ledger, &pools, &rules, index, dry_run).await {
                         Ok((gpu, after)) => {
                             *turn.written.lock() = after;
                             gpu
@@ -131,6 +156,7 @@ impl BindingGuard {
         ledger: &NodeLedger,
         pools: &[Pool],
         rules: &Rules,
+        index: &Index,
         dry_run: bool,
     ) -> Result<(Option<GpuId>, Option<Known>), Failed> {
         let refused = |why| Failed::Refused(Refusal::Unplaced { node: binding.node.clone(), why });
@@ -147,7 +173,25 @@ impl BindingGuard {
                 }
             }
         };
+        if !dry_run {
+            self.raise(binding, wanted, current, index).await?;
+        }
         Ok((assumed.gpu, after.filter(|_| !dry_run)))
+    }
+
+    /// Sees to it that the node advertises what is bound there once this pod is: between two writes of the controller, or
+    /// while nobody leads, it may advertise less.
+    async fn raise(&self, binding: &Binding, wanted: &Wanted, current: &Known, index: &Index) -> Result<(), Failed> {
+        let patch = {
+            let state = index.read();
+            let seen = state.cluster.with_shared(&binding.node, current.shared.clone());
+            let bound = seen.map(|(ledger, _)| ledger.bound_with(&wanted.uid, &wanted.holder));
+            bound.and_then(|bound| publication::raise(&state.advertised(&binding.node), bound))
+        };
+        let Some(patch) = patch else { return Ok(()) };
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let written = nodes.patch_status(&binding.node, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        written.map(|_| ()).map_err(|error| Failed::Refused(undecided(binding, &error)))
     }
 }
 

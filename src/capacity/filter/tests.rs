@@ -30,6 +30,7 @@ fn rules(serialize_per_gpu: bool) -> Rules {
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
         serialize_per_gpu,
+        several_schedulers: false,
     }
 }
 

@@ -20,6 +20,7 @@ fn plain() -> Rules {
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
         serialize_per_gpu: false,
+        several_schedulers: false,
     }
 }
 
