@@ -23,7 +23,7 @@ mod hardware;
 mod node_agent;
 mod run;
 mod seed;
-mod stream;
+pub mod stream;
 mod view;
 
 use std::time::Duration;
@@ -54,6 +54,7 @@ async fn what_slips_past_a_guard_that_is_away_is_reported_within_seconds_of_its_
     run.away().await;
     assert!(!run.overcommitted().is_empty(), "nothing slipped past: the test shows nothing");
     run.overcommit_is_reported(Duration::from_secs(5)).await;
+    run.slips_are_said(Duration::from_secs(10)).await;
 }
 
 /// As often as VRAMGUARD_ROUNDS says (3), each round with the seed after.

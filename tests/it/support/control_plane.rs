@@ -223,6 +223,11 @@ impl ControlPlane {
         self.process(component).resume();
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self, component: Component) -> Option<u32> {
+        self.process(component).pid()
+    }
+
     fn process(&self, component: Component) -> MutexGuard<'_, Process> {
         // A test that panicked with the guard in hand is over, but its drop still wants the logs.
         self.processes[&component].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
