@@ -55,6 +55,10 @@ pub struct State {
 pub struct SeenLedger {
     /// Its resourceVersion.
     pub version: String,
+    /// The uid of the node that owns it.
+    pub owner: Option<String>,
+    /// When it was made.
+    pub created: Option<Moment>,
     /// Its status without the agent's section.
     pub status: Value,
 }
@@ -251,10 +255,16 @@ impl Index {
         if let Some(fields) = status.as_object_mut() {
             fields.remove("agent");
         }
-        let version = object.metadata.resource_version.clone().unwrap_or_default();
+        let Some(version) = object.metadata.resource_version.clone() else {
+            // A write that names no version would overwrite whatever is there.
+            tracing::error!(ledger = name, "has no resourceVersion and is passed over");
+            return;
+        };
+        let owner = object.owner().map(str::to_owned);
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| Moment(time.0.as_millisecond()));
         let mut state = self.state.write();
         state.cluster.apply_ledger(&name, Some(shared));
-        state.ledgers.insert(name, SeenLedger { version, status });
+        state.ledgers.insert(name, SeenLedger { version, owner, created, status });
         drop(state);
         self.changed.send_replace(());
     }

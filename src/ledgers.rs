@@ -33,6 +33,10 @@ pub enum WriteError {
     Api(kube::Error),
 }
 
+fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
 impl From<kube::Error> for WriteError {
     fn from(error: kube::Error) -> WriteError {
         match &error {
@@ -78,9 +82,14 @@ pub async fn write(
             ledgers.patch(node, &PatchParams::default(), &patch).await?
         }
         None => {
-            let owner = Api::<NodeObject>::all(client.clone()).get_opt(node).await?.ok_or(WriteError::NodeGone)?;
-            let uid = owner.metadata.uid.unwrap_or_default();
-            ledgers.create(&PostParams::default(), &GpuLedger::new(node, &uid, reservations, rules)).await?
+            let owner = Api::<NodeObject>::all(client.clone()).get_opt(node).await?;
+            let uid = owner.and_then(|owner| owner.metadata.uid).ok_or(WriteError::NodeGone)?;
+            let ledger = GpuLedger::new(node, &uid, reservations, rules);
+            match ledgers.create(&PostParams::default(), &ledger).await {
+                // Not this object but its kind is missing: to read it again would not help.
+                Err(error @ kube::Error::Api(_)) if is(&error, 404) => return Err(WriteError::Api(error)),
+                created => created?,
+            }
         }
     };
     Ok(Known::of(&written))

@@ -137,6 +137,7 @@ impl Cluster {
         self.apply_node(name, NodeFacts::default());
         self.forget_if_empty(name);
         self.changed.remove(name);
+        self.touched.remove(name);
     }
 
     /// A pod was seen on a node. One that ended does not come back: what says so is older than what said it ended.

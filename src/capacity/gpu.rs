@@ -288,19 +288,19 @@ pub enum Unknown {
     },
 }
 
-/// How sure the sum on a GPU is, and so what may be placed.
+/// How sure the sum on a GPU is, and so what may be placed. The least sure comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Accounting {
     /// One GPU behind the resource: certain.
     Exact,
-    /// Predicted from the device plugin's verified policy, corrected from PodResources.
-    Confirmed,
-    /// The annotation decides the GPU, verified.
-    Pinned,
-    /// Several GPUs, nothing verified: safe by pigeonhole.
-    Slot,
     /// Not shared: whole GPUs.
     Exclusive,
+    /// The annotation decides the GPU, verified.
+    Pinned,
+    /// Predicted from the device plugin's verified policy, corrected from PodResources.
+    Confirmed,
+    /// Several GPUs, nothing verified: safe by pigeonhole.
+    Slot,
     /// Nothing can be promised.
     Unknown,
 }

@@ -8,7 +8,7 @@ use super::node::{Advertised, CONDITION, says};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
-use crate::capacity::ledger::{PoolStanding, Standing};
+use crate::capacity::ledger::{NodeLedger, PoolStanding, Standing};
 use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -64,8 +64,9 @@ pub fn status_patch(
 pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
     let mut status = Map::new();
     for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
-        let current = quantity::bytes(current.as_deref()?)?.vram();
-        if current < bound {
+        let current = quantity::bytes(current.as_deref()?).map(quantity::Bytes::vram);
+        // Unreadable is not enough.
+        if current.is_none_or(|current| NodeLedger::falls_short(current, bound)) {
             status.insert(list.into(), json!({ keys::VRAM_RESOURCE: bound.to_string() }));
         }
     }
@@ -106,7 +107,18 @@ fn said(
     let standing = standing?;
     let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
     if let Some((resource, why)) = unknown(facts) {
-        let message = format!("{resource}: {why}; nothing more is placed here until a GpuInventory describes the node");
+        let remedy = match why {
+            Unknown::Ledger { .. } => "it can be read",
+            Unknown::ReportContradicts { .. } | Unknown::ReportedNone { .. } | Unknown::UnevenReplicas { .. } => {
+                "the node agent and the device plugin agree"
+            }
+            Unknown::Unlabelled { .. }
+            | Unknown::BadLabel { .. }
+            | Unknown::Contradiction { .. }
+            | Unknown::BadCapacity { .. }
+            | Unknown::Unsupported { .. } => "a GpuInventory describes the node",
+        };
+        let message = format!("{resource}: {why}; nothing more is placed here until {remedy}");
         return Some(Said { status: "False", reason: "Unknown", message });
     }
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
@@ -241,6 +253,7 @@ mod tests {
             capacity: amount.map(Into::into),
             allocatable: amount.map(Into::into),
             condition: None,
+            uid: None,
         };
         let raised = |amount| raise(&advertised(amount), Vram::from_mib(6000));
         assert_eq!(raised(Some("5999Mi")).unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "6000Mi" }));

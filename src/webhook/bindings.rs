@@ -14,17 +14,20 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::{Decided, Webhook};
 use crate::capacity::binding::{self, Binding, Task};
 use crate::capacity::gpu::{GpuId, Pool, Rules};
-use crate::capacity::ledger::{Holder, NodeLedger, PodUid};
+use crate::capacity::ledger::{Holder, NodeLedger, PodUid, Shared};
 use crate::capacity::moment::Moment;
 use crate::capacity::pod::Pod;
 use crate::capacity::verdict::{Refusal, Unplaced};
+use crate::capacity::vram::Vram;
 use crate::index::Index;
-use crate::k8s::object::{BindingObject, PodObject};
+use crate::k8s::node;
+use crate::k8s::object::{BindingObject, NodeObject, PodObject};
 use crate::k8s::pod;
 use crate::k8s::publication;
 use crate::k8s::review::{Answer, Request};
@@ -32,7 +35,7 @@ use crate::ledgers::{self, Known, WriteError};
 
 /// For an answer. The webhook configuration gives up after 2 s, and a refusal says why, which silence does not.
 const DEADLINE: Duration = Duration::from_millis(1500);
-/// How long a refusal for want of room waits for this replica's watch to catch up with a scheduler's.
+/// How long a refusal for want of room waits for this replica's watch to catch up with a scheduler's, once.
 const WATCH_LAG: Duration = Duration::from_millis(150);
 
 /// What the guard needs beside the picture of the cluster.
@@ -73,17 +76,14 @@ impl BindingGuard {
     }
 
     /// The pod, if it is one that a binding has to be guarded for.
-    async fn read(&self, binding: &Binding, index: &Index) -> Result<Option<Wanted>, Refusal> {
+    async fn read(&self, binding: &Binding) -> Result<Option<Wanted>, Refusal> {
         let pods: Api<PodObject> = Api::namespaced(self.client.clone(), &binding.pod.namespace);
         let found = pods.get_opt(&binding.pod.name).await.map_err(|error| undecided(binding, &error))?;
         // Without a pod there is nothing to bind, and the API server says so better.
         let Some(object) = found else { return Ok(None) };
         let Some(mut holder) = pod::would_hold(&object) else { return Ok(None) };
-        let guarded = {
-            let state = index.read();
-            holder.gpus.iter().any(|(resource, _)| state.cluster.guards(resource))
-        };
-        if holder.request.is_none() || !guarded {
+        // Counted when it is seen bound: under Audit, or from before its namespace was guarded.
+        if holder.request.is_none() {
             return Ok(None);
         }
         holder.starting = Some(now());
@@ -91,81 +91,79 @@ impl BindingGuard {
         Ok(Some(Wanted { uid: pod::uid(&object.metadata), pod, holder }))
     }
 
-    /// Promises the pod its place, or says why there is none. Returns the annotations it gets with its node.
-    async fn decide(
-        &self,
-        binding: &Binding,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
-        let Some(wanted) = self.read(binding, index).await? else { return Ok(BTreeMap::new()) };
-        binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders)?;
+    /// Promises the pod its place, or says why there is none. Returns what is to be written on it with its node.
+    async fn decide(&self, binding: &Binding, index: &Index, dry_run: bool) -> Result<Granted, Refusal> {
+        let Some(wanted) = self.read(binding).await? else { return Ok(Granted::default()) };
+        let places = {
+            let state = index.read();
+            state.cluster.counts_on(&wanted.uid).filter(|node| *node != binding.node).count()
+        };
+        binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders, places)?;
+        let asked = Asked { binding, wanted: &wanted, index, dry_run };
         let mut changed = index.subscribe();
-        let lag = tokio::time::Instant::now() + WATCH_LAG;
-        loop {
-            match self.attempt(binding, &wanted, index, dry_run).await {
-                // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds.
-                Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. })
-                    if tokio::time::timeout_at(lag, changed.changed()).await.is_ok() => {}
-                decided => return decided,
+        let annotations = match self.attempt(&asked, self.remembered(&asked)).await {
+            // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds. So nothing is
+            // refused on what is remembered alone.
+            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. }) => {
+                _ = tokio::time::timeout(WATCH_LAG, changed.changed()).await;
+                self.attempt(&asked, None).await
             }
-        }
+            decided => decided,
+        }?;
+        Ok(Granted { uid: Some(wanted.uid), annotations })
     }
 
-    /// One decision on what is known now, and its write.
-    async fn attempt(
-        &self,
-        binding: &Binding,
-        wanted: &Wanted,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
-        let turn = self.turn(&binding.node);
+    /// The node's ledger as this replica wrote or saw it last. A node that needs none is not asked for one.
+    fn remembered(&self, asked: &Asked<'_>) -> Option<Known> {
+        let node = &asked.binding.node;
+        let remembered = newest(self.turn(node).written.lock().clone(), seen(asked.index, node));
+        let needless = || !asked.index.read().cluster.needs_ledger(node);
+        remembered.or_else(|| needless().then(|| Known { version: None, shared: Shared::default() }))
+    }
+
+    /// Decides on `known`, or on what the API server says where that is `None`, as often as others are faster.
+    async fn attempt(&self, asked: &Asked<'_>, mut known: Option<Known>) -> Result<BTreeMap<String, String>, Refusal> {
+        let node = &asked.binding.node;
+        let turn = self.turn(node);
         let _mine = turn.next.acquire().await.expect("the semaphore is never closed");
-        let mut known = newest(turn.written.lock().clone(), seen(index, &binding.node));
-        loop {
+        // Whoever had the turn before may have written it.
+        known = known.and_then(|known| newest(turn.written.lock().clone(), Some(known)));
+        for _ in 0..MAX_ATTEMPTS {
             let current = match known.take() {
                 Some(known) => known,
-                None => ledgers::read(&self.client, &binding.node).await.map_err(|error| undecided(binding, &error))?,
+                None => ledgers::read(&self.client, node).await.map_err(|error| undecided(asked.binding, &error))?,
             };
-            let View { ledger, pools, rules } = View::of(index, binding, &current)?;
-            let gpu = match binding::task(&wanted.holder, &pools, &rules) {
+            let view = View::of(asked, &current)?;
+            let gpu = match binding::task(&asked.wanted.holder, &view.pools, &view.rules) {
                 Task::None => return Ok(BTreeMap::new()),
-                Task::Annotate => binding::only_gpu(&wanted.holder, &pools),
-                Task::Reserve => {
-                    match self.reserve(binding, wanted, &current, &ledger, &pools, &rules, index, dry_run).await {
-                        Ok((gpu, after)) => {
-                            *turn.written.lock() = after;
-                            gpu
+                Task::Annotate => binding::only_gpu(&asked.wanted.holder, &view.pools),
+                Task::Reserve => match self.reserve(asked, &current, &view).await {
+                    Ok((gpu, after)) => {
+                        if !asked.dry_run {
+                            *turn.written.lock() = Some(after);
                         }
-                        Err(Failed::Refused(refusal)) => return Err(refusal),
-                        Err(Failed::Conflict) => continue,
+                        gpu
                     }
-                }
+                    Err(Failed::Refused(refusal)) => return Err(refusal),
+                    Err(Failed::Conflict) => continue,
+                },
             };
-            return Ok(binding::annotations(&wanted.pod, &wanted.holder, gpu.as_ref(), &pools));
+            return Ok(binding::annotations(&asked.wanted.pod, &asked.wanted.holder, gpu.as_ref(), &view.pools));
         }
+        Err(undecided(asked.binding, &format!("others wrote its ledger first, {MAX_ATTEMPTS} times")))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one round of the loop above, with all that it found")]
-    async fn reserve(
-        &self,
-        binding: &Binding,
-        wanted: &Wanted,
-        current: &Known,
-        ledger: &NodeLedger,
-        pools: &[Pool],
-        rules: &Rules,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<(Option<GpuId>, Option<Known>), Failed> {
+    /// One decision and its write.
+    async fn reserve(&self, asked: &Asked<'_>, current: &Known, view: &View) -> Result<(Option<GpuId>, Known), Failed> {
+        let Asked { binding, wanted, dry_run, .. } = *asked;
         let refused = |why| Failed::Refused(Refusal::Unplaced { node: binding.node.clone(), why });
-        let assumed = ledger.assume(&wanted.uid, &wanted.holder, pools, rules, now()).map_err(refused)?;
+        let assumed =
+            view.ledger.assume(&wanted.uid, &wanted.holder, &view.pools, &view.rules, now()).map_err(refused)?;
         let after = match assumed.write.filter(|_| !dry_run) {
-            None => Some(current.clone()),
+            None => current.clone(),
             Some(reservations) => {
-                match ledgers::write(&self.client, &binding.node, current, &reservations, rules).await {
-                    Ok(written) => Some(written),
+                match ledgers::write(&self.client, &binding.node, current, &reservations, &view.rules).await {
+                    Ok(written) => written,
                     Err(WriteError::Conflict) => return Err(Failed::Conflict),
                     Err(error @ (WriteError::NodeGone | WriteError::Api(_))) => {
                         return Err(Failed::Refused(undecided(binding, &error)));
@@ -174,25 +172,53 @@ impl BindingGuard {
             }
         };
         if !dry_run {
-            self.raise(binding, wanted, current, index).await?;
+            let bound = view.ledger.bound_with(&wanted.uid, &wanted.holder);
+            self.raise(asked, bound).await.map_err(Failed::Refused)?;
         }
-        Ok((assumed.gpu, after.filter(|_| !dry_run)))
+        Ok((assumed.gpu, after))
     }
 
     /// Sees to it that the node advertises what is bound there once this pod is: between two writes of the controller, or
-    /// while nobody leads, it may advertise less.
-    async fn raise(&self, binding: &Binding, wanted: &Wanted, current: &Known, index: &Index) -> Result<(), Failed> {
-        let patch = {
-            let state = index.read();
-            let seen = state.cluster.with_shared(&binding.node, current.shared.clone());
-            let bound = seen.map(|(ledger, _)| ledger.bound_with(&wanted.uid, &wanted.holder));
-            bound.and_then(|bound| publication::raise(&state.advertised(&binding.node), bound))
-        };
-        let Some(patch) = patch else { return Ok(()) };
+    /// while nobody leads, it may advertise less. Decided on the node as it is, and written only if it still is.
+    async fn raise(&self, asked: &Asked<'_>, bound: Vram) -> Result<(), Refusal> {
+        let node = &asked.binding.node;
+        if publication::raise(&asked.index.read().advertised(node), bound).is_none() {
+            return Ok(());
+        }
+        let lite: Api<NodeObject> = Api::all(self.client.clone());
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let written = nodes.patch_status(&binding.node, &PatchParams::default(), &Patch::Strategic(patch)).await;
-        written.map(|_| ()).map_err(|error| Failed::Refused(undecided(binding, &error)))
+        let failed = |error: &kube::Error| undecided(asked.binding, error);
+        for _ in 0..MAX_ATTEMPTS {
+            let object = lite.get(node).await.map_err(|error| failed(&error))?;
+            let Some(mut patch) = publication::raise(&node::advertised(&object), bound) else { return Ok(()) };
+            patch["metadata"] = json!({ "resourceVersion": object.metadata.resource_version });
+            match nodes.patch_status(node, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                written => return written.map(|_| ()).map_err(|error| failed(&error)),
+            }
+        }
+        Err(undecided(asked.binding, &format!("others wrote the node's status first, {MAX_ATTEMPTS} times")))
     }
+}
+
+/// Lost races before a binding is refused. In between each, whoever won has bound a pod.
+const MAX_ATTEMPTS: u32 = 10;
+
+/// What a binding asks for.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    binding: &'a Binding,
+    wanted: &'a Wanted,
+    index: &'a Index,
+    dry_run: bool,
+}
+
+/// What an allowed binding carries to its pod.
+#[derive(Default)]
+struct Granted {
+    /// The pod that this was decided for, where one was read.
+    uid: Option<PodUid>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Nodes whose turns are kept at least.
@@ -211,12 +237,12 @@ struct View {
 }
 
 impl View {
-    fn of(index: &Index, binding: &Binding, known: &Known) -> Result<View, Refusal> {
-        let state = index.read();
-        let (ledger, pools) = state
-            .cluster
-            .with_shared(&binding.node, known.shared.clone())
-            .ok_or_else(|| Refusal::Unplaced { node: binding.node.clone(), why: Unplaced::NoGpu { resource: None } })?;
+    fn of(asked: &Asked<'_>, known: &Known) -> Result<View, Refusal> {
+        let state = asked.index.read();
+        let node = &asked.binding.node;
+        let seen = state.cluster.with_shared(node, known.shared.clone());
+        let (ledger, pools) =
+            seen.ok_or_else(|| Refusal::Unplaced { node: node.clone(), why: Unplaced::NoGpu { resource: None } })?;
         Ok(View { ledger, pools, rules: *state.cluster.rules() })
     }
 }
@@ -273,9 +299,10 @@ async fn answer(webhook: &Webhook, guard: &BindingGuard, request: &Request<Bindi
     let decided = decided.unwrap_or_else(|_| Err(undecided(&binding, &format!("no answer within {DEADLINE:?}"))));
     match decided {
         Err(refusal) => refused(uid, &binding, &refusal),
-        Ok(annotations) => {
+        Ok(Granted { uid: pod, annotations }) => {
             let verdict = if annotations.is_empty() { "allowed" } else { "patched" };
-            Decided { answer: Answer::bound(uid, object, &annotations), verdict, reason: String::new() }
+            let answer = Answer::bound(uid, object, pod.as_ref(), &annotations);
+            Decided { answer, verdict, reason: String::new() }
         }
     }
 }

@@ -57,6 +57,7 @@ pub fn pod(request: u64) -> Holder {
         gpus: vec![(resource(), 1)],
         priority: 0,
         starting: None,
+        bound: None,
         annotated: true,
     }
 }
