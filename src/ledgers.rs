@@ -28,6 +28,9 @@ pub enum WriteError {
     /// The node is not there any more.
     #[error("the node is gone")]
     NodeGone,
+    /// The node's own object is written by others all the time.
+    #[error("others wrote the node's status first, again and again")]
+    Busy,
     /// Anything else.
     #[error("{0}")]
     Api(kube::Error),

@@ -153,3 +153,6 @@ fn budget(container: &Container) -> Option<Vram> {
     let mib = container.env(keys::ENV_VRAM_MIB)?.value.as_ref()?.parse().ok()?;
     Vram::checked_from_mib(mib)
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,7 +173,7 @@ async fn write_reservations(
         let written = ledgers::write(&controller.client, node, &seen.known, &seen.upkeep.reservations, &seen.rules);
         match tokio::time::timeout(super::CALL_DEADLINE, written).await? {
             Ok(_) => report_slips(controller, node, seen).await?,
-            Err(WriteError::Conflict | WriteError::NodeGone) => return Ok(false),
+            Err(WriteError::Conflict | WriteError::NodeGone | WriteError::Busy) => return Ok(false),
             Err(WriteError::Api(error)) => return Err(error.into()),
         }
     }
