@@ -315,6 +315,4 @@ impl Holder {
 }
 
 #[cfg(test)]
-mod fixture;
-#[cfg(test)]
 mod tests;
