@@ -326,6 +326,4 @@ impl Holder {
 }
 
 #[cfg(test)]
-mod fixture;
-#[cfg(test)]
 mod tests;

@@ -1,15 +1,19 @@
-//! The life of a reservation, arrow by arrow; what becomes of many under any order of events is [`world`]'s.
+//! The life of a reservation, arrow by arrow; what becomes of many under any order of events is [`events`]' and [`world`]'s, and
+//! of a few under every order [`model`]'s.
 
 use std::collections::BTreeSet;
 
-use super::fixture::{PATIENCE, annotated, node, pinned, pod, reservation, reservations, resource, rules, shared, uid};
 use super::*;
 use crate::capacity::cluster::{Cluster, NodeFacts};
 use crate::capacity::gpu::{Handout, Unknown};
 use crate::capacity::ledger::{Shared, Standing};
 
 mod events;
+mod fixture;
+mod model;
 mod world;
+
+use fixture::{PATIENCE, annotated, node, pinned, pod, reservation, reservations, resource, rules, shared, uid};
 
 /// Two GPUs of 10,000 MiB with four replicas each.
 fn facts() -> NodeFacts {

@@ -1,6 +1,6 @@
 //! Pods that are bound through several replicas whose pictures lag, repeat themselves and come out of order, with clocks
 //! apart, answers that are lost, binds that commit late or never, and controllers that write on what they saw some time ago.
-//! Long and random where [`model`](super::super::model) is short and complete.
+//! Long and random where [`model`](super::model) is short and complete.
 
 use proptest::prelude::*;
 

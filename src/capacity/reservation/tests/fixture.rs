@@ -3,7 +3,6 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{Patience, Reservation, Reservations, State};
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::demand::Role;
 use crate::capacity::gpu::{Contents, Gpu, GpuId, Handout, Headroom, Overcommit, Pool, Resource, Rules, Sharing};
@@ -12,6 +11,7 @@ use crate::capacity::moment::Moment;
 use crate::capacity::placement::Site;
 use crate::capacity::pod::PodName;
 use crate::capacity::report::Report;
+use crate::capacity::reservation::{Patience, Reservation, Reservations, State};
 use crate::capacity::vram::Vram;
 
 /// No headroom: the figures of the tests are the figures of the GPUs.
