@@ -71,15 +71,12 @@ impl<'c, 'p> Filter<'c, 'p> {
             let resource = self.holder.gpus.first().map(|(resource, _)| resource);
             return Err(Rejected { why: Unfit::NoGpu { resource }, preemptable: false, published: true });
         };
-        let counted = self.counts_on.contains(&name);
-        let (why, published) = match self.at_a_glance(&facts.pools, standing) {
-            Some(Ok(())) if !counted => return Ok(()),
-            Some(Err(why)) if !counted => (why, why != Unfit::PinUnverified),
-            _ => match ledger.choose(self.uid, self.holder, &facts.pools, self.cluster.rules()) {
-                Ok(_) => return Ok(()),
-                Err(unplaced) => (self.unfit(&unplaced), false),
-            },
-        };
+        let at_a_glance = if self.counts_on.contains(&name) { None } else { self.at_a_glance(&facts.pools, standing) };
+        let answer = at_a_glance.unwrap_or_else(|| {
+            let chosen = ledger.choose(self.uid, self.holder, &facts.pools, self.cluster.rules());
+            chosen.map(|_| ()).map_err(|unplaced| (self.unfit(&unplaced), false))
+        });
+        let Err((why, published)) = answer else { return Ok(()) };
         let preemptable = match why {
             Unfit::Shortfall { .. } | Unfit::Starting => self.fits_by_preemption(ledger, &facts.pools),
             Unfit::NoGpu { .. } | Unfit::Unknown | Unfit::PinUnverified => false,
@@ -87,19 +84,20 @@ impl<'c, 'p> Filter<'c, 'p> {
         Err(Rejected { why, preemptable, published })
     }
 
-    /// The answer, where it follows from where the node stands.
-    fn at_a_glance(&self, pools: &[Pool], standing: &Standing) -> Option<Result<(), Unfit<'p>>> {
+    /// The answer, where it follows from where the node stands; with a refusal, whether its number says the same.
+    fn at_a_glance(&self, pools: &[Pool], standing: &Standing) -> Option<Result<(), (Unfit<'p>, bool)>> {
         let pool = match pool_for(self.holder, pools) {
             Ok(pool) => pool,
-            Err(unplaced) => return Some(Err(self.unfit(&unplaced))),
+            Err(unplaced) => {
+                let why = self.unfit(&unplaced);
+                return Some(Err((why, why != Unfit::PinUnverified)));
+            }
         };
         let demand = self.demand?;
         let stands = standing.pools.iter().find(|stands| stands.resource == pool.resource)?;
-        if !self.holder.comes_to(pool).is_usual(stands.accounting) {
-            return None;
-        }
-        let fits = demand <= stands.room;
-        Some(if fits { Ok(()) } else { Err(Unfit::short(demand, stands.room, stands)) })
+        let room = stands.room_for(self.holder.comes_to(pool))?;
+        let why = || (Unfit::short(demand, room, stands), demand > stands.room);
+        Some(if demand <= room { Ok(()) } else { Err(why()) })
     }
 
     fn fits_by_preemption(&self, ledger: &NodeLedger, pools: &[Pool]) -> bool {
