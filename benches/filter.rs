@@ -3,8 +3,7 @@
 //!
 //! All nodes have a `GpuLedger` with a reservation for each pod and are in mode `pinned`; on every second one each GPU is
 //! nearly full. The questions: a pod that fits everywhere; one that fits on half of the nodes, so that the other half are
-//! reasons; one of higher priority, for which each of those is looked at again without the pods that it could preempt; and
-//! one that is not pinned, whose room no node has computed beforehand.
+//! reasons; one that is not pinned; and one with two containers on GPUs, whose room no node has computed beforehand.
 
 #![allow(clippy::disallowed_methods)] // what the pure tiers may not touch is what is measured here
 
@@ -24,7 +23,6 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use vramguard::capacity::filter::Filter;
-use vramguard::capacity::placement::Preemption;
 use vramguard::index::Index;
 use vramguard::k8s::snapshot::Snapshot;
 use vramguard::k8s::{extender, pod};
@@ -77,15 +75,16 @@ fn held(node: usize) -> u64 {
 
 /// A pod, what it is to show, and on how many of 1,000 nodes it fits.
 fn questions() -> [(&'static str, Value, usize); 4] {
-    let fits = picture::looking("1624Mi", 0, picture::Gpu::Pinned);
-    let half = picture::looking("8792Mi", 0, picture::Gpu::Pinned);
-    let urgent = picture::looking("8792Mi", 1_000, picture::Gpu::Pinned);
-    let loose = picture::looking("1624Mi", 0, picture::Gpu::Any);
+    let fits = picture::looking("1624Mi", picture::Gpu::Pinned);
+    let half = picture::looking("8792Mi", picture::Gpu::Pinned);
+    let loose = picture::looking("1624Mi", picture::Gpu::Any);
+    let mut two = loose.clone();
+    two["spec"]["containers"][1]["resources"] = two["spec"]["containers"][0]["resources"].clone();
     [
         ("fits everywhere", fits, 1_000),
         ("fits on half", half, 500),
-        ("fits on half, may preempt", urgent, 500),
         ("not pinned", loose, 1_000),
+        ("two containers on GPUs", two, 500),
     ]
 }
 
@@ -139,7 +138,7 @@ fn parts(criterion: &mut Criterion) {
     let (uid, holder) = (pod::uid(&args.pod.metadata), pod::would_hold(&args.pod).expect("it asks for a GPU"));
     let state = webhook.index.read();
     let decide = || -> Vec<_> {
-        let filter = Filter::of(&state.cluster, &uid, &holder, Preemption::LowerPriority);
+        let filter = Filter::of(&state.cluster, &uid, &holder);
         args.nodes.iter().map(|node| filter.node(&node.name)).collect()
     };
     let answers = decide();

@@ -288,19 +288,7 @@ impl NodeLedger {
     /// Where a pod that is not here yet would go: on a GPU of our choice, wherever the plugin puts it (`None`), or nowhere
     /// (`Err`, with the most that would fit). The pod itself, should it count already, does not stand in its own way.
     pub fn place(&self, uid: &PodUid, newcomer: &Holder, pool: &Pool, rules: &Rules) -> Result<Option<GpuId>, Vram> {
-        self.place_before(uid, newcomer, pool, rules, Viewpoint::Everyone)
-    }
-
-    /// As [`NodeLedger::place`], if only those who count for `viewpoint` were there.
-    pub fn place_before(
-        &self,
-        uid: &PodUid,
-        newcomer: &Holder,
-        pool: &Pool,
-        rules: &Rules,
-        viewpoint: Viewpoint,
-    ) -> Result<Option<GpuId>, Vram> {
-        let others = self.shares(pool, rules, viewpoint, Some(uid));
+        let others = self.shares(pool, rules, Viewpoint::Everyone, Some(uid));
         let occupancy = Occupancy::of(pool, rules, others).ok_or(Vram::ZERO)?;
         let demand = newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?;
         occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
