@@ -84,13 +84,12 @@ pub enum Gpu {
 }
 
 /// A pod as kube-scheduler sends it: as [`created`], with uid and request.
-pub fn looking(vram: &str, priority: i32, gpu: Gpu) -> Value {
+pub fn looking(vram: &str, gpu: Gpu) -> Value {
     let mut pod = created();
     pod["metadata"]["uid"] = json!("7f7b1c7e-6ee5-4d5c-8f0e-000000000001");
     if let Some(metadata) = pod["metadata"].as_object_mut() {
         metadata.remove("managedFields"); // kube-scheduler drops them as it reads
     }
-    pod["spec"]["priority"] = json!(priority);
     let container = &mut pod["spec"]["containers"][0];
     for list in ["limits", "requests"] {
         container["resources"][list]["vramguard.dev/vram"] = json!(vram);

@@ -101,8 +101,10 @@ pub struct PoolStanding {
     pub holders: usize,
     /// Holders whose share is not known, because neither they nor the node say. Not in `held`.
     pub uncounted: usize,
-    /// The largest demand it can take now.
+    /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
+    /// The same of one that the device plugin gives a replica of any GPU.
+    pub unpinned_room: Vram,
     /// By how much it is overcommitted, or may be.
     pub deficit: Option<Deficit>,
     /// Each of its GPUs; none where they are not known.
@@ -276,6 +278,11 @@ impl NodeLedger {
         };
         let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, viewpoint);
+        let room = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room);
+        let unpinned_room = match &occupancy {
+            Some(occupancy) if pool.accounting() == Accounting::Pinned => occupancy.room_for(Newcomer::Loose(1)),
+            Some(_) | None => room,
+        };
         PoolStanding {
             resource: pool.resource.clone(),
             accounting: pool.accounting(),
@@ -283,7 +290,8 @@ impl NodeLedger {
             held: amounts.iter().flatten().copied().sum(),
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
-            room: occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room),
+            room,
+            unpinned_room,
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),
             gpus: occupancy.as_ref().map(Occupancy::gpus).unwrap_or_default(),
@@ -293,19 +301,7 @@ impl NodeLedger {
     /// Where a pod that is not here yet would go: on a GPU of our choice, wherever the plugin puts it (`None`), or nowhere
     /// (`Err`, with the most that would fit). The pod itself, should it count already, does not stand in its own way.
     pub fn place(&self, uid: &PodUid, newcomer: &Holder, pool: &Pool, rules: &Rules) -> Result<Option<GpuId>, Vram> {
-        self.place_before(uid, newcomer, pool, rules, Viewpoint::Everyone)
-    }
-
-    /// As [`NodeLedger::place`], if only those who count for `viewpoint` were there.
-    pub fn place_before(
-        &self,
-        uid: &PodUid,
-        newcomer: &Holder,
-        pool: &Pool,
-        rules: &Rules,
-        viewpoint: Viewpoint,
-    ) -> Result<Option<GpuId>, Vram> {
-        let others = self.shares(pool, rules, viewpoint, Some(uid));
+        let others = self.shares(pool, rules, Viewpoint::Everyone, Some(uid));
         let occupancy = Occupancy::of(pool, rules, others).ok_or(Vram::ZERO)?;
         let demand = newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?;
         occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
@@ -380,6 +376,22 @@ impl NodeLedger {
             return reserved.or(part.gpu.as_ref()).cloned();
         }
         shared.report.as_ref()?.given.get(uid)?.get(&part.container).cloned()
+    }
+}
+
+impl PoolStanding {
+    /// The largest demand of such a pod that it can take now, where that follows from what is known here.
+    pub fn room_for(&self, newcomer: Newcomer) -> Option<Vram> {
+        let room = match (self.accounting, newcomer) {
+            (Accounting::Exclusive | Accounting::Unknown, _) => self.room,
+            // With one GPU it does not matter how many replicas come.
+            (Accounting::Exact, newcomer) if newcomer.replicas() > 0 => self.room,
+            (Accounting::Pinned, Newcomer::Loose(1)) => self.unpinned_room,
+            (Accounting::Pinned, Newcomer::Pinned) => self.room,
+            (Accounting::Slot | Accounting::Confirmed, newcomer) if newcomer.replicas() == 1 => self.room,
+            (Accounting::Exact | Accounting::Slot | Accounting::Confirmed | Accounting::Pinned, _) => return None,
+        };
+        Some(room)
     }
 }
 

@@ -38,18 +38,8 @@ pub enum Newcomer {
 }
 
 impl Newcomer {
-    /// Whether the room for it is the room that the standing of such a pool says.
-    pub fn is_usual(self, accounting: Accounting) -> bool {
-        match (accounting, self) {
-            (Accounting::Exclusive | Accounting::Unknown, _) => true,
-            // With one GPU it does not matter how many replicas come.
-            (Accounting::Exact, newcomer) => newcomer.replicas() > 0,
-            (Accounting::Pinned, newcomer) => newcomer == Newcomer::Pinned,
-            (Accounting::Slot | Accounting::Confirmed, newcomer) => newcomer.replicas() == 1,
-        }
-    }
-
-    fn replicas(self) -> u64 {
+    /// How many replicas it takes, a pinned pod one.
+    pub fn replicas(self) -> u64 {
         match self {
             Newcomer::Loose(replicas) => replicas,
             Newcomer::Pinned => 1,

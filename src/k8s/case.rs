@@ -222,10 +222,7 @@ impl Stage {
 
     fn filter(&self, case: &Case, object: &PodObject) -> BTreeMap<String, String> {
         let (uid, holder) = (pod::uid(&object.metadata), pod::would_hold(object));
-        let filter = holder.as_ref().map(|holder| {
-            let preemption = pod::preemption(&object.spec);
-            Filter::of(&self.cluster, &uid, holder, preemption)
-        });
+        let filter = holder.as_ref().map(|holder| Filter::of(&self.cluster, &uid, holder));
         let answer = |node: &str| match filter.as_ref().map(|filter| filter.node(node)) {
             None | Some(Ok(())) => FITS.to_owned(),
             Some(Err(rejected)) => rejected.why.to_string(),

@@ -202,20 +202,9 @@ impl FilterResult<'_, '_, '_> {
         self.answered().filter(|(_, answer)| answer.is_ok()).map(|(node, _)| node)
     }
 
-    /// Those that would have room if pods of lower priority went, or the others.
-    fn failed(&self, preemptable: Preemptable) -> impl Iterator<Item = (&str, Said<'_>)> {
-        self.answered().filter_map(move |(node, answer)| {
-            let rejected =
-                answer.as_ref().err().filter(|rejected| rejected.preemptable == (preemptable == Preemptable::Yes))?;
-            Some((node.name.as_ref(), Said(rejected)))
-        })
+    fn failed(&self) -> impl Iterator<Item = (&str, Said<'_>)> {
+        self.answered().filter_map(|(node, answer)| Some((node.name.as_ref(), Said(answer.as_ref().err()?))))
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Preemptable {
-    Yes,
-    No,
 }
 
 impl Serialize for FilterResult<'_, '_, '_> {
@@ -227,8 +216,10 @@ impl Serialize for FilterResult<'_, '_, '_> {
         let mut result = serializer.serialize_struct("ExtenderFilterResult", 5)?;
         result.serialize_field("Nodes", &objects)?;
         result.serialize_field("NodeNames", &names)?;
-        result.serialize_field("FailedNodes", &Map(|| self.failed(Preemptable::Yes)))?;
-        result.serialize_field("FailedAndUnresolvableNodes", &Map(|| self.failed(Preemptable::No)))?;
+        result.serialize_field("FailedNodes", &Map(|| self.failed()))?;
+        // What stands here goes before what stands there. kube-scheduler asks about nodes that it would take without evicting
+        // anybody, so that it finds no victim on them, whatever this answer is, and takes that for an error of its own.
+        result.serialize_field("FailedAndUnresolvableNodes", &Map(|| self.failed()))?;
         result.serialize_field("Error", "")?;
         result.end()
     }

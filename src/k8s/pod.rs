@@ -330,15 +330,10 @@ fn placement(spec: &PodSpec) -> Placement {
         required: required.map(|selector| selector.node_selector_terms.iter().map(term).collect()),
         tolerations: spec.tolerations.iter().map(toleration).collect(),
         priority: spec.priority.unwrap_or(0),
-        preemption: preemption(spec),
-    }
-}
-
-/// Whether it may make room for itself.
-pub fn preemption(spec: &PodSpec) -> Preemption {
-    match spec.preemption_policy.as_deref() {
-        Some("Never") => Preemption::Never,
-        _ => Preemption::LowerPriority,
+        preemption: match spec.preemption_policy.as_deref() {
+            Some("Never") => Preemption::Never,
+            _ => Preemption::LowerPriority,
+        },
     }
 }
 

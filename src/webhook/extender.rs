@@ -11,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use super::{Webhook, not_synced};
 use crate::capacity::filter::{self, Filter};
 use crate::capacity::ledger::{Holder, PodUid};
-use crate::capacity::placement::Preemption;
 use crate::k8s::extender::{self, Answer, Args};
 use crate::k8s::pod;
 use crate::metrics::Answered;
@@ -37,13 +36,9 @@ pub(super) async fn filter(State(webhook): State<Webhook>, body: Bytes) -> Respo
         // kube-scheduler goes on without us where the extender is `ignorable`, and tries again later where it is not.
         return not_synced();
     }
-    let candidate = pod::would_hold(&args.pod).map(|holder| Candidate {
-        uid: pod::uid(&args.pod.metadata),
-        holder,
-        preemption: pod::preemption(&args.pod.spec),
-    });
-    let answers = match &candidate {
-        Some(candidate) => webhook.filtered(&args, candidate).await,
+    let (uid, holder) = (pod::uid(&args.pod.metadata), pod::would_hold(&args.pod));
+    let answers = match &holder {
+        Some(holder) => webhook.filtered(&args, &uid, holder).await,
         None => vec![Ok(()); args.nodes.len()],
     };
     let mut answer = Vec::with_capacity(body.len());
@@ -60,18 +55,11 @@ pub(super) async fn filter(State(webhook): State<Webhook>, body: Bytes) -> Respo
     ([(header::CONTENT_TYPE, "application/json")], answer).into_response()
 }
 
-/// The pod that looks for a node.
-struct Candidate {
-    uid: PodUid,
-    holder: Holder,
-    preemption: Preemption,
-}
-
 impl Webhook {
     /// The answer for each node.
-    async fn filtered<'p>(&self, args: &Args<'_>, pod: &'p Candidate) -> Vec<Answer<'p>> {
+    async fn filtered<'p>(&self, args: &Args<'_>, uid: &PodUid, holder: &'p Holder) -> Vec<Answer<'p>> {
         let mut changes = self.index.subscribe();
-        let mut answers = self.looked_up(args, pod);
+        let mut answers = self.looked_up(args, uid, holder);
         for pause in LOOK_AGAIN {
             if !filter::is_doubtful(&answers) {
                 break;
@@ -79,15 +67,15 @@ impl Webhook {
             tokio::time::sleep(pause).await;
             if changes.has_changed().is_ok_and(|changed| changed) {
                 changes.mark_unchanged();
-                answers = self.looked_up(args, pod);
+                answers = self.looked_up(args, uid, holder);
             }
         }
         answers
     }
 
-    fn looked_up<'p>(&self, args: &Args<'_>, pod: &'p Candidate) -> Vec<Answer<'p>> {
+    fn looked_up<'p>(&self, args: &Args<'_>, uid: &PodUid, holder: &'p Holder) -> Vec<Answer<'p>> {
         let state = self.index.read();
-        let filter = Filter::of(&state.cluster, &pod.uid, &pod.holder, pod.preemption);
+        let filter = Filter::of(&state.cluster, uid, holder);
         args.nodes.iter().map(|node| filter.node(&node.name)).collect()
     }
 }

@@ -166,9 +166,7 @@ async fn filtered(routes: &axum::Router, stage: &Stage, case: &Case, pod: &Value
     let answer = post(routes, "/scheduler/filter", case, &json!({ "Pod": pod, "NodeNames": nodes })).await;
     let passed: Vec<String> = serde_json::from_value(answer["NodeNames"].clone()).expect("a list of names");
     let mut filter: BTreeMap<String, String> = passed.into_iter().map(|node| (node, case::FITS.to_owned())).collect();
-    for failed in ["FailedNodes", "FailedAndUnresolvableNodes"] {
-        filter.extend(serde_json::from_value::<BTreeMap<_, _>>(answer[failed].clone()).expect("reasons by name"));
-    }
+    filter.extend(serde_json::from_value::<BTreeMap<_, _>>(answer["FailedNodes"].clone()).expect("reasons by name"));
     filter
 }
 

@@ -80,7 +80,7 @@ fn cluster(nodes: impl IntoIterator<Item = (&'static str, NodeFacts)>) -> Cluste
 
 fn ask<'p>(cluster: &Cluster, holder: &'p Holder, node: &str) -> Result<(), Rejected<'p>> {
     let uid = uid("me");
-    Filter::of(cluster, &uid, holder, Preemption::LowerPriority).node(node)
+    Filter::of(cluster, &uid, holder).node(node)
 }
 
 fn shortfall(demand: u64, accounting: Accounting) -> Unfit<'static> {
@@ -93,7 +93,7 @@ fn each_node_answers_for_itself() {
     let mut cluster = cluster([("free", time_sliced(&[24_000])), ("full", time_sliced(&[24_000])), ("slots", several)]);
     cluster.apply_pod(&uid("a"), "full", one(20_000, 0));
     let pod = one(8000, 0);
-    let refused = |why| Err(Rejected { why, preemptable: false, published: true });
+    let refused = |why| Err(Rejected { why, published: true });
     assert_eq!(ask(&cluster, &pod, "free"), Ok(()));
     assert_eq!(ask(&cluster, &pod, "full"), refused(shortfall(8000, Accounting::Exact)));
     assert_eq!(ask(&cluster, &pod, "slots"), refused(shortfall(8000, Accounting::Slot)));
@@ -124,24 +124,7 @@ fn a_pod_does_not_stand_in_its_own_way() {
     cluster.apply_ledger("n", Some(Shared { reservations, report: None, fault: None }));
     assert_eq!(ask(&cluster, &pod, "n"), Ok(()));
     let another = uid("another");
-    assert!(Filter::of(&cluster, &another, &pod, Preemption::LowerPriority).node("n").is_err());
-}
-
-#[test]
-fn a_shortfall_that_preemption_cannot_end_is_told_apart() {
-    let mut cluster = cluster([("low", time_sliced(&[24_000])), ("high", time_sliced(&[24_000]))]);
-    cluster.apply_pod(&uid("a"), "low", one(20_000, 0));
-    cluster.apply_pod(&uid("b"), "high", one(20_000, 2000));
-    let preemptable = |pod: &Holder, node, preemption| {
-        let me = uid("me");
-        let asked = Filter::of(&cluster, &me, pod, preemption).node(node).unwrap_err();
-        asked.preemptable
-    };
-    assert!(preemptable(&one(8000, 1000), "low", Preemption::LowerPriority));
-    assert!(!preemptable(&one(8000, 1000), "high", Preemption::LowerPriority));
-    assert!(!preemptable(&one(8000, 0), "low", Preemption::LowerPriority), "of the same priority");
-    assert!(!preemptable(&one(8000, 1000), "low", Preemption::Never));
-    assert!(!preemptable(&one(30_000, 1000), "low", Preemption::LowerPriority), "not even if it were empty");
+    assert!(Filter::of(&cluster, &another, &pod).node("n").is_err());
 }
 
 #[test]
@@ -156,7 +139,7 @@ fn what_a_node_does_not_publish_is_no_surprise() {
     let on_first = Part { gpu: Some(GpuId::Index(0)), ..part(Amount::Requested(mib(20_000)), true) };
     cluster.apply_pod(&uid("a"), "pinned", Holder { parts: vec![on_first], ..one(20_000, 0) });
 
-    let refused = |why, published| Err(Rejected { why, preemptable: false, published });
+    let refused = |why, published| Err(Rejected { why, published });
     let pinned = |request| Holder { parts: vec![part(Amount::Requested(mib(request)), true)], ..one(request, 0) };
     let (small, large) = (pinned(13_000), pinned(25_000));
     assert_eq!(ask(&cluster, &small, "pinned"), Ok(()), "on the second GPU");
@@ -243,19 +226,17 @@ fn nodes() -> impl Strategy<Value = Vec<Described>> {
     proptest::collection::vec(node, 1..4)
 }
 
-/// Builds it without those of whom `keep` says no. Uids are equal whoever is left out; `me` is the second promise of each
-/// ledger.
-fn build(nodes: &[Described], rules: Rules, keep: impl Fn(&Holder) -> bool) -> Cluster {
+/// `me` is the second promise of each ledger.
+fn build(nodes: &[Described], rules: Rules) -> Cluster {
     let mut cluster = Cluster::new(rules, BTreeSet::new());
     for (number, (pools, seen, shared)) in nodes.iter().enumerate() {
         let name = format!("n{number}");
         cluster.apply_node(&name, facts(pools.clone()));
-        for (index, holder) in seen.iter().enumerate().filter(|(_, holder)| keep(holder)) {
+        for (index, holder) in seen.iter().enumerate() {
             cluster.apply_pod(&uid(&format!("{name}-{index}")), &name, holder.clone());
         }
         let Some((reserved, handout)) = shared else { continue };
-        let reservations = reserved.iter().enumerate().filter(|(_, (holder, _))| keep(holder));
-        let reservations = reservations.map(|(index, (holder, gpu))| {
+        let reservations = reserved.iter().enumerate().map(|(index, (holder, gpu))| {
             let uid = if index == 1 { uid("me") } else { uid(&format!("{name}-r{index}")) };
             let gpu = gpu.map(GpuId::Index);
             (uid, Reservation { holder: holder.clone(), gpu, state: State::Assumed, since: Moment(0) })
@@ -280,26 +261,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_filter_answers_as_the_binding_guard_does(
-        nodes in nodes(), pod in holders(), serialize in any::<bool>(), never in any::<bool>(),
-    ) {
-        let cluster = build(&nodes, rules(serialize), |_| true);
-        let preemption = if never { Preemption::Never } else { Preemption::LowerPriority };
+    fn the_filter_answers_as_the_binding_guard_does(nodes in nodes(), pod in holders(), serialize in any::<bool>()) {
+        let cluster = build(&nodes, rules(serialize));
         let me = uid("me");
-        let filter = Filter::of(&cluster, &me, &pod, preemption);
+        let filter = Filter::of(&cluster, &me, &pod);
         let guarded = pod.request.is_some() && pod.gpus.iter().any(|(resource, _)| cluster.guards(resource));
-        let stays = |other: &Holder| other.priority >= pod.priority || other.request.is_none();
-        let without_lower = build(&nodes, rules(serialize), stays);
-        let somebody = pod.gpus.iter().filter_map(|(resource, _)| cluster.lowest_priority(resource)).min();
-        let may_preempt = !never && somebody.is_some_and(|lowest| lowest < pod.priority);
         for name in (0..nodes.len() + 1).map(|number| format!("n{number}")) {
             let expected = if guarded { chosen(&cluster, &me, &pod, &name) } else { Ok(()) };
             match (filter.node(&name), expected) {
                 (Ok(()), Ok(())) => {}
                 (Err(rejected), Err(unplaced)) => {
                     prop_assert_eq!(rejected.why, filter.unfit(&unplaced));
-                    let fits_without = chosen(&without_lower, &me, &pod, &name).is_ok();
-                    prop_assert_eq!(rejected.preemptable, may_preempt && fits_without);
                     // Whole GPUs that are all taken do not lower the number of their node: their own count says so.
                     let whole = matches!(rejected.why, Unfit::Shortfall { accounting: Accounting::Exclusive, .. });
                     let short = matches!(rejected.why, Unfit::Shortfall { .. } | Unfit::Starting);

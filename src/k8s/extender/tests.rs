@@ -11,9 +11,9 @@ fn names<'a>(args: &'a Args<'_>) -> Vec<&'a str> {
     args.nodes.iter().map(|node| node.name.as_ref()).collect()
 }
 
-fn rejected(preemptable: bool) -> Answer<'static> {
+fn rejected() -> Answer<'static> {
     let why = Unfit::Shortfall { demand: Vram::from_mib(8792), accounting: Accounting::Slot };
-    Err(Rejected { why, preemptable, published: false })
+    Err(Rejected { why, published: false })
 }
 
 fn answered(args: &Args<'_>, answers: &[Answer<'_>]) -> Value {
@@ -47,10 +47,10 @@ fn who_sends_names_gets_names() {
     let args = read(br#"{"Pod":{},"NodeNames":["a","b","c","d"]}"#).unwrap();
     let why = "node(s) had no room for 8792Mi on one GPU (slot accounting)";
     assert_eq!(
-        answered(&args, &[Ok(()), rejected(true), Ok(()), rejected(false)]),
+        answered(&args, &[Ok(()), rejected(), Ok(()), rejected()]),
         json!({
-            "Nodes": null, "NodeNames": ["a", "c"], "FailedNodes": { "b": why },
-            "FailedAndUnresolvableNodes": { "d": why }, "Error": "",
+            "Nodes": null, "NodeNames": ["a", "c"], "FailedNodes": { "b": why, "d": why },
+            "FailedAndUnresolvableNodes": { "b": why, "d": why }, "Error": "",
         })
     );
 }
@@ -59,7 +59,7 @@ fn who_sends_names_gets_names() {
 #[test]
 fn names_are_a_list_even_where_none_is_left() {
     let args = read(br#"{"Pod":{},"NodeNames":["a"]}"#).unwrap();
-    assert_eq!(answered(&args, &[rejected(false)])["NodeNames"], json!([]));
+    assert_eq!(answered(&args, &[rejected()])["NodeNames"], json!([]));
     let nobody = read(br#"{"Pod":{},"NodeNames":[]}"#).unwrap();
     assert_eq!(answered(&nobody, &[])["NodeNames"], json!([]));
 }
@@ -72,7 +72,7 @@ fn who_sends_whole_nodes_gets_them_back_as_they_were() {
     let body = format!(r#"{{"Pod":{{}},"Nodes":{{"metadata":{{}},"items":[{node},{other}]}},"NodeNames":null}}"#);
     let args = read(body.as_bytes()).unwrap();
     assert_eq!(names(&args), ["a", "b"]);
-    let answer = serde_json::to_string(&args.result(&[Ok(()), rejected(false)])).unwrap();
+    let answer = serde_json::to_string(&args.result(&[Ok(()), rejected()])).unwrap();
     assert!(answer.starts_with(&format!(r#"{{"Nodes":{{"items":[{node}]}},"NodeNames":null,"#)), "{answer}");
 
     let empty = read(br#"{"Pod":{},"Nodes":{"metadata":{},"items":null}}"#).unwrap();

@@ -55,9 +55,8 @@ fn question(nodes: &[&str]) -> String {
     json!({ "Pod": pod("new", Value::Null), "NodeNames": nodes }).to_string()
 }
 
-fn candidate(args: &Args<'_>) -> Candidate {
-    let holder = pod::would_hold(&args.pod).unwrap();
-    Candidate { uid: pod::uid(&args.pod.metadata), holder, preemption: Preemption::LowerPriority }
+fn wants(args: &Args<'_>) -> (PodUid, Holder) {
+    (pod::uid(&args.pod.metadata), pod::would_hold(&args.pod).unwrap())
 }
 
 #[tokio::test]
@@ -65,8 +64,8 @@ async fn a_pod_that_kube_scheduler_saw_go_first_is_waited_for() {
     let webhook = full();
     let body = question(&["gpu-0"]);
     let args = extender::read(body.as_bytes()).unwrap();
-    let candidate = candidate(&args);
-    let mut answers = pin!(webhook.filtered(&args, &candidate));
+    let (uid, holder) = wants(&args);
+    let mut answers = pin!(webhook.filtered(&args, &uid, &holder));
     assert!(poll!(&mut answers).is_pending(), "the first look leaves a doubt");
     webhook.index.delete_pod(&serde_json::from_value(pod("there", json!("gpu-0"))).unwrap());
     assert_eq!(answers.await, [Ok(())]);
@@ -77,8 +76,8 @@ async fn a_refusal_stands_if_nothing_happens_soon() {
     let webhook = full();
     let body = question(&["gpu-0"]);
     let args = extender::read(body.as_bytes()).unwrap();
-    let candidate = candidate(&args);
-    let answers = webhook.filtered(&args, &candidate).await;
+    let (uid, holder) = wants(&args);
+    let answers = webhook.filtered(&args, &uid, &holder).await;
     assert!(answers[0].is_err());
 }
 
@@ -88,8 +87,8 @@ async fn an_answer_that_leaves_no_doubt_is_given_at_once() {
     webhook.index.delete_pod(&serde_json::from_value(pod("there", json!("gpu-0"))).unwrap());
     let body = question(&["gpu-0", "cpu-0"]);
     let args = extender::read(body.as_bytes()).unwrap();
-    let candidate = candidate(&args);
-    let mut answers = pin!(webhook.filtered(&args, &candidate));
+    let (uid, holder) = wants(&args);
+    let mut answers = pin!(webhook.filtered(&args, &uid, &holder));
     assert!(poll!(&mut answers).is_ready(), "one node can take it");
 }
 
