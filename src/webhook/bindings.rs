@@ -1,5 +1,5 @@
-//! `/mutate/bindings`: the binding guard. Owns the order of reading, deciding, writing and answering, its deadline, and the
-//! turns that bindings to one node take in this replica; every decision is the core's.
+//! `/mutate/bindings`: the binding guard. Owns the order of reading, deciding and answering, and its deadline; how bindings to
+//! one node are decided and written together is [`turn`]'s, and every decision the core's.
 //!
 //! Any replica may answer any binding. What makes the sum hold is the compare-and-swap on the node's ledger alone.
 
@@ -10,25 +10,22 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
+use self::turn::{Turn, Verdict};
 use super::{Decided, Webhook};
-use crate::capacity::binding::{self, Binding, Task};
-use crate::capacity::gpu::{GpuId, Pool, Rules};
-use crate::capacity::ledger::{Holder, NodeLedger, PodUid};
+use crate::capacity::binding::{self, Binding};
+use crate::capacity::ledger::{Holder, PodUid};
 use crate::capacity::moment::Moment;
 use crate::capacity::pod::Pod;
 use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::{BindingObject, PodObject};
 use crate::k8s::pod;
-use crate::k8s::publication;
 use crate::k8s::review::{Answer, Request};
-use crate::ledgers::{self, Known, WriteError};
+
+mod turn;
 
 /// For an answer. The webhook configuration gives up after 2 s, and a refusal says why, which silence does not.
 const DEADLINE: Duration = Duration::from_millis(1500);
@@ -39,14 +36,9 @@ const WATCH_LAG: Duration = Duration::from_millis(150);
 pub struct BindingGuard {
     client: Client,
     binders: BTreeSet<String>,
-    /// By node: a turn to write its ledger, and the ledger as it was written here last. Only so that bindings that this
-    /// replica answers do not lose against each other; those of other replicas are not kept off.
+    /// By node: so that bindings that this replica answers do not lose against each other. Those of other replicas are not
+    /// kept off.
     turns: Mutex<BTreeMap<String, Arc<Turn>>>,
-}
-
-struct Turn {
-    next: Semaphore,
-    written: Mutex<Option<Known>>,
 }
 
 /// What a guarded pod wants, read from the API.
@@ -68,7 +60,7 @@ impl BindingGuard {
         if turns.len() > MAX_TURNS {
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
-        let fresh = || Arc::new(Turn { next: Semaphore::new(1), written: Mutex::new(None) });
+        let fresh = || Arc::new(Turn::new(node));
         turns.entry(node.to_owned()).or_insert_with(fresh).clone()
     }
 
@@ -92,18 +84,14 @@ impl BindingGuard {
     }
 
     /// Promises the pod its place, or says why there is none. Returns the annotations it gets with its node.
-    async fn decide(
-        &self,
-        binding: &Binding,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
+    async fn decide(&self, binding: &Binding, index: &Arc<Index>, dry_run: bool) -> Verdict {
         let Some(wanted) = self.read(binding, index).await? else { return Ok(BTreeMap::new()) };
         binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders)?;
+        let wanted = Arc::new(wanted);
         let mut changed = index.subscribe();
         let lag = tokio::time::Instant::now() + WATCH_LAG;
         loop {
-            match self.attempt(binding, &wanted, index, dry_run).await {
+            match self.turn(&binding.node).ask(&self.client, index, wanted.clone(), dry_run).await {
                 // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds.
                 Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. })
                     if tokio::time::timeout_at(lag, changed.changed()).await.is_ok() => {}
@@ -111,131 +99,10 @@ impl BindingGuard {
             }
         }
     }
-
-    /// One decision on what is known now, and its write.
-    async fn attempt(
-        &self,
-        binding: &Binding,
-        wanted: &Wanted,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
-        let turn = self.turn(&binding.node);
-        let _mine = turn.next.acquire().await.expect("the semaphore is never closed");
-        let mut known = newest(turn.written.lock().clone(), seen(index, &binding.node));
-        loop {
-            let current = match known.take() {
-                Some(known) => known,
-                None => ledgers::read(&self.client, &binding.node).await.map_err(|error| undecided(binding, &error))?,
-            };
-            let View { ledger, pools, rules } = View::of(index, binding, &current)?;
-            let gpu = match binding::task(&wanted.holder, &pools, &rules) {
-                Task::None => return Ok(BTreeMap::new()),
-                Task::Annotate => binding::only_gpu(&wanted.holder, &pools),
-                Task::Reserve => {
-                    match self.reserve(binding, wanted, &current, &ledger, &pools, &rules, index, dry_run).await {
-                        Ok((gpu, after)) => {
-                            *turn.written.lock() = after;
-                            gpu
-                        }
-                        Err(Failed::Refused(refusal)) => return Err(refusal),
-                        Err(Failed::Conflict) => continue,
-                    }
-                }
-            };
-            return Ok(binding::annotations(&wanted.pod, &wanted.holder, gpu.as_ref(), &pools));
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one round of the loop above, with all that it found")]
-    async fn reserve(
-        &self,
-        binding: &Binding,
-        wanted: &Wanted,
-        current: &Known,
-        ledger: &NodeLedger,
-        pools: &[Pool],
-        rules: &Rules,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<(Option<GpuId>, Option<Known>), Failed> {
-        let refused = |why| Failed::Refused(Refusal::Unplaced { node: binding.node.clone(), why });
-        let assumed = ledger.assume(&wanted.uid, &wanted.holder, pools, rules, now()).map_err(refused)?;
-        let after = match assumed.write.filter(|_| !dry_run) {
-            None => Some(current.clone()),
-            Some(reservations) => {
-                match ledgers::write(&self.client, &binding.node, current, &reservations, rules).await {
-                    Ok(written) => Some(written),
-                    Err(WriteError::Conflict) => return Err(Failed::Conflict),
-                    Err(error @ (WriteError::NodeGone | WriteError::Api(_))) => {
-                        return Err(Failed::Refused(undecided(binding, &error)));
-                    }
-                }
-            }
-        };
-        if !dry_run {
-            self.raise(binding, wanted, current, index).await?;
-        }
-        Ok((assumed.gpu, after.filter(|_| !dry_run)))
-    }
-
-    /// Sees to it that the node advertises what is bound there once this pod is: between two writes of the controller, or
-    /// while nobody leads, it may advertise less.
-    async fn raise(&self, binding: &Binding, wanted: &Wanted, current: &Known, index: &Index) -> Result<(), Failed> {
-        let patch = {
-            let state = index.read();
-            let seen = state.cluster.with_shared(&binding.node, current.shared.clone());
-            let bound = seen.map(|(ledger, _)| ledger.bound_with(&wanted.uid, &wanted.holder));
-            bound.and_then(|bound| publication::raise(&state.advertised(&binding.node), bound))
-        };
-        let Some(patch) = patch else { return Ok(()) };
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let written = nodes.patch_status(&binding.node, &PatchParams::default(), &Patch::Strategic(patch)).await;
-        written.map(|_| ()).map_err(|error| Failed::Refused(undecided(binding, &error)))
-    }
 }
 
 /// Nodes whose turns are kept at least.
 const MAX_TURNS: usize = 4096;
-
-enum Failed {
-    Refused(Refusal),
-    Conflict,
-}
-
-/// A node as the guard sees it for one attempt.
-struct View {
-    ledger: NodeLedger,
-    pools: Vec<Pool>,
-    rules: Rules,
-}
-
-impl View {
-    fn of(index: &Index, binding: &Binding, known: &Known) -> Result<View, Refusal> {
-        let state = index.read();
-        let (ledger, pools) = state
-            .cluster
-            .with_shared(&binding.node, known.shared.clone())
-            .ok_or_else(|| Refusal::Unplaced { node: binding.node.clone(), why: Unplaced::NoGpu { resource: None } })?;
-        Ok(View { ledger, pools, rules: *state.cluster.rules() })
-    }
-}
-
-/// The ledger as the watch saw it last.
-fn seen(index: &Index, node: &str) -> Option<Known> {
-    let state = index.read();
-    let version = state.ledger(node)?.version.clone();
-    let (_, ledger, _) = state.cluster.node(node)?;
-    Some(Known { version: Some(version), shared: ledger.shared()?.clone() })
-}
-
-fn newest(written: Option<Known>, seen: Option<Known>) -> Option<Known> {
-    match (written, seen) {
-        (Some(written), Some(seen)) if seen.is_newer_than(&written) => Some(seen),
-        (Some(written), _) => Some(written),
-        (None, seen) => seen,
-    }
-}
 
 fn undecided(binding: &Binding, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::Undecided { node: binding.node.clone(), why: error.to_string() }
