@@ -264,8 +264,8 @@ impl NodeLedger {
             let mut ledger = self.clone();
             let shared = self.shared().cloned().unwrap_or_default();
             ledger.share(Some(Shared { reservations: reservations.clone(), ..shared }));
-            let chosen = ledger.choose(uid, holder, pools, rules).ok().flatten();
-            reservations.0.get_mut(uid).expect("looked up above").gpu = chosen;
+            let chosen = || ledger.choose(uid, holder, pools, rules).ok().flatten();
+            reservations.0.get_mut(uid).expect("looked up above").gpu = holder.named_gpu().or_else(chosen);
         }
     }
 }
@@ -290,8 +290,7 @@ pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Poo
 impl Reservation {
     /// Of a pod that is here whether there is room or not.
     fn adopt(holder: &Holder, now: Moment) -> Reservation {
-        let named = holder.parts.iter().find_map(|part| part.gpu.clone());
-        let gpu = named.filter(|_| holder.is_pinned());
+        let gpu = holder.named_gpu().filter(|_| holder.is_pinned());
         Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
     }
 
@@ -299,8 +298,7 @@ impl Reservation {
     fn see(&mut self, holder: &Holder) {
         if self.state == State::Assumed {
             // What the binding wrote is what the container starts with.
-            let named = holder.parts.iter().filter(|part| part.pinned).find_map(|part| part.gpu.clone());
-            self.gpu = named.or(self.gpu.take());
+            self.gpu = holder.named_gpu().or(self.gpu.take());
             self.state = State::Confirmed;
         }
         self.holder = holder.settled();
@@ -308,6 +306,11 @@ impl Reservation {
 }
 
 impl Holder {
+    /// The GPU that its containers take because our annotation names it.
+    fn named_gpu(&self) -> Option<GpuId> {
+        self.parts.iter().filter(|part| part.pinned).find_map(|part| part.gpu.clone())
+    }
+
     /// Without what changes while it runs: a ledger is not written again for that.
     fn settled(&self) -> Holder {
         Holder { starting: None, ..self.clone() }
