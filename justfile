@@ -27,6 +27,10 @@ chaos rounds="3":
 bench *args:
     cargo bench {{ args }}
 
+# Figures of a guarded cluster beside one without the guard, on the real control plane: some twenty minutes
+figures which="":
+    cargo test --release --locked --test it -- --ignored --nocapture figures::{{ which }}
+
 fmt:
     cargo fmt
 

@@ -39,6 +39,7 @@ pub struct State {
     /// Pods that kube-scheduler found no node for, and that request VRAM.
     pub waiting: BTreeMap<PodUid, Waiting>,
     overrides: Vec<Override>,
+    several_schedulers: bool,
     advertised: BTreeMap<String, Advertised>,
     repair: BTreeSet<String>,
     ledgers: BTreeMap<String, SeenLedger>,
@@ -54,6 +55,10 @@ pub struct State {
 pub struct SeenLedger {
     /// Its resourceVersion.
     pub version: String,
+    /// The uid of the node that owns it.
+    pub owner: Option<String>,
+    /// When it was made.
+    pub created: Option<Moment>,
     /// Its status without the agent's section.
     pub status: Value,
 }
@@ -78,6 +83,7 @@ impl Index {
             cluster: Cluster::new(rules, node::guarded_by(&overrides)),
             waiting: BTreeMap::new(),
             overrides,
+            several_schedulers: false,
             advertised: BTreeMap::new(),
             repair: BTreeSet::new(),
             ledgers: BTreeMap::new(),
@@ -100,6 +106,18 @@ impl Index {
         index
     }
 
+    /// Says that more than one scheduler places guarded pods, which no policy knows.
+    #[must_use]
+    pub fn with_several_schedulers(self) -> Index {
+        let mut state = self.state.write();
+        state.several_schedulers = true;
+        let rules = *state.cluster.rules();
+        let guarded = node::guarded_by(&state.overrides);
+        state.put_in_force(rules, guarded);
+        drop(state);
+        self
+    }
+
     /// The state, to read. Never hold it across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read()
@@ -118,7 +136,7 @@ impl Index {
         if relist {
             state.overrides = overrides.to_vec();
         }
-        state.cluster.set_rules(rules, node::guarded_by(overrides));
+        state.put_in_force(rules, node::guarded_by(overrides));
         drop(state);
         self.changed.send_replace(());
         relist
@@ -237,10 +255,16 @@ impl Index {
         if let Some(fields) = status.as_object_mut() {
             fields.remove("agent");
         }
-        let version = object.metadata.resource_version.clone().unwrap_or_default();
+        let Some(version) = object.metadata.resource_version.clone() else {
+            // A write that names no version would overwrite whatever is there.
+            tracing::error!(ledger = name, "has no resourceVersion and is passed over");
+            return;
+        };
+        let owner = object.owner().map(str::to_owned);
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| Moment(time.0.as_millisecond()));
         let mut state = self.state.write();
         state.cluster.apply_ledger(&name, Some(shared));
-        state.ledgers.insert(name, SeenLedger { version, status });
+        state.ledgers.insert(name, SeenLedger { version, owner, created, status });
         drop(state);
         self.changed.send_replace(());
     }
@@ -304,6 +328,10 @@ impl Index {
 }
 
 impl State {
+    fn put_in_force(&mut self, rules: Rules, guarded: BTreeSet<Resource>) {
+        self.cluster.set_rules(Rules { several_schedulers: self.several_schedulers, ..rules }, guarded);
+    }
+
     fn forget_node(&mut self, name: &str) {
         self.cluster.delete_node(name);
         self.advertised.remove(name);

@@ -28,9 +28,16 @@ pub enum WriteError {
     /// The node is not there any more.
     #[error("the node is gone")]
     NodeGone,
+    /// The node's own object is written by others all the time.
+    #[error("others wrote the node's status first, again and again")]
+    Busy,
     /// Anything else.
     #[error("{0}")]
     Api(kube::Error),
+}
+
+fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
 impl From<kube::Error> for WriteError {
@@ -78,9 +85,14 @@ pub async fn write(
             ledgers.patch(node, &PatchParams::default(), &patch).await?
         }
         None => {
-            let owner = Api::<NodeObject>::all(client.clone()).get_opt(node).await?.ok_or(WriteError::NodeGone)?;
-            let uid = owner.metadata.uid.unwrap_or_default();
-            ledgers.create(&PostParams::default(), &GpuLedger::new(node, &uid, reservations, rules)).await?
+            let owner = Api::<NodeObject>::all(client.clone()).get_opt(node).await?;
+            let uid = owner.and_then(|owner| owner.metadata.uid).ok_or(WriteError::NodeGone)?;
+            let ledger = GpuLedger::new(node, &uid, reservations, rules);
+            match ledgers.create(&PostParams::default(), &ledger).await {
+                // Not this object but its kind is missing: to read it again would not help.
+                Err(error @ kube::Error::Api(_)) if is(&error, 404) => return Err(WriteError::Api(error)),
+                created => created?,
+            }
         }
     };
     Ok(Known::of(&written))

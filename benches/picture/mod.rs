@@ -1,5 +1,7 @@
 //! The objects that benchmarks run on: nodes and pods of the size that the API server really sends.
 
+#![allow(dead_code)] // each benchmark uses some of them
+
 use serde_json::{Map, Value, json};
 
 /// A node with one time-sliced A100 of 80 GB.
@@ -11,6 +13,92 @@ pub fn node(name: &str) -> Value {
         } },
         "status": { "capacity": { "nvidia.com/gpu": "32" }, "allocatable": { "nvidia.com/gpu": "32" } },
     })
+}
+
+/// A node with so many time-sliced A100s of 80 GB, four replicas each.
+pub fn node_of(name: &str, gpus: usize) -> Value {
+    let replicas = (gpus * 4).to_string();
+    json!({
+        "metadata": { "name": name, "labels": {
+            "kubernetes.io/hostname": name, "nvidia.com/gpu.memory": "81920", "nvidia.com/gpu.count": gpus.to_string(),
+            "nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.sharing-strategy": "time-slicing",
+        } },
+        "status": { "capacity": { "nvidia.com/gpu": replicas }, "allocatable": { "nvidia.com/gpu": replicas } },
+    })
+}
+
+/// The `GpuLedger` of such a node: an agent that verified pinning, and a reservation for each pod `(number, GPU, MiB)`.
+pub fn ledger(node: &str, gpus: usize, pods: impl Iterator<Item = (usize, usize, u64)>) -> Value {
+    let reservation = |(number, gpu, mib): (usize, usize, u64)| {
+        json!({
+            "uid": uid(number), "namespace": "ml", "pod": format!("p{number}"), "container": "main",
+            "resource": "nvidia.com/gpu", "replicas": 1, "gpu": gpu_uuid(gpu), "mib": mib, "basis": "Request",
+            "pinned": true, "state": "Confirmed", "since": "2026-11-22T21:00:00.000Z",
+        })
+    };
+    let gpu = |index: usize| json!({ "resource": "nvidia.com/gpu", "replicas": 4, "uuid": gpu_uuid(index), "index": index, "totalMiB": 81_920 });
+    json!({
+        "apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger",
+        "metadata": { "name": node, "resourceVersion": "1" },
+        "spec": { "reservations": pods.map(reservation).collect::<Vec<_>>() },
+        "status": { "agent": { "handout": "Pinned", "gpus": (0..gpus).map(gpu).collect::<Vec<_>>(), "pods": [] } },
+    })
+}
+
+fn gpu_uuid(index: usize) -> String {
+    format!("GPU-00000000-0000-4000-8000-{index:012}")
+}
+
+fn uid(number: usize) -> String {
+    format!("00000000-0000-4000-8000-{number:012}")
+}
+
+/// A pod that is bound and pinned to a GPU.
+pub fn pinned(number: usize, node: &str, gpu: usize, mib: u64) -> Value {
+    let limits = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": format!("{mib}Mi") });
+    json!({
+        "metadata": {
+            "name": format!("p{number}"), "namespace": "ml", "uid": uid(number),
+            "annotations": { "vramguard.dev/gpu.main": gpu_uuid(gpu) },
+        },
+        "spec": {
+            "nodeName": node,
+            "containers": [{ "name": "main", "env": [pin("main")], "resources": { "limits": limits } }],
+        },
+        "status": { "phase": "Running" },
+    })
+}
+
+fn pin(container: &str) -> Value {
+    let field = format!("metadata.annotations['vramguard.dev/gpu.{container}']");
+    json!({ "name": "NVIDIA_VISIBLE_DEVICES", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": field } } })
+}
+
+/// How a pod that looks for a node comes to its GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Gpu {
+    /// The one that the guard chooses.
+    Pinned,
+    /// Whichever the device plugin gives it.
+    Any,
+}
+
+/// A pod as kube-scheduler sends it: as [`created`], with uid and request.
+pub fn looking(vram: &str, priority: i32, gpu: Gpu) -> Value {
+    let mut pod = created();
+    pod["metadata"]["uid"] = json!("7f7b1c7e-6ee5-4d5c-8f0e-000000000001");
+    if let Some(metadata) = pod["metadata"].as_object_mut() {
+        metadata.remove("managedFields"); // kube-scheduler drops them as it reads
+    }
+    pod["spec"]["priority"] = json!(priority);
+    let container = &mut pod["spec"]["containers"][0];
+    for list in ["limits", "requests"] {
+        container["resources"][list]["vramguard.dev/vram"] = json!(vram);
+    }
+    if let (Gpu::Pinned, Some(env)) = (gpu, container["env"].as_array_mut()) {
+        env.push(pin("vllm"));
+    }
+    pod
 }
 
 /// A pod bound to node `n<node>`.

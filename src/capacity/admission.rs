@@ -375,5 +375,8 @@ impl Assessment<'_> {
         } else if let Some(ceiling) = self.cluster.ceiling(resource).filter(|ceiling| demand > *ceiling) {
             self.advice.push(Advice::NothingLargeEnough { demand, ceiling, resource: resource.clone() });
         }
+        if let Some((node, ceiling)) = self.cluster.preempts_in_vain(resource, demand, &pod.placement) {
+            self.advice.push(Advice::PreemptsInVain { demand, node: node.to_owned(), ceiling });
+        }
     }
 }

@@ -28,7 +28,7 @@ pub struct Binding {
 /// What there is to do about a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Nothing: its pod has no share in any guarded GPU.
+    /// Nothing: its pod requests no VRAM, and is counted when it is seen bound.
     None,
     /// Say on the pod which GPU it gets: kube-scheduler's own sum holds on that node.
     Annotate,
@@ -44,8 +44,18 @@ pub fn screen(binding: &Binding) -> Result<(), Refusal> {
     }
 }
 
-/// The rules on a guarded pod, as it was read from the API.
-pub fn judge(binding: &Binding, uid: &PodUid, pod: &Pod, binders: &BTreeSet<String>) -> Result<(), Refusal> {
+/// Other nodes on which a pod may be promised a place at the same time. A scheduler that gets no answer moves on to the next
+/// node, and each promise stands until it is old; without an end to that one pod could hold a place on every node.
+pub const MAX_PLACES: usize = 4;
+
+/// The rules on a guarded pod, as it was read from the API. `places` are the other nodes on which it is promised one.
+pub fn judge(
+    binding: &Binding,
+    uid: &PodUid,
+    pod: &Pod,
+    binders: &BTreeSet<String>,
+    places: usize,
+) -> Result<(), Refusal> {
     if !binders.contains(&binding.binder) {
         let binders = binders.iter().cloned().collect();
         return Err(Refusal::ForeignBinder { user: binding.binder.clone(), binders });
@@ -53,10 +63,13 @@ pub fn judge(binding: &Binding, uid: &PodUid, pod: &Pod, binders: &BTreeSet<Stri
     if binding.uid.as_ref().is_some_and(|bound| bound != uid) {
         return Err(Refusal::OtherUid);
     }
-    match &pod.placement.node_name {
-        Some(node) => Err(Refusal::Bound { node: node.clone() }),
-        None => Ok(()),
+    if let Some(node) = &pod.placement.node_name {
+        return Err(Refusal::Bound { node: node.clone() });
     }
+    if places >= MAX_PLACES {
+        return Err(Refusal::TooManyPlaces { places });
+    }
+    Ok(())
 }
 
 /// What there is to do for a pod that would hold `holder` on a node with these pools.
@@ -64,12 +77,12 @@ pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
     if holder.request.is_none() {
         return Task::None;
     }
-    let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
-    match pools.iter().find(taken) {
-        // Refused with the reason, by the same path.
-        None => Task::Reserve,
-        Some(pool) if needs_reservations(pool, rules) => Task::Reserve,
-        Some(_) => Task::Annotate,
+    let taken: Vec<&Pool> = pools.iter().filter(|pool| holder.takes(&pool.resource).is_some()).collect();
+    let nameless = holder.is_pinned() && only_gpu(holder, pools).is_none();
+    match taken.as_slice() {
+        [pool] if !needs_reservations(pool, rules) && !nameless => Task::Annotate,
+        // Also where there is no place for it: refused with the reason, by the same path.
+        _ => Task::Reserve,
     }
 }
 
@@ -77,16 +90,17 @@ pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
 pub fn needs_reservations(pool: &Pool, rules: &Rules) -> bool {
     match pool.accounting() {
         Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
-        Accounting::Exact => rules.serialize_per_gpu,
+        Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
         Accounting::Exclusive => false,
     }
 }
 
-/// The GPU behind the resource that a pod takes, where there is no other.
+/// The GPU behind the resource that a pod takes, where there is no other. A position says nothing on a node with several
+/// pools: each counts its own GPUs from zero.
 pub fn only_gpu(holder: &Holder, pools: &[Pool]) -> Option<GpuId> {
     let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
     match pool.contents.as_ref().ok()?.gpus.as_slice() {
-        [only] => Some(only.id.clone()),
+        [only] if pools.len() == 1 || matches!(only.id, GpuId::Uuid(_)) => Some(only.id.clone()),
         _ => None,
     }
 }
@@ -139,3 +153,6 @@ fn budget(container: &Container) -> Option<Vram> {
     let mib = container.env(keys::ENV_VRAM_MIB)?.value.as_ref()?.parse().ok()?;
     Vram::checked_from_mib(mib)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,9 @@
 //! by one, in any order, any number of times.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use super::binding;
-use super::gpu::{Pool, Resource, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid, Shared, Standing, Viewpoint};
+use super::gpu::{Accounting, Pool, Resource, Rules};
+use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
 use super::moment::Moment;
 use super::placement::{Placement, Preemption, Site};
 use super::verdict::{BestNode, Shortfall};
@@ -22,11 +20,6 @@ pub struct NodeFacts {
     /// Its GPUs: as labels say, or as accounted for where [`Cluster::node`] gives them.
     pub pools: Vec<Pool>,
 }
-
-/// How long a pod that starts keeps others off its GPU under `serializePerGpu`. One that hangs must not keep it for ever.
-pub const STARTUP_DEADLINE: Duration = Duration::from_secs(600);
-/// How long it is remembered that a pod ended: longer than a watch of another kind lags behind.
-const REMEMBER_ENDED: Duration = Duration::from_secs(300);
 
 /// One node: its facts, if it has been seen, and who holds on it, which may be seen before it.
 #[derive(Debug, Default)]
@@ -62,6 +55,8 @@ pub struct Cluster {
     rooms: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
     ceilings: BTreeMap<Resource, Ranking>,
+    /// The ceilings of nodes with several shared GPUs alone: kube-scheduler does not see those.
+    hidden_ceilings: BTreeMap<Resource, Ranking>,
     changed: BTreeSet<String>,
     touched: BTreeSet<String>,
 }
@@ -82,6 +77,7 @@ impl Cluster {
             rooms: BTreeMap::new(),
             slots: BTreeMap::new(),
             ceilings: BTreeMap::new(),
+            hidden_ceilings: BTreeMap::new(),
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
         }
@@ -94,6 +90,7 @@ impl Cluster {
         }
         (self.rules, self.always_guarded) = (rules, always_guarded);
         self.rebuild();
+        self.touched.extend(self.nodes.keys().cloned());
     }
 
     /// The rules in force.
@@ -111,34 +108,6 @@ impl Cluster {
         let before = std::mem::replace(&mut node.labelled, facts.pools);
         let labelled_as_before = before == node.labelled;
         self.account(name, !labelled_as_before);
-    }
-
-    /// The `GpuLedger` of a node was seen, or seen gone (`None`).
-    pub fn apply_ledger(&mut self, name: &str, shared: Option<Shared>) {
-        if shared.is_none() && !self.nodes.contains_key(name) {
-            return;
-        }
-        let node = self.nodes.entry(name.to_owned()).or_default();
-        let reserved = |ledger: &NodeLedger| -> BTreeSet<PodUid> {
-            let reservations = ledger.shared().into_iter().flat_map(|shared| shared.reservations.iter());
-            reservations.map(|(uid, _)| uid.clone()).collect()
-        };
-        let before = reserved(&node.ledger);
-        node.ledger.share(shared);
-        let after = reserved(&node.ledger);
-        for uid in before.difference(&after) {
-            let nodes = self.reserved_on.get_mut(uid).expect("a reservation that is known is known by pod");
-            nodes.remove(name);
-            if nodes.is_empty() {
-                self.reserved_on.remove(uid);
-            }
-        }
-        for uid in after.difference(&before) {
-            self.reserved_on.entry(uid.clone()).or_default().insert(name.to_owned());
-        }
-        self.depart_from(name, after);
-        self.account(name, true);
-        self.forget_if_empty(name);
     }
 
     /// The pools of a node as they are accounted for, from its labels and its agent's report.
@@ -163,73 +132,12 @@ impl Cluster {
         self.rank_after(name, &guarded_before);
     }
 
-    /// Tells a node's ledger which of these pods hold nothing there for certain.
-    fn depart_from(&mut self, name: &str, pods: BTreeSet<PodUid>) {
-        let departed: Vec<PodUid> = pods.into_iter().filter(|uid| self.is_elsewhere(uid, name)).collect();
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        for uid in departed {
-            node.ledger.depart(&uid);
-        }
-    }
-
-    /// Whether it is certain that a pod holds nothing on a node and never will.
-    fn is_elsewhere(&self, uid: &PodUid, node: &str) -> bool {
-        self.has_ended(uid) || self.node_of.get(uid).is_some_and(|bound| bound != node)
-    }
-
-    fn has_ended(&self, uid: &PodUid) -> bool {
-        self.ended.iter().any(|ended| ended.contains(uid))
-    }
-
-    /// The ledger of a node with another state of its `GpuLedger` than was last seen, and its pools.
-    pub fn with_shared(&self, name: &str, shared: Shared) -> Option<(NodeLedger, Vec<Pool>)> {
-        let node = self.nodes.get(name)?;
-        let mut ledger = node.ledger.clone();
-        ledger.share(Some(shared));
-        let reservations = ledger.shared().into_iter().flat_map(|shared| shared.reservations.iter());
-        let gone: Vec<PodUid> =
-            reservations.map(|(uid, _)| uid).filter(|uid| self.is_elsewhere(uid, name)).cloned().collect();
-        for uid in gone {
-            ledger.depart(&uid);
-        }
-        let pools = ledger.reported(&node.labelled);
-        Some((ledger, pools))
-    }
-
-    /// Whether a node needs a `GpuLedger`: kube-scheduler's sum over it does not keep each of its GPUs.
-    pub fn needs_ledger(&self, name: &str) -> bool {
-        let pools = self.nodes.get(name).into_iter().flat_map(|node| &node.facts.pools);
-        pools.into_iter().any(|pool| self.guards(&pool.resource) && binding::needs_reservations(pool, &self.rules))
-    }
-
-    /// Time passes: startups come to their deadline, and what ended long ago is forgotten.
-    pub fn tick(&mut self, now: Moment) {
-        if self.ended_since.after(REMEMBER_ENDED) <= now {
-            let [recent, _] = std::mem::take(&mut self.ended);
-            self.ended = [BTreeSet::new(), recent];
-            self.ended_since = now;
-        }
-        if !self.rules.serialize_per_gpu {
-            return;
-        }
-        let from = now.before(STARTUP_DEADLINE);
-        let mut ended = Vec::new();
-        for (name, node) in &mut self.nodes {
-            if node.ledger.startups_from(from) {
-                ended.push(name.clone());
-            }
-        }
-        for name in ended {
-            self.unrank(&name);
-            self.rank(&name);
-        }
-    }
-
     /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
     pub fn delete_node(&mut self, name: &str) {
         self.apply_node(name, NodeFacts::default());
         self.forget_if_empty(name);
         self.changed.remove(name);
+        self.touched.remove(name);
     }
 
     /// A pod was seen on a node. One that ended does not come back: what says so is older than what said it ended.
@@ -262,19 +170,6 @@ impl Cluster {
         self.ended[0].insert(uid.clone());
         self.leave(uid);
         self.depart_but(uid, None);
-    }
-
-    /// Takes back what was promised to a pod on nodes that it is not on.
-    fn depart_but(&mut self, uid: &PodUid, bound: Option<&str>) {
-        let nodes = self.reserved_on.get(uid).cloned().unwrap_or_default();
-        for name in nodes.iter().filter(|name| Some(name.as_str()) != bound) {
-            let Some(node) = self.nodes.get_mut(name) else { continue };
-            if node.ledger.depart(uid) {
-                self.touched.insert(name.clone());
-                self.unrank(name);
-                self.rank(name);
-            }
-        }
     }
 
     fn leave(&mut self, uid: &PodUid) {
@@ -354,6 +249,17 @@ impl Cluster {
     /// The largest demand that any node could take for a resource if it were empty.
     pub fn ceiling(&self, resource: &Resource) -> Option<Vram> {
         Some(self.ceilings.get(resource)?.last()?.0)
+    }
+
+    /// A node that a pod may land on, and that takes less than this for one pod although kube-scheduler counts on room for it
+    /// once others are preempted: its GPUs are several, and what it publishes is one number.
+    pub fn preempts_in_vain(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<(&str, Vram)> {
+        let lowest = self.lowest_priority(resource)?;
+        if placement.preemption == Preemption::Never || lowest >= placement.priority {
+            return None;
+        }
+        let (ceiling, name) = self.hidden_ceilings.get(resource)?.first().filter(|(ceiling, _)| *ceiling < demand)?;
+        self.allows(placement, name).then_some((name, *ceiling))
     }
 
     /// The largest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
@@ -452,7 +358,7 @@ impl Cluster {
     fn unrank(&mut self, name: &str) {
         let Some(node) = self.nodes.get(name) else { return };
         for pool in &node.facts.pools {
-            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
+            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings, &mut self.hidden_ceilings] {
                 if let Some(entries) = ranking.get_mut(&pool.resource) {
                     let room = node.standing.as_ref().map(|standing| standing.placeable);
                     for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)].into_iter().flatten() {
@@ -478,6 +384,9 @@ impl Cluster {
             enter(&mut self.rooms, standing.placeable);
             if let Some(ceiling) = pool.ceiling(&self.rules) {
                 enter(&mut self.ceilings, ceiling);
+                if matches!(pool.accounting(), Accounting::Slot | Accounting::Confirmed | Accounting::Pinned) {
+                    enter(&mut self.hidden_ceilings, ceiling);
+                }
             }
             if let Some(slot) = pool.slot(&self.rules).filter(|_| pool.sharing.is_shared()) {
                 enter(&mut self.slots, slot);
@@ -495,7 +404,9 @@ impl Cluster {
     }
 
     fn rebuild(&mut self) {
-        (self.rooms, self.slots, self.ceilings) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for rankings in [&mut self.rooms, &mut self.slots, &mut self.ceilings, &mut self.hidden_ceilings] {
+            rankings.clear();
+        }
         let names: Vec<String> = self.nodes.keys().cloned().collect();
         for name in names {
             self.rank(&name);
@@ -554,6 +465,10 @@ enum Labelled {
     Yes,
     No,
 }
+
+mod shared;
+
+pub use shared::STARTUP_DEADLINE;
 
 #[cfg(test)]
 mod tests;

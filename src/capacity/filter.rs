@@ -82,7 +82,7 @@ impl<'c, 'p> Filter<'c, 'p> {
         };
         let preemptable = match why {
             Unfit::Shortfall { .. } | Unfit::Starting => self.fits_by_preemption(ledger, &facts.pools),
-            Unfit::NoGpu { .. } | Unfit::Unknown | Unfit::PinUnverified => false,
+            Unfit::NoGpu { .. } | Unfit::SeveralResources | Unfit::Unknown | Unfit::PinUnverified => false,
         };
         Err(Rejected { why, preemptable, published })
     }
@@ -115,6 +115,7 @@ impl<'c, 'p> Filter<'c, 'p> {
         match unplaced {
             // It is one that the pod asks for.
             Unplaced::NoGpu { resource } => Unfit::NoGpu { resource: self.asked(resource.as_ref()) },
+            Unplaced::SeveralResources => Unfit::SeveralResources,
             Unplaced::Unknown(_) => Unfit::Unknown,
             Unplaced::PinUnverified { .. } => Unfit::PinUnverified,
             Unplaced::Shortfall { demand, room, stands, .. } => Unfit::short(*demand, *room, stands),

@@ -86,6 +86,8 @@ pub struct Rules {
     pub overcommit: Overcommit,
     /// Whether a GPU on which a pod starts takes no other one until that is ready.
     pub serialize_per_gpu: bool,
+    /// Whether more than one scheduler places guarded pods. Each sums up a node by itself, so two can fill the same GPU.
+    pub several_schedulers: bool,
 }
 
 impl Default for Rules {
@@ -95,6 +97,7 @@ impl Default for Rules {
             headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
             overcommit: Overcommit::NONE,
             serialize_per_gpu: false,
+            several_schedulers: false,
         }
     }
 }
@@ -285,19 +288,19 @@ pub enum Unknown {
     },
 }
 
-/// How sure the sum on a GPU is, and so what may be placed.
+/// How sure the sum on a GPU is, and so what may be placed. The least sure comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Accounting {
     /// One GPU behind the resource: certain.
     Exact,
-    /// Predicted from the device plugin's verified policy, corrected from PodResources.
-    Confirmed,
-    /// The annotation decides the GPU, verified.
-    Pinned,
-    /// Several GPUs, nothing verified: safe by pigeonhole.
-    Slot,
     /// Not shared: whole GPUs.
     Exclusive,
+    /// The annotation decides the GPU, verified.
+    Pinned,
+    /// Predicted from the device plugin's verified policy, corrected from PodResources.
+    Confirmed,
+    /// Several GPUs, nothing verified: safe by pigeonhole.
+    Slot,
     /// Nothing can be promised.
     Unknown,
 }

@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::binding;
 use super::demand::{self, Role};
 use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules, Unknown};
 use super::moment::Moment;
@@ -46,6 +47,8 @@ pub struct Holder {
     pub priority: i32,
     /// Since when it is bound without being ready; `None` once it is, and where that is not known.
     pub starting: Option<Moment>,
+    /// When it was bound, as far as that is known.
+    pub bound: Option<Moment>,
     /// Whether it carries our annotation with the size of its GPU.
     pub annotated: bool,
 }
@@ -79,6 +82,8 @@ pub enum Amount {
     },
     /// By one slot for each of its replicas.
     Slots(u64),
+    /// As whoever wrote it into a ledger counted a declaration.
+    Counted(Vram),
 }
 
 /// Where a pool stands.
@@ -102,6 +107,8 @@ pub struct PoolStanding {
     pub deficit: Option<Deficit>,
     /// Each of its GPUs; none where they are not known.
     pub gpus: Vec<GpuStanding>,
+    /// Whether a pod that starts there keeps every other one off.
+    pub starting: bool,
 }
 
 /// Where a node stands.
@@ -213,6 +220,18 @@ impl NodeLedger {
         self.holders.iter().chain(coming.map(|(uid, reservation)| (uid, &reservation.holder)))
     }
 
+    /// Whether a node that publishes so much publishes less than what is bound there.
+    pub fn falls_short(published: Vram, bound: Vram) -> bool {
+        published < bound
+    }
+
+    /// Σ requests once a pod is here too: what the node has to publish at least, so that a kubelet that starts finds room
+    /// for each of its pods.
+    pub fn bound_with(&self, uid: &PodUid, newcomer: &Holder) -> Vram {
+        let others = self.counted().filter(|(other, _)| *other != uid).filter_map(|(_, holder)| holder.request);
+        others.chain(newcomer.request).sum()
+    }
+
     /// The node's pools as labels say, with what the agent reports put in place.
     pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
         let Some(shared) = &self.shared else { return pools.to_vec() };
@@ -266,6 +285,7 @@ impl NodeLedger {
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room: occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
+            starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),
             gpus: occupancy.as_ref().map(Occupancy::gpus).unwrap_or_default(),
         }
     }
@@ -324,6 +344,10 @@ impl NodeLedger {
         slot: Option<Vram>,
         rules: &Rules,
     ) -> Option<Vec<(Option<GpuId>, Vram, u64)>> {
+        // A container with several replicas may be on several GPUs, of which one is named.
+        if holder.takes(&pool.resource).is_some_and(|replicas| replicas > holder.parts.len() as u64) {
+            return None;
+        }
         let mut by_gpu: BTreeMap<GpuId, Vec<(Role, Vram)>> = BTreeMap::new();
         for part in &holder.parts {
             let gpu = self.gpu_of(uid, part, pool.handout)?;
@@ -339,8 +363,8 @@ impl NodeLedger {
     /// The GPU that all of a holder's containers are on, where that is known.
     pub fn known_gpu(&self, uid: &PodUid, holder: &Holder, pools: &[Pool]) -> Option<GpuId> {
         let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
-        if let [only] = pool.contents.as_ref().ok()?.gpus.as_slice() {
-            return Some(only.id.clone());
+        if let Some(only) = binding::only_gpu(holder, pools) {
+            return Some(only);
         }
         let mut gpus = holder.parts.iter().map(|part| self.gpu_of(uid, part, pool.handout));
         let first = gpus.next()??;
@@ -407,8 +431,10 @@ impl Part {
             Amount::Requested(request) => Some(request),
             Amount::Declared { declared, processes } => {
                 let overhead = rules.per_process_overhead.checked_times(u64::from(processes))?;
-                Some(declared.plus(overhead))
+                // More than a quantity can say is more than any GPU has, and no more than that is needed to say so.
+                Some(declared.plus(overhead).min(Vram::MAX))
             }
+            Amount::Counted(amount) => Some(amount),
             Amount::Slots(replicas) => slot?.checked_times(replicas),
         }
     }

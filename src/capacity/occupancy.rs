@@ -294,6 +294,11 @@ impl<'a> Occupancy<'a> {
         smallest.share(self.contents.replicas.get())
     }
 
+    /// Whether a pod that starts keeps off whoever comes, wherever there would be room.
+    pub fn is_starting(&self) -> bool {
+        self.loose_starting || self.seats.iter().any(|seat| seat.starting)
+    }
+
     /// The largest deficit, one that is certain before one that may be.
     pub fn deficit(&self) -> Option<Deficit> {
         let gpus = || 0..self.seats.len();

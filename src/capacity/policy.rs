@@ -283,6 +283,7 @@ impl Policies {
             },
             overcommit: cluster.overcommit.unwrap_or(defaults.overcommit),
             serialize_per_gpu: cluster.serialize_per_gpu.unwrap_or(defaults.serialize_per_gpu),
+            several_schedulers: defaults.several_schedulers,
         };
         let mut exempt = cluster
             .exempt_namespaces

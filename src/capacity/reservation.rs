@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use super::binding::{self, needs_reservations};
 use super::gpu::{Accounting, GpuId, Pool, Resource, Rules};
 use super::ledger::{Holder, NodeLedger, PodUid, Shared, Viewpoint};
 use super::moment::Moment;
@@ -218,8 +219,8 @@ impl NodeLedger {
             return Unplaced::NoGpu { resource: Some(pool.resource.clone()) };
         };
         let stands = Box::new(self.pool_standing(pool, rules, Viewpoint::Everyone));
-        let starting = stands.gpus.iter().any(|gpu| gpu.starting);
-        Unplaced::Shortfall { demand, room, stands, starting: starting && rules.serialize_per_gpu }
+        let starting = stands.starting;
+        Unplaced::Shortfall { demand, room, stands, starting }
     }
 
     /// What the reservations should be, given who is seen here. `guarded` are the resources that count.
@@ -236,16 +237,18 @@ impl NodeLedger {
         let mut doubtful = Vec::new();
         for (uid, reservation) in &mut reservations.0 {
             if let Some(holder) = self.holders().get(uid) {
-                reservation.see(holder);
+                reservation.see(holder, pools);
             } else if reservation.state != State::Assumed || reservation.is_expired(patience, now) {
                 doubtful.push((uid.clone(), reservation.holder.name.clone()));
             }
         }
         let mut adopted = Vec::new();
         for (uid, holder) in self.holders() {
-            let counts = holder.gpus.iter().any(|(resource, _)| guarded(resource));
-            if counts && !reservations.contains(uid) {
-                reservations.0.insert(uid.clone(), Reservation::adopt(holder, now));
+            let counts = |pool: &Pool| {
+                guarded(&pool.resource) && holder.takes(&pool.resource).is_some() && needs_reservations(pool, rules)
+            };
+            if pools.iter().any(counts) && !reservations.contains(uid) {
+                reservations.0.insert(uid.clone(), Reservation::adopt(holder, pools, now));
                 adopted.push(uid.clone());
             }
         }
@@ -265,22 +268,24 @@ impl NodeLedger {
             let shared = self.shared().cloned().unwrap_or_default();
             ledger.share(Some(Shared { reservations: reservations.clone(), ..shared }));
             let chosen = || ledger.choose(uid, holder, pools, rules).ok().flatten();
-            reservations.0.get_mut(uid).expect("looked up above").gpu = holder.named_gpu().or_else(chosen);
+            reservations.0.get_mut(uid).expect("looked up above").gpu = holder.named_gpu(pools).or_else(chosen);
         }
     }
 }
 
 /// The pool that a pod would be counted in, if there is any for it.
 pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Pool, Unplaced> {
-    let taken = |pool: &&Pool| holder.takes(&pool.resource).is_some();
-    let Some(pool) = pools.iter().find(taken) else {
+    let mut taken = pools.iter().filter(|pool| holder.takes(&pool.resource).is_some());
+    let (Some(pool), None) = (taken.next(), taken.next()) else {
+        if holder.gpus.len() > 1 {
+            return Err(Unplaced::SeveralResources);
+        }
         return Err(Unplaced::NoGpu { resource: holder.gpus.first().map(|(resource, _)| resource.clone()) });
     };
     if let Err(why) = &pool.contents {
         return Err(Unplaced::Unknown(why.clone()));
     }
-    let several = pool.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1);
-    if several && pool.accounting() != Accounting::Pinned && holder.is_pinned() {
+    if holder.is_pinned() && pool.accounting() != Accounting::Pinned && binding::only_gpu(holder, pools).is_none() {
         // Its container would start with an empty list of visible GPUs.
         return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
     }
@@ -289,16 +294,17 @@ pub(super) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Poo
 
 impl Reservation {
     /// Of a pod that is here whether there is room or not.
-    fn adopt(holder: &Holder, now: Moment) -> Reservation {
-        let gpu = holder.named_gpu().filter(|_| holder.is_pinned());
+    fn adopt(holder: &Holder, pools: &[Pool], now: Moment) -> Reservation {
+        let gpu = holder.named_gpu(pools).filter(|_| holder.is_pinned());
         Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
     }
 
     /// Its pod was seen bound here.
-    fn see(&mut self, holder: &Holder) {
+    fn see(&mut self, holder: &Holder, pools: &[Pool]) {
         if self.state == State::Assumed {
             // What the binding wrote is what the container starts with.
-            self.gpu = holder.named_gpu().or(self.gpu.take());
+            let named = holder.named_gpu(pools).filter(|_| holder.is_pinned());
+            self.gpu = named.or(self.gpu.take());
             self.state = State::Confirmed;
         }
         self.holder = holder.settled();
@@ -306,14 +312,16 @@ impl Reservation {
 }
 
 impl Holder {
-    /// The GPU that its containers take because our annotation names it.
-    fn named_gpu(&self) -> Option<GpuId> {
-        self.parts.iter().filter(|part| part.pinned).find_map(|part| part.gpu.clone())
+    /// The GPU that its annotations name, if its node has that one: anybody may have written them.
+    fn named_gpu(&self, pools: &[Pool]) -> Option<GpuId> {
+        let named = self.parts.iter().find_map(|part| part.gpu.as_ref())?;
+        let gpus = pools.iter().flat_map(|pool| &pool.contents).flat_map(|contents| &contents.gpus);
+        gpus.into_iter().find(|gpu| gpu.is(named)).map(|gpu| gpu.id.clone())
     }
 
     /// Without what changes while it runs: a ledger is not written again for that.
     fn settled(&self) -> Holder {
-        Holder { starting: None, ..self.clone() }
+        Holder { starting: None, bound: None, ..self.clone() }
     }
 }
 

@@ -99,7 +99,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_KUBECONFIG", conflicts_with = "snapshot")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// User whose bindings of guarded pods are allowed, besides kube-scheduler's. Repeatable: other schedulers
+    /// User whose bindings of guarded pods are allowed, besides kube-scheduler's. Repeatable: other schedulers. With any,
+    /// places on nodes with one GPU are promised one by one too, because each scheduler sums up a node by itself
     #[arg(long, value_name = "USER", env = "VRAMGUARD_BINDER", value_delimiter = ',')]
     pub binder: Vec<String>,
 
@@ -207,6 +208,7 @@ impl Parts {
         let (rules, overrides) = (*generation.policies.rules(), generation.overrides.clone());
         let index = Arc::new(match &inputs.snapshot {
             Some(snapshot) => Index::of_snapshot(snapshot, rules, overrides),
+            None if binders(args).len() > 1 => Index::new(rules, overrides).with_several_schedulers(),
             None => Index::new(rules, overrides),
         });
         let certificates = Arc::new(CertificateStore::default());

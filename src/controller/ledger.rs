@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::Context;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -20,9 +21,10 @@ use crate::capacity::gpu::{Pool, Rules};
 use crate::capacity::ledger::{NodeLedger, PodUid};
 use crate::capacity::moment::Moment;
 use crate::capacity::pod::PodName;
+use crate::capacity::policy::Mode;
 use crate::capacity::reservation::{Found, Patience, Upkeep};
 use crate::capacity::verdict::{self, Reason};
-use crate::k8s::gpu_ledger::{GpuLedger, spec, status};
+use crate::k8s::gpu_ledger::{self, GpuLedger, spec, status};
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
 use crate::ledgers::{self, Known, WriteError};
@@ -84,6 +86,11 @@ async fn keep_all(controller: &Controller, patience: &Patience, nodes: BTreeSet<
 /// A node with its ledger as they are seen now.
 struct Seen {
     known: Known,
+    /// Whether it has a ledger, or needs one.
+    has_ledger: bool,
+    created: Option<Moment>,
+    /// The node's uid, where the ledger is owned by another one of that name.
+    owner: Option<String>,
     ledger: NodeLedger,
     pools: Vec<Pool>,
     rules: Rules,
@@ -92,14 +99,18 @@ struct Seen {
 }
 
 impl Seen {
-    /// `None` for a node that neither has a ledger nor needs one.
+    /// `None` for a node without guarded GPUs and without a ledger.
     fn of(controller: &Controller, node: &str, patience: &Patience, now: Moment) -> Option<Seen> {
         let state = controller.index.read();
         let cluster = &state.cluster;
         let seen = state.ledger(node);
-        if seen.is_none() && !cluster.needs_ledger(node) {
+        let guarded = cluster.node(node)?.0.pools.iter().any(|pool| cluster.guards(&pool.resource));
+        if seen.is_none() && !guarded {
             return None;
         }
+        let has_ledger = seen.is_some() || cluster.needs_ledger(node);
+        let uid = state.advertised(node).uid;
+        let owner = seen.and_then(|seen| uid.filter(|uid| seen.owner.as_ref() != Some(uid)));
         let (facts, ledger, standing) = cluster.node(node)?;
         let rules = *cluster.rules();
         let guards = |resource: &_| cluster.guards(resource);
@@ -110,15 +121,44 @@ impl Seen {
             version: seen.map(|seen| seen.version.clone()),
             shared: ledger.shared().cloned().unwrap_or_default(),
         };
-        Some(Seen { known, ledger: ledger.clone(), pools: facts.pools.clone(), rules, upkeep, status })
+        let created = seen.and_then(|seen| seen.created);
+        let (ledger, pools) = (ledger.clone(), facts.pools.clone());
+        Some(Seen { known, has_ledger, created, owner, ledger, pools, rules, upkeep, status })
     }
 }
 
 async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<()> {
     let at = moment();
     let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(()) };
-    if let Some(why) = &seen.known.shared.fault {
+    if let Some(why) = seen.known.shared.fault.clone() {
+        write_status(controller, node, &seen).await?;
         anyhow::bail!("{why}");
+    }
+    if seen.has_ledger && !write_reservations(controller, patience, node, at, &mut seen).await? {
+        return Ok(()); // whoever won wrote an event that brings us here again
+    }
+    write_status(controller, node, &seen).await?;
+    back_fill(controller, node, &seen).await
+}
+
+/// Whether the ledger says what it should now; not where somebody else wrote it first.
+async fn write_reservations(
+    controller: &Controller,
+    patience: &Patience,
+    node: &str,
+    at: Moment,
+    seen: &mut Seen,
+) -> anyhow::Result<bool> {
+    if let (Some(uid), Some(version)) = (&seen.owner, &seen.known.version) {
+        let ledgers: Api<GpuLedger> = Api::all(controller.client.clone());
+        let patch = gpu_ledger::owner_patch(node, uid, version);
+        return bounded(async {
+            match ledgers.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+                written => written.map(|_| false),
+            }
+        })
+        .await;
     }
     for (uid, name) in std::mem::take(&mut seen.upkeep.doubtful) {
         let found = find(controller, &uid, &name, node).await?;
@@ -132,13 +172,15 @@ async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyho
     if seen.known.version.is_none() || before != spec(&seen.upkeep.reservations, &seen.rules) {
         let written = ledgers::write(&controller.client, node, &seen.known, &seen.upkeep.reservations, &seen.rules);
         match tokio::time::timeout(super::CALL_DEADLINE, written).await? {
-            Ok(_) => report_slips(controller, node, &seen).await,
-            // Whoever won wrote an event that brings us here again.
-            Err(WriteError::Conflict | WriteError::NodeGone) => return Ok(()),
+            Ok(_) => report_slips(controller, node, seen).await?,
+            Err(WriteError::Conflict | WriteError::NodeGone | WriteError::Busy) => return Ok(false),
             Err(WriteError::Api(error)) => return Err(error.into()),
         }
     }
-    back_fill(controller, node, &seen).await;
+    Ok(true)
+}
+
+async fn write_status(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
     if let Some(patch) = &seen.status {
         let ledgers: Api<GpuLedger> = Api::all(controller.client.clone());
         bounded(async {
@@ -159,37 +201,48 @@ async fn find(controller: &Controller, uid: &PodUid, name: &PodName, node: &str)
     Ok(pod::found(found.as_ref(), uid, node))
 }
 
-/// Pods that were bound without the guard although their node had a ledger: counted and said. Those from before it had one are
-/// no slip.
-async fn report_slips(controller: &Controller, node: &str, seen: &Seen) {
-    if seen.known.version.is_none() {
-        return;
-    }
+/// Pods that were bound without the guard although it should have been asked: counted and said. Those from before their node
+/// had a ledger are no slip, nor are those of namespaces that nothing is injected in.
+async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
+    let policies = controller.policies.current();
+    let injected = |name: &PodName| {
+        let policy = policies.of(&name.namespace).map(|(policy, _)| policy.mode);
+        matches!(policy, Some(Mode::Enforce | Mode::Warn))
+    };
     for uid in &seen.upkeep.adopted {
-        let Some(reservation) = seen.upkeep.reservations.of(uid).filter(|adopted| adopted.holder.request.is_some())
-        else {
+        let Some(holder) = seen.ledger.holders().get(uid) else { continue };
+        let name = &holder.name;
+        let since = seen.created.is_some_and(|created| holder.bound.is_some_and(|bound| bound >= created));
+        if holder.request.is_none() || !since || !injected(name) {
             continue;
-        };
-        let name = &reservation.holder.name;
+        }
+        // Another replica may have seen it end, and taken its reservation back, before this one did.
+        if find(controller, uid, name, node).await? != Found::Here {
+            continue;
+        }
         controller.metrics.slips.inc();
         tracing::warn!(node, pod = %name, "bound past the guard");
         events::warn_pod(controller, uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
     }
+    Ok(())
 }
 
+/// Pods of a node that are annotated in one look.
+const BACK_FILLS: usize = 20;
+
 /// Annotations that a pod should have and has not, because its binding passed by the guard or its GPU was not known then.
-async fn back_fill(controller: &Controller, node: &str, seen: &Seen) {
-    for (uid, holder) in seen.ledger.holders() {
-        let gpu = seen.ledger.known_gpu(uid, holder, &seen.pools);
-        if !binding::lacks_annotations(holder, gpu.as_ref(), &seen.pools) {
-            continue;
-        }
-        let filled =
-            annotate(controller, uid, &holder.name, |pod| binding::annotations(pod, holder, gpu.as_ref(), &seen.pools));
-        if let Err(error) = filled.await {
-            tracing::warn!(node, pod = %holder.name, "annotations: {error:#}");
-        }
+async fn back_fill(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
+    let gpu_of = |(uid, holder)| (uid, holder, seen.ledger.known_gpu(uid, holder, &seen.pools));
+    let lacking = seen.ledger.holders().iter().map(gpu_of);
+    let lacking = lacking.filter(|(_, holder, gpu)| binding::lacks_annotations(holder, gpu.as_ref(), &seen.pools));
+    for (uid, holder, gpu) in lacking.take(BACK_FILLS) {
+        let wanted = |pod: &_| binding::annotations(pod, holder, gpu.as_ref(), &seen.pools);
+        // What hangs or is refused for one is for the others: the next look tries again.
+        annotate(controller, uid, &holder.name, wanted)
+            .await
+            .with_context(|| format!("annotations of pod {} on node {node:?}", holder.name))?;
     }
+    Ok(())
 }
 
 async fn annotate(

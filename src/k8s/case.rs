@@ -16,9 +16,14 @@
 //!       demand: 8792Mi   # of the pod, as Kubernetes counts
 //!       warnings: [ … ]  # of both webhooks, in order
 //!       patch: [ … ]     # JSON Patch of the mutating one
+//!       filter:          # of the scheduler extender, by node
+//!         gpu-0: fits
+//!         gpu-1: "…"     # why not, whole
 //! ```
 //!
 //! What is not written under `expect` is not compared; `verdict` must be.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use json_patch::Patch;
 use serde::Deserialize;
@@ -30,6 +35,7 @@ use super::review::{Answer, Response};
 use super::{node, patch, pod, snapshot};
 use crate::capacity::admission;
 use crate::capacity::cluster::Cluster;
+use crate::capacity::filter::Filter;
 use crate::capacity::policy::{Mode, Policies};
 
 /// A case file.
@@ -77,7 +83,13 @@ pub struct Expectation {
     pub warnings: Option<Vec<String>>,
     /// JSON Patch of the mutating webhook.
     pub patch: Option<Value>,
+    /// Of the scheduler extender, by node: [`FITS`], or why not.
+    #[serde(default)]
+    pub filter: BTreeMap<String, String>,
 }
+
+/// Stands where the extender lets a node pass.
+pub const FITS: &str = "fits";
 
 /// Admitted or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -103,6 +115,8 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// Of the mutating webhook; an empty list where there is none.
     pub patch: Value,
+    /// Of the scheduler extender, for each of [`Stage::nodes`].
+    pub filter: BTreeMap<String, String>,
 }
 
 /// Reads a case file.
@@ -111,8 +125,8 @@ pub fn read(file: &str, text: &str) -> Result<Suite, DocumentError> {
 }
 
 impl Outcome {
-    /// From the answers of both webhooks and the patch that was applied in between.
-    pub fn of(mutated: &Response, patch: &Patch, validated: &Response) -> Outcome {
+    /// From the answers of both webhooks, the patch that was applied in between, and the extender's answer.
+    pub fn of(mutated: &Response, patch: &Patch, validated: &Response, filter: BTreeMap<String, String>) -> Outcome {
         let recorded = |key: &str| validated.audit_annotations.get(key).cloned();
         let status = validated.status.as_ref();
         Outcome {
@@ -122,6 +136,7 @@ impl Outcome {
             demand: recorded("demand"),
             warnings: [mutated.warnings.clone(), validated.warnings.clone()].concat(),
             patch: serde_json::to_value(patch).expect("a patch is JSON"),
+            filter,
         }
     }
 }
@@ -151,6 +166,10 @@ impl Expectation {
         }
         if let Some(expected) = &self.patch {
             differ("patch", expected.to_string(), outcome.patch.to_string());
+        }
+        for (node, expected) in &self.filter {
+            let got = outcome.filter.get(node).expect("each node that is named is asked about");
+            differ(&format!("filter of {node}"), expected.clone(), got.clone());
         }
         differences
     }
@@ -196,14 +215,33 @@ impl Stage {
         &self.policies
     }
 
+    /// The nodes that the extender is asked about: those of the cluster, and others that the case names.
+    pub fn nodes<'a>(&'a self, case: &'a Case) -> BTreeSet<&'a str> {
+        self.cluster.node_names().chain(case.expect.filter.keys().map(String::as_str)).collect()
+    }
+
+    fn filter(&self, case: &Case, object: &PodObject) -> BTreeMap<String, String> {
+        let (uid, holder) = (pod::uid(&object.metadata), pod::would_hold(object));
+        let filter = holder.as_ref().map(|holder| {
+            let preemption = pod::preemption(&object.spec);
+            Filter::of(&self.cluster, &uid, holder, preemption)
+        });
+        let answer = |node: &str| match filter.as_ref().map(|filter| filter.node(node)) {
+            None | Some(Ok(())) => FITS.to_owned(),
+            Some(Err(rejected)) => rejected.why.to_string(),
+        };
+        self.nodes(case).into_iter().map(|node| (node.to_owned(), answer(node))).collect()
+    }
+
     /// Plays a case through the core.
     pub fn play(&self, case: &Case) -> Result<Outcome, String> {
         let namespace = case.pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
+        let read = |pod: &Value| PodObject::deserialize(pod).map_err(|error| format!("pod: {error}"));
         let Some(policy) = self.policies.of(namespace) else {
             let untouched = Answer::untouched(String::new());
-            return Ok(Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response()));
+            let filter = self.filter(case, &read(&case.pod)?);
+            return Ok(Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response(), filter));
         };
-        let read = |pod: &Value| PodObject::deserialize(pod).map_err(|error| format!("pod: {error}"));
         let mutate = |object: &PodObject| {
             let pod = pod::translate(object, Some(namespace), Some(&case.user));
             let changes = admission::assess(&pod, policy, &self.cluster).changes();
@@ -227,6 +265,6 @@ impl Stage {
         } else {
             Answer::judged(String::new(), &pod.name, admission::judge(&pod, policy, None, &self.cluster))
         };
-        Ok(Outcome::of(mutated.response(), &operations, judged.response()))
+        Ok(Outcome::of(mutated.response(), &operations, judged.response(), self.filter(case, &object)))
     }
 }

@@ -176,19 +176,12 @@ struct AgentPod {
 impl GpuLedger {
     /// A ledger of a node, not written yet.
     pub fn new(node: &str, node_uid: &str, reservations: &Reservations, rules: &Rules) -> GpuLedger {
-        let owner = OwnerReference {
-            api_version: "v1".into(),
-            kind: "Node".into(),
-            name: node.to_owned(),
-            uid: node_uid.to_owned(),
-            ..OwnerReference::default()
-        };
         GpuLedger {
             api_version: keys::API_VERSION.to_owned(),
             kind: <GpuLedger as k8s_openapi::Resource>::KIND.to_owned(),
             metadata: ObjectMeta {
                 name: Some(node.to_owned()),
-                owner_references: Some(vec![owner]),
+                owner_references: Some(vec![owned_by(node, node_uid)]),
                 ..ObjectMeta::default()
             },
             spec: spec(reservations, rules),
@@ -199,6 +192,12 @@ impl GpuLedger {
     /// Its node.
     pub fn node(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The uid of the node that owns it.
+    pub fn owner(&self) -> Option<&str> {
+        let owners = self.metadata.owner_references.iter().flatten();
+        owners.into_iter().find(|owner| owner.kind == "Node").map(|owner| owner.uid.as_str())
     }
 
     /// What it says.
@@ -252,7 +251,11 @@ impl GpuLedger {
             parts.push(Part {
                 container: row.container.clone(),
                 role,
-                amount: amount.map_or(Amount::Slots(row.replicas), Amount::Requested),
+                amount: match (amount, row.basis) {
+                    (None, _) => Amount::Slots(row.replicas),
+                    (Some(amount), Basis::Request) => Amount::Requested(amount),
+                    (Some(amount), Basis::Declaration | Basis::Slot) => Amount::Counted(amount),
+                },
                 pinned: row.pinned,
                 gpu: None,
             });
@@ -264,7 +267,9 @@ impl GpuLedger {
             gpus: gpus.into_iter().map(|(resource, counts)| (resource, demand::replicas_of_pod(counts))).collect(),
             // Not known here. The highest, so that nobody counts on preempting it before it is seen.
             priority: i32::MAX,
-            starting: (state == State::Assumed).then_some(since),
+            // Until the pod itself is seen here, and says whether it is ready.
+            starting: (state != State::Adopted).then_some(since),
+            bound: None,
             annotated: true,
         };
         let gpu = rows.iter().find_map(|(_, row)| row.gpu.as_deref()).map(GpuId::from);
@@ -337,6 +342,22 @@ pub fn spec(reservations: &Reservations, rules: &Rules) -> Value {
     json!({ "reservations": rows })
 }
 
+fn owned_by(node: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "v1".into(),
+        kind: "Node".into(),
+        name: node.to_owned(),
+        uid: uid.to_owned(),
+        ..OwnerReference::default()
+    }
+}
+
+/// The merge patch that makes a node the owner of its ledger again, after it was deleted and came back under its name: else the
+/// ledger would be collected with all that was promised.
+pub fn owner_patch(node: &str, node_uid: &str, version: &str) -> Value {
+    json!({ "metadata": { "resourceVersion": version, "ownerReferences": [owned_by(node, node_uid)] } })
+}
+
 /// The merge patch that writes reservations, on the condition that nobody wrote the object since `version`.
 pub fn spec_patch(reservations: &Reservations, rules: &Rules, version: &str) -> Value {
     json!({ "metadata": { "resourceVersion": version }, "spec": spec(reservations, rules) })
@@ -348,8 +369,8 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
     let of_part = move |part: &Part| {
         let (resource, count) = holder.gpus.first()?;
         let basis = match part.amount {
-            Amount::Requested(_) if holder.request.is_some() => Basis::Request,
-            Amount::Requested(_) | Amount::Declared { .. } => Basis::Declaration,
+            Amount::Requested(_) => Basis::Request,
+            Amount::Declared { .. } | Amount::Counted(_) => Basis::Declaration,
             Amount::Slots(_) => Basis::Slot,
         };
         Some(Row {
@@ -359,7 +380,11 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
             container: part.container.clone(),
             role: part.role.into(),
             resource: resource.0.clone(),
-            replicas: if only { *count } else { 1 },
+            replicas: match part.amount {
+                Amount::Slots(replicas) => replicas,
+                _ if only => *count,
+                _ => 1,
+            },
             gpu: reservation.gpu.as_ref().map(GpuId::to_string),
             mib: part.holds(None, rules).map(Vram::mib),
             basis,

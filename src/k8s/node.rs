@@ -123,6 +123,8 @@ pub struct Advertised {
     pub allocatable: Option<String>,
     /// Our condition, if it is there.
     pub condition: Option<Condition>,
+    /// The node's uid.
+    pub uid: Option<String>,
 }
 
 /// Type of the condition that vramguard keeps on nodes with guarded GPUs.
@@ -137,6 +139,7 @@ pub fn advertised(node: &NodeObject) -> Advertised {
         capacity: of(&node.status.capacity),
         allocatable: of(&node.status.allocatable),
         condition: node.status.conditions.iter().find(|condition| condition.kind == CONDITION).cloned(),
+        uid: node.metadata.uid.clone(),
     }
 }
 

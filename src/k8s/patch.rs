@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::object::{BindingObject, Container, PodObject};
 use crate::capacity::admission::{Changes, ContainerChange};
 use crate::capacity::environment;
+use crate::capacity::ledger::PodUid;
 use crate::keys;
 
 /// The operations for `changes`, which were decided on this very object.
@@ -64,10 +65,15 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
     }
 }
 
-/// Puts annotations on a Binding, which the API server puts on the pod in the write that binds it.
-pub fn of_binding(binding: &BindingObject, annotations: &BTreeMap<String, String>) -> Patch {
+/// Puts annotations on a Binding, which the API server puts on the pod in the write that binds it. A Binding that does not say
+/// which pod of that name it means is made to mean the one that was decided on.
+pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &BTreeMap<String, String>) -> Patch {
     let mut patch = Vec::new();
-    if binding.metadata.annotations.is_none() {
+    if let Some(pod) = pod.filter(|_| binding.metadata.uid.as_ref().is_none_or(String::is_empty)) {
+        add(&mut patch, &["metadata", "uid"], json!(pod.0));
+    }
+    if annotations.is_empty() {
+    } else if binding.metadata.annotations.is_none() {
         add(&mut patch, &["metadata", "annotations"], json!(annotations));
     } else {
         for (key, value) in annotations {

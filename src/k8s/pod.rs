@@ -87,19 +87,24 @@ pub fn would_hold(object: &PodObject) -> Option<Holder> {
         gpus,
         priority: object.spec.priority.unwrap_or(0),
         starting: starting(object),
+        bound: bound(object),
         annotated: object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(keys::GPU_TOTAL_MIB)),
     })
 }
 
 /// Since when a pod is bound without being ready.
 fn starting(object: &PodObject) -> Option<Moment> {
-    let condition = |kind: &str| object.status.conditions.iter().find(|condition| condition.kind == kind);
-    let is_true = |kind: &str| condition(kind).filter(|condition| condition.status == "True");
-    let bound = is_true("PodScheduled")?;
-    if is_true("Ready").is_some() {
-        return None;
-    }
-    bound.last_transition_time.as_deref().and_then(moment)
+    if is_true(object, "Ready").is_some() { None } else { bound(object) }
+}
+
+/// Since when a pod is bound.
+fn bound(object: &PodObject) -> Option<Moment> {
+    is_true(object, "PodScheduled")?.last_transition_time.as_deref().and_then(moment)
+}
+
+fn is_true<'o>(object: &'o PodObject, kind: &str) -> Option<&'o object::Condition> {
+    let condition = object.status.conditions.iter().find(|condition| condition.kind == kind);
+    condition.filter(|condition| condition.status == "True")
 }
 
 /// What a read of a pod says about the one with that uid and its place on a node.

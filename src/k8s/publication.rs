@@ -5,9 +5,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::node::{Advertised, CONDITION, says};
+use super::quantity;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
-use crate::capacity::ledger::{PoolStanding, Standing};
+use crate::capacity::ledger::{NodeLedger, PoolStanding, Standing};
 use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -57,6 +58,21 @@ pub fn status_patch(
     (!status.is_empty()).then(|| json!({ "status": status }))
 }
 
+/// The patch that makes a node advertise at least what is bound there, or `None` where it does, or advertises nothing yet.
+/// kube-scheduler stays below what it sees; two of them, or one that saw more a moment ago, may not, and the controller that
+/// would say more may be on its way back.
+pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
+    let mut status = Map::new();
+    for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
+        let current = quantity::bytes(current.as_deref()?).map(quantity::Bytes::vram);
+        // Unreadable is not enough.
+        if current.is_none_or(|current| NodeLedger::falls_short(current, bound)) {
+            status.insert(list.into(), json!({ keys::VRAM_RESOURCE: bound.to_string() }));
+        }
+    }
+    (!status.is_empty()).then(|| json!({ "status": status }))
+}
+
 /// What a patch of the condition says of an overcommitted GPU, if that is news.
 pub fn says_overcommitted(patch: &Value) -> Option<String> {
     let condition = patch.pointer("/status/conditions/0").filter(|condition| condition["reason"] == OVERCOMMITTED)?;
@@ -91,7 +107,18 @@ fn said(
     let standing = standing?;
     let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
     if let Some((resource, why)) = unknown(facts) {
-        let message = format!("{resource}: {why}; nothing more is placed here until a GpuInventory describes the node");
+        let remedy = match why {
+            Unknown::Ledger { .. } => "it can be read",
+            Unknown::ReportContradicts { .. } | Unknown::ReportedNone { .. } | Unknown::UnevenReplicas { .. } => {
+                "the node agent and the device plugin agree"
+            }
+            Unknown::Unlabelled { .. }
+            | Unknown::BadLabel { .. }
+            | Unknown::Contradiction { .. }
+            | Unknown::BadCapacity { .. }
+            | Unknown::Unsupported { .. } => "a GpuInventory describes the node",
+        };
+        let message = format!("{resource}: {why}; nothing more is placed here until {remedy}");
         return Some(Said { status: "False", reason: "Unknown", message });
     }
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
@@ -218,6 +245,21 @@ mod tests {
         let status = &back.unwrap()["status"];
         assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": null }));
         assert_eq!(status["conditions"][0]["reason"], "NotShared");
+    }
+
+    #[test]
+    fn a_node_is_made_to_advertise_what_is_bound_and_never_less_than_it_does() {
+        let advertised = |amount: Option<&str>| Advertised {
+            capacity: amount.map(Into::into),
+            allocatable: amount.map(Into::into),
+            condition: None,
+            uid: None,
+        };
+        let raised = |amount| raise(&advertised(amount), Vram::from_mib(6000));
+        assert_eq!(raised(Some("5999Mi")).unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "6000Mi" }));
+        assert_eq!(raised(Some("6000Mi")), None);
+        assert_eq!(raised(Some("24Gi")), None);
+        assert_eq!(raised(None), None);
     }
 
     #[test]

@@ -236,11 +236,17 @@ impl Answer {
     }
 
     /// Allows a binding, with these annotations put on the pod by it.
-    pub fn bound(uid: String, binding: &BindingObject, annotations: &BTreeMap<String, String>) -> Answer {
+    pub fn bound(
+        uid: String,
+        binding: &BindingObject,
+        pod: Option<&PodUid>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Answer {
         let mut response = Response { uid, allowed: true, ..Response::default() };
-        if !annotations.is_empty() {
-            let operations = serde_json::to_vec(&patch::of_binding(binding, annotations));
-            response.patch = Some(BASE64_STANDARD.encode(operations.expect("a patch of strings is JSON")));
+        let patch = patch::of_binding(binding, pod, annotations);
+        if !patch.0.is_empty() {
+            let operations = serde_json::to_vec(&patch).expect("a patch of strings is JSON");
+            response.patch = Some(BASE64_STANDARD.encode(operations));
             response.patch_type = Some("JSONPatch");
         }
         Answer::of(response)

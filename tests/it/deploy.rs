@@ -5,6 +5,7 @@ mod admission;
 mod bindings;
 mod flow;
 mod ledgers;
+mod served;
 
 use crate::support::{ControlPlane, Finished};
 

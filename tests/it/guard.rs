@@ -20,6 +20,8 @@ pub struct Guard {
     pub server: Process,
     /// Where policies are written.
     pub policies: PathBuf,
+    /// Where it listens for the API server and kube-scheduler.
+    pub https: u16,
     http: u16,
 }
 
@@ -51,6 +53,7 @@ impl Guard {
         let mut guard = Guard {
             server: server("vramguard", plane, &kubeconfig, &directory, https, http),
             policies: directory,
+            https,
             http,
         };
         guard.server.start();

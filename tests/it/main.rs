@@ -12,6 +12,8 @@
 //! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
+//! | `extender` | a real kube-scheduler that asks the extender |
+//! | `figures` | the same, measured: printed, not judged |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
@@ -20,6 +22,8 @@ mod chaos;
 mod cluster;
 mod demo;
 mod deploy;
+mod extender;
+mod figures;
 mod guard;
 mod harness;
 mod kubelet;

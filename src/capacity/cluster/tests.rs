@@ -38,6 +38,7 @@ fn holder(request: u64, priority: i32) -> Holder {
         gpus: vec![(gpu(), 1)],
         priority,
         starting: None,
+        bound: None,
         annotated: true,
     }
 }

@@ -30,6 +30,7 @@ fn rules(serialize_per_gpu: bool) -> Rules {
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
         serialize_per_gpu,
+        several_schedulers: false,
     }
 }
 
@@ -60,6 +61,7 @@ fn one(request: u64, priority: i32) -> Holder {
         gpus: vec![(Resource(GPU.into()), 1)],
         priority,
         starting: None,
+        bound: None,
         annotated: true,
     }
 }
@@ -209,7 +211,7 @@ fn holders() -> impl Strategy<Value = Holder> {
         |(parts, gpus, priority, starting)| {
             let requests = parts.iter().filter_map(|(amount, ..)| match amount {
                 Amount::Requested(request) => Some(*request),
-                Amount::Declared { .. } | Amount::Slots(_) => None,
+                Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
             });
             Holder {
                 name: PodName { namespace: "ml".into(), name: "llm".into() },
@@ -222,6 +224,7 @@ fn holders() -> impl Strategy<Value = Holder> {
                         ..part(amount, pinned)
                     })
                     .collect(),
+                bound: None,
                 annotated: true,
                 gpus: gpus.into_iter().map(|(name, count)| (Resource(name.into()), count)).collect(),
                 priority,

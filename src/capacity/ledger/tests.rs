@@ -20,6 +20,7 @@ fn plain() -> Rules {
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,
         serialize_per_gpu: false,
+        several_schedulers: false,
     }
 }
 
@@ -37,7 +38,7 @@ fn pool(sizes: &[u64], replicas: u32, sharing: Sharing) -> Pool {
 fn holder(parts: &[Amount]) -> Holder {
     let requests = parts.iter().filter_map(|part| match part {
         Amount::Requested(request) => Some(*request),
-        Amount::Declared { .. } | Amount::Slots(_) => None,
+        Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
     });
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
@@ -46,6 +47,7 @@ fn holder(parts: &[Amount]) -> Holder {
         gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
         priority: 0,
         starting: None,
+        bound: None,
         annotated: true,
     }
 }

@@ -18,7 +18,13 @@ use oracle::{Outcome, Rule};
 /// No headroom: the figures of the tests are the figures of the GPUs.
 fn plain() -> Rules {
     let headroom = Headroom { percent: 0, minimum: Vram::ZERO };
-    Rules { per_process_overhead: Vram::ZERO, headroom, overcommit: Overcommit::NONE, serialize_per_gpu: false }
+    Rules {
+        per_process_overhead: Vram::ZERO,
+        headroom,
+        overcommit: Overcommit::NONE,
+        serialize_per_gpu: false,
+        several_schedulers: false,
+    }
 }
 
 fn pool(sizes: &[u64], replicas: u32, handout: Handout) -> Pool {

@@ -14,6 +14,8 @@ use crate::capacity::vram::Vram;
 pub enum Unplaced {
     /// The node has none of the GPUs it asks for, as far as is known.
     NoGpu { resource: Option<Resource> },
+    /// The pod takes GPUs of several of its resources.
+    SeveralResources,
     /// Its GPUs are not known.
     Unknown(Unknown),
     /// The pod takes its GPU from our annotation, and the node is not verified to honour that.
@@ -33,6 +35,8 @@ pub enum Refusal {
     OtherUid,
     /// The pod is bound already.
     Bound { node: String },
+    /// It is promised a place on too many other nodes.
+    TooManyPlaces { places: usize },
     /// No place.
     Unplaced { node: String, why: Unplaced },
     /// No answer in time, from the API server or because others were always faster.
@@ -48,12 +52,12 @@ impl Refusal {
             Refusal::OtherUid => Reason::OtherUid,
             Refusal::Bound { .. } => Reason::AlreadyBound,
             Refusal::Unplaced { why, .. } => match why {
-                Unplaced::NoGpu { .. } | Unplaced::Unknown(_) => Reason::NodeUnaccounted,
+                Unplaced::NoGpu { .. } | Unplaced::Unknown(_) | Unplaced::SeveralResources => Reason::NodeUnaccounted,
                 Unplaced::PinUnverified { .. } => Reason::PinUnverified,
                 Unplaced::Shortfall { starting: true, .. } => Reason::GpuStarting,
                 Unplaced::Shortfall { starting: false, .. } => Reason::VramShortfall,
             },
-            Refusal::Undecided { .. } => Reason::Undecided,
+            Refusal::TooManyPlaces { .. } | Refusal::Undecided { .. } => Reason::Undecided,
         }
     }
 
@@ -79,6 +83,12 @@ impl fmt::Display for Refusal {
                 write!(f, "its Binding names the uid of another pod, so it was replaced in between; bind the new one")
             }
             Refusal::Bound { node } => write!(f, "it is bound to node {node:?} already"),
+            Refusal::TooManyPlaces { places } => write!(
+                f,
+                "it is promised a place on {} already, and each bind that was allowed may still commit; the promises end in a \
+                 minute or two",
+                count(*places, "other node")
+            ),
             Refusal::Unplaced { node, why } => write!(f, "node {node:?} {why}"),
             Refusal::Undecided { node, why } => {
                 write!(f, "a place on node {node:?} could not be reserved ({why}); it will be tried again")
@@ -93,6 +103,9 @@ impl fmt::Display for Unplaced {
         match self {
             Unplaced::NoGpu { resource: Some(resource) } => write!(f, "has no {resource} that is accounted for"),
             Unplaced::NoGpu { resource: None } => write!(f, "has no GPU that is accounted for"),
+            Unplaced::SeveralResources => {
+                write!(f, "has GPUs behind several resources, of which a pod that declares VRAM may request one")
+            }
             Unplaced::Unknown(why) => write!(f, "has GPUs that are not accounted for: {why}"),
             Unplaced::PinUnverified { accounting } => write!(
                 f,

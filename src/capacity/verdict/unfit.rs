@@ -20,6 +20,8 @@ pub enum Unfit<'a> {
         /// What is asked for.
         resource: Option<&'a Resource>,
     },
+    /// The pod takes GPUs of several of its resources.
+    SeveralResources,
     /// Its GPUs are not known.
     Unknown,
     /// The pod takes its GPU from our annotation, and the node is not verified to honour that.
@@ -41,7 +43,7 @@ impl<'a> Unfit<'a> {
         let accounting = stands.accounting;
         // A whole GPU that is taken is no more free once its pod has started.
         let shared = accounting != Accounting::Exclusive;
-        if shared && room.is_zero() && stands.gpus.iter().any(|gpu| gpu.starting) {
+        if shared && room.is_zero() && stands.starting {
             return Unfit::Starting;
         }
         Unfit::Shortfall { demand, accounting }
@@ -50,7 +52,7 @@ impl<'a> Unfit<'a> {
     /// Its machine reason.
     pub fn reason(&self) -> Reason {
         match self {
-            Unfit::NoGpu { .. } | Unfit::Unknown => Reason::NodeUnaccounted,
+            Unfit::NoGpu { .. } | Unfit::SeveralResources | Unfit::Unknown => Reason::NodeUnaccounted,
             Unfit::PinUnverified => Reason::PinUnverified,
             Unfit::Starting => Reason::GpuStarting,
             Unfit::Shortfall { .. } => Reason::VramShortfall,
@@ -65,6 +67,9 @@ impl fmt::Display for Unfit<'_> {
                 write!(f, "node(s) had no {resource} that is accounted for")
             }
             Unfit::NoGpu { resource: None } => f.write_str("node(s) had no GPU that is accounted for"),
+            Unfit::SeveralResources => {
+                f.write_str("node(s) had GPUs behind several resources that were asked for at once")
+            }
             Unfit::Unknown => f.write_str("node(s) had GPUs that are not accounted for"),
             Unfit::PinUnverified => f.write_str("node(s) were not verified to honour visibleDevices: Pin"),
             Unfit::Starting => f.write_str("node(s) had a pod starting on each GPU that has room"),

@@ -16,7 +16,7 @@ pub const ACCOUNTED: &str = "Accounted";
 pub const OVERCOMMITTED: &str = "Overcommitted";
 
 /// The merge patch that makes the status say where the node stands, or `None` where it does. `current` is the status as it
-/// is, `generation` that of the spec it was made from.
+/// is.
 pub fn patch(
     facts: &NodeFacts,
     ledger: &NodeLedger,

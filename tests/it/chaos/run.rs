@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::Api;
+use kube::api::ListParams;
 use tokio::task::JoinSet;
 
 use super::burst::{self, Burst};
@@ -229,6 +230,29 @@ impl Run {
         })
         .await;
         println!("reported after {:?}", start.elapsed());
+    }
+
+    /// What was bound past the guard is counted, and an event on each such pod and on each overcommitted node says so.
+    pub async fn slips_are_said(&self, within: Duration) {
+        let events: Api<Event> = Api::all(self.plane.client());
+        eventually("events and metric to say what slipped past", within, async || {
+            let events = events.list(&ListParams::default()).await?.items;
+            let told = |reason: &str| -> BTreeSet<String> {
+                let of_reason = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
+                of_reason.filter_map(|event| event.involved_object.uid.clone()).collect()
+            };
+            // An event on a node has the node's name for a uid.
+            let (nodes, pods) = (told("GpuOvercommitted"), told("BoundPastGuard"));
+            let overcommitted = self.overcommitted();
+            let silent: Vec<_> = overcommitted.difference(&nodes).collect();
+            ensure!(silent.is_empty(), "{} of {}: {silent:?}", silent.len(), overcommitted.len());
+            let counted = self.replicas.sum("vramguard_bindings_past_guard_total");
+            ensure!(counted == pods.len() as f64, "{counted} counted, {} pods told", pods.len());
+            ensure!(pods.len() >= overcommitted.len(), "{} pods on {overcommitted:?}", pods.len());
+            println!("{} pods bound past the guard, {} nodes overcommitted, all said", pods.len(), overcommitted.len());
+            Ok(())
+        })
+        .await;
     }
 
     /// No GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.

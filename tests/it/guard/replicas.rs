@@ -79,6 +79,11 @@ impl Replicas {
         None
     }
 
+    /// The sum over all of a metric without labels.
+    pub fn sum(&self, name: &str) -> f64 {
+        self.replicas.iter().filter_map(|replica| metric(replica.http, name)).sum()
+    }
+
     /// Waits until one of them leads.
     pub async fn led(&self, within: Duration) -> usize {
         eventually("a replica to lead", within, async || {

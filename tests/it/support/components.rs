@@ -207,13 +207,27 @@ impl Site {
             .args(["--kube-api-qps=500", "--kube-api-burst=1000", "--resource-quota-sync-period=10s"])
     }
 
+    /// The scheduler with a configuration of the test's own: what says how to reach the API server is put into it.
+    pub fn configured_scheduler(&self, mut configuration: serde_json::Value) -> Process {
+        configuration["clientConnection"] = json!({"kubeconfig": self.kubeconfig("scheduler")});
+        configuration["leaderElection"] = json!({"leaderElect": false});
+        let path = self.file("scheduler-config.json");
+        write(&path, configuration.to_string());
+        let program = assets::program("kube-scheduler").unwrap_or_else(|reason| panic!("no kube-scheduler: {reason}"));
+        let process = Process::new("kube-scheduler-configured", &program, &self.folder);
+        self.scheduler_flags(process.arg(format!("--config={}", path.display())))
+    }
+
     fn scheduler(&self, process: Process) -> Process {
+        self.scheduler_flags(process.arg(format!("--kubeconfig={}", self.kubeconfig("scheduler").display())))
+            .arg("--leader-elect=false")
+    }
+
+    fn scheduler_flags(&self, process: Process) -> Process {
         process
-            .arg(format!("--kubeconfig={}", self.kubeconfig("scheduler").display()))
             .arg("--bind-address=127.0.0.1")
             .arg(format!("--secure-port={}", self.scheduler))
             .arg(format!("--cert-dir={}", self.file("scheduler-tls").display()))
-            .arg("--leader-elect=false")
             .arg("--v=2") // logs every binding and why a pod does not fit: what a failed test is read for
     }
 

@@ -208,6 +208,12 @@ impl ControlPlane {
         self.process(component).start();
     }
 
+    /// A scheduler with its own configuration (`KubeSchedulerConfiguration`), to be started in place of the stock one, whose
+    /// port it has.
+    pub fn configured_scheduler(&self, configuration: serde_json::Value) -> Process {
+        self.site.configured_scheduler(configuration)
+    }
+
     /// Lets it hang: connections stay open and nothing answers.
     pub fn pause_component(&self, component: Component) {
         self.process(component).pause();
@@ -215,6 +221,11 @@ impl ControlPlane {
 
     pub fn resume_component(&self, component: Component) {
         self.process(component).resume();
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self, component: Component) -> Option<u32> {
+        self.process(component).pid()
     }
 
     fn process(&self, component: Component) -> MutexGuard<'_, Process> {

@@ -17,7 +17,13 @@ use crate::capacity::vram::Vram;
 /// No headroom: the figures of the tests are the figures of the GPUs.
 pub fn rules() -> Rules {
     let headroom = Headroom { percent: 0, minimum: Vram::ZERO };
-    Rules { per_process_overhead: Vram::ZERO, headroom, overcommit: Overcommit::NONE, serialize_per_gpu: false }
+    Rules {
+        per_process_overhead: Vram::ZERO,
+        headroom,
+        overcommit: Overcommit::NONE,
+        serialize_per_gpu: false,
+        several_schedulers: false,
+    }
 }
 
 pub fn resource() -> Resource {
@@ -51,6 +57,7 @@ pub fn pod(request: u64) -> Holder {
         gpus: vec![(resource(), 1)],
         priority: 0,
         starting: None,
+        bound: None,
         annotated: true,
     }
 }

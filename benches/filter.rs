@@ -1,0 +1,180 @@
+//! What `POST /scheduler/filter` costs with 8 GPUs and 8 pods on each node: the handler's whole work in this process (read the
+//! body, decide, write the answer), then the same over TLS 1.3 and HTTP/1.1 as kube-scheduler asks, one question in flight.
+//!
+//! All nodes have a `GpuLedger` with a reservation for each pod and are in mode `pinned`; on every second one each GPU is
+//! nearly full. The questions: a pod that fits everywhere; one that fits on half of the nodes, so that the other half are
+//! reasons; one of higher priority, for which each of those is looked at again without the pods that it could preempt; and
+//! one that is not pinned, whose room no node has computed beforehand.
+
+#![allow(clippy::disallowed_methods)] // what the pure tiers may not touch is what is measured here
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{Request, StatusCode};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use vramguard::index::Index;
+use vramguard::k8s::snapshot::Snapshot;
+use vramguard::metrics::Metrics;
+use vramguard::policies::PolicyStore;
+use vramguard::tls::{self, CertificateStore, Pair};
+use vramguard::webhook::client::ReviewClient;
+use vramguard::webhook::server::Server;
+use vramguard::webhook::{self, Webhook};
+
+mod picture;
+
+const PATH: &str = "/scheduler/filter";
+const NODES: [usize; 2] = [1_000, 5_000];
+const GPUS: usize = 8;
+/// Questions over TLS for each figure, after some that are not counted.
+const QUESTIONS: usize = 2_000;
+const WARM_UP: usize = 200;
+
+/// As a cloud names nodes.
+fn name(number: usize) -> String {
+    format!("gpu-node-{number:05}.europe-west4-a.example.internal")
+}
+
+fn shared(nodes: usize, certificates: Arc<CertificateStore>) -> Webhook {
+    let policy = json!({ "apiVersion": "vramguard.dev/v1alpha1", "kind": "ClusterVramPolicy", "metadata": { "name": "c" }, "spec": {} });
+    let policies =
+        Arc::new(PolicyStore::new(&vec![("c".into(), policy.to_string())], "vramguard-system").expect("a policy"));
+    let mut snapshot = Snapshot::default();
+    for node in 0..nodes {
+        snapshot.nodes.push(serde_json::from_value(picture::node_of(&name(node), GPUS)).expect("a node"));
+        for gpu in 0..GPUS {
+            let pod = picture::pinned(node * GPUS + gpu, &name(node), gpu, held(node));
+            snapshot.pods.push(serde_json::from_value(pod).expect("a pod"));
+        }
+    }
+    let index = Arc::new(Index::of_snapshot(&snapshot, *policies.current().policies.rules(), Vec::new()));
+    for node in 0..nodes {
+        let pods = (0..GPUS).map(|gpu| (node * GPUS + gpu, gpu, held(node)));
+        index.apply_ledger(&serde_json::from_value(picture::ledger(&name(node), GPUS, pods)).expect("a ledger"));
+    }
+    let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates));
+    Webhook { index, policies, metrics }
+}
+
+/// MiB on each GPU of a node, of 81,100 that can be promised.
+fn held(node: usize) -> u64 {
+    if node.is_multiple_of(2) { 4_000 } else { 78_000 }
+}
+
+/// A pod, what it is to show, and on how many of 1,000 nodes it fits.
+fn questions() -> [(&'static str, Value, usize); 4] {
+    let fits = picture::looking("1624Mi", 0, picture::Gpu::Pinned);
+    let half = picture::looking("8792Mi", 0, picture::Gpu::Pinned);
+    let urgent = picture::looking("8792Mi", 1_000, picture::Gpu::Pinned);
+    let loose = picture::looking("1624Mi", 0, picture::Gpu::Any);
+    [
+        ("fits everywhere", fits, 1_000),
+        ("fits on half", half, 500),
+        ("fits on half, may preempt", urgent, 500),
+        ("not pinned", loose, 1_000),
+    ]
+}
+
+fn body(pod: &Value, nodes: usize) -> Bytes {
+    let names: Vec<String> = (0..nodes).map(name).collect();
+    Bytes::from(json!({ "Pod": pod, "Nodes": null, "NodeNames": names }).to_string())
+}
+
+/// Asks once; the length of the answer.
+async fn ask(routes: Router, body: Bytes) -> Bytes {
+    let request = Request::post(PATH).body(Body::from(body)).expect("a request");
+    let response = routes.oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::OK);
+    response.into_body().collect().await.expect("a body").to_bytes()
+}
+
+fn expect(answer: &[u8], nodes: usize) {
+    let answer: Value = serde_json::from_slice(answer).expect("JSON");
+    let passed = answer["NodeNames"].as_array().expect("a list").len();
+    assert_eq!(passed, nodes, "{:.2000}", answer.to_string());
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn in_this_process(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("filter");
+    for nodes in NODES {
+        let routes = webhook::routes(shared(nodes, Arc::default()));
+        for (what, pod, fits) in questions() {
+            let body = body(&pod, nodes);
+            expect(&runtime.block_on(ask(routes.clone(), body.clone())), fits * nodes / 1_000);
+            group.bench_function(BenchmarkId::new(what, nodes), |bencher| {
+                bencher.iter(|| runtime.block_on(ask(routes.clone(), body.clone())));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A server with a thread of its own.
+fn serve(nodes: usize) -> (std::net::SocketAddr, String) {
+    let (ready, started) = mpsc::channel();
+    std::thread::spawn(move || {
+        runtime().block_on(async move {
+            let issued = tls::issue(&["127.0.0.1".to_owned()], jiff::Timestamp::now()).expect("a certificate");
+            let certificates = Arc::new(CertificateStore::default());
+            certificates.set(Pair::from_pem(issued.certificate.as_bytes(), issued.key.as_bytes()).expect("a pair"));
+            let webhook = shared(nodes, certificates.clone());
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+            ready.send((listener.local_addr().expect("bound"), issued.ca)).expect("somebody waits");
+            let metrics = webhook.metrics.clone();
+            let server = Server { listener, certificates, metrics };
+            server.serve(webhook::routes(webhook), CancellationToken::new()).await.expect("it serves");
+        });
+    });
+    started.recv().expect("the server starts")
+}
+
+fn over_tls(_: &mut Criterion) {
+    println!("\nover TLS, {QUESTIONS} questions each, one in flight: from the question to the whole answer");
+    for nodes in NODES {
+        let (address, ca) = serve(nodes);
+        runtime().block_on(async {
+            let mut client = ReviewClient::connect(address, &ca).await.expect("it listens");
+            for (what, pod, fits) in questions() {
+                let body = body(&pod, nodes);
+                let mut took = Vec::with_capacity(QUESTIONS);
+                for question in 0..WARM_UP + QUESTIONS {
+                    let start = Instant::now();
+                    let (status, answer) = client.post(PATH, body.clone()).await.expect("an answer");
+                    let elapsed = start.elapsed();
+                    assert_eq!(status, StatusCode::OK);
+                    if question == 0 {
+                        expect(&answer, fits * nodes / 1_000);
+                    } else if question >= WARM_UP {
+                        took.push(elapsed);
+                    }
+                }
+                took.sort_unstable();
+                let at = |percent: usize| milliseconds(took[took.len() * percent / 100]);
+                let length = body.len() / 1000;
+                println!("{nodes} nodes, {what}: p50 {:.2} ms, p99 {:.2} ms ({length} kB asked)", at(50), at(99));
+            }
+        });
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+criterion_group!(benches, in_this_process, over_tls);
+criterion_main!(benches);

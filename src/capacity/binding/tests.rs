@@ -1,0 +1,153 @@
+//! Who may bind what, and what there is to do about it.
+
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::capacity::declaration::Declarations;
+use crate::capacity::demand::Role;
+use crate::capacity::gpu::{Gpu, Handout, Resource, Sharing};
+use crate::capacity::ledger::{Amount, NodeLedger, Part};
+use crate::capacity::placement::Placement;
+use crate::capacity::pod::{EnvEntry, Origin, VramRequest};
+use crate::capacity::verdict::{Reason, Unplaced};
+
+const GPU: &str = "nvidia.com/gpu";
+const SHARED: &str = "nvidia.com/gpu.shared";
+
+fn mib(mib: u64) -> Vram {
+    Vram::from_mib(mib)
+}
+
+fn pool(resource: &str, gpus: u32, replicas: u32) -> Pool {
+    let gpus = (0..gpus).map(|index| Gpu::of_size(index, mib(24_576))).collect();
+    Pool {
+        resource: Resource(resource.into()),
+        sharing: if replicas == 1 { Sharing::Exclusive } else { Sharing::TimeSlicing },
+        contents: Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() }),
+        handout: Handout::Unverified,
+    }
+}
+
+fn holder(resources: &[&str], pinned: bool) -> Holder {
+    let part =
+        Part { container: "main".into(), role: Role::App, amount: Amount::Requested(mib(5720)), pinned, gpu: None };
+    Holder {
+        name: PodName { namespace: "ml".into(), name: "llm".into() },
+        request: Some(mib(5720)),
+        parts: vec![part],
+        gpus: resources.iter().map(|name| (Resource((*name).into()), 1)).collect(),
+        priority: 0,
+        starting: None,
+        bound: None,
+        annotated: false,
+    }
+}
+
+fn pod(node: Option<&str>) -> Pod {
+    let budget = EnvEntry { name: "VRAMGUARD_VRAM_MIB".into(), value: Some("5120".into()), field: None };
+    let main = Container {
+        name: "main".into(),
+        role: Role::App,
+        gpus: vec![(Resource(GPU.into()), 1)],
+        vram_request: VramRequest::Exactly(mib(5720)),
+        env: vec![budget],
+    };
+    Pod {
+        name: PodName { namespace: "ml".into(), name: "llm".into() },
+        containers: vec![main],
+        declarations: Declarations::default(),
+        reserved_annotations: vec![],
+        unknown_annotations: vec![],
+        placement: Placement { node_name: node.map(Into::into), ..Placement::default() },
+        origin: Origin::Api,
+    }
+}
+
+fn binding() -> Binding {
+    Binding {
+        pod: PodName { namespace: "ml".into(), name: "llm".into() },
+        uid: Some(PodUid("a".into())),
+        node: "gpu-0".into(),
+        reserved_annotations: vec![],
+        binder: "system:kube-scheduler".into(),
+    }
+}
+
+fn reason(binding: &Binding, pod: &Pod, places: usize) -> Option<Reason> {
+    let binders = BTreeSet::from(["system:kube-scheduler".to_owned()]);
+    judge(binding, &PodUid("a".into()), pod, &binders, places).err().map(|refusal| refusal.reason())
+}
+
+#[test]
+fn a_binding_is_refused_by_rule() {
+    assert_eq!(reason(&binding(), &pod(None), 0), None);
+    let foreign = Binding { binder: "alice".into(), ..binding() };
+    assert_eq!(reason(&foreign, &pod(None), 0), Some(Reason::ForeignBinder));
+    let other = Binding { uid: Some(PodUid("b".into())), ..binding() };
+    assert_eq!(reason(&other, &pod(None), 0), Some(Reason::OtherUid));
+    assert_eq!(reason(&Binding { uid: None, ..binding() }, &pod(None), 0), None);
+    assert_eq!(reason(&binding(), &pod(Some("gpu-1")), 0), Some(Reason::AlreadyBound));
+    let forged = Binding { reserved_annotations: vec!["vramguard.dev/gpu.main".into()], ..binding() };
+    assert_eq!(screen(&forged).unwrap_err().reason(), Reason::ReservedAnnotation);
+}
+
+/// Reviews can be forged: one pod could otherwise be promised a place on every node.
+#[test]
+fn a_pod_is_promised_a_place_on_few_nodes_at_a_time() {
+    assert_eq!(reason(&binding(), &pod(None), MAX_PLACES - 1), None);
+    assert_eq!(reason(&binding(), &pod(None), MAX_PLACES), Some(Reason::Undecided));
+}
+
+#[test]
+fn single_gpus_are_annotated_and_reserved_only_where_the_scheduler_does_not_keep_the_sum() {
+    let exact = [pool(GPU, 1, 4)];
+    let rules = Rules::default();
+    assert_eq!(task(&holder(&[GPU], false), &exact, &rules), Task::Annotate);
+    for rules in [Rules { serialize_per_gpu: true, ..rules }, Rules { several_schedulers: true, ..rules }] {
+        assert_eq!(task(&holder(&[GPU], false), &exact, &rules), Task::Reserve);
+    }
+    assert_eq!(task(&holder(&[GPU], false), &[pool(GPU, 2, 4)], &rules), Task::Reserve);
+    assert_eq!(task(&holder(&[GPU], false), &[pool(GPU, 2, 1)], &rules), Task::Annotate);
+    assert_eq!(task(&Holder { request: None, ..holder(&[GPU], false) }, &exact, &rules), Task::None);
+}
+
+/// It would start with an empty list of visible GPUs.
+#[test]
+fn a_pinned_pod_whose_gpu_cannot_be_named_is_refused() {
+    let rules = Rules::default();
+    let refused = |pools: &[Pool]| {
+        assert_eq!(task(&holder(&[GPU], true), pools, &rules), Task::Reserve);
+        let placed =
+            NodeLedger::default().assume(&PodUid("a".into()), &holder(&[GPU], true), pools, &rules, Default::default());
+        matches!(placed, Err(Unplaced::PinUnverified { .. }))
+    };
+    assert!(refused(&[pool(GPU, 2, 4)]), "which of two is the plugin's choice");
+    assert!(refused(&[pool(GPU, 2, 1)]), "also where they are not shared");
+    // Each pool counts from zero, so a position names no GPU of the node.
+    assert!(refused(&[pool(GPU, 1, 4), pool(SHARED, 1, 4)]));
+    assert_eq!(task(&holder(&[GPU], true), &[pool(GPU, 1, 4)], &rules), Task::Annotate);
+}
+
+#[test]
+fn a_pod_that_takes_two_resources_of_a_node_has_no_place_there() {
+    let pools = [pool(GPU, 1, 1), pool(SHARED, 2, 4)];
+    let both = holder(&[GPU, SHARED], false);
+    assert_eq!(task(&both, &pools, &Rules::default()), Task::Reserve);
+    let placed =
+        NodeLedger::default().assume(&PodUid("a".into()), &both, &pools, &Rules::default(), Default::default());
+    assert!(matches!(placed, Err(Unplaced::SeveralResources)));
+}
+
+#[test]
+fn annotations_say_what_is_known() {
+    let of = |pools: &[Pool], gpu: Option<GpuId>| annotations(&pod(None), &holder(&[GPU], false), gpu.as_ref(), pools);
+    let known = of(&[pool(GPU, 2, 4)], Some(GpuId::Index(1)));
+    let expected = [("gpu-total-mib", "24576"), ("gpu.main", "1"), ("vram-fraction.main", "0.2083")];
+    let expected = expected.map(|(key, value)| (format!("vramguard.dev/{key}"), value.to_owned()));
+    assert_eq!(known, BTreeMap::from(expected.clone()));
+    let alike = of(&[pool(GPU, 2, 4)], None);
+    assert_eq!(alike.into_keys().collect::<Vec<_>>(), [expected[0].0.clone(), expected[2].0.clone()]);
+    let mut mixed = pool(GPU, 2, 4);
+    mixed.contents.as_mut().unwrap().gpus[1].total = mib(80_000);
+    assert_eq!(of(&[mixed], None), BTreeMap::new());
+}
