@@ -267,8 +267,8 @@ impl NodeLedger {
             let mut ledger = self.clone();
             let shared = self.shared().cloned().unwrap_or_default();
             ledger.share(Some(Shared { reservations: reservations.clone(), ..shared }));
-            let chosen = ledger.choose(uid, holder, pools, rules).ok().flatten();
-            reservations.0.get_mut(uid).expect("looked up above").gpu = chosen;
+            let chosen = || ledger.choose(uid, holder, pools, rules).ok().flatten();
+            reservations.0.get_mut(uid).expect("looked up above").gpu = holder.named_gpu(pools).or_else(chosen);
         }
     }
 }

@@ -305,6 +305,15 @@ fn a_pod_adopted_without_a_gpu_gets_one_once_there_is_room() {
 }
 
 #[test]
+fn a_pod_adopted_without_a_gpu_is_on_the_one_that_an_annotation_names_later() {
+    let mut cluster = cluster();
+    cluster.apply_ledger("a", Some(under(reservations([("p", reservation(pinned(5000), None, State::Adopted, 5))]))));
+    cluster.apply_pod(&uid("p"), "a", annotated(5000, Some(1)));
+    assert_eq!(standing(&cluster).pools[0].gpus[1].held, mib(5000));
+    assert_eq!(upkeep(&cluster, 6).reservations.of(&uid("p")).unwrap().gpu, on(1));
+}
+
+#[test]
 fn only_a_quorum_read_tells_of_a_reservation_that_is_old_or_whose_pod_is_not_seen() {
     let cases = [
         (State::Assumed, 1000, false),
