@@ -69,7 +69,8 @@ fn the_core_imports_nothing_but_std_thiserror_and_itself() {
     ];
     none(lines_with("src/capacity", &words));
     let mut foreign = lines_with("src/capacity", &["use "]);
-    foreign.retain(|line| line.contains(": use "));
+    // Path, number, and then the line: a message may have the word in its midst.
+    foreign.retain(|line| line.splitn(3, ':').nth(2).is_some_and(|code| code.starts_with(" use ")));
     assert!(foreign.len() > 10, "the core has imports: {foreign:?}");
     let allowed = ["use std::", "use super::", "use crate::keys", "use crate::capacity"];
     none(foreign.into_iter().filter(|line| !allowed.iter().any(|prefix| line.contains(prefix))).collect());
