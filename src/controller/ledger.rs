@@ -29,8 +29,9 @@ use crate::k8s::object::PodObject;
 use crate::k8s::pod;
 use crate::ledgers::{self, Known, WriteError};
 
-/// Changes are gathered for this long. Nobody waits for these writes: an ended pod stops counting when it is seen to.
-const GATHER: Duration = Duration::from_millis(500);
+/// Changes are gathered for this long. Nobody waits for these writes: an ended pod stops counting when it is seen to. While
+/// pods are bound, each of them makes a binding's write lose and begin again.
+const GATHER: Duration = Duration::from_secs(2);
 /// Reservations come of age without any event.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// Nodes in hand at a time.

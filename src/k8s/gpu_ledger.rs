@@ -359,8 +359,12 @@ pub fn owner_patch(node: &str, node_uid: &str, version: &str) -> Value {
 }
 
 /// The merge patch that writes reservations, on the condition that nobody wrote the object since `version`.
+///
+/// It takes the record of who wrote which field away, and an API server keeps none for an object without one. Here every row
+/// has one writer, and the record, longer than the rows themselves, would be worked out anew for each binding. Whoever writes
+/// `status.agent` therefore uses a merge patch too: server-side apply would find no record of what it applied before.
 pub fn spec_patch(reservations: &Reservations, rules: &Rules, version: &str) -> Value {
-    json!({ "metadata": { "resourceVersion": version }, "spec": spec(reservations, rules) })
+    json!({ "metadata": { "resourceVersion": version, "managedFields": [{}] }, "spec": spec(reservations, rules) })
 }
 
 fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> impl Iterator<Item = Row> + 'r {

@@ -29,7 +29,7 @@ fn what_is_read_is_what_would_be_written() {
     let shared = ledger(rows(), Value::Null).shared().unwrap();
     assert_eq!(spec(&shared.reservations, &Rules::default()), rows());
     let patch = spec_patch(&shared.reservations, &Rules::default(), "7");
-    assert_eq!(patch["metadata"], json!({ "resourceVersion": "7" }));
+    assert_eq!(patch["metadata"], json!({ "resourceVersion": "7", "managedFields": [{}] }));
 }
 
 #[test]

@@ -24,7 +24,7 @@ const PODS: usize = 300;
 /// Requests in flight while pods are created.
 const AT_ONCE: usize = 16;
 /// For a round of [`PODS`]; kube-scheduler's limit alone makes it four seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Until kube-scheduler's client has its whole burst again.
 const REFILL: Duration = Duration::from_secs(3);
 /// 4,696 MiB demanded.
@@ -49,9 +49,10 @@ struct Round {
 pub async fn measure(limits: ClientLimits) {
     let rounds = times("VRAMGUARD_ROUNDS", 5);
     let pinned = (0..10).map(|number| Workload::Pinned.node(number, 4, 16, 81_920));
+    let slot = (0..10).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
     let single = (0..20).map(|number| Workload::Single.node(number, 1, 32, 143_771));
     let plain = (0..10).map(|number| Workload::Plain.node(number, 0, 0, 0));
-    let mut site = Site::start(pinned.chain(single).chain(plain).collect()).await;
+    let mut site = Site::start(pinned.chain(slot).chain(single).chain(plain).collect()).await;
     let scheduler = match limits {
         ClientLimits::Default => None,
         ClientLimits::Raised => {

@@ -24,6 +24,9 @@ const ENTRIES: [&str; 3] =
 pub enum Workload {
     /// Onto nodes with several GPUs under pinned accounting: a binding is a promise in the ledger.
     Pinned,
+    /// Onto nodes with several GPUs of which nobody says how they are handed out: a promise too, and the node publishes room for
+    /// one pod at a time.
+    Slot,
     /// Onto nodes with one GPU: a binding is annotated.
     Single,
     /// Without GPUs, in a namespace that is guarded: a binding is let through by its uid.
@@ -31,12 +34,13 @@ pub enum Workload {
 }
 
 impl Workload {
-    pub const ALL: [Workload; 3] = [Workload::Pinned, Workload::Single, Workload::Plain];
+    pub const ALL: [Workload; 4] = [Workload::Pinned, Workload::Slot, Workload::Single, Workload::Plain];
 
     /// Its namespace, and the value of the label of its nodes.
     pub fn name(self) -> &'static str {
         match self {
             Workload::Pinned => "pinned",
+            Workload::Slot => "slot",
             Workload::Single => "single",
             Workload::Plain => "plain",
         }
@@ -85,7 +89,7 @@ impl Site {
             plane.kubectl(&["create", "namespace", workload.name()]).await.expect_success();
         }
         let mut site = Site { guard, plane, nodes, idle: BTreeMap::new() };
-        for node in site.nodes.iter().filter(|node| node.gpus > 1) {
+        for node in site.nodes.iter().filter(|node| node.labels[POOL] == Workload::Pinned.name()) {
             site.agent_reports(node).await;
         }
         site.nodes.retain(|node| node.gpus > 0);
@@ -137,9 +141,10 @@ impl Site {
             self.plane.kubectl(&delete).await.expect_success();
         }
         for node in &self.nodes {
-            // Pinned accounting publishes the largest free GPU of a node whose GPUs are alike.
             let one = self.idle[&node.name].strip_suffix("Mi").and_then(|text| text.parse::<u64>().ok());
-            let all = one.expect("whole MiB are published so") * u64::from(node.gpus);
+            // All GPUs of a node are alike; under slot accounting it publishes the share of one replica, else one GPU.
+            let replicas = if node.labels[POOL] == Workload::Slot.name() { node.replicas } else { 1 };
+            let all = one.expect("whole MiB are published so") * u64::from(node.gpus * replicas);
             self.plane.publish(&node.name, VRAM, Some(&format!("{all}Mi"))).await;
         }
         // The API server reads webhook configurations through a watch of its own.
