@@ -33,7 +33,7 @@ pub struct GpuLedger {
     kind: String,
     /// Named like its node, which owns it.
     pub metadata: ObjectMeta,
-    /// Reservations; read by [`shared`].
+    /// Reservations; read by [`GpuLedger::shared`].
     #[serde(default)]
     pub spec: Value,
     /// See [`status`].

@@ -1,5 +1,5 @@
 //! The HTTPS side: reviews in, answers out. Owns routes, limits and what is counted; parsing and writing reviews is
-//! `k8s::review`, deciding is `capacity::admission`. What kube-scheduler asks is answered in [`extender`].
+//! `k8s::review`, deciding is `capacity::admission`. What kube-scheduler asks is answered in `extender`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
