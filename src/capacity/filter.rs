@@ -77,7 +77,7 @@ impl<'c, 'p> Filter<'c, 'p> {
             Ok(pool) => pool,
             Err(unplaced) => {
                 let why = self.unfit(&unplaced);
-                return Some(Err(Rejected { why, published: why != Unfit::PinUnverified }));
+                return Some(Err(Rejected { why, published: matches!(why, Unfit::NoGpu { .. } | Unfit::Unknown) }));
             }
         };
         let demand = self.demand?;
