@@ -41,6 +41,8 @@ struct Round {
     pods_per_second: f64,
     /// CPU milliseconds a pod, by process.
     cpu: BTreeMap<&'static str, f64>,
+    /// Requests to the API server a pod, by verb and resource.
+    requests: BTreeMap<String, f64>,
     /// Bindings that the guard refused.
     refused: u64,
 }
@@ -48,6 +50,7 @@ struct Round {
 /// Measures and prints.
 pub async fn measure(limits: ClientLimits) {
     let rounds = times("VRAMGUARD_ROUNDS", 5);
+    let workloads = Workload::chosen();
     let pinned = (0..10).map(|number| Workload::Pinned.node(number, 4, 16, 81_920));
     let slot = (0..10).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
     let single = (0..20).map(|number| Workload::Single.node(number, 1, 32, 143_771));
@@ -63,7 +66,7 @@ pub async fn measure(limits: ClientLimits) {
         }
     };
     let mut templates = BTreeMap::new();
-    for workload in Workload::ALL {
+    for workload in workloads.iter().copied() {
         templates.insert((workload, Side::With), workload.pod("x", VRAM));
         templates.insert((workload, Side::Without), as_admitted(&site, workload).await);
         // Not counted: caches and connections are made.
@@ -78,7 +81,7 @@ pub async fn measure(limits: ClientLimits) {
                 turn(&mut site, side).await;
                 now = side;
             }
-            for workload in Workload::ALL {
+            for workload in workloads.iter().copied() {
                 let round = round(&site, scheduler.as_ref(), workload, side, &templates).await;
                 let rate = round.pods_per_second;
                 println!("round {number} {} {side:?}: {rate:.1} pods/s, {} refused", workload.name(), round.refused);
@@ -86,7 +89,7 @@ pub async fn measure(limits: ClientLimits) {
             }
         }
     }
-    print(limits, &seen);
+    print(limits, &workloads, &seen);
 }
 
 fn other(side: Side) -> Side {
@@ -134,9 +137,11 @@ async fn round(
         Side::With => site.bindings(),
         Side::Without => (0, 0),
     };
+    let requests_before = requests(site).await;
     let (cpu_before, asked_before) = (cpu_times(site, scheduler), asked());
     let took = burst(&site.plane.client(), workload, &templates[&(workload, side)]).await;
     let (cpu_after, asked_after) = (cpu_times(site, scheduler), asked());
+    let requests_after = requests(site).await;
     if side == Side::With {
         let asked = asked_after.0 - asked_before.0;
         assert!(asked >= PODS as u64, "the guard was asked about {asked} of {PODS} bindings");
@@ -146,11 +151,34 @@ async fn round(
     let used = |(name, after): (&&'static str, &Duration)| {
         (*name, (*after - cpu_before[name]).as_secs_f64() * 1e3 / PODS as f64)
     };
+    let made = |(name, after): (String, f64)| {
+        let before = requests_before.get(&name).copied().unwrap_or(0.0);
+        (name, (after - before) / PODS as f64)
+    };
     Round {
         pods_per_second: PODS as f64 / took.as_secs_f64(),
         cpu: cpu_after.iter().map(used).collect(),
+        requests: requests_after.into_iter().map(made).filter(|(_, count)| *count >= 0.02).collect(),
         refused: asked_after.1 - asked_before.1,
     }
+}
+
+/// Requests that the API server has answered so far, by verb, resource and status code.
+async fn requests(site: &Site) -> BTreeMap<String, f64> {
+    let metrics = site.plane.kubectl(&["get", "--raw", "/metrics"]).await.expect_success();
+    let label = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{name}=\""))?;
+        Some(rest.split_once('"')?.0.to_owned())
+    };
+    let mut requests = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+        let of = |name| label(line, name).unwrap_or_default();
+        let subresource = Some(of("subresource")).filter(|name| !name.is_empty());
+        let resource = [Some(of("resource")), subresource].into_iter().flatten().collect::<Vec<_>>().join("/");
+        let count: f64 = line.rsplit(' ').next().and_then(|text| text.parse().ok()).expect("a count");
+        *requests.entry(format!("{} {resource} {}", of("verb"), of("code"))).or_default() += count;
+    }
+    requests
 }
 
 fn cpu_times(site: &Site, scheduler: Option<&Process>) -> BTreeMap<&'static str, Duration> {
@@ -211,10 +239,10 @@ async fn burst(client: &Client, workload: Workload, template: &Value) -> Duratio
     last - start
 }
 
-fn print(limits: ClientLimits, seen: &BTreeMap<(Workload, Side), Vec<Round>>) {
+fn print(limits: ClientLimits, workloads: &[Workload], seen: &BTreeMap<(Workload, Side), Vec<Round>>) {
     println!("\n{PODS} pods a round, client limits of kube-scheduler: {limits:?}");
     println!("workload  rounds  with [pods/s]  without [pods/s]  ratio of medians  ratio by round            refused");
-    for workload in Workload::ALL {
+    for workload in workloads.iter().copied() {
         let rates = |side| -> Vec<f64> { seen[&(workload, side)].iter().map(|round| round.pods_per_second).collect() };
         let (with, without) = (rates(Side::With), rates(Side::Without));
         let ratios: Vec<String> = with.iter().zip(&without).map(|(a, b)| format!("{:.2}", a / b)).collect();
@@ -231,5 +259,14 @@ fn print(limits: ClientLimits, seen: &BTreeMap<(Workload, Side), Vec<Round>>) {
             format!("{name} {:.1}", median(&values))
         };
         println!("{:8} {:8} {}", workload.name(), format!("{side:?}"), names.map(of).collect::<Vec<_>>().join(", "));
+    }
+    println!("\nRequests to the API server a pod, medians");
+    for ((workload, side), rounds) in seen {
+        let names: BTreeSet<&String> = rounds.iter().flat_map(|round| round.requests.keys()).collect();
+        let of = |name: &&String| {
+            let values: Vec<f64> = rounds.iter().map(|round| round.requests.get(*name).copied().unwrap_or(0.0)).collect();
+            format!("{name}: {:.2}", median(&values))
+        };
+        println!("{:8} {:8} {}", workload.name(), format!("{side:?}"), names.iter().map(of).collect::<Vec<_>>().join(", "));
     }
 }

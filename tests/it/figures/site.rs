@@ -36,6 +36,16 @@ pub enum Workload {
 impl Workload {
     pub const ALL: [Workload; 4] = [Workload::Pinned, Workload::Slot, Workload::Single, Workload::Plain];
 
+    /// Those that `VRAMGUARD_WORKLOADS` names, with commas between; all without it.
+    pub fn chosen() -> Vec<Workload> {
+        let Ok(names) = std::env::var("VRAMGUARD_WORKLOADS") else { return Workload::ALL.to_vec() };
+        let named = |name: &str| {
+            let found = Workload::ALL.into_iter().find(|workload| workload.name() == name);
+            found.unwrap_or_else(|| panic!("VRAMGUARD_WORKLOADS: no workload {name:?}"))
+        };
+        names.split(',').map(named).collect()
+    }
+
     /// Its namespace, and the value of the label of its nodes.
     pub fn name(self) -> &'static str {
         match self {
