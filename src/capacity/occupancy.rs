@@ -2,17 +2,20 @@
 //! GPU it goes to, the worst that may be true of each GPU. Owns this arithmetic for every accounting mode; does not know pods,
 //! only the amounts they hold.
 //!
-//! An amount whose GPU is not known is *loose*. Every answer holds for each way in which the loose ones may lie, and for each
-//! order in which the device plugin may have come to them:
+//! An amount whose GPU is not known is *loose*. What is promised holds for each way in which the loose ones may lie, for each
+//! order in which the device plugin may come to them, and whoever of those that are there now is gone by then:
 //!
 //! - **slot**: a loose amount may be on any GPU that has a replica left for it, so the worst for a GPU are the largest loose
-//!   ones, as many as it has replicas left.
-//! - **confirmed**: the plugin's rule looks at the number of replicas taken and never at memory. So how many of the loose
-//!   ones a GPU can get depends on their number alone, and as they may come in any order, the worst for it are the largest
-//!   ones, that many. Loose ones may also have got their GPU while others were there that are gone. Under `distributed` that
-//!   does no harm: the next one goes where there are fewest, and so not where more of them are than were predicted. Under
-//!   `packed` it goes just there, so loose ones may be anywhere. Who will be gone before a pod that is bound gets its GPU is
-//!   not predicted; the deficit that this may bring is.
+//!   ones, as many as it has replicas left. Somebody small may leave his replica to one of them.
+//! - **confirmed**, `distributed`: the plugin gives the GPU with the fewest replicas taken and never looks at memory. So how many
+//!   of the loose ones a GPU can have when the last of them comes to it depends on numbers alone: as many as fit under the
+//!   level of the others, to which the rest of the loose ones may have risen. As they may come in any order, the worst are the
+//!   largest ones, that many. Whoever leaves a GPU lowers it, and makes it one that the next may get: the worst is that the
+//!   smallest leave. Who was there before and is gone does no harm: a GPU on which more of the loose ones are than were
+//!   predicted is one that has not the fewest.
+//! - **confirmed**, `packed`: the plugin gives the GPU with the most replicas taken that has one left. Any GPU with a replica left
+//!   is that one once enough others have left theirs, and a loose one may have come then. So it is as under slot, without the
+//!   bound of one slot.
 //! - **pinned**: a pinned pod is where it was put. The others are loose, and the plugin, which does not know of pins, may
 //!   have put as many on one GPU as that has replicas.
 
@@ -73,11 +76,23 @@ pub struct GpuStanding {
     pub starting: bool,
 }
 
+/// Who is known to be on one GPU.
 #[derive(Clone, Debug, Default)]
 struct Seat {
     held: Vram,
+    /// What each of them holds, largest first.
+    amounts: Vec<Vram>,
     replicas: u64,
-    starting: bool,
+    /// How many of them start and keep others off.
+    starting: usize,
+}
+
+impl Seat {
+    /// What is held when all but so many have left, the smallest first; and how many replicas are taken then at least. Of one
+    /// that has several, all but one may have been given back.
+    fn after_all_but(&self, staying: usize) -> (Vram, u64) {
+        (self.amounts[..staying].iter().copied().sum(), self.replicas.min(staying as u64))
+    }
 }
 
 /// A pool with all that is held of it.
@@ -114,7 +129,9 @@ impl<'a> Occupancy<'a> {
         for share in shares {
             occupancy.add(share, rules.serialize_per_gpu);
         }
-        occupancy.loose.sort_unstable_by(|a, b| b.cmp(a));
+        let largest_first = |amounts: &mut Vec<Vram>| amounts.sort_unstable_by(|a, b| b.cmp(a));
+        largest_first(&mut occupancy.loose);
+        occupancy.seats.iter_mut().for_each(|seat| largest_first(&mut seat.amounts));
         Some(occupancy)
     }
 
@@ -127,8 +144,9 @@ impl<'a> Occupancy<'a> {
             if let Some(known) = known {
                 let seat = &mut self.seats[known];
                 seat.held = seat.held.plus(amount);
+                seat.amounts.push(amount);
                 seat.replicas = seat.replicas.saturating_add(replicas);
-                seat.starting |= starting;
+                seat.starting += usize::from(starting);
             } else {
                 self.loose.push(amount);
                 self.loose_replicas = self.loose_replicas.saturating_add(replicas);
@@ -167,21 +185,35 @@ impl<'a> Occupancy<'a> {
         }
     }
 
-    /// The smallest of what the GPUs can take that such a pod may get: it has to fit on each of them.
+    /// The smallest of what the GPUs can take that such a pod may get, now or when others have left: it has to fit on each of
+    /// them, and to drive nobody else onto one where he does not fit.
     fn room_anywhere(&self, arrivals: u64) -> Vram {
-        let gpus = || 0..self.seats.len();
-        let may_get = |gpu: &usize| self.most_loose(*gpu, arrivals) > 0;
-        let blocked = |gpu: usize| self.seats[gpu].starting || self.worst(gpu, arrivals).deficit().is_some();
-        if self.loose_starting || gpus().filter(may_get).any(blocked) {
+        if self.loose_starting {
             return Vram::ZERO;
         }
-        // Beside the worst of the others, one place left for itself.
-        let beside = |gpu: usize| {
-            let others = self.most_loose(gpu, arrivals).saturating_sub(1);
-            self.largest_loose(others).fold(self.left(gpu), Balance::less)
-        };
-        let Some(room) = gpus().filter(may_get).map(beside).min().map(Balance::room) else {
-            return Vram::ZERO; // every replica is taken
+        let mut least: Option<Balance> = None;
+        for (gpu, seat) in self.seats.iter().enumerate() {
+            let here = seat.amounts.len();
+            let least_staying = if self.others_may_leave() { 0 } else { here };
+            for staying in least_staying..=here {
+                let now = (seat.held, seat.replicas);
+                let (held, replicas) = if self.others_may_leave() { seat.after_all_but(staying) } else { now };
+                let most = self.most_loose(gpu, replicas, arrivals);
+                if most == 0 {
+                    continue; // it goes elsewhere
+                }
+                let left = self.allocatable[gpu].less(held);
+                let starting = seat.starting > 0 && seat.starting <= staying;
+                if starting || self.beside_loose(left, most).deficit().is_some() {
+                    return Vram::ZERO;
+                }
+                // Beside the worst of the others, one place left for itself.
+                let beside = self.beside_loose(left, most - 1);
+                least = Some(least.map_or(beside, |least| least.min(beside)));
+            }
+        }
+        let Some(room) = least.map(Balance::room) else {
+            return Vram::ZERO; // nobody can come
         };
         match self.accounting {
             // Else one large pod could take the room that the other replicas stand for.
@@ -191,6 +223,15 @@ impl<'a> Occupancy<'a> {
             | Accounting::Pinned
             | Accounting::Exclusive
             | Accounting::Unknown => room,
+        }
+    }
+
+    /// Whether it can be worse for a GPU that some leave it: their replicas go to others.
+    fn others_may_leave(&self) -> bool {
+        match self.accounting {
+            Accounting::Slot | Accounting::Confirmed => true,
+            // Their rules do not look at who is there.
+            Accounting::Exact | Accounting::Pinned | Accounting::Exclusive | Accounting::Unknown => false,
         }
     }
 
@@ -224,55 +265,50 @@ impl<'a> Occupancy<'a> {
     /// What a GPU can take of a pinned pod in the worst case; `None` where it takes no other one.
     fn free_pinned(&self, gpu: usize) -> Option<Balance> {
         let full = self.seats[gpu].replicas >= self.replicas();
-        let blocked = self.seats[gpu].starting || self.loose_starting;
-        let free = self.worst(gpu, 0);
+        let blocked = self.seats[gpu].starting > 0 || self.loose_starting;
+        let free = self.worst(gpu);
         (!full && !blocked && free.deficit().is_none()).then_some(free)
     }
 
-    /// What is left of a GPU in the worst case, when so many more replicas than now are handed out.
-    fn worst(&self, gpu: usize, arrivals: u64) -> Balance {
-        self.largest_loose(self.most_loose(gpu, arrivals)).fold(self.left(gpu), Balance::less)
+    /// What is left of a GPU in the worst case, as the loose ones may lie now.
+    fn worst(&self, gpu: usize) -> Balance {
+        self.beside_loose(self.left(gpu), self.most_loose(gpu, self.seats[gpu].replicas, 0))
     }
 
     fn left(&self, gpu: usize) -> Balance {
         self.allocatable[gpu].less(self.seats[gpu].held)
     }
 
-    fn largest_loose(&self, count: u64) -> impl Iterator<Item = Vram> {
-        self.loose.iter().copied().take(usize::try_from(count).unwrap_or(usize::MAX))
+    /// What is left beside so many of the largest loose ones.
+    fn beside_loose(&self, left: Balance, count: u64) -> Balance {
+        self.loose.iter().take(usize::try_from(count).unwrap_or(usize::MAX)).copied().fold(left, Balance::less)
     }
 
-    /// How many loose replicas a GPU may have at most, `arrivals` that come now included.
-    fn most_loose(&self, gpu: usize, arrivals: u64) -> u64 {
+    /// How many loose replicas a GPU may have at most when the last of them comes to it: `arrivals` that come now included,
+    /// beside so many of those that are known to be there.
+    fn most_loose(&self, gpu: usize, staying: u64, arrivals: u64) -> u64 {
         let coming = self.loose_replicas.saturating_add(arrivals);
-        let free = self.replicas().saturating_sub(self.seats[gpu].replicas);
+        let most = self.replicas().saturating_sub(staying).min(coming);
         match self.accounting {
             // The sum alone decides: the count of replicas is kube-scheduler's to keep, and what the node publishes stays the
             // same number.
             Accounting::Exact => coming,
-            Accounting::Slot => free.min(coming),
-            Accounting::Confirmed if self.handout == Handout::Packed && self.loose_replicas > 0 => free.min(coming),
-            Accounting::Confirmed => self.most_handed_out(gpu, coming),
+            Accounting::Slot => most,
+            Accounting::Confirmed if self.handout == Handout::Distributed => {
+                last(most, |count| self.may_have_fewest(gpu, staying + count - 1, coming - count))
+            }
+            Accounting::Confirmed => most,
+            // The plugin does not know of pins: to it a replica that one holds may be on another GPU.
             Accounting::Pinned => self.replicas().min(coming),
             Accounting::Exclusive | Accounting::Unknown => 0,
         }
     }
 
-    /// Plays the plugin's rule with every tie in favour of one GPU.
-    fn most_handed_out(&self, favoured: usize, arrivals: u64) -> u64 {
-        let mut taken: Vec<u64> = self.seats.iter().map(|seat| seat.replicas).collect();
-        let free: u64 = taken.iter().map(|taken| self.replicas().saturating_sub(*taken)).sum();
-        for _ in 0..arrivals.min(free) {
-            let open = (0..taken.len()).filter(|gpu| taken[*gpu] < self.replicas());
-            let next = match self.handout {
-                Handout::Packed => open.max_by_key(|gpu| (taken[*gpu], *gpu == favoured)),
-                Handout::Distributed | Handout::Pinned | Handout::Unverified => {
-                    open.min_by_key(|gpu| (taken[*gpu], *gpu != favoured))
-                }
-            };
-            taken[next.expect("no more arrive than replicas are free")] += 1;
-        }
-        taken[favoured] - self.seats[favoured].replicas
+    /// Whether so many loose replicas are enough to raise all other GPUs to where a GPU with `taken` replicas is.
+    fn may_have_fewest(&self, gpu: usize, taken: u64, loose: u64) -> bool {
+        let others = self.seats.iter().enumerate().filter(|(other, _)| *other != gpu);
+        let missing = others.map(|(_, seat)| taken.saturating_sub(seat.replicas));
+        missing.fold(0, u64::saturating_add) <= loose
     }
 
     fn replicas(&self) -> u64 {
@@ -286,7 +322,7 @@ impl<'a> Occupancy<'a> {
 
     /// Whether a pod that starts keeps off whoever comes, wherever there would be room.
     pub fn is_starting(&self) -> bool {
-        self.loose_starting || self.seats.iter().any(|seat| seat.starting)
+        self.loose_starting || self.seats.iter().any(|seat| seat.starting > 0)
     }
 
     /// The largest deficit, one that is certain before one that may be.
@@ -299,7 +335,7 @@ impl<'a> Occupancy<'a> {
         if let Some((by, gpu)) = certain {
             return Some(Deficit { by, on: Some(self.contents.gpus[gpu].id.clone()) });
         }
-        let by = gpus().filter_map(|gpu| self.worst(gpu, 0).deficit()).max()?;
+        let by = gpus().filter_map(|gpu| self.worst(gpu).deficit()).max()?;
         Some(Deficit { by, on: None })
     }
 
@@ -307,7 +343,7 @@ impl<'a> Occupancy<'a> {
     pub fn gpus(&self) -> Vec<GpuStanding> {
         let free = |gpu: usize| match self.accounting {
             Accounting::Exact => Some(self.room()),
-            Accounting::Confirmed => Some(self.worst(gpu, 0).room()),
+            Accounting::Confirmed => Some(self.worst(gpu).room()),
             Accounting::Pinned => Some(self.free_pinned(gpu).map_or(Vram::ZERO, Balance::room)),
             Accounting::Slot | Accounting::Exclusive | Accounting::Unknown => None,
         };
@@ -317,10 +353,24 @@ impl<'a> Occupancy<'a> {
             allocatable: self.allocatable[index].room(),
             held: self.seats[index].held,
             free: free(index),
-            starting: self.seats[index].starting,
+            starting: self.seats[index].starting > 0,
         };
         self.contents.gpus.iter().enumerate().map(standing).collect()
     }
+}
+
+/// The last of the numbers from 1 that holds, where each after the first that does not does not either; 0 where none does.
+fn last(most: u64, holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut yes, mut no) = (0, most + 1);
+    while no - yes > 1 {
+        let middle = yes.midpoint(no);
+        if holds(middle) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    yes
 }
 
 #[cfg(test)]

@@ -38,12 +38,11 @@ fn plan(seed: u64) -> Plan {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_gpu_whose_sum_is_certain_is_overcommitted_at_any_version_whatever_dies_or_hangs() {
+async fn no_gpu_is_overcommitted_at_any_version_whatever_dies_or_hangs() {
     let run = Run::start(plan(seed::seed())).await;
     run.burst().await;
     run.everything_that_fits_is_bound().await;
-    run.overcommit_is_reported(Duration::from_secs(60)).await;
-    run.nothing_certain_was_wrong();
+    run.nothing_was_wrong();
 }
 
 /// Under `Ignore` bindings pass by a guard that is away, and kube-scheduler goes by what the nodes published last.

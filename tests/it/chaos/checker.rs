@@ -332,13 +332,22 @@ impl Checker {
                 worst.held.truncate(replicas - 1);
                 demand <= worst.limit / hardware.replicas && fits(worst)
             }
-            // Where a tie decides, it has to fit on each.
+            // Nobody knows who leaves before it gets its GPU: it has to fit on each that may be next then.
             Handout::Distributed | Handout::Packed => {
-                let open = || holdings.iter().filter(|gpu| gpu.held.len() < replicas);
-                let counts = open().map(|gpu| gpu.held.len());
-                let next = if hardware.handout == Handout::Packed { counts.max() } else { counts.min() };
-                let known: usize = holdings.iter().map(|gpu| gpu.held.len()).sum();
-                known == taken && open().filter(|gpu| Some(gpu.held.len()) == next).all(fits)
+                let counts: Vec<usize> = holdings.iter().map(|gpu| gpu.held.len()).collect();
+                // A pod with several containers leaves with all of them.
+                let plain = self.on(name).all(|(_, pod)| pod.containers.len() == 1);
+                let fits_whoever_leaves = |index: usize| {
+                    let mut held: Vec<u64> = holdings[index].held.iter().map(|(_, mib)| *mib).collect();
+                    held.sort_by_key(|mib| std::cmp::Reverse(*mib));
+                    let others = counts.iter().enumerate().filter(|(other, _)| *other != index);
+                    let fewest = others.map(|(_, count)| *count).min().unwrap_or(replicas);
+                    (0..=held.len()).all(|staying| {
+                        let next = staying < replicas && (hardware.handout == Handout::Packed || staying <= fewest);
+                        !next || held[..staying].iter().sum::<u64>() + demand <= holdings[index].limit
+                    })
+                };
+                plain && counts.iter().sum::<usize>() == taken && (0..counts.len()).all(fits_whoever_leaves)
             }
         }
     }

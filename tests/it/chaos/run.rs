@@ -258,30 +258,15 @@ impl Run {
     /// No GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.
     #[track_caller]
     pub fn nothing_was_wrong(&self) {
-        self.nothing_was_wrong_but(|_| false);
-    }
-
-    /// As [`Run::nothing_was_wrong`], but that under confirmed accounting a prediction may have failed: who leaves between a
-    /// bind and the moment the device plugin hands out the GPU is not foreseen there. That such a node says so is for
-    /// [`Run::overcommit_is_reported`].
-    #[track_caller]
-    pub fn nothing_certain_was_wrong(&self) {
-        let predicted = |node: &str| node.starts_with("packed-") || node.starts_with("distributed-");
-        self.nothing_was_wrong_but(|finding| finding.kind == Kind::Overcommitted && predicted(&finding.node));
-    }
-
-    #[track_caller]
-    fn nothing_was_wrong_but(&self, known: impl Fn(&Finding) -> bool) {
         self.print_findings();
         let now = millis(self.watch.start);
         let checker = lock(&self.watch.checker);
-        let repaired = |finding: &Finding| {
+        let repaired = |finding: &&Finding| {
             finding.kind == Kind::BelowBound
                 && finding.to.is_some()
                 && u128::from(finding.lasted(now)) <= REPAIR.as_millis()
         };
-        let findings = checker.findings().iter();
-        let wrong: Vec<&Finding> = findings.filter(|finding| !repaired(finding) && !known(finding)).collect();
+        let wrong: Vec<&Finding> = checker.findings().iter().filter(|finding| !repaired(finding)).collect();
         assert!(wrong.is_empty(), "{} findings, VRAMGUARD_SEED={}: {:#?}", wrong.len(), self.plan.seed, wrong[0]);
     }
 

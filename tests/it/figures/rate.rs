@@ -264,9 +264,15 @@ fn print(limits: ClientLimits, workloads: &[Workload], seen: &BTreeMap<(Workload
     for ((workload, side), rounds) in seen {
         let names: BTreeSet<&String> = rounds.iter().flat_map(|round| round.requests.keys()).collect();
         let of = |name: &&String| {
-            let values: Vec<f64> = rounds.iter().map(|round| round.requests.get(*name).copied().unwrap_or(0.0)).collect();
+            let values: Vec<f64> =
+                rounds.iter().map(|round| round.requests.get(*name).copied().unwrap_or(0.0)).collect();
             format!("{name}: {:.2}", median(&values))
         };
-        println!("{:8} {:8} {}", workload.name(), format!("{side:?}"), names.iter().map(of).collect::<Vec<_>>().join(", "));
+        println!(
+            "{:8} {:8} {}",
+            workload.name(),
+            format!("{side:?}"),
+            names.iter().map(of).collect::<Vec<_>>().join(", ")
+        );
     }
 }

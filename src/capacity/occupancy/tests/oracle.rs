@@ -31,28 +31,56 @@ impl Rule {
 /// What may have come of it at some moment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
-    /// How much of the loose ones lies on each GPU.
+    /// How much more lies on each GPU than at first, or less.
     pub load: Vec<i64>,
     /// How many replicas are taken on each.
     pub taken: Vec<usize>,
     /// Where the newcomer is, if it came.
     pub newcomer: Option<usize>,
+    /// The GPU that one has just come to.
+    pub reached: Option<usize>,
+    /// Who of those at first is gone, a bit each.
+    pub gone: u32,
+    /// Whether somebody starts on the newcomer's GPU when it comes.
+    pub beside_starting: bool,
 }
 
-/// All that may come of it: loose ones in any order, any of them never, and with them a newcomer, if `newcomers` is one.
-pub fn outcomes(rule: Rule, replicas: usize, taken: &[usize], loose: &[i64], newcomers: usize) -> BTreeSet<Outcome> {
-    let start = Outcome { load: vec![0; taken.len()], taken: taken.to_vec(), newcomer: None };
+/// Who is known to be where at first, how much it holds, and whether it starts.
+pub type Seated = (usize, u64, bool);
+
+/// All that may come of it: loose ones in any order, any of them never, and with them a newcomer, if `newcomers` is one. Where
+/// they `leave`, any of those at first goes at any time, or not.
+pub fn outcomes(
+    rule: Rule,
+    (gpus, replicas): (usize, usize),
+    (seats, leave): (&[Seated], bool),
+    loose: &[i64],
+    newcomers: usize,
+) -> BTreeSet<Outcome> {
+    let taken = (0..gpus).map(|gpu| seats.iter().filter(|seat| seat.0 == gpu).count()).collect();
+    let start = Outcome { load: vec![0; gpus], taken, newcomer: None, reached: None, gone: 0, beside_starting: false };
     let mut seen = BTreeSet::new();
     let mut open = vec![(0_usize, start)];
     while let Some((came, now)) = open.pop() {
         if !seen.insert((came, now.clone())) {
             continue;
         }
+        let staying = || seats.iter().enumerate().filter(|(number, _)| now.gone >> number & 1 == 0);
+        for (number, (gpu, amount, _)) in staying().filter(|_| leave) {
+            let mut after = now.clone();
+            after.reached = None;
+            after.gone |= 1 << number;
+            after.taken[*gpu] -= 1;
+            after.load[*gpu] -= amount.cast_signed();
+            open.push((came, after));
+        }
         for gpu in rule.choices(&now.taken, replicas) {
             let mut after = now.clone();
             after.taken[gpu] += 1;
+            after.reached = Some(gpu);
             if now.newcomer.is_none() && newcomers == 1 {
-                open.push((came, Outcome { newcomer: Some(gpu), ..after.clone() }));
+                let beside_starting = staying().any(|(_, seat)| seat.0 == gpu && seat.2);
+                open.push((came, Outcome { newcomer: Some(gpu), beside_starting, ..after.clone() }));
             }
             for (number, amount) in loose.iter().enumerate().filter(|(number, _)| came >> number & 1 == 0) {
                 let mut after = after.clone();
@@ -64,11 +92,10 @@ pub fn outcomes(rule: Rule, replicas: usize, taken: &[usize], loose: &[i64], new
     seen.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// The largest demand of the newcomer with which no GPU that it may get holds more than `left` of it in any outcome; `None`
-/// where there is none, because it gets no GPU or one is overcommitted without it.
+/// The largest demand of the newcomer with which no GPU that it may get holds more than `left` of it when it comes there; `None`
+/// where there is none, because it gets no GPU, or its coming may drive another one onto a GPU that has no room for that.
 pub fn room(left: &[i64], outcomes: &BTreeSet<Outcome>) -> Option<i64> {
-    let may_get: BTreeSet<usize> = outcomes.iter().filter_map(|outcome| outcome.newcomer).collect();
-    let over = |outcome: &Outcome| may_get.iter().any(|gpu| outcome.load[*gpu] > left[*gpu]);
+    let over = |outcome: &Outcome| outcome.reached.is_some_and(|gpu| outcome.load[gpu] > left[gpu]);
     if outcomes.iter().any(over) {
         return None;
     }

@@ -41,13 +41,14 @@ fn distributed_promises_the_emptiest_gpu_by_replicas_and_the_fullest_of_a_tie() 
             (&[], &[8000, 6000], 16_000),
             // A newcomer, however small, may come first and so drive the two onto one GPU.
             (&[], &[20_000, 8000], 0),
-            (&[(0, 1), (0, 1), (0, 1), (0, 1), (1, 1), (1, 1), (1, 1), (1, 1)], &[], 0),
+            // Replicas are kube-scheduler's to count: what one finds who comes when another has left.
+            (&[(0, 1), (0, 1), (0, 1), (0, 1), (1, 1), (1, 1), (1, 1), (1, 1)], &[], 23_997),
         ],
     );
 }
 
 #[test]
-fn packed_promises_the_gpu_with_the_most_replicas_taken() {
+fn packed_promises_what_is_left_of_the_fullest_gpu_by_memory() {
     assert_room(
         &on(Handout::Packed),
         &[
@@ -55,7 +56,9 @@ fn packed_promises_the_gpu_with_the_most_replicas_taken() {
             (&[(0, 8000)], &[], 16_000),
             (&[(0, 8000), (1, 2000)], &[], 16_000),
             (&[(0, 5000), (0, 5000), (1, 2000)], &[], 14_000),
-            (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 24_000),
+            // GPU 0 has no replica left, but one of them may leave before the next one comes.
+            (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 6000),
+            (&[(0, 9000), (0, 6000), (0, 6000), (0, 3000)], &[], 3000),
             (&[], &[8000], 16_000),
             (&[], &[20_000, 8000], 0),
         ],
@@ -63,15 +66,16 @@ fn packed_promises_the_gpu_with_the_most_replicas_taken() {
 }
 
 /// By the replicas that are known, GPU 1 is the fuller one, and the loose pod and the next one go there. But when the loose pod
-/// came GPU 0 may have been, by some that are gone since. Then the two are even now, and the next one may join it there.
+/// came GPU 0 may have been, by some that are gone since; and it will be when those on GPU 1 have left.
 #[test]
 fn packed_promises_nothing_that_a_loose_pod_may_have_taken_of_another_gpu() {
     assert_room(
         &on(Handout::Packed),
         &[
             (&[(0, 8000), (1, 1000), (1, 1000)], &[10_000], 6000),
-            (&[(0, 8000), (1, 1000), (1, 1000)], &[], 22_000),
-            (&[(0, 1000), (0, 1000), (0, 1000)], &[20_000], 4000),
+            (&[(0, 8000), (1, 1000), (1, 1000)], &[], 16_000),
+            // Beside 20,000 on GPU 0, once one of the others has left it.
+            (&[(0, 1000), (0, 1000), (0, 1000)], &[20_000], 2000),
         ],
     );
 }
@@ -88,7 +92,8 @@ fn slot_promises_one_slot_while_none_is_larger() {
             (&[], &[24_000, 24_000], 0),
             // An agent that says where a pod is, and not how the others come to their GPU.
             (&[(0, 20_000)], &[], 4000),
-            (&[(0, 20_000), (0, 1), (0, 1), (0, 1)], &[], 6000),
+            (&[(0, 18_000), (0, 2000), (0, 2000), (0, 2000)], &[], 2000),
+            (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 6000),
         ],
     );
 }
@@ -115,10 +120,18 @@ fn a_pinned_pod_goes_to_the_fullest_gpu_that_has_room() {
 #[test]
 fn the_smaller_gpu_bounds_what_may_land_on_it() {
     let pool = |handout| pool(&[24_000, 80_000], 4, handout);
-    assert_room(&pool(Handout::Distributed), &[(&[], &[], 24_000), (&[(0, 1)], &[], 80_000), (&[], &[1], 24_000)]);
-    assert_room(&pool(Handout::Packed), &[(&[(1, 1000)], &[], 79_000), (&[(0, 1000)], &[], 23_000)]);
+    assert_room(&pool(Handout::Distributed), &[(&[], &[], 24_000), (&[(0, 1)], &[], 24_000), (&[], &[1], 24_000)]);
+    // Two would have to leave GPU 0 before it is as empty as GPU 1, and then it has room for most.
+    assert_room(
+        &pool(Handout::Distributed),
+        &[(&[(0, 12_000), (0, 12_000)], &[], 24_000), (&[(0, 1), (0, 1)], &[], 24_000)],
+    );
+    assert_room(&pool(Handout::Packed), &[(&[(1, 1000)], &[], 24_000), (&[(0, 1000)], &[], 23_000)]);
     assert_room(&pool(Handout::Pinned), &[(&[], &[], 80_000), (&[], &[10_000], 70_000)]);
-    assert_room(&pool(Handout::Unverified), &[(&[], &[], 6000), (&[(0, 1), (0, 1), (0, 1), (0, 1)], &[], 6000)]);
+    assert_room(
+        &pool(Handout::Unverified),
+        &[(&[], &[], 6000), (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 6000)],
+    );
 }
 
 #[test]
@@ -128,10 +141,10 @@ fn memory_that_no_pod_accounts_for_is_not_promised() {
         pool.contents.as_mut().unwrap().gpus[0].out_of_band = Vram::from_mib(mib);
     };
     out_of_band(&mut pool, 10_000);
-    assert_room(&pool, &[(&[], &[], 14_000), (&[(0, 1)], &[], 24_000)]);
+    assert_room(&pool, &[(&[], &[], 14_000), (&[(0, 12_000)], &[], 14_000), (&[(1, 12_000)], &[], 14_000)]);
     out_of_band(&mut pool, 30_000);
-    // GPU 0 is overcommitted by itself: nothing, where the next one may land there.
-    assert_room(&pool, &[(&[], &[], 0), (&[(0, 1)], &[], 24_000)]);
+    // GPU 0 is overcommitted by itself: nothing, since the next one may land there.
+    assert_room(&pool, &[(&[], &[], 0), (&[(0, 1)], &[], 0)]);
     let deficit = Occupancy::of(&pool, &plain(), []).unwrap().deficit();
     assert_eq!(deficit, Some(Deficit { by: Vram::from_mib(6000), on: Some(GpuId::Index(0)) }));
 }
@@ -207,14 +220,18 @@ fn whole_gpus_are_promised_while_one_is_free_and_the_smallest_of_them() {
     assert_eq!(Occupancy::of(&whole, &plain(), [loose(90_000)]).unwrap().deficit(), None);
 }
 
-/// The prediction knows who is there, not who will have left when the kubelet hands out. X was promised GPU 1, the only one it
-/// could get. Two small ones leave GPU 0 before X gets there: it is a tie now, and X may join the large one. Nothing foresees
-/// that, but it is said, as a deficit that may be, until the agent reports where X is.
+/// X was promised GPU 1, the only one it could get. Two small ones left GPU 0 before the plugin came to X: it was a tie, and X
+/// joined the large one. So X is promised no more than there is beside the large one.
 #[test]
-fn a_pod_that_leaves_before_another_is_handed_its_gpu_may_bring_a_deficit_that_is_said() {
-    let pool = on(Handout::Distributed);
-    let (small, large, x) = ((0, 100), (0, 20_000), 20_000);
-    assert_room(&pool, &[(&[large, small, small, (1, 100)], &[], 23_900)]);
-    let then = Occupancy::of(&pool, &plain(), shares(&[large, (1, 100)], &[x])).unwrap();
-    assert_eq!(then.deficit(), Some(Deficit { by: Vram::from_mib(16_000), on: None }));
+fn nobody_is_promised_more_than_is_left_when_the_smallest_of_the_others_leave_first() {
+    let (small, large) = ((0, 100), (0, 20_000));
+    assert_room(
+        &on(Handout::Distributed),
+        &[
+            (&[large, small, small, (1, 100)], &[], 4000),
+            // Where all are alike it costs nothing: whoever comes takes what whoever left had.
+            (&[(0, 6000), (0, 6000), (1, 6000)], &[], 18_000),
+            (&[(0, 6000), (0, 6000), (0, 6000), (1, 6000), (1, 6000)], &[], 12_000),
+        ],
+    );
 }
