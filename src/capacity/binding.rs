@@ -48,6 +48,11 @@ pub fn screen(binding: &Binding) -> Result<(), Refusal> {
 /// node, and each promise stands until it is old; without an end to that one pod could hold a place on every node.
 pub const MAX_PLACES: usize = 4;
 
+/// Whether a pod that is promised a place on so many other nodes gets none on one more.
+pub fn is_promised_enough(places: usize) -> bool {
+    places >= MAX_PLACES
+}
+
 /// The rules on a guarded pod, as it was read from the API. `places` are the other nodes on which it is promised one.
 pub fn judge(
     binding: &Binding,
@@ -66,7 +71,7 @@ pub fn judge(
     if let Some(node) = &pod.placement.node_name {
         return Err(Refusal::Bound { node: node.clone() });
     }
-    if places >= MAX_PLACES {
+    if is_promised_enough(places) {
         return Err(Refusal::TooManyPlaces { places });
     }
     Ok(())
