@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::gpu::{Accounting, Contents, Gpu, GpuId, Pool, Rules};
-use super::ledger::{Holder, PodUid};
+use super::ledger::{Holder, NodeLedger, PodUid};
+use super::moment::Moment;
 use super::pod::{Container, Pod, PodName};
-use super::verdict::Refusal;
+use super::reservation::Reservations;
+use super::verdict::{Refusal, Unplaced};
 use super::vram::Vram;
 use crate::keys;
 
@@ -34,6 +36,15 @@ pub enum Task {
     Annotate,
     /// Promise it a place first.
     Reserve,
+}
+
+/// What an allowed binding brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Annotations that the pod gets with its node.
+    pub annotations: BTreeMap<String, String>,
+    /// What has to be written before the binding may be allowed; `None` where nothing has to be.
+    pub write: Option<Reservations>,
 }
 
 /// The rules that need no look at the pod.
@@ -75,6 +86,30 @@ pub fn judge(
         return Err(Refusal::TooManyPlaces { places });
     }
     Ok(())
+}
+
+impl NodeLedger {
+    /// What a pod that [`judge`] let pass gets on this node, or why it has no place there. `holder` as it will be when bound;
+    /// `pools` as [`NodeLedger::reported`] gives them.
+    pub fn grant(
+        &self,
+        uid: &PodUid,
+        pod: &Pod,
+        holder: &Holder,
+        pools: &[Pool],
+        rules: &Rules,
+        now: Moment,
+    ) -> Result<Grant, Unplaced> {
+        let (gpu, write) = match task(holder, pools, rules) {
+            Task::None => return Ok(Grant::default()),
+            Task::Annotate => (only_gpu(holder, pools), None),
+            Task::Reserve => {
+                let assumed = self.assume(uid, holder, pools, rules, now)?;
+                (assumed.gpu, assumed.write)
+            }
+        };
+        Ok(Grant { annotations: annotations(pod, holder, gpu.as_ref(), pools), write })
+    }
 }
 
 /// What there is to do for a pod that would hold `holder` on a node with these pools.
