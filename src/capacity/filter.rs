@@ -101,7 +101,8 @@ impl<'c, 'p> Filter<'c, 'p> {
             Unplaced::SeveralResources => Unfit::SeveralResources,
             Unplaced::Unknown(_) => Unfit::Unknown,
             Unplaced::PinUnverified { .. } => Unfit::PinUnverified,
-            Unplaced::Shortfall { demand, room, stands, .. } => Unfit::short(*demand, *room, stands),
+            Unplaced::Starting => Unfit::Starting,
+            Unplaced::Shortfall { demand, room, stands } => Unfit::short(*demand, *room, stands),
         }
     }
 

@@ -91,7 +91,7 @@ impl BindingGuard {
         let annotations = match ask(Source::Memory).await {
             // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds. So nothing is
             // refused on what is remembered alone.
-            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. }) => {
+            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. } | Unplaced::Starting, .. }) => {
                 _ = tokio::time::timeout(WATCH_LAG, changed.changed()).await;
                 ask(Source::Quorum).await
             }

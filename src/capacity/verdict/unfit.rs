@@ -45,13 +45,10 @@ pub enum Unfit<'a> {
 impl<'a> Unfit<'a> {
     /// Of a pool that has not enough room for a demand. `room` is what it has.
     pub fn short(demand: Vram, room: Vram, stands: &PoolStanding) -> Unfit<'a> {
-        let accounting = stands.accounting;
-        // A whole GPU that is taken is no more free once its pod has started.
-        let shared = accounting != Accounting::Exclusive;
-        if shared && room.is_zero() && stands.starting {
+        if stands.is_kept_by_startup(room) {
             return Unfit::Starting;
         }
-        Unfit::Shortfall { demand, accounting }
+        Unfit::Shortfall { demand, accounting: stands.accounting }
     }
 
     /// Its machine reason.
