@@ -101,6 +101,9 @@ impl Index {
         snapshot.nodes.iter().for_each(|node| index.apply_node(node));
         snapshot.pods.iter().for_each(|pod| index.apply_pod(pod));
         let mut state = index.state.write();
+        for ledger in &snapshot.ledgers {
+            state.cluster.apply_ledger(ledger.node(), Some(ledger.shared_or_fault()));
+        }
         (state.nodes_listed, state.pods_listed, state.ledgers_listed) = (true, true, true);
         drop(state);
         index

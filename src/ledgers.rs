@@ -52,8 +52,7 @@ impl From<kube::Error> for WriteError {
 impl Known {
     /// What an object says; one that cannot be read is a fault of its own, never empty.
     pub fn of(ledger: &GpuLedger) -> Known {
-        let fault = |error: gpu_ledger::LedgerError| Shared { fault: Some(error.to_string()), ..Shared::default() };
-        Known { version: ledger.metadata.resource_version.clone(), shared: ledger.shared().unwrap_or_else(fault) }
+        Known { version: ledger.metadata.resource_version.clone(), shared: ledger.shared_or_fault() }
     }
 
     /// Whether it was written later than `other`, as far as versions tell. A wrong guess costs one lost write, no more.

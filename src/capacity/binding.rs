@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::gpu::{Accounting, Contents, Gpu, GpuId, Pool, Rules};
-use super::ledger::{Holder, PodUid};
+use super::ledger::{Holder, NodeLedger, PodUid};
+use super::moment::Moment;
 use super::pod::{Container, Pod, PodName};
-use super::verdict::Refusal;
+use super::reservation::Reservations;
+use super::verdict::{Refusal, Unplaced};
 use super::vram::Vram;
 use crate::keys;
 
@@ -36,6 +38,15 @@ pub enum Task {
     Reserve,
 }
 
+/// What an allowed binding brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Annotations that the pod gets with its node.
+    pub annotations: BTreeMap<String, String>,
+    /// What has to be written before the binding may be allowed; `None` where nothing has to be.
+    pub write: Option<Reservations>,
+}
+
 /// The rules that need no look at the pod.
 pub fn screen(binding: &Binding) -> Result<(), Refusal> {
     match binding.reserved_annotations.first() {
@@ -47,6 +58,11 @@ pub fn screen(binding: &Binding) -> Result<(), Refusal> {
 /// Other nodes on which a pod may be promised a place at the same time. A scheduler that gets no answer moves on to the next
 /// node, and each promise stands until it is old; without an end to that one pod could hold a place on every node.
 pub const MAX_PLACES: usize = 4;
+
+/// Whether a pod that is promised a place on so many other nodes gets none on one more.
+pub fn is_promised_enough(places: usize) -> bool {
+    places >= MAX_PLACES
+}
 
 /// The rules on a guarded pod, as it was read from the API. `places` are the other nodes on which it is promised one.
 pub fn judge(
@@ -66,10 +82,34 @@ pub fn judge(
     if let Some(node) = &pod.placement.node_name {
         return Err(Refusal::Bound { node: node.clone() });
     }
-    if places >= MAX_PLACES {
+    if is_promised_enough(places) {
         return Err(Refusal::TooManyPlaces { places });
     }
     Ok(())
+}
+
+impl NodeLedger {
+    /// What a pod that [`judge`] let pass gets on this node, or why it has no place there. `holder` as it will be when bound;
+    /// `pools` as [`NodeLedger::reported`] gives them.
+    pub fn grant(
+        &self,
+        uid: &PodUid,
+        pod: &Pod,
+        holder: &Holder,
+        pools: &[Pool],
+        rules: &Rules,
+        now: Moment,
+    ) -> Result<Grant, Unplaced> {
+        let (gpu, write) = match task(holder, pools, rules) {
+            Task::None => return Ok(Grant::default()),
+            Task::Annotate => (only_gpu(holder, pools), None),
+            Task::Reserve => {
+                let assumed = self.assume(uid, holder, pools, rules, now)?;
+                (assumed.gpu, assumed.write)
+            }
+        };
+        Ok(Grant { annotations: annotations(pod, holder, gpu.as_ref(), pools), write })
+    }
 }
 
 /// What there is to do for a pod that would hold `holder` on a node with these pools.

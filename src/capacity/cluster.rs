@@ -235,6 +235,11 @@ impl Cluster {
         self.node_of.get(pod).into_iter().chain(self.reserved_on.get(pod).into_iter().flatten()).map(String::as_str)
     }
 
+    /// Nodes other than this one on which a pod is promised a place.
+    pub fn places_but(&self, node: &str, pod: &PodUid) -> usize {
+        self.counts_on(pod).filter(|place| *place != node).count()
+    }
+
     /// The lowest priority of the pods that hold a resource with a request.
     pub fn lowest_priority(&self, resource: &Resource) -> Option<i32> {
         self.requested.get(resource)?.keys().next().copied()

@@ -3,6 +3,7 @@
 //! computed for, so that a comparison with where the node stands is enough. Nothing is reserved here, and nodes that
 //! were not asked for are not looked at.
 
+use super::binding;
 use super::cluster::Cluster;
 use super::gpu::{Pool, Resource};
 use super::ledger::{Holder, PodUid, Standing};
@@ -20,7 +21,7 @@ pub struct Filter<'c, 'p> {
     guarded: bool,
     /// What it demands wherever it goes; `None` where that depends on the node.
     demand: Option<Vram>,
-    /// Where it counts already, which it must not stand in its own way.
+    /// Where it counts already: there it must not stand in its own way, and there cannot be many.
     counts_on: Vec<&'c str>,
 }
 
@@ -60,6 +61,10 @@ impl<'c, 'p> Filter<'c, 'p> {
         if !self.guarded {
             return Ok(());
         }
+        let places = self.counts_on.iter().filter(|place| **place != name).count();
+        if binding::is_promised_enough(places) {
+            return Err(Rejected { why: Unfit::TooManyPlaces { places }, published: false });
+        }
         let Some((facts, ledger, standing)) = self.cluster.node(name) else {
             let resource = self.holder.gpus.first().map(|(resource, _)| resource);
             return Err(Rejected { why: Unfit::NoGpu { resource }, published: true });
@@ -96,7 +101,8 @@ impl<'c, 'p> Filter<'c, 'p> {
             Unplaced::SeveralResources => Unfit::SeveralResources,
             Unplaced::Unknown(_) => Unfit::Unknown,
             Unplaced::PinUnverified { .. } => Unfit::PinUnverified,
-            Unplaced::Shortfall { demand, room, stands, .. } => Unfit::short(*demand, *room, stands),
+            Unplaced::Starting => Unfit::Starting,
+            Unplaced::Shortfall { demand, room, stands } => Unfit::short(*demand, *room, stands),
         }
     }
 

@@ -219,6 +219,8 @@ pub enum Unknown {
     Unlabelled {
         /// The label that is missing.
         label: &'static str,
+        /// Capacity of the resource.
+        capacity: u64,
     },
     /// A label that is not a number of the expected kind.
     #[error("label {label}={value:?} is not a whole number above zero")]
@@ -227,6 +229,8 @@ pub enum Unknown {
         label: &'static str,
         /// What stands there.
         value: String,
+        /// Capacity of the resource.
+        capacity: u64,
     },
     /// Labels that describe other GPUs than the node has, as on a node with two models.
     #[error("the labels say {gpus} GPUs with {replicas} replicas each, but the capacity of {resource} is {capacity}")]
@@ -285,7 +289,26 @@ pub enum Unknown {
     Unsupported {
         /// The resource.
         resource: Resource,
+        /// Its capacity.
+        capacity: u64,
     },
+}
+
+impl Unknown {
+    /// How many of the resource the node has all the same, where that is readable.
+    pub fn capacity(&self) -> Option<u64> {
+        match self {
+            Unknown::Unlabelled { capacity, .. }
+            | Unknown::BadLabel { capacity, .. }
+            | Unknown::Contradiction { capacity, .. }
+            | Unknown::ReportContradicts { capacity, .. }
+            | Unknown::Unsupported { capacity, .. } => Some(*capacity),
+            Unknown::BadCapacity { .. }
+            | Unknown::ReportedNone { .. }
+            | Unknown::UnevenReplicas { .. }
+            | Unknown::Ledger { .. } => None,
+        }
+    }
 }
 
 /// How sure the sum on a GPU is, and so what may be placed. The least sure comes last.

@@ -380,6 +380,12 @@ impl NodeLedger {
 }
 
 impl PoolStanding {
+    /// Whether a pod that starts is why there is only so much room. Where some is left, that is what falls short; and a whole
+    /// GPU that is taken is no more free once its pod has started.
+    pub fn is_kept_by_startup(&self, room: Vram) -> bool {
+        self.starting && room.is_zero() && self.accounting != Accounting::Exclusive
+    }
+
     /// The largest demand of such a pod that it can take now, where that follows from what is known here.
     pub fn room_for(&self, newcomer: Newcomer) -> Option<Vram> {
         let room = match (self.accounting, newcomer) {

@@ -62,25 +62,66 @@ impl Report {
     }
 }
 
-/// The reported contents, if the node has as many replicas as they make.
+/// The reported contents, if the node has as many replicas as they make. Labels may be missing or useless, which is why an
+/// agent is asked; the capacity is there all the same.
 fn agreed(pool: &Pool, reported: Contents) -> Result<Contents, Unknown> {
     let counted = match &pool.contents {
         Ok(contents) => Some(replicas_in(contents)),
-        Err(Unknown::Contradiction { capacity, .. }) => Some(*capacity),
-        // Nothing to compare with: the labels say nothing of use, and so the agent is asked.
-        Err(_) => None,
+        Err(unknown) => unknown.capacity(),
     };
-    if counted.is_none_or(|counted| counted == replicas_in(&reported)) {
-        return Ok(reported);
+    match counted.filter(|counted| *counted != replicas_in(&reported)) {
+        None => Ok(reported),
+        Some(capacity) => Err(Unknown::ReportContradicts {
+            gpus: reported.gpus.len(),
+            replicas: reported.replicas.get(),
+            resource: pool.resource.clone(),
+            capacity,
+        }),
     }
-    Err(Unknown::ReportContradicts {
-        gpus: reported.gpus.len(),
-        replicas: reported.replicas.get(),
-        resource: pool.resource.clone(),
-        capacity: counted.unwrap_or_default(),
-    })
 }
 
 fn replicas_in(contents: &Contents) -> u64 {
     u64::from(contents.replicas.get()).saturating_mul(contents.gpus.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::gpu::Accounting;
+    use crate::capacity::vram::Vram;
+
+    fn report(gpus: u32, replicas: u32) -> Report {
+        let replicas = NonZeroU32::new(replicas).unwrap();
+        let reported = |index| Reported { gpu: Gpu::of_size(index, Vram::from_mib(24_576)), replicas };
+        let gpus = BTreeMap::from([(Resource("nvidia.com/gpu".into()), (0..gpus).map(reported).collect())]);
+        Report { gpus, ..Report::default() }
+    }
+
+    fn pool(why: Unknown) -> Pool {
+        Pool {
+            resource: Resource("nvidia.com/gpu".into()),
+            sharing: Sharing::Unstated,
+            contents: Err(why),
+            handout: Handout::Unverified,
+        }
+    }
+
+    #[test]
+    fn a_report_that_contradicts_the_capacity_is_not_believed_where_labels_say_nothing() {
+        let (resource, capacity) = (Resource("nvidia.com/gpu".into()), 8);
+        for why in [
+            Unknown::Unlabelled { label: "nvidia.com/gpu.memory", capacity },
+            Unknown::BadLabel { label: "nvidia.com/gpu.memory", value: "much".into(), capacity },
+            Unknown::Contradiction { gpus: 3, replicas: 4, resource: resource.clone(), capacity },
+            Unknown::Unsupported { resource: resource.clone(), capacity },
+        ] {
+            let applied = |report: Report| report.applied_to(&[pool(why.clone())]).remove(0);
+            assert_eq!(applied(report(2, 4)).accounting(), Accounting::Slot, "{why}");
+            let contradicts = Unknown::ReportContradicts { gpus: 1, replicas: 4, resource: resource.clone(), capacity };
+            assert_eq!(applied(report(1, 4)).contents, Err(contradicts), "{why}");
+        }
+        // With nothing to compare it with, the agent's word is all there is.
+        let unreadable = Unknown::BadCapacity { resource, value: "many".into() };
+        assert_eq!(report(1, 4).applied_to(&[pool(unreadable)])[0].accounting(), Accounting::Exact);
+    }
 }

@@ -219,8 +219,10 @@ impl NodeLedger {
             return Unplaced::NoGpu { resource: Some(pool.resource.clone()) };
         };
         let stands = Box::new(self.pool_standing(pool, rules, Viewpoint::Everyone));
-        let starting = stands.starting;
-        Unplaced::Shortfall { demand, room, stands, starting }
+        if stands.is_kept_by_startup(room) {
+            return Unplaced::Starting;
+        }
+        Unplaced::Shortfall { demand, room, stands }
     }
 
     /// What the reservations should be, given who is seen here. `guarded` are the resources that count.

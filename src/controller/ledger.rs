@@ -1,20 +1,21 @@
 //! Keeps each node's `GpuLedger` true to what is seen: confirms, adopts, forgets and releases reservations, writes its status,
-//! and puts onto pods the annotations that a missed binding left out. Owns when and how often; what is written is the core's.
+//! and says which pods lack annotations ([`super::back_fill`] writes those). Owns when and how often; what is written is the
+//! core's.
 //!
 //! Every write of reservations is a compare-and-swap on the version that was seen, so a leader that does not yet know it lost
 //! does no harm, and neither does one whose watch lags.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::Instant;
 
+use super::back_fill::{BackFills, Lacking};
 use super::{Controller, RETRY, bounded, events, now};
 use crate::capacity::binding;
 use crate::capacity::gpu::{Pool, Rules};
@@ -44,13 +45,15 @@ pub async fn run(controller: Controller) {
     let mut changed = controller.index.subscribe();
     let mut due = controller.index.all_nodes();
     let mut looked = Instant::now();
+    let mut back_fills = BackFills::new(controller.client.clone());
     loop {
+        due.append(&mut back_fills.failed());
         due.append(&mut controller.index.take_touched());
         if looked.elapsed() >= LOOK_AGAIN {
             due.append(&mut with_ledger(&controller));
             looked = Instant::now();
         }
-        let failed = keep_all(&controller, &patience, std::mem::take(&mut due)).await;
+        let failed = keep_all(&controller, &patience, std::mem::take(&mut due), &mut back_fills).await;
         // A lost race comes back as an event; anything else is tried again.
         let retry = !failed.is_empty();
         due.extend(failed);
@@ -68,7 +71,12 @@ fn with_ledger(controller: &Controller) -> BTreeSet<String> {
 }
 
 /// Returns the nodes that have to be looked at again.
-async fn keep_all(controller: &Controller, patience: &Patience, nodes: BTreeSet<String>) -> BTreeSet<String> {
+async fn keep_all(
+    controller: &Controller,
+    patience: &Patience,
+    nodes: BTreeSet<String>,
+    back_fills: &mut BackFills,
+) -> BTreeSet<String> {
     let kept = nodes.into_iter().map(|node| async {
         let kept = keep(controller, patience, &node).await;
         (node, kept)
@@ -76,9 +84,16 @@ async fn keep_all(controller: &Controller, patience: &Patience, nodes: BTreeSet<
     let mut results = futures::stream::iter(kept).buffer_unordered(PARALLEL);
     let mut again = BTreeSet::new();
     while let Some((node, kept)) = results.next().await {
-        if let Err(error) = kept {
-            tracing::warn!("ledger of node {node:?}: {error:#}; trying again");
-            again.insert(node);
+        match kept {
+            Ok(lacking) => {
+                if !back_fills.begin(&node, lacking) {
+                    again.insert(node);
+                }
+            }
+            Err(error) => {
+                tracing::warn!("ledger of node {node:?}: {error:#}; trying again");
+                again.insert(node);
+            }
         }
     }
     again
@@ -126,20 +141,34 @@ impl Seen {
         let (ledger, pools) = (ledger.clone(), facts.pools.clone());
         Some(Seen { known, has_ledger, created, owner, ledger, pools, rules, upkeep, status })
     }
+
+    /// Pods without annotations that could be given to them.
+    fn lacking(&self) -> Vec<Lacking> {
+        let pools: Arc<[Pool]> = self.pools.as_slice().into();
+        let gpu_of = |(uid, holder)| (uid, holder, self.ledger.known_gpu(uid, holder, &pools));
+        let holders = self.ledger.holders().iter().map(gpu_of);
+        let lacking = holders.filter(|(_, holder, gpu)| binding::lacks_annotations(holder, gpu.as_ref(), &pools));
+        let lacking = lacking.map(|(uid, holder, gpu)| {
+            let (uid, holder, pools) = (uid.clone(), holder.clone(), pools.clone());
+            Lacking { uid, holder, gpu, pools }
+        });
+        lacking.collect()
+    }
 }
 
-async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<()> {
+/// Returns the pods of the node that lack annotations.
+async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<Vec<Lacking>> {
     let at = moment();
-    let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(()) };
+    let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(Vec::new()) };
     if let Some(why) = seen.known.shared.fault.clone() {
         write_status(controller, node, &seen).await?;
         anyhow::bail!("{why}");
     }
     if seen.has_ledger && !write_reservations(controller, patience, node, at, &mut seen).await? {
-        return Ok(()); // whoever won wrote an event that brings us here again
+        return Ok(Vec::new()); // whoever won wrote an event that brings us here again
     }
     write_status(controller, node, &seen).await?;
-    back_fill(controller, node, &seen).await
+    Ok(seen.lacking())
 }
 
 /// Whether the ledger says what it should now; not where somebody else wrote it first.
@@ -226,53 +255,6 @@ async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyho
         events::warn_pod(controller, uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
     }
     Ok(())
-}
-
-/// Pods of a node that are annotated in one look.
-const BACK_FILLS: usize = 20;
-
-/// Annotations that a pod should have and has not, because its binding passed by the guard or its GPU was not known then.
-async fn back_fill(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
-    let gpu_of = |(uid, holder)| (uid, holder, seen.ledger.known_gpu(uid, holder, &seen.pools));
-    let lacking = seen.ledger.holders().iter().map(gpu_of);
-    let lacking = lacking.filter(|(_, holder, gpu)| binding::lacks_annotations(holder, gpu.as_ref(), &seen.pools));
-    for (uid, holder, gpu) in lacking.take(BACK_FILLS) {
-        let wanted = |pod: &_| binding::annotations(pod, holder, gpu.as_ref(), &seen.pools);
-        // What hangs or is refused for one is for the others: the next look tries again.
-        annotate(controller, uid, &holder.name, wanted)
-            .await
-            .with_context(|| format!("annotations of pod {} on node {node:?}", holder.name))?;
-    }
-    Ok(())
-}
-
-async fn annotate(
-    controller: &Controller,
-    uid: &PodUid,
-    name: &PodName,
-    wanted: impl Fn(&crate::capacity::pod::Pod) -> BTreeMap<String, String>,
-) -> anyhow::Result<()> {
-    let lite: Api<PodObject> = Api::namespaced(controller.client.clone(), &name.namespace);
-    let Some(object) = bounded(lite.get_opt(&name.name)).await? else { return Ok(()) };
-    if pod::uid(&object.metadata) != *uid {
-        return Ok(());
-    }
-    let mut annotations = wanted(&pod::translate(&object, None, None));
-    // What is there was there when the containers started.
-    let there = object.metadata.annotations.unwrap_or_default();
-    annotations.retain(|key, _| !there.contains_key(key));
-    if annotations.is_empty() {
-        return Ok(());
-    }
-    let patch = json!({ "metadata": { "uid": uid.0, "annotations": annotations } });
-    let pods: Api<Pod> = Api::namespaced(controller.client.clone(), &name.namespace);
-    let written = async {
-        match pods.patch(&name.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            written => written.map(|_| ()),
-        }
-    };
-    bounded(written).await
 }
 
 fn moment() -> Moment {

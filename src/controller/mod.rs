@@ -16,6 +16,7 @@ use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::policies::PolicyStore;
 
+mod back_fill;
 pub mod certificate;
 mod events;
 pub mod lease;

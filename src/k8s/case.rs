@@ -1,9 +1,9 @@
 //! Case files: a cluster, policies, pods and what is expected of each. Owns the format and the comparison, and plays the API
-//! server's part (mutate, patch, validate) around the pure core. The same file runs through the handlers in
-//! `tests/it/cases.rs`, and `vramguard test` will offer it to users.
+//! server's part (mutate, patch, validate) around the pure core. The same file runs through the handlers and
+//! the binding guard in `tests/it/cases.rs`, and `vramguard test` will offer it to users.
 //!
 //! ```yaml
-//! cluster: [ … ]         # nodes and pods, as kubectl prints them
+//! cluster: [ … ]         # nodes, pods and GpuLedgers, as kubectl prints them
 //! policies: [ … ]        # policy documents
 //! cases:
 //!   - name: eight on a full node
@@ -19,6 +19,12 @@
 //!       filter:          # of the scheduler extender, by node
 //!         gpu-0: fits
 //!         gpu-1: "…"     # why not, whole
+//!       bind:            # of the binding guard, by node, to kube-scheduler
+//!         gpu-0:         # bound, and all that the pod is annotated with
+//!           annotations: {vramguard.dev/gpu-total-mib: "24576"}
+//!         gpu-1:         # refused
+//!           reason: VramShortfall
+//!           message: "…" # whole
 //! ```
 //!
 //! What is not written under `expect` is not compared; `verdict` must be.
@@ -34,9 +40,14 @@ use super::object::PodObject;
 use super::review::{Answer, Response};
 use super::{node, patch, pod, snapshot};
 use crate::capacity::admission;
+use crate::capacity::binding::{self, Binding};
 use crate::capacity::cluster::Cluster;
 use crate::capacity::filter::Filter;
+use crate::capacity::ledger::PodUid;
+use crate::capacity::moment::Moment;
+use crate::capacity::pod::Pod;
 use crate::capacity::policy::{Mode, Policies};
+use crate::capacity::verdict::{Refusal, Unplaced};
 
 /// A case file.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,10 +97,34 @@ pub struct Expectation {
     /// Of the scheduler extender, by node: [`FITS`], or why not.
     #[serde(default)]
     pub filter: BTreeMap<String, String>,
+    /// Of the binding guard, by node.
+    #[serde(default)]
+    pub bind: BTreeMap<String, Bound>,
 }
 
 /// Stands where the extender lets a node pass.
 pub const FITS: &str = "fits";
+
+/// Who binds in a case: the one scheduler that may without being named.
+pub const SCHEDULER: &str = "system:kube-scheduler";
+
+/// What comes of a binding.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Bound {
+    /// Allowed.
+    Allow {
+        /// What vramguard puts on the pod with its node.
+        annotations: BTreeMap<String, String>,
+    },
+    /// Refused.
+    Deny {
+        /// Machine reason.
+        reason: String,
+        /// Message of the denial.
+        message: String,
+    },
+}
 
 /// Admitted or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -117,6 +152,8 @@ pub struct Outcome {
     pub patch: Value,
     /// Of the scheduler extender, for each of [`Stage::nodes`].
     pub filter: BTreeMap<String, String>,
+    /// Of the binding guard, for each of [`Stage::nodes`], were the pod bound there.
+    pub bind: BTreeMap<String, Bound>,
 }
 
 /// Reads a case file.
@@ -125,8 +162,8 @@ pub fn read(file: &str, text: &str) -> Result<Suite, DocumentError> {
 }
 
 impl Outcome {
-    /// From the answers of both webhooks, the patch that was applied in between, and the extender's answer.
-    pub fn of(mutated: &Response, patch: &Patch, validated: &Response, filter: BTreeMap<String, String>) -> Outcome {
+    /// From the answers of both webhooks and the patch that was applied in between. No node is asked about yet.
+    pub fn of(mutated: &Response, patch: &Patch, validated: &Response) -> Outcome {
         let recorded = |key: &str| validated.audit_annotations.get(key).cloned();
         let status = validated.status.as_ref();
         Outcome {
@@ -136,7 +173,8 @@ impl Outcome {
             demand: recorded("demand"),
             warnings: [mutated.warnings.clone(), validated.warnings.clone()].concat(),
             patch: serde_json::to_value(patch).expect("a patch is JSON"),
-            filter,
+            filter: BTreeMap::new(),
+            bind: BTreeMap::new(),
         }
     }
 }
@@ -171,6 +209,10 @@ impl Expectation {
             let got = outcome.filter.get(node).expect("each node that is named is asked about");
             differ(&format!("filter of {node}"), expected.clone(), got.clone());
         }
+        for (node, expected) in &self.bind {
+            let got = outcome.bind.get(node).expect("each node that is named is asked about");
+            differ(&format!("bind to {node}"), format!("{expected:#?}"), format!("{got:#?}"));
+        }
         differences
     }
 }
@@ -202,6 +244,9 @@ impl Stage {
         for (uid, node, holder) in objects.pods.iter().filter_map(pod::holder) {
             cluster.apply_pod(&uid, &node, holder);
         }
+        for ledger in &objects.ledgers {
+            cluster.apply_ledger(ledger.node(), Some(ledger.shared_or_fault()));
+        }
         Ok(Stage { cluster, policies })
     }
 
@@ -215,9 +260,10 @@ impl Stage {
         &self.policies
     }
 
-    /// The nodes that the extender is asked about: those of the cluster, and others that the case names.
+    /// The nodes that extender and binding guard are asked about: those of the cluster, and others that the case names.
     pub fn nodes<'a>(&'a self, case: &'a Case) -> BTreeSet<&'a str> {
-        self.cluster.node_names().chain(case.expect.filter.keys().map(String::as_str)).collect()
+        let named = case.expect.filter.keys().chain(case.expect.bind.keys());
+        self.cluster.node_names().chain(named.map(String::as_str)).collect()
     }
 
     fn filter(&self, case: &Case, object: &PodObject) -> BTreeMap<String, String> {
@@ -230,14 +276,51 @@ impl Stage {
         self.nodes(case).into_iter().map(|node| (node.to_owned(), answer(node))).collect()
     }
 
+    fn bind(&self, case: &Case, object: &PodObject) -> BTreeMap<String, Bound> {
+        let (uid, pod) = (pod::uid(&object.metadata), pod::translate(object, None, None));
+        let answer = |node: &str| match self.granted(object, &uid, &pod, node) {
+            Ok(annotations) => Bound::Allow { annotations },
+            Err(refusal) => Bound::Deny { reason: refusal.reason().to_string(), message: refusal.message(&pod.name) },
+        };
+        self.nodes(case).into_iter().map(|node| (node.to_owned(), answer(node))).collect()
+    }
+
+    fn granted(
+        &self,
+        object: &PodObject,
+        uid: &PodUid,
+        pod: &Pod,
+        node: &str,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
+        let binding = Binding {
+            pod: pod.name.clone(),
+            uid: Some(uid.clone()),
+            node: node.to_owned(),
+            reserved_annotations: Vec::new(),
+            binder: SCHEDULER.to_owned(),
+        };
+        binding::screen(&binding)?;
+        let Some(holder) = pod::would_hold(object).filter(|holder| holder.request.is_some()) else {
+            return Ok(BTreeMap::new());
+        };
+        let binders = BTreeSet::from([SCHEDULER.to_owned()]);
+        binding::judge(&binding, uid, pod, &binders, self.cluster.places_but(node, uid))?;
+        let unplaced = |why| Refusal::Unplaced { node: node.to_owned(), why };
+        let (facts, ledger, _) = self.cluster.node(node).ok_or_else(|| unplaced(Unplaced::NoGpu { resource: None }))?;
+        let granted = ledger.grant(uid, pod, &holder, &facts.pools, self.cluster.rules(), Moment::default());
+        Ok(granted.map_err(unplaced)?.annotations)
+    }
+
     /// Plays a case through the core.
     pub fn play(&self, case: &Case) -> Result<Outcome, String> {
         let namespace = case.pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
         let read = |pod: &Value| PodObject::deserialize(pod).map_err(|error| format!("pod: {error}"));
         let Some(policy) = self.policies.of(namespace) else {
             let untouched = Answer::untouched(String::new());
-            let filter = self.filter(case, &read(&case.pod)?);
-            return Ok(Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response(), filter));
+            let object = read(&case.pod)?;
+            let (filter, bind) = (self.filter(case, &object), self.bind(case, &object));
+            let outcome = Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response());
+            return Ok(Outcome { filter, bind, ..outcome });
         };
         let mutate = |object: &PodObject| {
             let pod = pod::translate(object, Some(namespace), Some(&case.user));
@@ -262,6 +345,7 @@ impl Stage {
         } else {
             Answer::judged(String::new(), &pod.name, admission::judge(&pod, policy, None, &self.cluster))
         };
-        Ok(Outcome::of(mutated.response(), &operations, judged.response(), self.filter(case, &object)))
+        let (filter, bind) = (self.filter(case, &object), self.bind(case, &object));
+        Ok(Outcome { filter, bind, ..Outcome::of(mutated.response(), &operations, judged.response()) })
     }
 }

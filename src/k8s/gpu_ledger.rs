@@ -214,6 +214,12 @@ impl GpuLedger {
         Ok(Shared { reservations: reservations?, report, fault: None })
     }
 
+    /// What it says; one that cannot be read is a fault of its node, never empty.
+    pub fn shared_or_fault(&self) -> Shared {
+        let fault = |error: LedgerError| Shared { fault: Some(error.to_string()), ..Shared::default() };
+        self.shared().unwrap_or_else(fault)
+    }
+
     fn read<'v, T: Deserialize<'v> + Default>(&self, section: &str, value: &'v Value) -> Result<T, LedgerError> {
         if value.is_null() {
             return Ok(T::default());

@@ -100,8 +100,8 @@ impl Capacity {
 
 /// What the device plugin advertises when it is there, as far as the labels tell.
 fn labelled_count(labels: &BTreeMap<String, String>) -> Option<u64> {
-    let gpus = number(labels, keys::GFD_COUNT).ok()?;
-    let replicas = if sharing(labels, false).is_shared() { number(labels, keys::GFD_REPLICAS).ok()? } else { 1 };
+    let gpus = number(labels, keys::GFD_COUNT)?;
+    let replicas = if sharing(labels, false).is_shared() { number(labels, keys::GFD_REPLICAS)? } else { 1 };
     gpus.checked_mul(replicas)
 }
 
@@ -171,7 +171,7 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Po
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
     if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
-        let contents = Err(Unknown::Unsupported { resource: resource.clone() });
+        let contents = Err(Unknown::Unsupported { resource: resource.clone(), capacity: count });
         return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
     }
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
@@ -219,10 +219,11 @@ fn labelled(
     others: Others,
     labels: &BTreeMap<String, String>,
 ) -> Result<Contents, Unknown> {
-    let size = number(labels, keys::GFD_MEMORY)?;
-    let gpus = number(labels, keys::GFD_COUNT)?;
+    let needed = |label| needed(labels, label, capacity);
+    let size = needed(keys::GFD_MEMORY)?;
+    let gpus = needed(keys::GFD_COUNT)?;
     let needs_replicas = sharing.is_shared() || others.shared > 0;
-    let replicas = if needs_replicas { number(labels, keys::GFD_REPLICAS)? } else { 1 };
+    let replicas = if needs_replicas { needed(keys::GFD_REPLICAS)? } else { 1 };
     let contradiction = || Unknown::Contradiction {
         gpus: u32::try_from(gpus).unwrap_or(u32::MAX),
         replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
@@ -234,7 +235,7 @@ fn labelled(
     // Every GPU of the label is behind one of the two names, and every shared one with all its replicas.
     let adds_up = shared.is_multiple_of(replicas) && shared / replicas + exclusive == gpus;
     let size = Vram::checked_from_mib(size).filter(|size| *size <= MAX_GPU);
-    let bad_size = || Unknown::BadLabel { label: keys::GFD_MEMORY, value: labels[keys::GFD_MEMORY].clone() };
+    let bad_size = || bad(labels, keys::GFD_MEMORY, capacity);
     let size = size.ok_or_else(bad_size)?;
     if !adds_up {
         return Err(contradiction());
@@ -254,9 +255,20 @@ fn contents(sizes: &[Vram], replicas: NonZeroU32) -> Contents {
     Contents { gpus: (0..).zip(sizes).map(|(index, size)| Gpu::of_size(index, *size)).collect(), replicas }
 }
 
-fn number(labels: &BTreeMap<String, String>, label: &'static str) -> Result<u64, Unknown> {
-    let value = labels.get(label).ok_or(Unknown::Unlabelled { label })?;
-    value.parse().ok().filter(|number| *number > 0).ok_or_else(|| Unknown::BadLabel { label, value: value.clone() })
+fn number(labels: &BTreeMap<String, String>, label: &str) -> Option<u64> {
+    labels.get(label)?.parse().ok().filter(|number| *number > 0)
+}
+
+fn needed(labels: &BTreeMap<String, String>, label: &'static str, capacity: u64) -> Result<u64, Unknown> {
+    number(labels, label).ok_or_else(|| bad(labels, label, capacity))
+}
+
+/// Why a label is no number to go by.
+fn bad(labels: &BTreeMap<String, String>, label: &'static str, capacity: u64) -> Unknown {
+    match labels.get(label) {
+        None => Unknown::Unlabelled { label, capacity },
+        Some(value) => Unknown::BadLabel { label, value: value.clone(), capacity },
+    }
 }
 
 fn taints(node: &NodeObject) -> Vec<Taint> {

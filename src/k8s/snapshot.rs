@@ -1,4 +1,4 @@
-//! A snapshot: what `kubectl get nodes,pods -A -o yaml` (or json) prints, or a file of manifests. Owns how such a text
+//! A snapshot: what `kubectl get nodes,pods,gpuledgers -A -o yaml` (or json) prints, or a file of manifests. Owns how such a text
 //! becomes objects; kinds it does not know are ignored, the same object twice is an error.
 
 use std::collections::BTreeSet;
@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::document::{self, DocumentError};
+use super::gpu_ledger::GpuLedger;
 use super::object::{NodeObject, PodObject};
 
 /// The objects of a static cluster.
@@ -16,6 +17,8 @@ pub struct Snapshot {
     pub nodes: Vec<NodeObject>,
     /// Pods.
     pub pods: Vec<PodObject>,
+    /// What was promised on nodes, and what their agents reported.
+    pub ledgers: Vec<GpuLedger>,
     /// Policy documents found among them, as file and JSON text, for [`document::read`].
     pub policies: Vec<(String, String)>,
 }
@@ -65,7 +68,9 @@ fn items(mut value: Value) -> Result<Vec<Value>, String> {
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     match value.get_mut("items").map(Value::take) {
         Some(Value::Array(items)) if kind.ends_with("List") => Ok(items),
-        _ if matches!(kind.as_str(), "List" | "NodeList" | "PodList") => Err(format!("{kind} holds no list of items")),
+        _ if matches!(kind.as_str(), "List" | "NodeList" | "PodList" | "GpuLedgerList") => {
+            Err(format!("{kind} holds no list of items"))
+        }
         _ => Ok(vec![value]),
     }
 }
@@ -90,6 +95,7 @@ impl Snapshot {
         match kind.as_str() {
             "Node" => self.nodes.push(NodeObject::deserialize(object).map_err(unreadable)?),
             "Pod" => self.pods.push(PodObject::deserialize(object).map_err(unreadable)?),
+            "GpuLedger" => self.ledgers.push(GpuLedger::deserialize(object).map_err(unreadable)?),
             _ => self.policies.push((format!("{file} ({id})"), object.to_string())),
         }
         Ok(())

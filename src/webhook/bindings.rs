@@ -82,10 +82,7 @@ impl BindingGuard {
     /// Promises the pod its place, or says why there is none. Returns what is to be written on it with its node.
     async fn decide(&self, binding: &Binding, index: &Arc<Index>, dry_run: bool) -> Result<Granted, Refusal> {
         let Some(wanted) = self.read(binding).await? else { return Ok(Granted::default()) };
-        let places = {
-            let state = index.read();
-            state.cluster.counts_on(&wanted.uid).filter(|node| *node != binding.node).count()
-        };
+        let places = index.read().cluster.places_but(&binding.node, &wanted.uid);
         binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders, places)?;
         let (uid, wanted) = (wanted.uid.clone(), Arc::new(wanted));
         let turn = self.turn(&binding.node);
@@ -94,7 +91,7 @@ impl BindingGuard {
         let annotations = match ask(Source::Memory).await {
             // A scheduler that saw a pod go before this replica did is right, and a refusal costs it seconds. So nothing is
             // refused on what is remembered alone.
-            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. }, .. }) => {
+            Err(Refusal::Unplaced { why: Unplaced::Shortfall { .. } | Unplaced::Starting, .. }) => {
                 _ = tokio::time::timeout(WATCH_LAG, changed.changed()).await;
                 ask(Source::Quorum).await
             }

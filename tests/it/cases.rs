@@ -1,5 +1,5 @@
-//! The case files of `tests/cases` through two mouths: the pure core, and the handlers (webhooks and extender) over HTTP. One
-//! answer.
+//! The case files of `tests/cases` through every mouth: the pure core, the handlers (webhooks and extender) over HTTP, and the
+//! binding guard, which needs an API server ([`bindings`]). One answer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,15 @@ use vramguard::capacity::admission;
 use vramguard::capacity::policy::Policy;
 use vramguard::capacity::vram::Vram;
 use vramguard::index::Index;
-use vramguard::k8s::case::{self, Case, Expected, Outcome, Stage, Suite};
+use vramguard::k8s::case::{self, Bound, Case, Expected, Outcome, Stage, Suite};
 use vramguard::k8s::object::PodObject;
 use vramguard::k8s::{pod, snapshot};
 use vramguard::metrics::Metrics;
 use vramguard::policies::PolicyStore;
 use vramguard::tls::CertificateStore;
 use vramguard::webhook::{self, Webhook};
+
+mod bindings;
 
 fn suites() -> Vec<(PathBuf, Suite)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
@@ -60,10 +62,34 @@ async fn the_handlers_answer_every_case_as_the_core_does() {
         let routes = routes(&suite);
         for case in &suite.cases {
             let by_core = stage.play(case).unwrap_or_else(|error| panic!("{}: {}: {error}", path.display(), case.name));
+            // Bindings are decided on what stands in an API server: see `bindings`.
+            let by_core = Outcome { bind: BTreeMap::new(), ..by_core };
             let by_handlers = handled(&routes, &stage, case).await;
             assert_eq!(by_handlers, by_core, "{}: {}", path.display(), case.name);
         }
     }
+}
+
+/// Where it does not, kube-scheduler goes round in circles: it asks, binds, and is refused.
+#[test]
+fn where_the_extender_lets_a_pod_pass_the_binding_guard_binds_it() {
+    let (mut asked, mut bound) = (0, 0);
+    for (path, suite) in suites() {
+        let stage = Stage::of(&suite).expect("checked above");
+        // A pod that comes with a node is asked about by neither.
+        let schedulable =
+            |case: &&Case| case.expect.verdict == Expected::Allow && case.pod.pointer("/spec/nodeName").is_none();
+        for case in suite.cases.iter().filter(schedulable) {
+            let outcome = stage.play(case).expect("checked above");
+            for (node, _) in outcome.filter.iter().filter(|(_, answer)| *answer == case::FITS) {
+                let answer = &outcome.bind[node];
+                assert!(matches!(answer, Bound::Allow { .. }), "{}: {}: {answer:?}", path.display(), case.name);
+                bound += 1;
+            }
+            asked += outcome.filter.len();
+        }
+    }
+    assert!(0 < bound && bound < asked, "{bound} of {asked}");
 }
 
 /// Going from Audit to Enforce once left a hole: under the policy before, nothing was injected and so nothing compared.
@@ -106,7 +132,8 @@ fn a_case_file_with_a_mistake_names_it() {
 /// A comparison that finds nothing wrong with anything would make every test above pass.
 #[test]
 fn a_case_that_expects_something_else_fails() {
-    let (_, mut suite) = suites().remove(0);
+    let (_, mut suite) =
+        suites().into_iter().find(|(path, _)| path.ends_with("declarations.yaml")).expect("it is there");
     let stage = Stage::of(&suite).expect("checked above");
     let case = &mut suite.cases[0];
     case.expect.verdict = Expected::Deny;
@@ -158,6 +185,7 @@ async fn handled(routes: &axum::Router, stage: &Stage, case: &Case) -> Outcome {
         warnings: [texts(&mutated["warnings"]), texts(&validated["warnings"])].concat(),
         patch,
         filter: filtered(routes, stage, case, &pod).await,
+        bind: BTreeMap::new(),
     }
 }
 

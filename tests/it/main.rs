@@ -3,7 +3,7 @@
 //! | module | against |
 //! |---|---|
 //! | `tiers` | the source tree: who may import what |
-//! | `cases` | the case files of `tests/cases`, through the core and through the handlers |
+//! | `cases` | the case files of `tests/cases`, through the core, the handlers and, on a real control plane, the binding guard |
 //! | `server` | the real listener: TLS, limits, garbage, certificates, drain |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |

@@ -127,6 +127,25 @@ fn a_pod_does_not_stand_in_its_own_way() {
     assert!(Filter::of(&cluster, &another, &pod).node("n").is_err());
 }
 
+/// kube-scheduler would choose one more node at each attempt, and be refused at each bind.
+#[test]
+fn a_pod_that_is_promised_enough_places_passes_on_those_alone() {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut cluster = cluster(names.map(|name| (name, time_sliced(&[24_000]))));
+    let pod = one(8000, 0);
+    let promise = Reservation { holder: pod.clone(), gpu: None, state: State::Assumed, since: Moment(0) };
+    for (number, name) in names[..binding::MAX_PLACES].iter().enumerate() {
+        assert_eq!(ask(&cluster, &pod, "e"), Ok(()), "with {number} places");
+        let reservations = [(uid("me"), promise.clone())].into_iter().collect();
+        cluster.apply_ledger(name, Some(Shared { reservations, report: None, fault: None }));
+    }
+    assert_eq!(ask(&cluster, &pod, "a"), Ok(()));
+    let why = Unfit::TooManyPlaces { places: binding::MAX_PLACES };
+    for name in ["e", "nobody"] {
+        assert_eq!(ask(&cluster, &pod, name), Err(Rejected { why, published: false }));
+    }
+}
+
 #[test]
 fn what_a_node_does_not_publish_is_no_surprise() {
     let pinned = facts(vec![pool(GPU, &[24_000, 24_000], 4, Sharing::TimeSlicing, Handout::Unverified)]);

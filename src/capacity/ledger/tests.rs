@@ -156,7 +156,7 @@ fn a_whole_gpu_is_promised_while_one_is_free() {
 
 #[test]
 fn a_node_whose_gpus_are_not_known_publishes_only_what_is_bound() {
-    let contents = Err(Unknown::Unlabelled { label: "nvidia.com/gpu.memory" });
+    let contents = Err(Unknown::Unlabelled { label: "nvidia.com/gpu.memory", capacity: 4 });
     let unknown = Pool { contents, ..pool(&[1], 1, Sharing::TimeSlicing) };
     let mut holders = requesting(&[100]);
     holders.confirm(PodUid("x".into()), holder(&[Amount::Slots(1)]));

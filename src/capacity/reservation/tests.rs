@@ -7,6 +7,7 @@ use super::*;
 use crate::capacity::cluster::{Cluster, NodeFacts};
 use crate::capacity::gpu::{Handout, Unknown};
 use crate::capacity::ledger::{Shared, Standing};
+use crate::capacity::verdict::{Reason, Refusal};
 
 mod events;
 mod fixture;
@@ -68,7 +69,7 @@ fn a_pod_is_promised_a_gpu_and_the_next_one_what_that_leaves() {
     let second = assume(&cluster, under(written), "q", &pinned(6000), 6).unwrap();
     assert_eq!(second.gpu, on(1));
     let refused = assume(&cluster, under(second.write.unwrap()), "r", &pinned(6000), 7).unwrap_err();
-    let Unplaced::Shortfall { demand, room, starting: false, .. } = refused else { panic!("{refused:?}") };
+    let Unplaced::Shortfall { demand, room, .. } = refused else { panic!("{refused:?}") };
     assert_eq!((demand, room), (mib(6000), mib(4000)));
 }
 
@@ -376,5 +377,24 @@ fn a_pod_that_was_promised_a_gpu_keeps_others_off_it_before_it_is_seen_to_start(
     let second = assume(&cluster, under(first.write.unwrap()), "q", &starting(6), 6).unwrap();
     assert_eq!((first.gpu, second.gpu), (on(0), on(1)));
     let third = assume(&cluster, under(second.write.unwrap()), "r", &starting(7), 7);
-    assert!(matches!(third, Err(Unplaced::Shortfall { starting: true, .. })), "{third:?}");
+    assert!(matches!(third, Err(Unplaced::Starting)), "{third:?}");
+}
+
+/// The reason was once that a pod is starting, beside a sentence on how much room is left.
+#[test]
+fn what_falls_short_beside_a_startup_is_a_shortfall_in_reason_and_sentence() {
+    let mut cluster = cluster();
+    cluster.set_rules(Rules { serialize_per_gpu: true, ..rules() }, BTreeSet::new());
+    let starting = |amount, now| Holder { starting: Some(Moment(now)), ..pinned(amount) };
+    let refusal = |why| Refusal::Unplaced { node: "a".into(), why };
+    let first = assume(&cluster, under(Reservations::default()), "p", &starting(1000, 5), 5).unwrap().write.unwrap();
+    let why = assume(&cluster, under(first.clone()), "large", &starting(12_000, 6), 6).unwrap_err();
+    assert_eq!(refusal(why.clone()).reason(), Reason::VramShortfall);
+    let text = "12000Mi demanded, the freest GPU there has 10000Mi left";
+    assert!(refusal(why.clone()).to_string().contains(text), "{}", refusal(why));
+
+    let second = assume(&cluster, under(first), "q", &starting(1000, 6), 6).unwrap().write.unwrap();
+    let why = assume(&cluster, under(second), "large", &starting(12_000, 7), 7).unwrap_err();
+    assert_eq!(refusal(why.clone()).reason(), Reason::GpuStarting);
+    assert!(refusal(why.clone()).to_string().contains("has a pod that is starting"), "{}", refusal(why));
 }

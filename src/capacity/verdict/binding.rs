@@ -20,8 +20,10 @@ pub enum Unplaced {
     Unknown(Unknown),
     /// The pod takes its GPU from our annotation, and the node is not verified to honour that.
     PinUnverified { accounting: Accounting },
-    /// Not enough room; `starting` where a pod that starts there keeps others off.
-    Shortfall { demand: Vram, room: Vram, stands: Box<PoolStanding>, starting: bool },
+    /// A pod that starts there keeps every other one off.
+    Starting,
+    /// Not enough room.
+    Shortfall { demand: Vram, room: Vram, stands: Box<PoolStanding> },
 }
 
 /// Why the binding guard refuses.
@@ -54,8 +56,8 @@ impl Refusal {
             Refusal::Unplaced { why, .. } => match why {
                 Unplaced::NoGpu { .. } | Unplaced::Unknown(_) | Unplaced::SeveralResources => Reason::NodeUnaccounted,
                 Unplaced::PinUnverified { .. } => Reason::PinUnverified,
-                Unplaced::Shortfall { starting: true, .. } => Reason::GpuStarting,
-                Unplaced::Shortfall { starting: false, .. } => Reason::VramShortfall,
+                Unplaced::Starting => Reason::GpuStarting,
+                Unplaced::Shortfall { .. } => Reason::VramShortfall,
             },
             Refusal::TooManyPlaces { .. } | Refusal::Undecided { .. } => Reason::Undecided,
         }
@@ -112,24 +114,16 @@ impl fmt::Display for Unplaced {
                 "is under {accounting} accounting, and the pod takes its GPU from an annotation (visibleDevices: Pin), \
                  which the node is not verified to honour; without it the container would see no GPU"
             ),
-            Unplaced::Shortfall { demand, room, stands, starting } => shortfall(f, *demand, *room, stands, *starting),
+            Unplaced::Starting => write!(
+                f,
+                "has a pod that is starting, and policy lets one pod at a time start on a GPU; wait until it is ready"
+            ),
+            Unplaced::Shortfall { demand, room, stands } => shortfall(f, *demand, *room, stands),
         }
     }
 }
 
-fn shortfall(
-    f: &mut fmt::Formatter<'_>,
-    demand: Vram,
-    room: Vram,
-    stands: &PoolStanding,
-    starting: bool,
-) -> fmt::Result {
-    if starting && room.is_zero() {
-        return write!(
-            f,
-            "has a pod that is starting, and policy lets one pod at a time start on a GPU; wait until it is ready"
-        );
-    }
+fn shortfall(f: &mut fmt::Formatter<'_>, demand: Vram, room: Vram, stands: &PoolStanding) -> fmt::Result {
     let largest = match stands.accounting {
         Accounting::Slot => "one slot there",
         Accounting::Confirmed => "any GPU that it may be given there",

@@ -26,6 +26,11 @@ pub enum Unfit<'a> {
     Unknown,
     /// The pod takes its GPU from our annotation, and the node is not verified to honour that.
     PinUnverified,
+    /// The pod is promised a place on too many other nodes.
+    TooManyPlaces {
+        /// How many.
+        places: usize,
+    },
     /// A pod that starts there keeps others off.
     Starting,
     /// Not enough room.
@@ -40,13 +45,10 @@ pub enum Unfit<'a> {
 impl<'a> Unfit<'a> {
     /// Of a pool that has not enough room for a demand. `room` is what it has.
     pub fn short(demand: Vram, room: Vram, stands: &PoolStanding) -> Unfit<'a> {
-        let accounting = stands.accounting;
-        // A whole GPU that is taken is no more free once its pod has started.
-        let shared = accounting != Accounting::Exclusive;
-        if shared && room.is_zero() && stands.starting {
+        if stands.is_kept_by_startup(room) {
             return Unfit::Starting;
         }
-        Unfit::Shortfall { demand, accounting }
+        Unfit::Shortfall { demand, accounting: stands.accounting }
     }
 
     /// Its machine reason.
@@ -54,6 +56,7 @@ impl<'a> Unfit<'a> {
         match self {
             Unfit::NoGpu { .. } | Unfit::SeveralResources | Unfit::Unknown => Reason::NodeUnaccounted,
             Unfit::PinUnverified => Reason::PinUnverified,
+            Unfit::TooManyPlaces { .. } => Reason::Undecided,
             Unfit::Starting => Reason::GpuStarting,
             Unfit::Shortfall { .. } => Reason::VramShortfall,
         }
@@ -72,6 +75,9 @@ impl fmt::Display for Unfit<'_> {
             }
             Unfit::Unknown => f.write_str("node(s) had GPUs that are not accounted for"),
             Unfit::PinUnverified => f.write_str("node(s) were not verified to honour visibleDevices: Pin"),
+            Unfit::TooManyPlaces { places } => {
+                write!(f, "node(s) were refused to a pod that is promised a place on {places} others already")
+            }
             Unfit::Starting => f.write_str("node(s) had a pod starting on each GPU that has room"),
             Unfit::Shortfall { demand, accounting } => {
                 write!(f, "node(s) had no room for {demand} on one GPU ({accounting} accounting)")
@@ -93,6 +99,10 @@ mod tests {
             (Unfit::NoGpu { resource: None }, "node(s) had no GPU that is accounted for"),
             (Unfit::Unknown, "node(s) had GPUs that are not accounted for"),
             (Unfit::PinUnverified, "node(s) were not verified to honour visibleDevices: Pin"),
+            (
+                Unfit::TooManyPlaces { places: 4 },
+                "node(s) were refused to a pod that is promised a place on 4 others already",
+            ),
             (Unfit::Starting, "node(s) had a pod starting on each GPU that has room"),
             (
                 Unfit::Shortfall { demand, accounting: Accounting::Slot },

@@ -17,11 +17,10 @@ use serde_json::json;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{DEADLINE, Wanted, now};
-use crate::capacity::binding::{self, Task};
-use crate::capacity::gpu::{GpuId, Pool, Rules};
+use crate::capacity::binding::Grant;
+use crate::capacity::gpu::{Pool, Rules};
 use crate::capacity::ledger::NodeLedger;
 use crate::capacity::ledger::Shared;
-use crate::capacity::reservation::Reservations;
 use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::NodeObject;
@@ -164,23 +163,16 @@ impl Turn {
         let Some(View { ledger, pools, rules }) = self.view(index, draft) else {
             return refused(Unplaced::NoGpu { resource: None });
         };
-        let promised: Result<(Option<GpuId>, Option<Reservations>), Unplaced> =
-            match binding::task(holder, &pools, &rules) {
-                Task::None => return Drafted { verdict: Ok(BTreeMap::new()), reserves: false },
-                Task::Annotate => Ok((binding::only_gpu(holder, &pools), None)),
-                Task::Reserve => {
-                    ledger.assume(uid, holder, &pools, &rules, now()).map(|assumed| (assumed.gpu, assumed.write))
-                }
-            };
-        let (gpu, write) = match promised {
-            Ok((gpu, write)) => (gpu, write.filter(|_| !wish.dry_run)),
+        let Grant { annotations, write } = match ledger.grant(uid, pod, holder, &pools, &rules, now()) {
+            Ok(grant) => grant,
             Err(why) => return refused(why),
         };
+        let write = write.filter(|_| !wish.dry_run);
         let reserves = write.is_some();
         if let Some(reservations) = write {
             draft.shared.reservations = reservations;
         }
-        Drafted { verdict: Ok(binding::annotations(pod, holder, gpu.as_ref(), &pools)), reserves }
+        Drafted { verdict: Ok(annotations), reserves }
     }
 
     async fn write(
