@@ -4,7 +4,7 @@
 //!
 //! All nodes have a `GpuLedger` with a reservation for each pod and are in mode `pinned`; on every second one each GPU is
 //! nearly full. The questions: a pod that fits everywhere; one that fits on half of the nodes, so that the other half are
-//! reasons; one that is not pinned; and one with two containers on GPUs, whose room no node has computed beforehand.
+//! reasons; one that is not pinned; and one with two containers on GPUs.
 
 #![allow(clippy::disallowed_methods)] // what the pure tiers may not touch is what is measured here
 

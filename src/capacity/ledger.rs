@@ -103,8 +103,8 @@ pub struct PoolStanding {
     pub uncounted: usize,
     /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
-    /// The same of one that the device plugin gives a replica of any GPU.
-    pub unpinned_room: Vram,
+    /// The same of one that the device plugin gives a replica of any GPU, or two, three, four.
+    pub loose_rooms: [Vram; 4],
     /// By how much it is overcommitted, or may be.
     pub deficit: Option<Deficit>,
     /// Each of its GPUs; none where they are not known.
@@ -279,10 +279,7 @@ impl NodeLedger {
         let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, viewpoint);
         let room = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room);
-        let unpinned_room = match &occupancy {
-            Some(occupancy) if pool.accounting() == Accounting::Pinned => occupancy.room_for(Newcomer::Loose(1)),
-            Some(_) | None => room,
-        };
+        let loose_room = |replicas| occupancy.as_ref().map_or(Vram::ZERO, |o| o.room_for(Newcomer::Loose(replicas)));
         PoolStanding {
             resource: pool.resource.clone(),
             accounting: pool.accounting(),
@@ -291,7 +288,7 @@ impl NodeLedger {
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room,
-            unpinned_room,
+            loose_rooms: [1, 2, 3, 4].map(loose_room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),
             gpus: occupancy.as_ref().map(Occupancy::gpus).unwrap_or_default(),
@@ -392,10 +389,11 @@ impl PoolStanding {
             (Accounting::Exclusive | Accounting::Unknown, _) => self.room,
             // With one GPU it does not matter how many replicas come.
             (Accounting::Exact, newcomer) if newcomer.replicas() > 0 => self.room,
-            (Accounting::Pinned, Newcomer::Loose(1)) => self.unpinned_room,
             (Accounting::Pinned, Newcomer::Pinned) => self.room,
-            (Accounting::Slot | Accounting::Confirmed, newcomer) if newcomer.replicas() == 1 => self.room,
-            (Accounting::Exact | Accounting::Slot | Accounting::Confirmed | Accounting::Pinned, _) => return None,
+            (Accounting::Exact | Accounting::Slot | Accounting::Confirmed | Accounting::Pinned, newcomer) => {
+                let further = usize::try_from(newcomer.replicas().checked_sub(1)?).ok()?;
+                *self.loose_rooms.get(further)?
+            }
         };
         Some(room)
     }
