@@ -6,13 +6,13 @@
 //! order in which the device plugin may come to them, and whoever of those that are there now is gone by then:
 //!
 //! - **slot**: a loose amount may be on any GPU that has a replica left for it, so the worst for a GPU are the largest loose
-//!   ones, as many as it has replicas left. Somebody small may leave his replica to one of them.
+//!   ones, as many as it has replicas left. Somebody small may leave its replica to one of them.
 //! - **confirmed**, `distributed`: the plugin gives the GPU with the fewest replicas taken and never looks at memory. So how many
-//!   of the loose ones a GPU can have when the last of them comes to it depends on numbers alone: as many as fit under the
-//!   level of the others, to which the rest of the loose ones may have risen. As they may come in any order, the worst are the
-//!   largest ones, that many. Whoever leaves a GPU lowers it, and makes it one that the next may get: the worst is that the
-//!   smallest leave. Who was there before and is gone does no harm: a GPU on which more of the loose ones are than were
-//!   predicted is one that has not the fewest.
+//!   of the loose ones a GPU can have when the last of them comes to it depends on numbers alone: it gets that one only while
+//!   no other GPU has fewer, and the others have been raised by no more than the rest of the loose ones. As they may come in any
+//!   order, the worst are the largest ones, that many. Whoever leaves a GPU lowers it, and makes it one that the next may get:
+//!   the worst is that the smallest leave. Who was there before and is gone does no harm: a GPU on which more of the loose ones
+//!   are than were predicted is one that has not the fewest.
 //! - **confirmed**, `packed`: the plugin gives the GPU with the most replicas taken that has one left. Any GPU with a replica left
 //!   is that one once enough others have left theirs, and a loose one may have come then. So it is as under slot, without the
 //!   bound of one slot.
