@@ -17,6 +17,7 @@ use crate::capacity::ledger::{PodUid, Shared};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::{Pod, PodName};
+use crate::capacity::published;
 use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
@@ -349,6 +350,11 @@ impl State {
     /// The nodes that have a `GpuLedger`.
     pub fn ledger_names(&self) -> impl Iterator<Item = &str> {
         self.ledgers.keys().map(String::as_str)
+    }
+
+    /// What waits for a node.
+    pub fn largest_waiting(&self) -> published::Waiting {
+        published::Waiting::of(self.waiting.values().map(|waiting| (&waiting.resource, waiting.demand)))
     }
 
     /// What a node says of itself.

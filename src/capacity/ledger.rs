@@ -13,8 +13,8 @@
 //!
 //! A pod that is not seen here yet but has a reservation holds too, unless it is certain that it never will be here.
 //!
-//! What a node publishes is Σ requests + placeable: never less than what is bound, so that a kubelet that admits its pods
-//! again finds room for each; and what kube-scheduler sees as free is exactly what can be placed.
+//! What a node publishes is Σ requests + placeable at least: never less than what is bound, so that a kubelet that admits its
+//! pods again finds room for each. When it may be more is [`super::published`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +24,7 @@ use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules, Unknown};
 use super::moment::Moment;
 use super::occupancy::{self, Deficit, GpuStanding, Newcomer, Occupancy};
 use super::pod::PodName;
+use super::published;
 use super::report::Report;
 use super::reservation::Reservations;
 use super::vram::Vram;
@@ -103,7 +104,9 @@ pub struct PoolStanding {
     pub uncounted: usize,
     /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
-    /// The same of one that the device plugin gives a replica of any GPU, or two, three, four.
+    /// What pods can take together of which each fits by itself.
+    pub together: Vram,
+    /// The room of one that the device plugin gives a replica of any GPU, or two, three, four.
     pub loose_rooms: [Vram; 4],
     /// By how much it is overcommitted, or may be.
     pub deficit: Option<Deficit>,
@@ -120,7 +123,7 @@ pub struct Standing {
     pub bound: Vram,
     /// The largest demand that it can take now, whichever of its guarded resources is asked for.
     pub placeable: Vram,
-    /// What `vramguard.dev/vram` has to say in its capacity and allocatable; `None` where it should not be there.
+    /// What `vramguard.dev/vram` has to say at least in its capacity and allocatable; `None` where it should not be there.
     pub published: Option<Vram>,
     /// The largest deficit of its pools.
     pub deficit: Option<Vram>,
@@ -253,13 +256,9 @@ impl NodeLedger {
         let bound: Vram = self.counted().filter_map(|(_, holder)| holder.request).sum();
         let pools: Vec<PoolStanding> =
             pools.iter().map(|pool| self.pool_standing(pool, rules, Viewpoint::Everyone)).collect();
-        // One number serves all resources of the node, so it promises what the fullest of them can keep.
-        let guarded_pools = || pools.iter().filter(|pool| guarded(&pool.resource));
-        // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
-        let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.room.is_zero();
-        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.room);
-        let placeable = rooms().min().or_else(|| guarded_pools().next().map(|_| Vram::ZERO));
-        let deficit = guarded_pools().filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
+        let placeable = published::of_all(&pools, &guarded, |pool| pool.room);
+        let guarded_pools = pools.iter().filter(|pool| guarded(&pool.resource));
+        let deficit = guarded_pools.filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
         let published = match placeable {
             Some(placeable) => Some(bound.plus(placeable)),
             None if bound.is_zero() => None,
@@ -288,6 +287,7 @@ impl NodeLedger {
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room,
+            together: occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room_together),
             loose_rooms: [1, 2, 3, 4].map(loose_room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),

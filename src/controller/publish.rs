@@ -11,6 +11,7 @@ use kube::api::{Patch, PatchParams};
 use tokio::time::Instant;
 
 use super::{Controller, RETRY, bounded, events, now};
+use crate::capacity::published::Waiting;
 use crate::capacity::verdict::Reason;
 use crate::k8s::publication;
 
@@ -25,12 +26,19 @@ pub async fn run(controller: Controller) {
     let mut stale = controller.index.all_nodes();
     // A node that cannot be written waits by itself; the others do not wait for it.
     let mut again: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut waiting = Waiting::default();
     loop {
         stale.append(&mut controller.index.take_stale_nodes());
+        // What nodes may say depends on who waits for them.
+        let now_waiting = controller.index.read().largest_waiting();
+        if now_waiting != waiting {
+            stale.append(&mut controller.index.all_nodes());
+            waiting = now_waiting;
+        }
         let due = Instant::now();
         stale.extend(again.extract_if(.., |_, at| *at <= due).map(|(name, _)| name));
         stale.retain(|name| !again.contains_key(name));
-        let failed = write_all(&controller, std::mem::take(&mut stale)).await;
+        let failed = write_all(&controller, std::mem::take(&mut stale), &waiting).await;
         again.extend(failed.into_iter().map(|name| (name, Instant::now() + RETRY)));
         let next = again.values().min().copied();
         tokio::select! {
@@ -42,9 +50,9 @@ pub async fn run(controller: Controller) {
 }
 
 /// Returns the nodes that could not be written.
-async fn write_all(controller: &Controller, nodes: BTreeSet<String>) -> BTreeSet<String> {
+async fn write_all(controller: &Controller, nodes: BTreeSet<String>, waiting: &Waiting) -> BTreeSet<String> {
     let writes = nodes.into_iter().map(|name| async {
-        let written = write(controller, &name).await;
+        let written = write(controller, &name, waiting).await;
         (name, written)
     });
     let mut results = futures::stream::iter(writes).buffer_unordered(PARALLEL);
@@ -59,7 +67,7 @@ async fn write_all(controller: &Controller, nodes: BTreeSet<String>) -> BTreeSet
     failed
 }
 
-async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
+async fn write(controller: &Controller, name: &str, waiting: &Waiting) -> anyhow::Result<()> {
     let patch = {
         let state = controller.index.read();
         let cluster = &state.cluster;
@@ -67,7 +75,7 @@ async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
         let (facts, standing) =
             cluster.node(name).map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &_| cluster.guards(resource);
-        publication::status_patch(facts, standing, cluster.rules(), guards, &state.advertised(name), now())
+        publication::status_patch(facts, standing, cluster.rules(), guards, waiting, &state.advertised(name), now())
     };
     let Some(patch) = patch else { return Ok(()) };
     let overcommitted = publication::says_overcommitted(&patch);
