@@ -3,9 +3,9 @@
 //! kube-scheduler sees as free what a node says less what is bound there. Σ + placeable is the least that is right: the
 //! largest pod that fits finds its room. Where nobody knows which GPU a pod gets (slot accounting), one pod may have a slot, but
 //! several may take more together, on whichever GPU they come to lie; a node that said one slot only would take one pod for each time it
-//! is written. So it may say the more, as long as no pod waits that is larger than what one may have: such a pod would be
-//! sent there, and refused when it is bound. And it does once pods wait and it has to be written anyway. Whatever it says,
-//! no pods that kube-scheduler places by it can overcommit a GPU, the guard present or not.
+//! is written. So while pods wait it may say the more, and does where it has to be written anyway; unless one of them is larger
+//! than what one may have, which would be sent there, and refused when it is bound. Whatever it says, no pods that
+//! kube-scheduler places by it can overcommit a GPU, the guard present or not.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,11 @@ use super::vram::Vram;
 pub struct Waiting(BTreeMap<Resource, Vram>);
 
 impl Waiting {
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Of all that wait.
     pub fn of<'a>(demands: impl IntoIterator<Item = (&'a Resource, Vram)>) -> Waiting {
         let mut largest: BTreeMap<Resource, Vram> = BTreeMap::new();
@@ -35,9 +40,8 @@ impl Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
     least: Vram,
-    most: Vram,
     /// The one to write, where it says none of them.
-    pub write: Vram,
+    pub most: Vram,
 }
 
 impl Published {
@@ -51,13 +55,14 @@ impl Standing {
     /// What the node may say while such pods wait; `None` where it should say nothing.
     pub fn may_publish(&self, guards: impl Fn(&Resource) -> bool, waiting: &Waiting) -> Option<Published> {
         let least = self.published?;
+        let waits = self.pools.iter().any(|pool| guards(&pool.resource) && waiting.0.contains_key(&pool.resource));
         let shown = |pool: &PoolStanding| match waiting.0.get(&pool.resource) {
             Some(largest) if *largest > pool.room => pool.room,
             Some(_) | None => pool.together,
         };
-        let most = of_all(&self.pools, &guards, shown).map_or(least, |room| self.bound.plus(room).max(least));
-        let waits = self.pools.iter().any(|pool| guards(&pool.resource) && waiting.0.contains_key(&pool.resource));
-        Some(Published { least, most, write: if waits { most } else { least } })
+        let together = of_all(&self.pools, &guards, shown).map(|room| self.bound.plus(room));
+        let most = together.filter(|_| waits).map_or(least, |together| together.max(least));
+        Some(Published { least, most })
     }
 }
 

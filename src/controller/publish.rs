@@ -18,6 +18,8 @@ use crate::k8s::publication;
 /// Events come in bursts; a node is written once for all that came within this time. Short, because a waiting pod is bound
 /// only after the write.
 const GATHER: Duration = Duration::from_millis(10);
+/// With no pod waiting for so long, nobody waits.
+const CALM: Duration = Duration::from_secs(5);
 /// Writes in flight.
 const PARALLEL: usize = 16;
 
@@ -27,11 +29,15 @@ pub async fn run(controller: Controller) {
     // A node that cannot be written waits by itself; the others do not wait for it.
     let mut again: BTreeMap<String, Instant> = BTreeMap::new();
     let mut waiting = Waiting::default();
+    let mut calm_from = Instant::now();
     loop {
         stale.append(&mut controller.index.take_stale_nodes());
-        // What nodes may say depends on who waits for them.
+        // What nodes may say depends on who waits for them. Between two pods of a burst nobody may.
         let now_waiting = controller.index.read().largest_waiting();
-        if now_waiting != waiting {
+        if !now_waiting.is_empty() {
+            calm_from = Instant::now() + CALM;
+        }
+        if now_waiting != waiting && (!now_waiting.is_empty() || calm_from <= Instant::now()) {
             stale.append(&mut controller.index.all_nodes());
             waiting = now_waiting;
         }
@@ -40,7 +46,8 @@ pub async fn run(controller: Controller) {
         stale.retain(|name| !again.contains_key(name));
         let failed = write_all(&controller, std::mem::take(&mut stale), &waiting).await;
         again.extend(failed.into_iter().map(|name| (name, Instant::now() + RETRY)));
-        let next = again.values().min().copied();
+        let calm = Some(calm_from).filter(|_| !waiting.is_empty());
+        let next = again.values().copied().chain(calm).min();
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(next.unwrap_or(due)), if next.is_some() => {}

@@ -39,7 +39,7 @@ pub fn status_patch(
     // both, or the two fight.
     let write = match says(advertised.capacity.as_deref()) {
         Said::Amount(said) if published.is_some_and(|published| published.accepts(said)) => Some(said),
-        Said::Nothing | Said::Other | Said::Amount(_) => published.map(|published| published.write),
+        Said::Nothing | Said::Other | Said::Amount(_) => published.map(|published| published.most),
     };
     for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
         if says(current.as_deref()) != write.map_or(Said::Nothing, Said::Amount) {
@@ -188,6 +188,10 @@ mod tests {
 
     /// The patch for a node, and the node as it is after the patch.
     fn patch(node: &Value) -> (Option<Value>, Value) {
+        patch_while(&Waiting::default(), node)
+    }
+
+    fn patch_while(waiting: &Waiting, node: &Value) -> (Option<Value>, Value) {
         let object: NodeObject = serde_json::from_value(node.clone()).unwrap();
         let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
         cluster.apply_node("n", node::facts(&object, &[]));
@@ -195,15 +199,8 @@ mod tests {
         let none = NodeFacts::default();
         let (facts, standing) = stands.map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &Resource| cluster.guards(resource);
-        let patch = status_patch(
-            facts,
-            standing,
-            cluster.rules(),
-            guards,
-            &Waiting::default(),
-            &node::advertised(&object),
-            now(),
-        );
+        let advertised = node::advertised(&object);
+        let patch = status_patch(facts, standing, cluster.rules(), guards, waiting, &advertised, now());
         let mut after = node.clone();
         if let Some(patch) = &patch {
             // The conditions list is merged by type on the server; here there is only ours.
@@ -246,17 +243,23 @@ mod tests {
     fn a_node_that_says_more_than_one_slot_is_left_alone_and_says_one_figure() {
         let mut node = node("8");
         node["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("2");
+        let resource = Resource("nvidia.com/gpu".into());
+        let small = Waiting::of([(&resource, Vram::from_mib(6080))]);
         let (_, mut after) = patch(&node);
         assert_eq!(after["status"]["capacity"]["vramguard.dev/vram"], "6080Mi");
+        assert_eq!(patch_while(&small, &after).0, None, "nobody has come yet");
         for list in ["capacity", "allocatable"] {
             after["status"][list]["vramguard.dev/vram"] = json!("20Gi");
         }
-        assert_eq!(patch(&after).0, None);
+        assert_eq!(patch_while(&small, &after).0, None);
+        let one_slot = patch(&after).1;
+        assert_eq!(one_slot["status"]["allocatable"]["vramguard.dev/vram"], "6080Mi");
         after["status"]["allocatable"]["vramguard.dev/vram"] = json!("6080Mi");
         let says = json!({ "status": { "allocatable": { "vramguard.dev/vram": "20Gi" } } });
-        assert_eq!(patch(&after).0, Some(says), "as the kubelet would");
+        assert_eq!(patch_while(&small, &after).0, Some(says), "as the kubelet would");
         after["status"]["capacity"]["vramguard.dev/vram"] = json!("24321Mi");
-        assert_eq!(patch(&after).0, Some(json!({ "status": { "capacity": { "vramguard.dev/vram": "6080Mi" } } })));
+        let (_, lowered) = patch_while(&small, &after);
+        assert_eq!(lowered["status"]["capacity"]["vramguard.dev/vram"], "24320Mi");
     }
 
     #[test]
