@@ -278,6 +278,11 @@ impl NodeLedger {
         let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, viewpoint);
         let room = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room);
+        let together = match &occupancy {
+            // The first of them keeps the others off until it is ready.
+            Some(occupancy) if !rules.serialize_per_gpu => occupancy.room_together(),
+            Some(_) | None => room,
+        };
         let loose_room = |replicas| occupancy.as_ref().map_or(Vram::ZERO, |o| o.room_for(Newcomer::Loose(replicas)));
         PoolStanding {
             resource: pool.resource.clone(),
@@ -287,7 +292,7 @@ impl NodeLedger {
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room,
-            together: occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room_together),
+            together,
             loose_rooms: [1, 2, 3, 4].map(loose_room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),

@@ -21,12 +21,16 @@ fn pool(sizes: &[u64], replicas: u32) -> Pool {
 }
 
 fn standing(pool: &Pool, held: &[u64]) -> Standing {
+    standing_where(false, pool, held)
+}
+
+fn standing_where(serialize_per_gpu: bool, pool: &Pool, held: &[u64]) -> Standing {
     let headroom = Headroom { percent: 0, minimum: Vram::ZERO };
     let rules = Rules {
         per_process_overhead: Vram::ZERO,
         headroom,
         overcommit: Overcommit::NONE,
-        serialize_per_gpu: false,
+        serialize_per_gpu,
         several_schedulers: false,
     };
     let mut ledger = NodeLedger::default();
@@ -66,6 +70,13 @@ fn a_node_may_say_what_pods_of_a_slot_take_together_while_none_larger_waits() {
     assert_eq!(may(&standing(&pool, &[5000; 5]), &[5000]), (31_000, 34_000));
     let full = standing(&pool, &[6000; 8]);
     assert_eq!(may(&full, &[6000]), (54_000, 54_000), "replicas are kube-scheduler's to count");
+}
+
+/// The others would be refused when they are bound.
+#[test]
+fn where_one_pod_at_a_time_may_start_a_node_says_room_for_one() {
+    let idle = standing_where(true, &pool(&[24_000, 24_000], 4), &[]);
+    assert_eq!(may(&idle, &[6000]), (6000, 6000));
 }
 
 #[test]
