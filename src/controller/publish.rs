@@ -32,14 +32,17 @@ pub async fn run(controller: Controller) {
     let mut calm_from = Instant::now();
     loop {
         stale.append(&mut controller.index.take_stale_nodes());
-        // What nodes may say depends on who waits for them. Between two pods of a burst nobody may.
-        let now_waiting = controller.index.read().largest_waiting();
-        if !now_waiting.is_empty() {
-            calm_from = Instant::now() + CALM;
-        }
-        if now_waiting != waiting && (!now_waiting.is_empty() || calm_from <= Instant::now()) {
-            stale.append(&mut controller.index.all_nodes());
-            waiting = now_waiting;
+        {
+            let state = controller.index.read();
+            let now_waiting = state.largest_waiting();
+            if !now_waiting.is_empty() {
+                calm_from = Instant::now() + CALM;
+            }
+            // Between two pods of a burst nobody may wait.
+            if now_waiting != waiting && (!now_waiting.is_empty() || calm_from <= Instant::now()) {
+                stale.extend(state.nodes_that_tell_apart(&waiting, &now_waiting).map(str::to_owned));
+                waiting = now_waiting;
+            }
         }
         let due = Instant::now();
         stale.extend(again.extract_if(.., |_, at| *at <= due).map(|(name, _)| name));
