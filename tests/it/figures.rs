@@ -8,7 +8,8 @@
 //! | `room` | room freed → the waiting pod bound |
 //! | `sample` | medians and percentiles, CPU time of processes |
 //!
-//! `just figures`; `VRAMGUARD_ROUNDS` and `VRAMGUARD_SAMPLES` say how often.
+//! `just figures`; `VRAMGUARD_ROUNDS` and `VRAMGUARD_SAMPLES` say how often, `VRAMGUARD_NODES` on how many nodes with several
+//! GPUs.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // time, environment and processes are what this is about
 
 mod rate;

@@ -51,8 +51,9 @@ struct Round {
 pub async fn measure(limits: ClientLimits) {
     let rounds = times("VRAMGUARD_ROUNDS", 5);
     let workloads = Workload::chosen();
-    let pinned = (0..10).map(|number| Workload::Pinned.node(number, 4, 16, 81_920));
-    let slot = (0..10).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
+    let nodes = times("VRAMGUARD_NODES", 10);
+    let pinned = (0..nodes).map(|number| Workload::Pinned.node(number, 4, 16, 81_920));
+    let slot = (0..nodes).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
     let single = (0..20).map(|number| Workload::Single.node(number, 1, 32, 143_771));
     let plain = (0..10).map(|number| Workload::Plain.node(number, 0, 0, 0));
     let mut site = Site::start(pinned.chain(slot).chain(single).chain(plain).collect()).await;
