@@ -17,7 +17,6 @@ use crate::capacity::ledger::{PodUid, Shared};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::{Pod, PodName};
-use crate::capacity::published;
 use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
@@ -37,7 +36,7 @@ pub struct Index {
 pub struct State {
     /// Nodes, GPUs and who holds what.
     pub cluster: Cluster,
-    /// Pods that request VRAM and that kube-scheduler could not place.
+    /// Pods that kube-scheduler found no node for, and that request VRAM.
     pub waiting: BTreeMap<PodUid, Waiting>,
     overrides: Vec<Override>,
     several_schedulers: bool,
@@ -352,24 +351,6 @@ impl State {
         self.ledgers.keys().map(String::as_str)
     }
 
-    /// What waits for a node.
-    pub fn largest_waiting(&self) -> published::Waiting {
-        published::Waiting::of(self.waiting.values().map(|waiting| (&waiting.resource, waiting.demand)))
-    }
-
-    /// Nodes that may say something else when other pods wait.
-    pub fn nodes_that_tell_apart<'s>(
-        &'s self,
-        before: &'s published::Waiting,
-        after: &'s published::Waiting,
-    ) -> impl Iterator<Item = &'s str> {
-        let guards = |resource: &_| self.cluster.guards(resource);
-        self.cluster.node_names().filter(move |name| {
-            let standing = self.cluster.node(name).map(|(_, _, standing)| standing);
-            standing.is_some_and(|s| s.may_publish(guards, before) != s.may_publish(guards, after))
-        })
-    }
-
     /// What a node says of itself.
     pub fn advertised(&self, node: &str) -> Advertised {
         self.advertised.get(node).cloned().unwrap_or_default()
@@ -377,7 +358,7 @@ impl State {
 }
 
 fn waiting(object: &PodObject) -> Option<Waiting> {
-    if !pod::was_not_placed(object) {
+    if !pod::is_unschedulable(object) {
         return None;
     }
     let Pod { name, containers, placement, .. } = pod::translate(object, None, None);
@@ -388,4 +369,119 @@ fn waiting(object: &PodObject) -> Option<Waiting> {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn index() -> Index {
+        Index::new(Rules::default(), Vec::new())
+    }
+
+    fn node(capacity: Value) -> NodeObject {
+        serde_json::from_value(json!({
+            "metadata": { "name": "gpu-0", "labels": {
+                "nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.count": "1", "nvidia.com/gpu.replicas": "4",
+                "nvidia.com/gpu.sharing-strategy": "time-slicing",
+            } },
+            "status": { "capacity": capacity, "allocatable": capacity },
+        }))
+        .unwrap()
+    }
+
+    fn gpus() -> Value {
+        json!({ "nvidia.com/gpu": "4" })
+    }
+
+    fn pod(uid: &str, node: Option<&str>, phase: &str) -> PodObject {
+        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
+        let conditions = if node.is_none() {
+            json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }])
+        } else {
+            json!([])
+        };
+        serde_json::from_value(json!({
+            "metadata": { "name": uid, "namespace": "ml", "uid": uid },
+            "spec": { "nodeName": node, "containers": [{ "name": "main", "resources": { "limits": resources } }] },
+            "status": { "phase": phase, "conditions": conditions },
+        }))
+        .unwrap()
+    }
+
+    fn placeable(index: &Index) -> Vram {
+        index.read().cluster.node("gpu-0").unwrap().2.placeable
+    }
+
+    #[test]
+    fn a_pod_counts_until_it_ends() {
+        let index = index();
+        index.apply_node(&node(gpus()));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320 - 8192));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Succeeded"));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+    }
+
+    #[test]
+    fn it_is_not_synced_before_all_lists_are_read() {
+        let index = index();
+        assert!(!index.is_synced());
+        index.reset_nodes(&BTreeSet::new());
+        assert!(!index.is_synced());
+        index.reset_pods(&BTreeSet::new());
+        assert!(!index.is_synced());
+        index.reset_ledgers(&BTreeSet::new());
+        assert!(index.is_synced());
+    }
+
+    #[test]
+    fn a_relist_takes_away_what_it_does_not_name() {
+        let index = index();
+        index.apply_node(&node(gpus()));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
+        index.apply_pod(&pod("b", None, "Pending"));
+        index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
+        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+        assert_eq!(index.read().waiting.len(), 1);
+        index.reset_pods(&BTreeSet::new());
+        assert!(index.read().waiting.is_empty());
+        index.reset_nodes(&BTreeSet::new());
+        assert!(index.read().cluster.node("gpu-0").is_none());
+    }
+
+    #[test]
+    fn a_pod_waits_until_it_is_bound() {
+        let index = index();
+        index.apply_pod(&pod("a", None, "Pending"));
+        assert_eq!(index.read().waiting.values().next().unwrap().demand, Vram::from_mib(8192));
+        index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
+        assert!(index.read().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_figure_that_somebody_takes_away_makes_its_node_stale() {
+        let index = index();
+        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "24320Mi" });
+        index.apply_node(&node(published.clone()));
+        index.take_stale_nodes();
+        index.apply_node(&node(published));
+        assert_eq!(index.take_stale_nodes(), BTreeSet::new());
+        index.apply_node(&node(gpus()));
+        assert_eq!(index.take_stale_nodes(), BTreeSet::from(["gpu-0".to_owned()]));
+    }
+
+    #[test]
+    fn other_overrides_need_the_nodes_again() {
+        let index = index();
+        let described = Override {
+            names: ["gpu-0".to_owned()].into(),
+            labels: BTreeMap::new(),
+            resource: Resource("nvidia.com/gpu".into()),
+            replicas: 2.try_into().unwrap(),
+            gpus: vec![Vram::from_mib(1000)],
+        };
+        assert!(index.set_rules(Rules::default(), std::slice::from_ref(&described)));
+        assert!(!index.set_rules(Rules::default(), &[described]));
+        assert!(index.read().cluster.guards(&Resource("nvidia.com/gpu".into())));
+    }
+}

@@ -13,8 +13,8 @@
 //!
 //! A pod that is not seen here yet but has a reservation holds too, unless it is certain that it never will be here.
 //!
-//! What a node publishes is Σ requests + placeable at least: never less than what is bound, so that a kubelet that admits its
-//! pods again finds room for each. When it may be more is [`super::published`]'s.
+//! What a node publishes is Σ requests + placeable: never less than what is bound, so that a kubelet that admits its pods
+//! again finds room for each; and what kube-scheduler sees as free is exactly what can be placed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,6 @@ use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules, Unknown};
 use super::moment::Moment;
 use super::occupancy::{self, Deficit, GpuStanding, Newcomer, Occupancy};
 use super::pod::PodName;
-use super::published;
 use super::report::Report;
 use super::reservation::Reservations;
 use super::vram::Vram;
@@ -104,9 +103,7 @@ pub struct PoolStanding {
     pub uncounted: usize,
     /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
-    /// What pods can take together of which each fits by itself.
-    pub together: Vram,
-    /// The room of one that the device plugin gives a replica of any GPU, or two, three, four.
+    /// The same of one that the device plugin gives a replica of any GPU, or two, three, four.
     pub loose_rooms: [Vram; 4],
     /// By how much it is overcommitted, or may be.
     pub deficit: Option<Deficit>,
@@ -123,7 +120,7 @@ pub struct Standing {
     pub bound: Vram,
     /// The largest demand that it can take now, whichever of its guarded resources is asked for.
     pub placeable: Vram,
-    /// What `vramguard.dev/vram` has to say at least in its capacity and allocatable; `None` where it should not be there.
+    /// What `vramguard.dev/vram` has to say in its capacity and allocatable; `None` where it should not be there.
     pub published: Option<Vram>,
     /// The largest deficit of its pools.
     pub deficit: Option<Vram>,
@@ -256,9 +253,13 @@ impl NodeLedger {
         let bound: Vram = self.counted().filter_map(|(_, holder)| holder.request).sum();
         let pools: Vec<PoolStanding> =
             pools.iter().map(|pool| self.pool_standing(pool, rules, Viewpoint::Everyone)).collect();
-        let placeable = published::of_all(&pools, &guarded, |pool| pool.room);
-        let guarded_pools = pools.iter().filter(|pool| guarded(&pool.resource));
-        let deficit = guarded_pools.filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
+        // One number serves all resources of the node, so it promises what the fullest of them can keep.
+        let guarded_pools = || pools.iter().filter(|pool| guarded(&pool.resource));
+        // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
+        let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.room.is_zero();
+        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.room);
+        let placeable = rooms().min().or_else(|| guarded_pools().next().map(|_| Vram::ZERO));
+        let deficit = guarded_pools().filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
         let published = match placeable {
             Some(placeable) => Some(bound.plus(placeable)),
             None if bound.is_zero() => None,
@@ -278,11 +279,6 @@ impl NodeLedger {
         let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, viewpoint);
         let room = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room);
-        let together = match &occupancy {
-            // The first of them keeps the others off until it is ready.
-            Some(occupancy) if !rules.serialize_per_gpu => occupancy.room_together(),
-            Some(_) | None => room,
-        };
         let loose_room = |replicas| occupancy.as_ref().map_or(Vram::ZERO, |o| o.room_for(Newcomer::Loose(replicas)));
         PoolStanding {
             resource: pool.resource.clone(),
@@ -292,7 +288,6 @@ impl NodeLedger {
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room,
-            together,
             loose_rooms: [1, 2, 3, 4].map(loose_room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),

@@ -11,8 +11,7 @@
 //! | [`declaration`] | what a container declares: sources, precedence, conflicts |
 //! | [`demand`] | from declared to demanded; the sum over a pod's containers |
 //! | [`occupancy`] | the GPUs of one pool and what lies on each: modes, room, worst cases |
-//! | [`ledger`] | who holds how much on a node, and what can be placed |
-//! | [`published`] | the figures that a node may say it has |
+//! | [`ledger`] | who holds how much on a node; placeable and published |
 //! | [`reservation`] | what all replicas have promised on a node: assume, confirm, forget, release |
 //! | [`report`] | what a node agent saw, in place of what labels say |
 //! | [`binding`] | one binding against the rules: who may bind, what is written |
@@ -42,7 +41,6 @@ pub mod occupancy;
 pub mod placement;
 pub mod pod;
 pub mod policy;
-pub mod published;
 pub mod report;
 pub mod reservation;
 pub mod verdict;

@@ -181,21 +181,7 @@ impl<'a> Occupancy<'a> {
             (Accounting::Pinned, Newcomer::Pinned) => {
                 gpus.filter_map(|gpu| self.free_pinned(gpu)).max().map_or(Vram::ZERO, Balance::room)
             }
-            (Accounting::Slot, newcomer) => self.room_anywhere(newcomer.replicas()).min(self.slot()),
             (_, newcomer) => self.room_anywhere(newcomer.replicas()),
-        }
-    }
-
-    /// What pods can take together of which each fits by itself: at least the room of one.
-    pub fn room_together(&self) -> Vram {
-        match self.accounting {
-            // No more than all of them on one GPU.
-            Accounting::Slot => self.room_anywhere(1),
-            Accounting::Exact
-            | Accounting::Confirmed
-            | Accounting::Pinned
-            | Accounting::Exclusive
-            | Accounting::Unknown => self.room(),
         }
     }
 
@@ -226,7 +212,18 @@ impl<'a> Occupancy<'a> {
                 least = Some(least.map_or(beside, |least| least.min(beside)));
             }
         }
-        least.map_or(Vram::ZERO, Balance::room) // none where nobody can come
+        let Some(room) = least.map(Balance::room) else {
+            return Vram::ZERO; // nobody can come
+        };
+        match self.accounting {
+            // Else one large pod could take the room that the other replicas stand for.
+            Accounting::Slot => room.min(self.slot()),
+            Accounting::Exact
+            | Accounting::Confirmed
+            | Accounting::Pinned
+            | Accounting::Exclusive
+            | Accounting::Unknown => room,
+        }
     }
 
     /// Whether it can be worse for a GPU that some leave it: their replicas go to others.
@@ -318,8 +315,6 @@ impl<'a> Occupancy<'a> {
         u64::from(self.contents.replicas.get())
     }
 
-    /// The most that one pod may have where nobody knows who is where: a larger one could take the room that the other replicas
-    /// stand for.
     fn slot(&self) -> Vram {
         let smallest = self.allocatable.iter().min().map_or(Vram::ZERO, |smallest| smallest.room());
         smallest.share(self.contents.replicas.get())

@@ -11,15 +11,12 @@ use kube::api::{Patch, PatchParams};
 use tokio::time::Instant;
 
 use super::{Controller, RETRY, bounded, events, now};
-use crate::capacity::published::Waiting;
 use crate::capacity::verdict::Reason;
 use crate::k8s::publication;
 
 /// Events come in bursts; a node is written once for all that came within this time. Short, because a waiting pod is bound
 /// only after the write.
 const GATHER: Duration = Duration::from_millis(10);
-/// With no pod waiting for so long, nobody waits.
-const CALM: Duration = Duration::from_secs(5);
 /// Writes in flight.
 const PARALLEL: usize = 16;
 
@@ -28,29 +25,14 @@ pub async fn run(controller: Controller) {
     let mut stale = controller.index.all_nodes();
     // A node that cannot be written waits by itself; the others do not wait for it.
     let mut again: BTreeMap<String, Instant> = BTreeMap::new();
-    let mut waiting = Waiting::default();
-    let mut calm_from = Instant::now();
     loop {
         stale.append(&mut controller.index.take_stale_nodes());
-        {
-            let state = controller.index.read();
-            let now_waiting = state.largest_waiting();
-            if !now_waiting.is_empty() {
-                calm_from = Instant::now() + CALM;
-            }
-            // Between two pods of a burst nobody may wait.
-            if now_waiting != waiting && (!now_waiting.is_empty() || calm_from <= Instant::now()) {
-                stale.extend(state.nodes_that_tell_apart(&waiting, &now_waiting).map(str::to_owned));
-                waiting = now_waiting;
-            }
-        }
         let due = Instant::now();
         stale.extend(again.extract_if(.., |_, at| *at <= due).map(|(name, _)| name));
         stale.retain(|name| !again.contains_key(name));
-        let failed = write_all(&controller, std::mem::take(&mut stale), &waiting).await;
+        let failed = write_all(&controller, std::mem::take(&mut stale)).await;
         again.extend(failed.into_iter().map(|name| (name, Instant::now() + RETRY)));
-        let calm = Some(calm_from).filter(|_| !waiting.is_empty());
-        let next = again.values().copied().chain(calm).min();
+        let next = again.values().min().copied();
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(next.unwrap_or(due)), if next.is_some() => {}
@@ -60,9 +42,9 @@ pub async fn run(controller: Controller) {
 }
 
 /// Returns the nodes that could not be written.
-async fn write_all(controller: &Controller, nodes: BTreeSet<String>, waiting: &Waiting) -> BTreeSet<String> {
+async fn write_all(controller: &Controller, nodes: BTreeSet<String>) -> BTreeSet<String> {
     let writes = nodes.into_iter().map(|name| async {
-        let written = write(controller, &name, waiting).await;
+        let written = write(controller, &name).await;
         (name, written)
     });
     let mut results = futures::stream::iter(writes).buffer_unordered(PARALLEL);
@@ -77,7 +59,7 @@ async fn write_all(controller: &Controller, nodes: BTreeSet<String>, waiting: &W
     failed
 }
 
-async fn write(controller: &Controller, name: &str, waiting: &Waiting) -> anyhow::Result<()> {
+async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
     let patch = {
         let state = controller.index.read();
         let cluster = &state.cluster;
@@ -85,7 +67,7 @@ async fn write(controller: &Controller, name: &str, waiting: &Waiting) -> anyhow
         let (facts, standing) =
             cluster.node(name).map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &_| cluster.guards(resource);
-        publication::status_patch(facts, standing, cluster.rules(), guards, waiting, &state.advertised(name), now())
+        publication::status_patch(facts, standing, cluster.rules(), guards, &state.advertised(name), now())
     };
     let Some(patch) = patch else { return Ok(()) };
     let overcommitted = publication::says_overcommitted(&patch);

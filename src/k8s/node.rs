@@ -143,23 +143,12 @@ pub fn advertised(node: &NodeObject) -> Advertised {
     }
 }
 
-/// What a figure says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
-    /// It is not there.
-    Nothing,
-    /// So many whole MiB, however it is written.
-    Amount(Vram),
-    /// Something else.
-    Other,
-}
-
-/// Reads an advertised figure.
-pub fn says(advertised: Option<&str>) -> Said {
-    match advertised.map(quantity::bytes) {
-        None => Said::Nothing,
-        Some(Some(quantity::Bytes::Exactly(amount))) => Said::Amount(amount),
-        Some(_) => Said::Other,
+/// Whether an advertised figure is that amount, however it is written.
+pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
+    match (advertised, amount) {
+        (None, None) => true,
+        (Some(text), Some(amount)) => quantity::bytes(text) == Some(quantity::Bytes::Exactly(amount)),
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 

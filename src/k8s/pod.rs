@@ -120,13 +120,13 @@ pub fn found(object: Option<&PodObject>, wanted: &PodUid, node: &str) -> Found {
     }
 }
 
-/// Whether kube-scheduler has tried to place a pod and could not: no node had room, or the binding was refused.
-pub fn was_not_placed(object: &PodObject) -> bool {
+/// Whether kube-scheduler has tried to place a pod and found no node.
+pub fn is_unschedulable(object: &PodObject) -> bool {
     object.spec.node_name.is_none()
         && object.status.conditions.iter().any(|condition| {
             condition.kind == "PodScheduled"
                 && condition.status == "False"
-                && matches!(condition.reason.as_deref(), Some("Unschedulable" | "SchedulerError"))
+                && condition.reason.as_deref() == Some("Unschedulable")
         })
 }
 

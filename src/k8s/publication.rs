@@ -4,46 +4,40 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::node::{Advertised, CONDITION, Said, says};
+use super::node::{Advertised, CONDITION, says};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
 use crate::capacity::ledger::{NodeLedger, PoolStanding, Standing};
-use crate::capacity::published::Waiting;
 use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
 /// What the condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Stated {
+struct Said {
     status: &'static str,
     reason: &'static str,
     message: String,
 }
 
 /// The strategic merge patch that makes a node advertise where it stands, or `None` where it does. Without a standing
-/// (a node whose GPUs are gone) what it advertised is taken back. `waiting` are the pods that have no node.
+/// (a node whose GPUs are gone) what it advertised is taken back.
 pub fn status_patch(
     facts: &NodeFacts,
     standing: Option<&Standing>,
     rules: &Rules,
     guards: impl Fn(&Resource) -> bool,
-    waiting: &Waiting,
     advertised: &Advertised,
     now: Timestamp,
 ) -> Option<Value> {
-    let published = standing.and_then(|standing| standing.may_publish(&guards, waiting));
+    let published = standing.and_then(|standing| standing.published);
     let mut status = Map::new();
     // Allocatable is what the scheduler reads, and the kubelet rewrites it from capacity every few seconds: one number in
     // both, or the two fight.
-    let write = match says(advertised.capacity.as_deref()) {
-        Said::Amount(said) if published.is_some_and(|published| published.accepts(said)) => Some(said),
-        Said::Nothing | Said::Other | Said::Amount(_) => published.map(|published| published.most),
-    };
     for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
-        if says(current.as_deref()) != write.map_or(Said::Nothing, Said::Amount) {
-            status.insert(list.into(), json!({ keys::VRAM_RESOURCE: write.map(|amount| amount.to_string()) }));
+        if !says(current.as_deref(), published) {
+            status.insert(list.into(), json!({ keys::VRAM_RESOURCE: published.map(|amount| amount.to_string()) }));
         }
     }
     let said = said(facts, standing, rules, guards);
@@ -92,7 +86,7 @@ pub(super) fn seconds(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-impl Stated {
+impl Said {
     fn is(&self, condition: &super::object::Condition) -> bool {
         self.status == condition.status
             && Some(self.reason) == condition.reason.as_deref()
@@ -100,8 +94,8 @@ impl Stated {
     }
 }
 
-fn not_shared() -> Stated {
-    Stated { status: "False", reason: "NotShared", message: "no guarded GPU resource on this node".into() }
+fn not_shared() -> Said {
+    Said { status: "False", reason: "NotShared", message: "no guarded GPU resource on this node".into() }
 }
 
 fn said(
@@ -109,7 +103,7 @@ fn said(
     standing: Option<&Standing>,
     rules: &Rules,
     guards: impl Fn(&Resource) -> bool,
-) -> Option<Stated> {
+) -> Option<Said> {
     let standing = standing?;
     let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
     if let Some((resource, why)) = unknown(facts) {
@@ -125,14 +119,14 @@ fn said(
             | Unknown::Unsupported { .. } => "a GpuInventory describes the node",
         };
         let message = format!("{resource}: {why}; nothing more is placed here until {remedy}");
-        return Some(Stated { status: "False", reason: "Unknown", message });
+        return Some(Said { status: "False", reason: "Unknown", message });
     }
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
-        return Some(Stated { status: "False", reason: OVERCOMMITTED, message: overcommitted(pool) });
+        return Some(Said { status: "False", reason: OVERCOMMITTED, message: overcommitted(pool) });
     }
     let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
     let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
-    Some(Stated { status: "True", reason: reason(worst), message: each.join("; ") })
+    Some(Said { status: "True", reason: reason(worst), message: each.join("; ") })
 }
 
 /// The first resource whose GPUs are not known, and why.
@@ -188,10 +182,6 @@ mod tests {
 
     /// The patch for a node, and the node as it is after the patch.
     fn patch(node: &Value) -> (Option<Value>, Value) {
-        patch_while(&Waiting::default(), node)
-    }
-
-    fn patch_while(waiting: &Waiting, node: &Value) -> (Option<Value>, Value) {
         let object: NodeObject = serde_json::from_value(node.clone()).unwrap();
         let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
         cluster.apply_node("n", node::facts(&object, &[]));
@@ -199,8 +189,7 @@ mod tests {
         let none = NodeFacts::default();
         let (facts, standing) = stands.map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
         let guards = |resource: &Resource| cluster.guards(resource);
-        let advertised = node::advertised(&object);
-        let patch = status_patch(facts, standing, cluster.rules(), guards, waiting, &advertised, now());
+        let patch = status_patch(facts, standing, cluster.rules(), guards, &node::advertised(&object), now());
         let mut after = node.clone();
         if let Some(patch) = &patch {
             // The conditions list is merged by type on the server; here there is only ours.
@@ -236,30 +225,6 @@ mod tests {
         after["status"]["allocatable"] = json!({ "nvidia.com/gpu": "4" });
         let (again, _) = patch(&after);
         assert_eq!(again.unwrap(), json!({ "status": { "allocatable": { "vramguard.dev/vram": "24320Mi" } } }));
-    }
-
-    /// Slot accounting, four replicas on each of two GPUs of 24,320 MiB: one pod may have 6,080, several may have 24,320.
-    #[test]
-    fn a_node_that_says_more_than_one_slot_is_left_alone_and_says_one_figure() {
-        let mut node = node("8");
-        node["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("2");
-        let resource = Resource("nvidia.com/gpu".into());
-        let small = Waiting::of([(&resource, Vram::from_mib(6080))]);
-        let (_, mut after) = patch(&node);
-        assert_eq!(after["status"]["capacity"]["vramguard.dev/vram"], "6080Mi");
-        assert_eq!(patch_while(&small, &after).0, None, "nobody has come yet");
-        for list in ["capacity", "allocatable"] {
-            after["status"][list]["vramguard.dev/vram"] = json!("20Gi");
-        }
-        assert_eq!(patch_while(&small, &after).0, None);
-        let one_slot = patch(&after).1;
-        assert_eq!(one_slot["status"]["allocatable"]["vramguard.dev/vram"], "6080Mi");
-        after["status"]["allocatable"]["vramguard.dev/vram"] = json!("6080Mi");
-        let says = json!({ "status": { "allocatable": { "vramguard.dev/vram": "20Gi" } } });
-        assert_eq!(patch_while(&small, &after).0, Some(says), "as the kubelet would");
-        after["status"]["capacity"]["vramguard.dev/vram"] = json!("24321Mi");
-        let (_, lowered) = patch_while(&small, &after);
-        assert_eq!(lowered["status"]["capacity"]["vramguard.dev/vram"], "24320Mi");
     }
 
     #[test]

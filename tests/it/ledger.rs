@@ -109,41 +109,6 @@ async fn pods_on_several_gpus_are_promised_a_slot_each_and_the_promise_ends_with
     cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
 }
 
-/// A refused binding leaves PodScheduled False with the reason SchedulerError, not Unschedulable: no preemption and no
-/// autoscaler looks at such a pod, and while others waited that one was sent there and refused again and again.
-#[tokio::test]
-async fn a_pod_larger_than_a_slot_that_was_refused_is_not_sent_there_again_while_small_ones_wait() {
-    let cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
-    let says = async |amount: &str| {
-        eventually(&format!("gpu-0 to publish {amount}"), PATIENCE, async || {
-            let published = cluster.published("gpu-0").await;
-            ensure!(published == amount, "{published}{}", cluster.guard.server.log_tail());
-            Ok(())
-        })
-        .await;
-    };
-    says("6080Mi").await;
-    let small = "{vramguard.dev/vram: 5Gi}";
-    cluster.plane.apply(&gpu_pod("ml", "nowhere", small, "nodeSelector: {kubernetes.io/hostname: none},")).await;
-    cluster.plane.apply(&deployment("ml", "agent", 2, small)).await;
-    cluster.settles("ml", 2, 1).await;
-    // All of them on one GPU.
-    says("24320Mi").await;
-    // 10,840 MiB, of 12,880 that kube-scheduler sees.
-    cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
-    cluster.event("ml", "FailedScheduling", "has no room: 10840Mi demanded").await;
-    says("17520Mi").await;
-    eventually("the large pod to be unschedulable", PATIENCE, async || {
-        let pods = cluster.pods("ml").await;
-        let large = pods.into_iter().find(|pod| pod.metadata.name.as_deref() == Some("large")).context("it is gone")?;
-        let conditions = large.status.and_then(|status| status.conditions).unwrap_or_default();
-        let reasons: Vec<_> = conditions.into_iter().map(|condition| condition.reason).collect();
-        ensure!(reasons == [Some("Unschedulable".to_owned())], "{reasons:?}");
-        Ok(())
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
     let node = two_gpus("gpu-0");

@@ -147,17 +147,15 @@ fn each_container_of_a_holder_counts_by_its_request_its_declaration_or_its_slots
     assert_eq!(parts(half, requested)[0], declared(20 * 1024, 1));
 }
 
-/// kube-scheduler says SchedulerError where a binding is refused.
 #[test]
-fn a_pod_whose_binding_was_refused_was_not_placed_and_a_gated_one_was_not_tried() {
-    let was_not_placed = |conditions: Value| {
-        was_not_placed(&object(json!({ "spec": {}, "status": { "phase": "Pending", "conditions": conditions } })))
-    };
-    let not_scheduled = |reason: &str| json!([{ "type": "PodScheduled", "status": "False", "reason": reason }]);
-    assert!(!was_not_placed(json!([])));
-    assert!(was_not_placed(not_scheduled("Unschedulable")));
-    assert!(was_not_placed(not_scheduled("SchedulerError")));
-    assert!(!was_not_placed(not_scheduled("SchedulingGated")));
+fn only_a_pod_that_was_tried_is_unschedulable() {
+    let condition = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" });
+    let pod =
+        |conditions: Value| object(json!({ "spec": {}, "status": { "phase": "Pending", "conditions": conditions } }));
+    assert!(is_unschedulable(&pod(json!([condition]))));
+    assert!(!is_unschedulable(&pod(json!([]))));
+    let gated = json!({ "type": "PodScheduled", "status": "False", "reason": "SchedulingGated" });
+    assert!(!is_unschedulable(&pod(json!([gated]))));
 }
 
 #[test]

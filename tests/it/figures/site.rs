@@ -24,8 +24,8 @@ const ENTRIES: [&str; 3] =
 pub enum Workload {
     /// Onto nodes with several GPUs under pinned accounting: a binding is a promise in the ledger.
     Pinned,
-    /// Onto nodes with several GPUs of which nobody says how they are handed out: a promise too, and the node publishes no
-    /// more than all pods may have that lie on one GPU.
+    /// Onto nodes with several GPUs of which nobody says how they are handed out: a promise too, and the node publishes room for
+    /// one pod at a time.
     Slot,
     /// Onto nodes with one GPU: a binding is annotated.
     Single,
