@@ -103,7 +103,7 @@ pub struct PoolStanding {
     pub uncounted: usize,
     /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
-    /// The same of one that the device plugin gives a replica of any GPU, or two, three, four.
+    /// The largest demand of a pod that the device plugin gives one, two, three or four replicas, of whichever GPUs.
     pub loose_rooms: [Vram; 4],
     /// By how much it is overcommitted, or may be.
     pub deficit: Option<Deficit>,

@@ -23,7 +23,7 @@ const PARALLEL: usize = 16;
 pub async fn run(controller: Controller) {
     let mut changed = controller.index.subscribe();
     let mut stale = controller.index.all_nodes();
-    // A node that cannot be written waits by itself; the others do not wait for it.
+    // A node whose write failed waits by itself. One whose write hangs holds up the next round, as long as a call may take.
     let mut again: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         stale.append(&mut controller.index.take_stale_nodes());
