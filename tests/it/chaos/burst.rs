@@ -315,8 +315,12 @@ pub async fn delete_bound(client: &Client, chance: &mut Chance) -> usize {
         for pod in list.items.into_iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())) {
             if chance.percent(67) {
                 let name = pod.metadata.name.expect("a pod has a name");
-                pods.delete(&name, &DeleteParams::default().grace_period(0)).await.expect("it can be deleted");
-                deleted += 1;
+                // Somebody else may be faster: a preemption, a ReplicaSet that is scaled down.
+                match pods.delete(&name, &DeleteParams::default().grace_period(0)).await {
+                    Ok(_) => deleted += 1,
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    Err(error) => panic!("{namespace}/{name} can be deleted: {error}"),
+                }
             }
         }
     }
