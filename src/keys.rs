@@ -37,6 +37,10 @@ pub const GPU_TOTAL_MIB: &str = "vramguard.dev/gpu-total-mib";
 /// Share of the GPU of one container: followed by its name.
 pub const VRAM_FRACTION_OF: &str = "vramguard.dev/vram-fraction.";
 
+/// Label of a node with several shared GPUs: the most that one pod can ever get there, in MiB. Pods are kept off nodes where
+/// that is less than they demand.
+pub const POD_MAX_MIB: &str = "vramguard.dev/pod-max-mib";
+
 /// Marks a mirror pod; trusted only from `system:node:*`.
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 

@@ -37,6 +37,8 @@ pub struct Changes {
     pub containers: Vec<ContainerChange>,
     /// Whether the pod has to be kept off nodes that share their GPUs.
     pub avoid_shared: bool,
+    /// What the pod will request, where it has to be kept off nodes on which no pod can get that much.
+    pub pod_max: Option<Vram>,
     /// What its author is told.
     pub advice: Vec<Advice>,
 }
@@ -134,6 +136,7 @@ impl Assessment<'_> {
         let strip = self.pod.reserved_annotations.clone();
         let advice = strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
         let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
+        let pod_max = self.too_large_somewhere();
         let injections = self.injections.into_iter();
         let containers = self
             .pod
@@ -147,7 +150,7 @@ impl Assessment<'_> {
                 env: injection.missing,
             })
             .collect();
-        Changes { strip, containers, avoid_shared, advice }
+        Changes { strip, containers, avoid_shared, pod_max, advice }
     }
 
     /// How `/validate/pods` sees the pod, which is the final object.
@@ -162,6 +165,13 @@ impl Assessment<'_> {
             self.requests();
             let several: Vec<Violation> = self.several_replicas().collect();
             self.violations.extend(several);
+            // Where more of what was injected is missing, that is what is said.
+            let missing =
+                |v: &Violation| matches!(v, Violation::RequestMismatch { .. } | Violation::SharedReplicas { .. });
+            if !self.violations.iter().any(missing) {
+                let request = self.too_large_somewhere();
+                self.violations.extend(request.map(|request| Violation::PodMaxUnchecked { request }));
+            }
         }
         let demand = self.total();
         if self.is_guarded() {
@@ -323,6 +333,20 @@ impl Assessment<'_> {
         self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared)
     }
 
+    /// What a pod will request, where it could come to a node on which no pod can get that much: kube-scheduler sees the sum of
+    /// a node's GPUs. Its request and not its demand, which may differ where the mode only warns: that is what is accounted for.
+    fn too_large_somewhere(&self) -> Option<Vram> {
+        let of_container = |(container, demand): (&Container, &Option<Demand>)| {
+            let request = match &container.vram_request {
+                VramRequest::Absent => demand.map(|demand| demand.total),
+                own => own.counted(),
+            };
+            Some((container.role, request?))
+        };
+        let request = demand::of_pod(self.pod.containers.iter().zip(&self.demands).filter_map(of_container));
+        (self.is_guarded() && !request.is_zero() && !self.pod.placement.fits_pod_max(request)).then_some(request)
+    }
+
     /// The final request of each container is its demand.
     fn requests(&mut self) {
         for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
@@ -374,9 +398,6 @@ impl Assessment<'_> {
             self.violations.push(Violation::Shortfall(shortfall));
         } else if let Some(ceiling) = self.cluster.ceiling(resource).filter(|ceiling| demand > *ceiling) {
             self.advice.push(Advice::NothingLargeEnough { demand, ceiling, resource: resource.clone() });
-        }
-        if let Some((node, ceiling)) = self.cluster.preempts_in_vain(resource, demand, &pod.placement) {
-            self.advice.push(Advice::PreemptsInVain { demand, node: node.to_owned(), ceiling });
         }
     }
 }

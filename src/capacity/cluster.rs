@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::gpu::{Accounting, Pool, Resource, Rules};
+use super::gpu::{Pool, Resource, Rules};
 use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
 use super::moment::Moment;
 use super::placement::{Placement, Preemption, Site};
@@ -55,8 +55,6 @@ pub struct Cluster {
     rooms: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
     ceilings: BTreeMap<Resource, Ranking>,
-    /// The ceilings of nodes with several shared GPUs alone: kube-scheduler does not see those.
-    hidden_ceilings: BTreeMap<Resource, Ranking>,
     changed: BTreeSet<String>,
     touched: BTreeSet<String>,
 }
@@ -77,7 +75,6 @@ impl Cluster {
             rooms: BTreeMap::new(),
             slots: BTreeMap::new(),
             ceilings: BTreeMap::new(),
-            hidden_ceilings: BTreeMap::new(),
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
         }
@@ -256,17 +253,6 @@ impl Cluster {
         Some(self.ceilings.get(resource)?.last()?.0)
     }
 
-    /// A node that a pod may land on, and that takes less than this for one pod although kube-scheduler counts on room for it
-    /// once others are preempted: its GPUs are several, and what it publishes is one number.
-    pub fn preempts_in_vain(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<(&str, Vram)> {
-        let lowest = self.lowest_priority(resource)?;
-        if placement.preemption == Preemption::Never || lowest >= placement.priority {
-            return None;
-        }
-        let (ceiling, name) = self.hidden_ceilings.get(resource)?.first().filter(|(ceiling, _)| *ceiling < demand)?;
-        self.allows(placement, name).then_some((name, *ceiling))
-    }
-
     /// The largest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
     /// land on none of them now. Where nobody shares it (any more), a whole GPU is the slot.
     pub fn slot_for(&self, resource: &Resource, placement: &Placement) -> Option<Vram> {
@@ -363,7 +349,7 @@ impl Cluster {
     fn unrank(&mut self, name: &str) {
         let Some(node) = self.nodes.get(name) else { return };
         for pool in &node.facts.pools {
-            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings, &mut self.hidden_ceilings] {
+            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
                 if let Some(entries) = ranking.get_mut(&pool.resource) {
                     let room = node.standing.as_ref().map(|standing| standing.placeable);
                     for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)].into_iter().flatten() {
@@ -389,9 +375,6 @@ impl Cluster {
             enter(&mut self.rooms, standing.placeable);
             if let Some(ceiling) = pool.ceiling(&self.rules) {
                 enter(&mut self.ceilings, ceiling);
-                if matches!(pool.accounting(), Accounting::Slot | Accounting::Confirmed | Accounting::Pinned) {
-                    enter(&mut self.hidden_ceilings, ceiling);
-                }
             }
             if let Some(slot) = pool.slot(&self.rules).filter(|_| pool.sharing.is_shared()) {
                 enter(&mut self.slots, slot);
@@ -409,7 +392,7 @@ impl Cluster {
     }
 
     fn rebuild(&mut self) {
-        for rankings in [&mut self.rooms, &mut self.slots, &mut self.ceilings, &mut self.hidden_ceilings] {
+        for rankings in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
             rankings.clear();
         }
         let names: Vec<String> = self.nodes.keys().cloned().collect();

@@ -378,6 +378,22 @@ impl Pool {
         Some(self.smallest_gpu(rules)?.share(replicas.get()))
     }
 
+    /// The slots of all its replicas; `None` where the GPUs are not known, or past what a quantity can say.
+    pub fn slots(&self, rules: &Rules) -> Option<Vram> {
+        let contents = self.contents.as_ref().ok()?;
+        let gpus = u64::try_from(contents.gpus.len()).ok()?;
+        self.slot(rules)?.checked_times(u64::from(contents.replicas.get()).checked_mul(gpus)?)
+    }
+
+    /// The most that one pod can ever get, where kube-scheduler's sum over the node does not say it.
+    pub fn pod_max(&self, rules: &Rules) -> Option<Vram> {
+        match self.accounting() {
+            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => self.ceiling(rules),
+            // One GPU is what is published; of whole GPUs as much; of unknown ones nothing.
+            Accounting::Exact | Accounting::Exclusive | Accounting::Unknown => None,
+        }
+    }
+
     /// What all its GPUs can be promised; zero where they are not known.
     pub fn allocatable(&self, rules: &Rules) -> Vram {
         self.allocatables(rules).into_iter().flatten().sum()

@@ -13,8 +13,10 @@
 //!
 //! A pod that is not seen here yet but has a reservation holds too, unless it is certain that it never will be here.
 //!
-//! What a node publishes is Σ requests + placeable: never less than what is bound, so that a kubelet that admits its pods
-//! again finds room for each; and what kube-scheduler sees as free is exactly what can be placed.
+//! What a node publishes is Σ requests + what may be requested beside them: never less than what is bound, so that a kubelet
+//! that admits its pods again finds room for each. What may be requested is what one pod can be given now; under slot
+//! accounting, where each replica left stands for a slot of its own, it is all those slots, and the number stays the same.
+//! That no pod takes more than one of them is for the node's `pod_max` to say, which each pod requires.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,6 +105,10 @@ pub struct PoolStanding {
     pub uncounted: usize,
     /// The largest demand it can take now; where pods are pinned, of a pinned one.
     pub room: Vram,
+    /// What may be requested of it beside what is, by any number of pods that each demand no more than `room`.
+    pub requestable: Vram,
+    /// The most that one pod can ever get. Only where there are several shared GPUs: the node's number does not say it there.
+    pub pod_max: Option<Vram>,
     /// The largest demand of a pod that the device plugin gives one, two, three or four replicas, of whichever GPUs.
     pub loose_rooms: [Vram; 4],
     /// By how much it is overcommitted, or may be.
@@ -122,6 +128,8 @@ pub struct Standing {
     pub placeable: Vram,
     /// What `vramguard.dev/vram` has to say in its capacity and allocatable; `None` where it should not be there.
     pub published: Option<Vram>,
+    /// The most that one pod can ever get here, where kube-scheduler has to be told; at least what some pod has already.
+    pub pod_max: Option<Vram>,
     /// The largest deficit of its pools.
     pub deficit: Option<Vram>,
     /// Each of its pools.
@@ -257,16 +265,25 @@ impl NodeLedger {
         let guarded_pools = || pools.iter().filter(|pool| guarded(&pool.resource));
         // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
         let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.room.is_zero();
-        let rooms = || guarded_pools().filter(|pool| !full(pool)).map(|pool| pool.room);
-        let placeable = rooms().min().or_else(|| guarded_pools().next().map(|_| Vram::ZERO));
+        let open = || guarded_pools().filter(|pool| !full(pool));
+        let none_open = || guarded_pools().next().map(|_| Vram::ZERO);
+        let placeable = open().map(|pool| pool.room).min().or_else(none_open);
+        // A kubelet that starts ends pods whose required affinity does not hold any more, as it ends those for which it finds no
+        // room. Beside a pod that is larger than it could be now, what is published keeps others of its size off.
+        let largest = self.counted().filter_map(|(_, holder)| holder.request).max().unwrap_or_default();
+        let pod_max = guarded_pools().filter_map(|pool| pool.pod_max).min().map(|most| most.max(largest));
+        // A label that had to be raised for a pod of another pool keeps nobody of that size off this one.
+        let kept_off = |pool: &&PoolStanding| pool.pod_max.is_none() || pod_max <= pool.pod_max;
+        let requestable = open().map(|pool| if kept_off(&pool) { pool.requestable } else { pool.room }).min();
+        let requestable = requestable.or_else(none_open);
         let deficit = guarded_pools().filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
-        let published = match placeable {
-            Some(placeable) => Some(bound.plus(placeable)),
+        let published = match requestable {
+            Some(requestable) => Some(bound.plus(requestable)),
             None if bound.is_zero() => None,
             // No guarded GPU left, but pods that count: the kubelet would refuse them at its next start.
             None => Some(bound),
         };
-        Standing { bound, placeable: placeable.unwrap_or(Vram::ZERO), published, deficit, pools }
+        Standing { bound, placeable: placeable.unwrap_or(Vram::ZERO), published, pod_max, deficit, pools }
     }
 
     /// Where one pool stands in the eyes of `viewpoint`.
@@ -279,6 +296,16 @@ impl NodeLedger {
         let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, viewpoint);
         let room = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::room);
+        let requested = || holders().filter_map(|(_, holder)| holder.request).sum();
+        let within_slots = amounts.iter().all(|amount| amount.is_some_and(|amount| Some(amount) <= slot));
+        let requestable = match (pool.accounting(), pool.slots(rules)) {
+            // Each pod has a replica of its own, and each replica a slot. Where a pod is larger than that, or each keeps others off
+            // while it starts, only one more can be foreseen.
+            (Accounting::Slot, Some(slots)) if within_slots && Some(room) == slot && !rules.serialize_per_gpu => {
+                slots.less(requested()).room()
+            }
+            _ => room,
+        };
         let loose_room = |replicas| occupancy.as_ref().map_or(Vram::ZERO, |o| o.room_for(Newcomer::Loose(replicas)));
         PoolStanding {
             resource: pool.resource.clone(),
@@ -288,6 +315,8 @@ impl NodeLedger {
             holders: amounts.len(),
             uncounted: amounts.iter().filter(|amount| amount.is_none()).count(),
             room,
+            requestable,
+            pod_max: pool.pod_max(rules),
             loose_rooms: [1, 2, 3, 4].map(loose_room),
             deficit: occupancy.as_ref().and_then(Occupancy::deficit),
             starting: occupancy.as_ref().is_some_and(Occupancy::is_starting),

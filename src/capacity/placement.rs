@@ -4,6 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use super::vram::Vram;
+use crate::keys;
+
 /// What a pod demands of its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
@@ -127,11 +130,31 @@ impl Placement {
                 }
         };
         let selected = self.node_selector.get(key).is_some_and(|value| !values.contains(&value.as_str()));
-        selected
-            || self.required.as_ref().is_some_and(|terms| {
-                terms.iter().filter(|term| !term.is_empty()).all(|term| term.labels.iter().any(excluded))
-            })
+        selected || self.requires_everywhere(excluded)
     }
+
+    /// Whether no way to place the pod leads to a node on which, by its label, one pod can never get so much.
+    pub fn fits_pod_max(&self, demand: Vram) -> bool {
+        self.requires_everywhere(|requirement| {
+            requirement.is_ours()
+                && match requirement.operator {
+                    Operator::DoesNotExist => true,
+                    Operator::Gt => requirement.bound().is_some_and(|bound| bound >= below(demand)),
+                    Operator::In | Operator::NotIn | Operator::Exists | Operator::Lt | Operator::Unrecognised => false,
+                }
+        })
+    }
+
+    fn requires_everywhere(&self, is_it: impl Fn(&Requirement) -> bool) -> bool {
+        self.required.as_ref().is_some_and(|terms| {
+            terms.iter().filter(|term| !term.is_empty()).all(|term| term.labels.iter().any(&is_it))
+        })
+    }
+}
+
+/// What the label has to be above on a node for a pod with that demand, in MiB.
+pub fn below(demand: Vram) -> i64 {
+    i64::try_from(demand.mib()).map_or(i64::MAX, |mib| mib - 1)
 }
 
 impl Term {
@@ -144,18 +167,28 @@ impl Term {
         let field = |key: &str| (key == "metadata.name").then_some(node);
         let label = |key: &str| site.labels.get(key).map(String::as_str);
         !self.is_empty()
-            && self.labels.iter().all(|requirement| requirement.holds(label(&requirement.key)))
+            && self.labels.iter().all(|requirement| requirement.is_ours() || requirement.holds(label(&requirement.key)))
             && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))
     }
 }
 
 impl Requirement {
+    /// What one pod can get on a node is known better than from the label that was made of it; and a node where that is too
+    /// little is to be named with the figure, not passed over.
+    fn is_ours(&self) -> bool {
+        self.key == keys::POD_MAX_MIB
+    }
+
+    /// What `Gt` and `Lt` compare with.
+    fn bound(&self) -> Option<i64> {
+        self.values.first()?.parse().ok()
+    }
+
     fn holds(&self, value: Option<&str>) -> bool {
         let listed = |value: &str| self.values.iter().any(|v| v == value);
         let compare = |holds: fn(i64, i64) -> bool| {
-            let bound = self.values.first().and_then(|v| v.parse::<i64>().ok());
             let value = value.and_then(|v| v.parse::<i64>().ok());
-            value.zip(bound).is_some_and(|(value, bound)| holds(value, bound))
+            value.zip(self.bound()).is_some_and(|(value, bound)| holds(value, bound))
         };
         match self.operator {
             Operator::In => value.is_some_and(listed),
@@ -237,6 +270,33 @@ mod tests {
         ] {
             assert_eq!(requirement("k", operator, &values).holds(value), holds, "{operator:?} {values:?} {value:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_too_small_by_its_label_is_asked_for_its_room_all_the_same() {
+        let large = requirement("vramguard.dev/pod-max-mib", Operator::Gt, &["8791"]);
+        let zone = requirement("zone", Operator::In, &["a"]);
+        let placement = requires(vec![Term { labels: vec![large, zone], ..Term::default() }]);
+        assert!(placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "6080"), ("zone", "a")], &[])));
+        assert!(placement.allows("n", &site(&[("zone", "a")], &[])));
+        assert!(!placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "9000"), ("zone", "b")], &[])));
+    }
+
+    #[test]
+    fn every_way_to_a_node_too_small_has_to_be_closed() {
+        let term = |operator, values: &[&str]| Term {
+            labels: vec![requirement("vramguard.dev/pod-max-mib", operator, values)],
+            ..Term::default()
+        };
+        let unlabelled = || term(Operator::DoesNotExist, &[]);
+        let fits = |terms| requires(terms).fits_pod_max(Vram::from_mib(8792));
+        assert!(fits(vec![unlabelled(), term(Operator::Gt, &["8791"])]));
+        assert!(fits(vec![term(Operator::Gt, &["20000"]), Term::default()]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8790"])]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Lt, &["8791"])]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["-1"])]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8Gi"])]));
+        assert!(!Placement::default().fits_pod_max(Vram::from_mib(1)));
     }
 
     #[test]

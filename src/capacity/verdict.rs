@@ -61,6 +61,8 @@ pub enum Reason {
     SlotUnknown,
     /// The request for `vramguard.dev/vram` is not the demand.
     RequestMismatch,
+    /// No requirement that keeps the pod off nodes whose GPUs are too small for it.
+    PodMaxUnchecked,
     /// Several replicas without a requirement for unshared GPUs.
     SharedReplicas,
     /// `spec.nodeName` on a guarded pod.
@@ -131,6 +133,8 @@ pub enum Violation {
     SlotUnknown { container: String, resource: Resource },
     /// See [`Reason::RequestMismatch`]. `requested` as written, or `None` where there is none.
     RequestMismatch { container: String, requested: Option<String>, demand: Vram, basis: String },
+    /// See [`Reason::PodMaxUnchecked`].
+    PodMaxUnchecked { request: Vram },
     /// See [`Reason::SharedReplicas`].
     SharedReplicas {
         container: String,
@@ -208,6 +212,7 @@ impl Violation {
             Violation::TooLarge { .. } => Reason::VramTooLarge,
             Violation::SlotUnknown { .. } => Reason::SlotUnknown,
             Violation::RequestMismatch { .. } => Reason::RequestMismatch,
+            Violation::PodMaxUnchecked { .. } => Reason::PodMaxUnchecked,
             Violation::SharedReplicas { .. } => Reason::SharedReplicas,
             Violation::NodeNameSet { .. } => Reason::NodeNameSet,
             Violation::Shortfall(_) => Reason::VramShortfall,
@@ -327,6 +332,12 @@ impl fmt::Display for Violation {
                 "container {container:?} does not request its demand of {demand} ({basis}) of {}: the mutating webhook \
                  was not reached or was undone; create the pod again",
                 keys::VRAM_RESOURCE
+            ),
+            Violation::PodMaxUnchecked { request } => write!(
+                f,
+                "required node affinity does not keep the pod off nodes whose label {} is below its request of {request}: the mutating \
+                 webhook was not reached or was undone; create the pod again",
+                keys::POD_MAX_MIB
             ),
             Violation::SharedReplicas { container, resource, count, unlabelled } => {
                 write!(

@@ -114,13 +114,15 @@ fn is_shared_product(labels: &BTreeMap<String, String>) -> bool {
     labels.get(keys::GFD_PRODUCT).is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX))
 }
 
-/// What the node says of our own resource: capacity and allocatable, as they stand.
+/// What the node says of our own: the resource in capacity and allocatable, as they stand, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advertised {
     /// `status.capacity`.
     pub capacity: Option<String>,
     /// `status.allocatable`.
     pub allocatable: Option<String>,
+    /// Our label, if it is there.
+    pub pod_max: Option<String>,
     /// Our condition, if it is there.
     pub condition: Option<Condition>,
     /// The node's uid.
@@ -138,6 +140,7 @@ pub fn advertised(node: &NodeObject) -> Advertised {
     Advertised {
         capacity: of(&node.status.capacity),
         allocatable: of(&node.status.allocatable),
+        pod_max: node.metadata.labels.as_ref().and_then(|labels| labels.get(keys::POD_MAX_MIB)).cloned(),
         condition: node.status.conditions.iter().find(|condition| condition.kind == CONDITION).cloned(),
         uid: node.metadata.uid.clone(),
     }

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
+use json_patch::{AddOperation, CopyOperation, Patch, PatchOperation, RemoveOperation};
 use serde_json::{Value, json};
 
-use super::object::{BindingObject, Container, PodObject};
+use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject};
 use crate::capacity::admission::{Changes, ContainerChange};
 use crate::capacity::environment;
 use crate::capacity::ledger::PodUid;
+use crate::capacity::placement;
 use crate::keys;
 
 /// The operations for `changes`, which were decided on this very object.
@@ -27,9 +28,7 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
         let index = index.to_string();
         in_container(&mut patch, &["spec", list, &index], container, change);
     }
-    if changes.avoid_shared {
-        avoid_shared(&mut patch, object);
-    }
+    affinity(&mut patch, object, changes);
     Patch(patch)
 }
 
@@ -83,38 +82,67 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
     Patch(patch)
 }
 
-/// Keeps the pod off nodes that share their GPUs, whatever else it requires.
-fn avoid_shared(patch: &mut Vec<PatchOperation>, object: &PodObject) {
+/// Keeps the pod off nodes that are not for it, whatever else it requires.
+fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Changes) {
     const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
-    let requirement = json!({
-        "key": keys::GFD_SHARING,
-        "operator": "NotIn",
-        "values": [keys::SHARING_TIME_SLICING, keys::SHARING_MPS],
-    });
-    let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [requirement.clone()] }] });
+    let alternatives = alternatives(changes);
+    let Some((first, further)) = alternatives.split_first() else { return };
     let affinity = object.spec.affinity.as_ref();
     let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
     let at = ["spec", "affinity", "nodeAffinity", REQUIRED];
     let Some(existing) = node_affinity.and_then(|affinity| affinity.required.as_ref()) else {
+        let terms: Value = alternatives.iter().map(|all| json!({ "matchExpressions": all })).collect();
+        let required = json!({ "nodeSelectorTerms": terms });
         return match (affinity, node_affinity) {
             (None, _) => add(patch, &at[..2], json!({ "nodeAffinity": { REQUIRED: required } })),
             (Some(_), None) => add(patch, &at[..3], json!({ REQUIRED: required })),
             (Some(_), Some(_)) => add(patch, &at, required),
         };
     };
-    for (index, term) in existing.node_selector_terms.iter().enumerate() {
-        let index = index.to_string();
-        let term_at = [&at[..], &["nodeSelectorTerms", &index, "matchExpressions"]].concat();
-        let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
-        if is_empty(&term.match_expressions) && is_empty(&term.match_fields) {
-            continue; // matches no node; one more requirement would make it match some
-        }
-        if term.match_expressions.is_some() {
-            add(patch, &[term_at, vec!["-"]].concat(), requirement.clone());
-        } else {
-            add(patch, &term_at, json!([requirement]));
-        }
+    let terms = &existing.node_selector_terms;
+    let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
+    // A term without a requirement matches no node; with one more it would match some.
+    let matching = || {
+        let all = terms.iter().enumerate();
+        all.filter(|(_, term)| !is_empty(&term.match_expressions) || !is_empty(&term.match_fields))
+    };
+    // Terms are alternatives: each of theirs has to hold with one of ours, so it is copied while it is as it was.
+    let copies = further.iter().flat_map(|all| matching().map(move |(index, term)| (index, term, all)));
+    for (copy, (index, term, all)) in (terms.len()..).zip(copies) {
+        let [from, path] = [index.to_string().as_str(), "-"]
+            .map(|index| PointerBuf::from_tokens([&at[..], &["nodeSelectorTerms", index]].concat()));
+        patch.push(PatchOperation::Copy(CopyOperation { from, path }));
+        require(patch, &at, copy, term, all);
     }
+    for (index, term) in matching() {
+        require(patch, &at, index, term, first);
+    }
+}
+
+/// Adds requirements to a term that has so far what `term` has.
+fn require(patch: &mut Vec<PatchOperation>, at: &[&str], index: usize, term: &NodeSelectorTerm, all: &[Value]) {
+    let index = index.to_string();
+    let at = [at, &["nodeSelectorTerms", &index, "matchExpressions"]].concat();
+    if term.match_expressions.is_none() {
+        return add(patch, &at, json!(all));
+    }
+    for requirement in all {
+        add(patch, &[&at[..], &["-"]].concat(), requirement.clone());
+    }
+}
+
+/// What a node has to be: all of one of these lists. None where it may be any.
+fn alternatives(changes: &Changes) -> Vec<Vec<Value>> {
+    let values = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
+    let unshared = json!({ "key": keys::GFD_SHARING, "operator": "NotIn", "values": values });
+    let unshared = changes.avoid_shared.then_some(unshared);
+    let Some(request) = changes.pod_max else { return unshared.into_iter().map(|only| vec![only]).collect() };
+    // Where there is no label, kube-scheduler's sum says it. This one first, because Karpenter tries the first term first, and
+    // knows of no label on nodes that it has yet to make.
+    let unlabelled = json!({ "key": keys::POD_MAX_MIB, "operator": "DoesNotExist" });
+    let below = placement::below(request).to_string();
+    let large = json!({ "key": keys::POD_MAX_MIB, "operator": "Gt", "values": [below] });
+    [unlabelled, large].map(|either| unshared.iter().cloned().chain([either]).collect()).into()
 }
 
 fn add(patch: &mut Vec<PatchOperation>, path: &[&str], value: Value) {

@@ -1,5 +1,5 @@
-//! Where a node stands → the patch of its status: `vramguard.dev/vram` in capacity and allocatable alike, and the condition
-//! `VramAccounted`. Owns their wording; nothing is patched where the node says it all already.
+//! Where a node stands → the patch of its status: `vramguard.dev/vram` in capacity and allocatable alike, the condition
+//! `VramAccounted`, the label of what one pod can get. Owns their wording; nothing is patched where the node says it all already.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -55,7 +55,20 @@ pub fn status_patch(
         }
         status.insert("conditions".into(), json!([condition]));
     }
-    (!status.is_empty()).then(|| json!({ "status": status }))
+    let mut patch = Map::new();
+    // One write for both, which the API server takes through the status as well: never a number without the label that says
+    // how much of it one pod can get.
+    let pod_max = standing.and_then(|standing| standing.pod_max).map(|most| most.mib().to_string());
+    // While the GPUs are not known, and no pod can be placed, a label that is there goes on keeping pods from preempting for it.
+    let pod_max =
+        pod_max.or_else(|| advertised.pod_max.clone().filter(|_| standing.is_some() && unknown(facts).is_some()));
+    if advertised.pod_max != pod_max {
+        patch.insert("metadata".into(), json!({ "labels": { keys::POD_MAX_MIB: pod_max } }));
+    }
+    if !status.is_empty() {
+        patch.insert("status".into(), status.into());
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
 /// The patch that makes a node advertise at least what is bound there, or `None` where it does, or advertises nothing yet.
@@ -220,6 +233,41 @@ mod tests {
     }
 
     #[test]
+    fn of_several_gpus_the_number_says_all_and_the_label_what_one_pod_gets() {
+        let mut several = node("8");
+        several["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("2");
+        let (first, mut after) = patch(&several);
+        let first = first.unwrap();
+        assert_eq!(first["status"]["capacity"], json!({ "vramguard.dev/vram": "48640Mi" }));
+        assert_eq!(first["metadata"], json!({ "labels": { "vramguard.dev/pod-max-mib": "6080" } }));
+        assert_eq!(patch(&after).0, None);
+        // Alone, where the rest is as it should be.
+        for wrong in [json!("24320"), json!(null)] {
+            after["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = wrong;
+            after["metadata"]["labels"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
+            assert_eq!(
+                patch(&after).0,
+                Some(json!({ "metadata": { "labels": { "vramguard.dev/pod-max-mib": "6080" } } }))
+            );
+        }
+        // A label of GPU Feature Discovery is away for a moment.
+        let mut away = after.clone();
+        away["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("6080");
+        away["metadata"]["labels"].as_object_mut().unwrap().remove("nvidia.com/gpu.memory");
+        let (unknown, after_it) = patch(&away);
+        assert_eq!(unknown.unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "0Mi" }));
+        assert_eq!(after_it["metadata"]["labels"]["vramguard.dev/pod-max-mib"], "6080");
+        // One GPU left: the number says it.
+        let mut one = after.clone();
+        one["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("6080");
+        one["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("1");
+        one["status"]["capacity"]["nvidia.com/gpu"] = json!("4");
+        let (back, after) = patch(&one);
+        assert_eq!(back.unwrap()["metadata"], json!({ "labels": { "vramguard.dev/pod-max-mib": null } }));
+        assert!(after["metadata"]["labels"].get("vramguard.dev/pod-max-mib").is_none());
+    }
+
+    #[test]
     fn what_somebody_removed_is_put_back() {
         let (_, mut after) = patch(&node("4"));
         after["status"]["allocatable"] = json!({ "nvidia.com/gpu": "4" });
@@ -252,6 +300,7 @@ mod tests {
         let advertised = |amount: Option<&str>| Advertised {
             capacity: amount.map(Into::into),
             allocatable: amount.map(Into::into),
+            pod_max: None,
             condition: None,
             uid: None,
         };

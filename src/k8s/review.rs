@@ -308,6 +308,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::VramAboveMaximum
         | Reason::SlotUnknown
         | Reason::RequestMismatch
+        | Reason::PodMaxUnchecked
         | Reason::SharedReplicas
         | Reason::NodeNameSet
         | Reason::VramShortfall

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 use vramguard::capacity::admission;
 use vramguard::capacity::policy::Policy;
+use vramguard::capacity::verdict::{Reason, Violation};
 use vramguard::capacity::vram::Vram;
 use vramguard::index::Index;
 use vramguard::k8s::case::{self, Bound, Case, Expected, Outcome, Stage, Suite};
@@ -107,6 +108,36 @@ fn a_policy_that_injected_nothing_does_not_vouch_for_a_request() {
     for previous in ["watched", "quiet", "ml"] {
         assert_eq!(judged(previous), 1, "before: the policy of {previous}");
     }
+}
+
+/// What another webhook makes of the affinity, say.
+#[test]
+fn a_pod_whose_affinity_was_undone_is_refused() {
+    let (_, suite) = suites().into_iter().find(|(path, _)| path.ends_with("requests.yaml")).expect("it is there");
+    let stage = Stage::of(&suite).expect("checked above");
+    let kept = suite.cases.iter().find(|case| case.name.contains("equals the demand is kept")).expect("a case");
+    let policies = stage.policies();
+    let policy = policies.of("ml").expect("not exempt").as_ref();
+    let reasons = |change: &dyn Fn(&mut Value)| {
+        let mut spec = kept.pod.clone();
+        change(&mut spec);
+        let object: PodObject = serde_json::from_value(spec).expect("a pod");
+        let judged = admission::judge(&pod::translate(&object, None, None), policy, None, stage.cluster());
+        judged.violations.iter().map(Violation::reason).collect::<Vec<_>>()
+    };
+    const TERMS: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let with_terms = |change: &dyn Fn(&mut Vec<Value>)| {
+        reasons(&|pod| change(pod.pointer_mut(TERMS).and_then(Value::as_array_mut).expect("terms")))
+    };
+    let undone = [Reason::PodMaxUnchecked];
+    assert_eq!(reasons(&|_| ()), []);
+    assert_eq!(reasons(&|pod| pod["spec"]["affinity"] = json!({})), undone);
+    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1622"])), undone);
+    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["many"])), undone);
+    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1624"])), []);
+    let zone = json!({"matchExpressions": [{"key": "zone", "operator": "Exists"}]});
+    assert_eq!(with_terms(&|terms| terms.push(zone.clone())), undone);
+    assert_eq!(with_terms(&|terms| terms.truncate(1)), []);
 }
 
 #[test]

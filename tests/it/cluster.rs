@@ -487,7 +487,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
         })
         .await;
     };
-    becomes("several", (81_559 - 816) / 4).await;
+    becomes("several", (81_559 - 816) / 4 * 16).await;
     becomes("whole", 40_960 - 410).await;
     becomes("odd", 0).await;
 
@@ -500,7 +500,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     // A wider headroom, and nodes that go and come.
     let wider = ENFORCE.replace("mode: Enforce", "mode: Enforce, headroom: {percent: 50}");
     cluster.guard.policy("cluster.yaml", &wider).await;
-    becomes("several", (81_559 - 40_780) / 4).await;
+    becomes("several", (81_559 - 40_780) / 4 * 16).await;
     cluster.plane.kubectl(&["delete", "node", "odd"]).await.expect_success();
     cluster.plane.add_gpu_node(&GpuNode::new("late")).await;
     becomes("late", 12_288).await;
@@ -518,7 +518,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
         Ok(())
     })
     .await;
-    becomes("several", (81_559 - 40_780) / 4).await;
+    becomes("several", (81_559 - 40_780) / 4 * 16).await;
     let metrics = cluster.guard.metrics();
     assert!(
         metrics.contains(r#"vramguard_gpu_total_bytes{node="several",resource="nvidia.com/gpu",gpu="3",mode="slot"}"#),

@@ -144,8 +144,9 @@ async fn a_node_that_kube_scheduler_would_take_is_refused_with_our_reason_while_
     cluster.bound("small").await;
     assert!(cluster.answered("allowed") > 0, "it was asked{}", cluster.scheduler.log_tail());
 
-    // By the number of the node there is room for much more than a slot of 6,080 MiB.
+    // By its number the node has room for much more than a slot of 6,080 MiB, and nothing says that one pod gets no more.
     cluster.misreport("slots", "99Gi").await;
+    cluster.plane.kubectl(&["label", "node", "slots", "vramguard.dev/pod-max-mib-"]).await.expect_success();
     cluster.create("large", "8Gi", "slots").await;
     cluster.failed("large", "1 node(s) had no room for 8792Mi on one GPU (slot accounting)").await;
     assert!(cluster.answered("denied") > 0);

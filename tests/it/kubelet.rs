@@ -155,6 +155,48 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     assert_eq!(containers(&host, names).await, before, "after the loss of the device checkpoint");
 }
 
+/// A kubelet that starts checks the required affinity of its pods again, so the label of what one pod can get never falls below
+/// what one has.
+#[tokio::test]
+async fn a_pod_larger_than_a_slot_outlives_a_kubelet_and_dies_where_its_nodes_label_is_too_low() {
+    const MAX: &str = "vramguard.dev/pod-max-mib";
+    let Some(mut host) = Host::start().await else { return };
+    host.plane.apply(&pod("large", "15Gi", &json!({}))).await;
+    let before = host.running("large").await;
+    let label = async |labels: &[&str]| {
+        let arguments = [&["label", "node", RealNode::NAME, "--overwrite"], labels].concat();
+        host.plane.kubectl(&arguments).await.expect_success();
+    };
+    // From one GPU with four replicas to two with two each: a slot of 12,160 MiB, and one pod of 15,960.
+    label(&["nvidia.com/gpu.count=2", "nvidia.com/gpu.replicas=2"]).await;
+    eventually("the label to say what one pod can get", PATIENCE, async || {
+        let labels = ["get", "node", RealNode::NAME, "-o", "jsonpath={.metadata.labels}"];
+        let labels: Value = serde_json::from_str(&host.plane.kubectl(&labels).await.expect_success())?;
+        ensure!(labels[MAX] == "15960", "{labels}{}", host.guard.server.log_tail());
+        Ok(())
+    })
+    .await;
+    // Beside it there is room for what a GPU of 24,320 has left.
+    host.publishes("24320Mi").await;
+    for restart in 1..=2 {
+        host.node.restart_kubelet(&host.plane).await;
+        assert_eq!(host.running("large").await, before, "after restart {restart}");
+    }
+
+    host.guard.server.stop();
+    label(&[&format!("{MAX}=12160")]).await;
+    host.node.restart_kubelet(&host.plane).await;
+    let pods: Api<Pod> = Api::namespaced(host.plane.client(), "ml");
+    eventually("the kubelet to end it", PATIENCE, async || {
+        let status = pods.get("large").await?.status.unwrap_or_default();
+        ensure!(status.phase.as_deref() == Some("Failed"), "{:?}", status.phase);
+        // Not `NodeAffinity`: the kubelet looks at the node once more, and then forgets that it gave the pod a GPU.
+        ensure!(status.reason.as_deref() == Some("OutOfnvidia.com/gpu"), "{:?}", status.reason);
+        Ok(())
+    })
+    .await;
+}
+
 async fn containers(host: &Host, names: [(&str, &str); 3]) -> Vec<Vec<(Option<String>, i32)>> {
     let mut containers = Vec::new();
     for (name, _) in names {

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, ENFORCE, PATIENCE, deployment, gpu_pod, node_of};
@@ -107,6 +108,82 @@ async fn pods_on_several_gpus_are_promised_a_slot_each_and_the_promise_ends_with
     // Larger than a slot: it waits, and is told.
     cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
     cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
+}
+
+/// By the node's one number there is room for a pod larger than a slot, and more once others are preempted: kube-scheduler would
+/// try in vain, and so would a cluster autoscaler. By its label there is none, now or ever.
+#[tokio::test]
+async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nobody() {
+    const MAX: &str = "vramguard.dev/pod-max-mib";
+    let cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let label = async |wanted: Option<&str>| {
+        let nodes: Api<Node> = Api::all(cluster.plane.client());
+        eventually(&format!("{MAX}={wanted:?}"), PATIENCE, async || {
+            let labels = nodes.get("gpu-0").await?.metadata.labels.unwrap_or_default();
+            ensure!(labels.get(MAX).map(String::as_str) == wanted, "{labels:?}");
+            Ok(())
+        })
+        .await;
+    };
+    label(Some("6080")).await;
+    assert_eq!(cluster.published("gpu-0").await, "48640Mi");
+    cluster
+        .plane
+        .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}")
+        .await;
+    // A full node: each replica has its slot. The controller of a DaemonSet names its node by a field of the pod's affinity.
+    cluster.plane.apply(&deployment("ml", "agent", 7, "{vramguard.dev/vram: 5480Mi}")).await;
+    let daemon = deployment("ml", "exporter", 1, "{vramguard.dev/vram: 1Gi}");
+    cluster.plane.apply(&daemon.replace("kind: Deployment", "kind: DaemonSet").replace("replicas: 1\n", "\n")).await;
+    cluster.settles("ml", 8, 0).await;
+    assert_eq!(cluster.published("gpu-0").await, "48640Mi");
+
+    let large = gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "priorityClassName: high,");
+    cluster.plane.apply(&large).await;
+    cluster
+        .event("ml", "FailedScheduling", "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector")
+        .await;
+    cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
+    cluster.settles("ml", 8, 1).await;
+    let large: Api<Pod> = Api::namespaced(cluster.plane.client(), "ml");
+    let nominated = large.get("large").await.expect("it waits").status.and_then(|status| status.nominated_node_name);
+    assert_eq!(nominated, None);
+    // A slot by preemption, on the other hand, there is.
+    cluster.plane.apply(&gpu_pod("ml", "small", "{vramguard.dev/vram: 5Gi}", "priorityClassName: high,")).await;
+    eventually("small to be bound", PATIENCE, async || {
+        ensure!(node_of(&large.get("small").await?).is_some(), "not yet");
+        Ok(())
+    })
+    .await;
+
+    // What somebody does to the label is undone.
+    for change in ["=99999", "-"] {
+        cluster
+            .plane
+            .kubectl(&["label", "node", "gpu-0", "--overwrite", &format!("{MAX}{change}")])
+            .await
+            .expect_success();
+        label(Some("6080")).await;
+    }
+}
+
+/// Then nobody looks at a binding: the number, the label and the replicas are all there is.
+#[tokio::test]
+async fn with_the_guard_away_kube_scheduler_fills_slots_and_nothing_larger() {
+    let mut cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    cluster.plane.kubectl(&["cordon", "gpu-0"]).await.expect_success();
+    cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
+    cluster.plane.apply(&deployment("ml", "agent", 9, "{vramguard.dev/vram: 5480Mi}")).await;
+    cluster.settles("ml", 0, 10).await;
+    cluster.guard.server.stop();
+    cluster.plane.kubectl(&["uncordon", "gpu-0"]).await.expect_success();
+    let pods = cluster.settles("ml", 8, 2).await;
+    assert!(pods.iter().any(|pod| pod.metadata.name.as_deref() == Some("large") && node_of(pod).is_none()));
+    // Also where there is room for it in all.
+    cluster.plane.kubectl(&["scale", "deployment", "agent", "-n", "ml", "--replicas=4"]).await.expect_success();
+    cluster.settles("ml", 4, 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    cluster.settles("ml", 4, 1).await;
 }
 
 #[tokio::test]

@@ -139,6 +139,76 @@ fn several_gpus_without_an_agent_promise_one_slot_of_the_smallest() {
     assert_eq!((full.placeable, full.published), (mib(6000), Some(mib(48_000))));
 }
 
+/// What a scheduler sees as free is then bound by replicas and by what one pod may get, and nothing has to be written while
+/// pods come and go.
+#[test]
+fn several_gpus_under_slot_accounting_publish_all_their_slots_whoever_comes() {
+    let node = || pool(&[24_000, 80_000], 4, Sharing::TimeSlicing);
+    let undeclared = holder(&[Amount::Slots(1)]);
+    for holders in [vec![], vec![one(6000); 8], vec![one(100), undeclared, holder(&[declares(5000, 1)])]] {
+        let standing = standing(&ledger(holders), node());
+        assert_eq!((standing.published, standing.pod_max), (Some(mib(48_000)), Some(mib(6000))));
+    }
+}
+
+#[test]
+fn beside_a_pod_larger_than_a_slot_one_more_is_published() {
+    let node = || pool(&[24_000, 24_000], 4, Sharing::TimeSlicing);
+    let standing = standing(&ledger([one(3000), holder(&[declares(6001, 0)])]), node());
+    assert_eq!((standing.placeable, standing.published), (mib(6000), Some(mib(3000 + 6000))));
+}
+
+/// The label has to be raised for it, so it keeps nobody of its size off the other GPUs.
+#[test]
+fn a_pod_on_another_resource_that_raises_the_label_leaves_room_for_one_more() {
+    let shared = Resource("nvidia.com/gpu.shared".into());
+    let slots = Pool { resource: shared.clone(), ..pool(&[24_000, 24_000], 4, Sharing::TimeSlicing) };
+    let whole = || pool(&[80_000], 1, Sharing::Exclusive);
+    let on_shared = Holder { gpus: vec![(shared, 1)], ..one(3000) };
+    let standing =
+        |whole_gpu| ledger([on_shared.clone(), one(whole_gpu)]).standing(&[slots.clone(), whole()], &plain(), |_| true);
+    assert_eq!((standing(60_000).pod_max, standing(60_000).published), (Some(mib(60_000)), Some(mib(63_000 + 6000))));
+    assert_eq!((standing(5000).pod_max, standing(5000).published), (Some(mib(6000)), Some(mib(8000 + 45_000))));
+}
+
+/// It came while the node had one GPU, say, or an agent. With a label below its demand the next start of the kubelet ends it.
+#[test]
+fn a_pod_larger_than_a_slot_stays_within_what_one_pod_can_get() {
+    let node = || pool(&[24_000, 24_000], 4, Sharing::TimeSlicing);
+    let standing = |requests: &[u64]| standing(&requesting(requests), node());
+    assert_eq!(standing(&[3000, 20_000]).pod_max, Some(mib(20_000)));
+    assert_eq!(standing(&[3000, 20_000]).published, Some(mib(23_000 + 1000)));
+    assert_eq!(standing(&[3000]).pod_max, Some(mib(6000)));
+}
+
+#[test]
+fn while_a_pod_keeps_others_off_only_what_is_bound_is_published() {
+    let rules = Rules { serialize_per_gpu: true, ..plain() };
+    let node = pool(&[24_000, 24_000], 4, Sharing::TimeSlicing);
+    let published = |starting| {
+        let standing =
+            ledger([Holder { starting, ..one(3000) }]).standing(std::slice::from_ref(&node), &rules, |_| true);
+        standing.published
+    };
+    assert_eq!(published(Some(Moment(1))), Some(mib(3000)));
+    // And then one more: the number never falls by more than that when one starts.
+    assert_eq!(published(None), Some(mib(3000 + 6000)));
+}
+
+#[test]
+fn what_one_pod_can_get_is_said_where_the_sum_does_not_say_it() {
+    let several = pool(&[24_000, 80_000], 4, Sharing::TimeSlicing);
+    let of = |pool: Pool| standing(&requesting(&[]), pool).pod_max;
+    assert_eq!(of(several.clone()), Some(mib(6000)));
+    assert_eq!(of(Pool { handout: Handout::Packed, ..several.clone() }), Some(mib(80_000)));
+    assert_eq!(of(Pool { handout: Handout::Pinned, ..several.clone() }), Some(mib(80_000)));
+    assert_eq!(of(pool(&[24_000], 4, Sharing::TimeSlicing)), None);
+    assert_eq!(of(pool(&[24_000, 80_000], 1, Sharing::Exclusive)), None);
+    assert_eq!(several.pod_max(&plain()), Some(mib(6000)));
+    // Not on nodes that nobody guards.
+    assert_eq!(requesting(&[]).standing(&[several], &plain(), |_| false).pod_max, None);
+}
+
 #[test]
 fn a_holder_larger_than_a_slot_leaves_its_neighbours_less() {
     let legacy = holder(&[declares(20_000, 0)]);
@@ -283,6 +353,45 @@ proptest! {
             prop_assert_eq!(standing.deficit, None);
             prop_assert!(worst_sum(&held, sizes.len(), replicas) <= smallest);
             prop_assert!(standing.published.unwrap() >= standing.bound);
+        }
+    }
+
+    /// kube-scheduler alone, with the guard away: it binds whatever fits what the node last said, any number of pods before that
+    /// is written again, beside pods from before, of which some say nothing to it.
+    #[test]
+    fn no_gpu_is_overcommitted_by_what_kube_scheduler_sees(
+        sizes in proptest::collection::vec(20u64..100, 1..3), replicas in 1usize..5,
+        mut legacy in proptest::collection::vec((0u64..60, any::<bool>()), 0..3),
+        rounds in proptest::collection::vec((proptest::collection::vec(1u64..30, 0..9), 0usize..8), 0..5),
+    ) {
+        let pool = pool(&sizes, u32::try_from(replicas).unwrap(), Sharing::TimeSlicing);
+        let (gpus, smallest) = (sizes.len(), *sizes.iter().min().unwrap());
+        let sizes_of = |legacy: &[(u64, bool)]| legacy.iter().map(|(size, _)| *size).collect::<Vec<u64>>();
+        while legacy.len() > gpus * replicas || worst_sum(&sizes_of(&legacy), gpus, replicas) > smallest {
+            legacy.pop();
+        }
+        let from_before = |&(size, requests)| if requests { one(size) } else { holder(&[declares(size, 0)]) };
+        let requested_before: u64 = legacy.iter().filter(|(_, requests)| *requests).map(|(size, _)| *size).sum();
+        let mut ledger = ledger(legacy.iter().map(from_before));
+        let mut bound: Vec<(String, u64)> = Vec::new();
+        let mut numbers = 100..;
+        for (wanted, leaves) in rounds {
+            let standing = ledger.standing(std::slice::from_ref(&pool), &plain(), |_| true);
+            let published = standing.published.unwrap().mib();
+            for want in wanted {
+                let requested: u64 = requested_before + bound.iter().map(|(_, want)| *want).sum::<u64>();
+                let fits = standing.pod_max.is_none_or(|most| want <= most.mib()) && requested + want <= published;
+                if fits && legacy.len() + bound.len() < gpus * replicas {
+                    let uid = numbers.next().unwrap().to_string();
+                    ledger.confirm(PodUid(uid.clone()), one(want));
+                    bound.push((uid, want));
+                }
+            }
+            let held: Vec<u64> = sizes_of(&legacy).into_iter().chain(bound.iter().map(|(_, want)| *want)).collect();
+            prop_assert!(worst_sum(&held, gpus, replicas) <= smallest, "{:?} of {:?}", held, sizes);
+            if leaves < bound.len() {
+                ledger.release(&PodUid(bound.remove(leaves).0));
+            }
         }
     }
 

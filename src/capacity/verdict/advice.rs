@@ -20,8 +20,6 @@ pub enum Advice {
     KeptEnvironment { container: String, conflict: EnvConflict },
     /// No node could take it, even an empty one.
     NothingLargeEnough { demand: Vram, ceiling: Vram, resource: Resource },
-    /// It may preempt pods for room that it does not get by that.
-    PreemptsInVain { demand: Vram, node: String, ceiling: Vram },
     /// Declared, but nothing shares the resource, so nothing counts it.
     NotGuarded { key: String, resource: Resource },
     /// A violation in a namespace that only warns.
@@ -53,12 +51,6 @@ impl fmt::Display for Advice {
                 f,
                 "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
                  empty: the pod waits until a larger one joins"
-            ),
-            Advice::PreemptsInVain { demand, node, ceiling } => write!(
-                f,
-                "{demand} demanded, but node {node:?}, which it may land on, has several GPUs and takes no more than {ceiling} \
-                 for one pod; kube-scheduler does not know that and may preempt pods there again and again in vain: use a \
-                 PriorityClass with preemptionPolicy: Never, or keep the pod off such nodes"
             ),
             Advice::NotGuarded { key, resource } => {
                 write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")

@@ -99,3 +99,64 @@ fn unshared_nodes_are_required_beside_everything_else_that_is() {
         }
     }
 }
+
+#[test]
+fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
+    let unlabelled = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" });
+    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8791"] });
+    let zone = |zone: &str| json!({ "key": "zone", "operator": "In", "values": [zone] });
+    let name = json!({ "key": "metadata.name", "operator": "In", "values": ["n"] });
+    let required = |terms: Value| json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+    for (affinity, expected) in [
+        (Value::Null, json!([{ "matchExpressions": [unlabelled] }, { "matchExpressions": [large] }])),
+        (json!({ "podAffinity": {} }), json!([{ "matchExpressions": [unlabelled] }, { "matchExpressions": [large] }])),
+        (
+            required(json!([
+                { "matchExpressions": [zone("a")] },
+                {},
+                { "matchFields": [name], "matchExpressions": null },
+                { "matchFields": [name], "matchExpressions": [zone("b")] },
+                { "matchFields": [], "matchExpressions": [] },
+            ])),
+            json!([
+                { "matchExpressions": [zone("a"), unlabelled] },
+                {},
+                { "matchFields": [name], "matchExpressions": [unlabelled] },
+                { "matchFields": [name], "matchExpressions": [zone("b"), unlabelled] },
+                { "matchFields": [], "matchExpressions": [] },
+                { "matchExpressions": [zone("a"), large] },
+                { "matchFields": [name], "matchExpressions": [large] },
+                { "matchFields": [name], "matchExpressions": [zone("b"), large] },
+            ]),
+        ),
+        // Nothing matches nothing, with whatever else.
+        (required(json!([])), json!([])),
+    ] {
+        let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
+        let pod_max = Some(Vram::from_mib(8792));
+        let patched = patched(&pod, &Changes { pod_max, ..Changes::default() });
+        let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        assert_eq!(required["nodeSelectorTerms"], expected);
+    }
+}
+
+#[test]
+fn unshared_nodes_are_required_in_each_alternative() {
+    let changes = Changes { avoid_shared: true, pod_max: Some(Vram::from_mib(8792)), ..Changes::default() };
+    let zone = json!({ "key": "zone", "operator": "Exists" });
+    let unshared =
+        json!({ "key": "nvidia.com/gpu.sharing-strategy", "operator": "NotIn", "values": ["time-slicing", "mps"] });
+    let unlabelled = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" });
+    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8791"] });
+    let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [zone] }] });
+    for (required, theirs) in [(Value::Null, vec![]), (required, vec![zone])] {
+        let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": required } });
+        let patched = patched(&json!({ "spec": { "affinity": affinity, "containers": [] } }), &changes);
+        let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let term = |ours: [&Value; 2]| {
+            let all: Vec<&Value> = theirs.iter().chain(ours).collect();
+            json!({ "matchExpressions": all })
+        };
+        assert_eq!(required["nodeSelectorTerms"], json!([term([&unshared, &unlabelled]), term([&unshared, &large])]));
+    }
+}

@@ -152,9 +152,9 @@ impl Site {
         }
         for node in &self.nodes {
             let one = self.idle[&node.name].strip_suffix("Mi").and_then(|text| text.parse::<u64>().ok());
-            // All GPUs of a node are alike; under slot accounting it publishes the share of one replica, else one GPU.
-            let replicas = if node.labels[POOL] == Workload::Slot.name() { node.replicas } else { 1 };
-            let all = one.expect("whole MiB are published so") * u64::from(node.gpus * replicas);
+            // All GPUs of a node are alike; under slot accounting it publishes all of them, else one.
+            let gpus = if node.labels[POOL] == Workload::Slot.name() { 1 } else { node.gpus };
+            let all = one.expect("whole MiB are published so") * u64::from(gpus);
             self.plane.publish(&node.name, VRAM, Some(&format!("{all}Mi"))).await;
         }
         // The API server reads webhook configurations through a watch of its own.
