@@ -28,7 +28,9 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
         let index = index.to_string();
         in_container(&mut patch, &["spec", list, &index], container, change);
     }
-    affinity(&mut patch, object, changes);
+    if changes.avoid_shared || changes.pod_max.is_some() {
+        affinity(&mut patch, object, changes);
+    }
     Patch(patch)
 }
 
@@ -86,19 +88,19 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
 fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Changes) {
     const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
     let alternatives = alternatives(changes);
-    let Some((first, further)) = alternatives.split_first() else { return };
     let affinity = object.spec.affinity.as_ref();
     let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
     let at = ["spec", "affinity", "nodeAffinity", REQUIRED];
     let Some(existing) = node_affinity.and_then(|affinity| affinity.required.as_ref()) else {
-        let terms: Value = alternatives.iter().map(|all| json!({ "matchExpressions": all })).collect();
-        let required = json!({ "nodeSelectorTerms": terms });
+        let terms = alternatives.into_iter().map(|all| within("matchExpressions", all.into()));
+        let required = within("nodeSelectorTerms", terms.collect());
         return match (affinity, node_affinity) {
-            (None, _) => add(patch, &at[..2], json!({ "nodeAffinity": { REQUIRED: required } })),
-            (Some(_), None) => add(patch, &at[..3], json!({ REQUIRED: required })),
+            (None, _) => add(patch, &at[..2], within("nodeAffinity", within(REQUIRED, required))),
+            (Some(_), None) => add(patch, &at[..3], within(REQUIRED, required)),
             (Some(_), Some(_)) => add(patch, &at, required),
         };
     };
+    let Some((first, further)) = alternatives.split_first() else { return };
     let terms = &existing.node_selector_terms;
     let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
     // A term without a requirement matches no node; with one more it would match some.
@@ -119,6 +121,11 @@ fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Chang
     }
 }
 
+/// An object of one field. Not `json!`, which copies what it is given, at each level anew.
+fn within(field: &str, value: Value) -> Value {
+    Value::Object([(field.to_owned(), value)].into_iter().collect())
+}
+
 /// Adds requirements to a term that has so far what `term` has.
 fn require(patch: &mut Vec<PatchOperation>, at: &[&str], index: usize, term: &NodeSelectorTerm, all: &[Value]) {
     let index = index.to_string();
@@ -131,7 +138,7 @@ fn require(patch: &mut Vec<PatchOperation>, at: &[&str], index: usize, term: &No
     }
 }
 
-/// What a node has to be: all of one of these lists. None where it may be any.
+/// What a node has to be: all of one of these lists.
 fn alternatives(changes: &Changes) -> Vec<Vec<Value>> {
     let values = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
     let unshared = json!({ "key": keys::GFD_SHARING, "operator": "NotIn", "values": values });
