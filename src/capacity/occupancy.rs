@@ -203,7 +203,8 @@ impl<'a> Occupancy<'a> {
                     continue; // it goes elsewhere
                 }
                 let left = self.allocatable[gpu].less(held);
-                let starting = seat.starting > 0 && seat.starting <= staying;
+                // Whoever stays may be the one that starts.
+                let starting = seat.starting > 0 && staying > 0;
                 if starting || self.beside_loose(left, most).deficit().is_some() {
                     return Vram::ZERO;
                 }

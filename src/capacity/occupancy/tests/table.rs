@@ -184,6 +184,18 @@ fn a_gpu_on_which_a_pod_starts_takes_no_other_one() {
 }
 
 #[test]
+fn on_a_full_gpu_who_takes_the_place_of_one_that_starts_comes_beside_another_that_does() {
+    let serial = Rules { serialize_per_gpu: true, ..plain() };
+    let starting = || Share { starting: true, ..seated(1, 1000) };
+    for handout in [Handout::Distributed, Handout::Packed, Handout::Unverified] {
+        let pool = pool(&[24_000, 24_000], 2, handout);
+        // Both are full, so whoever comes takes the place of one that left.
+        let full = [seated(0, 1000), seated(0, 1000), starting(), starting()];
+        assert_eq!(Occupancy::of(&pool, &serial, full).unwrap().room(), Vram::ZERO, "{handout:?}");
+    }
+}
+
+#[test]
 fn a_pod_of_two_containers_holds_on_each_gpu_that_it_has() {
     let pair = |starting| {
         let seat = |gpu, amount| (Some(GpuId::Index(gpu)), Vram::from_mib(amount), 1);
