@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Controller, RETRY, bounded, events, now};
@@ -22,41 +22,76 @@ const PARALLEL: usize = 16;
 
 pub async fn run(controller: Controller) {
     let mut changed = controller.index.subscribe();
-    let mut stale = controller.index.all_nodes();
-    // A node whose write failed waits by itself. One whose write hangs holds up the next round, as long as a call may take.
-    let mut again: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut turns = Turns::default();
+    turns.add(controller.index.all_nodes());
+    let mut writes = JoinSet::new();
     loop {
-        stale.append(&mut controller.index.take_stale_nodes());
-        let due = Instant::now();
-        stale.extend(again.extract_if(.., |_, at| *at <= due).map(|(name, _)| name));
-        stale.retain(|name| !again.contains_key(name));
-        let failed = write_all(&controller, std::mem::take(&mut stale)).await;
-        again.extend(failed.into_iter().map(|name| (name, Instant::now() + RETRY)));
-        let next = again.values().min().copied();
-        tokio::select! {
-            changed = changed.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep_until(next.unwrap_or(due)), if next.is_some() => {}
+        for name in turns.take(Instant::now()) {
+            let controller = controller.clone();
+            writes.spawn(async move {
+                let written = write(&controller, &name).await;
+                (name, written)
+            });
         }
-        tokio::time::sleep(GATHER).await;
+        let retry = turns.next_retry();
+        tokio::select! {
+            changed = changed.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                tokio::time::sleep(GATHER).await;
+                turns.add(controller.index.take_stale_nodes());
+            }
+            Some(ended) = writes.join_next() => {
+                let (name, written) = ended.expect("a write does not panic and is not aborted by itself");
+                if let Err(error) = &written {
+                    controller.metrics.publish_errors.inc();
+                    tracing::warn!("publishing on node {name:?}: {error:#}; trying again");
+                }
+                turns.ended(name, written.is_err().then(|| Instant::now() + RETRY));
+            }
+            () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+        }
     }
 }
 
-/// Returns the nodes that could not be written.
-async fn write_all(controller: &Controller, nodes: BTreeSet<String>) -> BTreeSet<String> {
-    let writes = nodes.into_iter().map(|name| async {
-        let written = write(controller, &name).await;
-        (name, written)
-    });
-    let mut results = futures::stream::iter(writes).buffer_unordered(PARALLEL);
-    let mut failed = BTreeSet::new();
-    while let Some((name, written)) = results.next().await {
-        if let Err(error) = written {
-            controller.metrics.publish_errors.inc();
-            tracing::warn!("publishing on node {name:?}: {error:#}; trying again");
-            failed.insert(name);
-        }
+/// Whose turn it is to be written. A node is in hand once at a time, so that of two writes the later one is of the later
+/// state; one that failed waits by itself, and one that hangs keeps nobody else waiting.
+#[derive(Debug, Default)]
+struct Turns {
+    due: BTreeSet<String>,
+    in_hand: BTreeSet<String>,
+    again: BTreeMap<String, Instant>,
+}
+
+impl Turns {
+    fn add(&mut self, nodes: BTreeSet<String>) {
+        self.due.extend(nodes);
     }
-    failed
+
+    /// Those to begin with now; they are in hand until they [`ended`](Self::ended).
+    fn take(&mut self, now: Instant) -> Vec<String> {
+        self.due.extend(self.again.extract_if(.., |_, at| *at <= now).map(|(name, _)| name));
+        let Turns { due, in_hand, again } = self;
+        let places = PARALLEL - in_hand.len();
+        let free = |name: &String| !in_hand.contains(name) && !again.contains_key(name);
+        let taken: Vec<String> = due.iter().filter(|name| free(name)).take(places).cloned().collect();
+        for name in &taken {
+            due.remove(name);
+            in_hand.insert(name.clone());
+        }
+        taken
+    }
+
+    /// With when it is to be tried again, if it failed.
+    fn ended(&mut self, name: String, retry: Option<Instant>) {
+        self.in_hand.remove(&name);
+        self.again.extend(retry.map(|at| (name, at)));
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.again.values().min().copied()
+    }
 }
 
 async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
@@ -89,3 +124,6 @@ async fn write(controller: &Controller, name: &str) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
