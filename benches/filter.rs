@@ -77,7 +77,7 @@ fn held(node: usize) -> u64 {
 /// A pod, what it is to show, and on how many of 1,000 nodes it fits.
 fn questions() -> [(&'static str, Value, usize); 4] {
     let fits = picture::looking("1624Mi", picture::Gpu::Pinned);
-    let half = picture::looking("8792Mi", picture::Gpu::Pinned);
+    let half = picture::looking("8912Mi", picture::Gpu::Pinned);
     let loose = picture::looking("1624Mi", picture::Gpu::Any);
     let mut two = loose.clone();
     two["spec"]["containers"][1]["resources"] = two["spec"]["containers"][0]["resources"].clone();

@@ -417,9 +417,9 @@ mod tests {
         let index = index();
         index.apply_node(&node(gpus()));
         index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
-        assert_eq!(placeable(&index), Vram::from_mib(24_320 - 8192));
+        assert_eq!(placeable(&index), Vram::from_mib(23_870 - 8192));
         index.apply_pod(&pod("a", Some("gpu-0"), "Succeeded"));
-        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+        assert_eq!(placeable(&index), Vram::from_mib(23_870));
     }
 
     #[test]
@@ -441,7 +441,7 @@ mod tests {
         index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
         index.apply_pod(&pod("b", None, "Pending"));
         index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
-        assert_eq!(placeable(&index), Vram::from_mib(24_320));
+        assert_eq!(placeable(&index), Vram::from_mib(23_870));
         assert_eq!(index.read().waiting.len(), 1);
         index.reset_pods(&BTreeSet::new());
         assert!(index.read().waiting.is_empty());
@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn a_figure_that_somebody_takes_away_makes_its_node_stale() {
         let index = index();
-        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "24320Mi" });
+        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "23870Mi" });
         index.apply_node(&node(published.clone()));
         index.take_stale_nodes();
         index.apply_node(&node(published));

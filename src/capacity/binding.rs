@@ -174,10 +174,10 @@ pub fn lacks_annotations(holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -
     holder.request.is_some() && (unnamed || !holder.annotated && seen_total(contents, gpu).is_some())
 }
 
-/// What CUDA reports as the total of the pod's GPU: the driver's own part is not in it. Known also where the GPU is not, if
-/// all of them are alike.
+/// What CUDA reports as the total of the pod's GPU: the driver's own part is not in it, once the agent reports that part. Known
+/// also where the GPU is not, if all of them are alike.
 fn seen_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
-    let seen = |gpu: &Gpu| gpu.total.less(gpu.driver_reserved).room();
+    let seen = |gpu: &Gpu| gpu.total.less(gpu.driver_reserved.unwrap_or(Vram::ZERO)).room();
     match gpu {
         Some(id) => contents.gpus.iter().find(|gpu| gpu.is(id)).map(seen),
         None => {

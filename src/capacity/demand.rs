@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_slot_smaller_than_its_overhead_declares_nothing() {
         assert_eq!(Demand::of_slot(Vram::from_mib(500), Vram::from_mib(600), 1).declared, None);
-        assert_eq!(Demand::of_slot(Vram::from_mib(6080), Vram::from_mib(600), 1).declared, Some(Vram::from_mib(5480)));
+        assert_eq!(Demand::of_slot(Vram::from_mib(5967), Vram::from_mib(600), 1).declared, Some(Vram::from_mib(5367)));
     }
 
     proptest! {

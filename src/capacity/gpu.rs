@@ -6,6 +6,10 @@ use std::num::NonZeroU32;
 
 use super::vram::{Balance, Vram};
 
+mod rules;
+
+pub use rules::{DriverReserve, Headroom, Overcommit, Rules};
+
 /// Name of an extended resource that stands for GPUs, such as `nvidia.com/gpu`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(pub String);
@@ -50,8 +54,8 @@ pub struct Gpu {
     pub index: u32,
     /// All its memory, driver-reserved included.
     pub total: Vram,
-    /// What the driver keeps for itself; zero until the agent reports it.
-    pub driver_reserved: Vram,
+    /// What the driver keeps for itself, as the agent reports it; `None` until then.
+    pub driver_reserved: Option<Vram>,
     /// Used by processes that no pod accounts for; zero until the agent reports it.
     pub out_of_band: Vram,
 }
@@ -59,7 +63,7 @@ pub struct Gpu {
 impl Gpu {
     /// A GPU of which only the size is known.
     pub fn of_size(index: u32, total: Vram) -> Gpu {
-        Gpu { id: GpuId::Index(index), index, total, driver_reserved: Vram::ZERO, out_of_band: Vram::ZERO }
+        Gpu { id: GpuId::Index(index), index, total, driver_reserved: None, out_of_band: Vram::ZERO }
     }
 
     /// Whether that names it: its position stays a name for it once the UUID is known.
@@ -70,83 +74,8 @@ impl Gpu {
     /// floor((total − driver-reserved − headroom) × overcommit) − out-of-band use. Negative when out-of-band use alone
     /// exceeds it.
     pub fn allocatable(&self, rules: &Rules) -> Balance {
-        let usable = self.total.less(self.driver_reserved).less(rules.headroom.of(self.total)).room();
+        let usable = self.total.less(rules.driver_reserve.of(self)).less(rules.headroom.of(self.total)).room();
         rules.overcommit.of(usable).less(self.out_of_band)
-    }
-}
-
-/// The cluster-wide settings that turn sizes into promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// What a CUDA context costs that no framework counts, for each process.
-    pub per_process_overhead: Vram,
-    /// Kept free on each GPU.
-    pub headroom: Headroom,
-    /// Scales what may be promised.
-    pub overcommit: Overcommit,
-    /// Whether a GPU on which a pod starts takes no other one until that is ready.
-    pub serialize_per_gpu: bool,
-    /// Whether more than one scheduler places guarded pods. Each sums up a node by itself, so two can fill the same GPU.
-    pub several_schedulers: bool,
-}
-
-impl Default for Rules {
-    fn default() -> Rules {
-        Rules {
-            per_process_overhead: Vram::from_mib(600),
-            headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
-            overcommit: Overcommit::NONE,
-            serialize_per_gpu: false,
-            several_schedulers: false,
-        }
-    }
-}
-
-/// Kept free on each GPU: the larger of a share of its total, rounded up, and a minimum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Headroom {
-    /// 0 to 100, of the total.
-    pub percent: u8,
-    /// At least this much.
-    pub minimum: Vram,
-}
-
-impl Headroom {
-    fn of(self, total: Vram) -> Vram {
-        total.percent_rounded_up(self.percent).max(self.minimum)
-    }
-}
-
-/// By how much more than the memory of a GPU may be promised, in thousandths. Above 1 the promise of no overcommit is
-/// off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overcommit(u32);
-
-impl Overcommit {
-    /// Exactly what is there.
-    pub const NONE: Overcommit = Overcommit(1000);
-    const MAX: u32 = 10_000;
-
-    /// From thousandths: 1 to 10,000.
-    pub fn from_thousandths(thousandths: u32) -> Option<Overcommit> {
-        (1..=Overcommit::MAX).contains(&thousandths).then_some(Overcommit(thousandths))
-    }
-
-    /// Whether more is promised than is there.
-    pub fn is_on(self) -> bool {
-        self > Overcommit::NONE
-    }
-
-    fn of(self, usable: Vram) -> Vram {
-        usable.scaled_down(self.0).expect("ten times a GPU is still an amount of VRAM")
-    }
-}
-
-impl fmt::Display for Overcommit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
-        let short = text.trim_end_matches('0');
-        if short.ends_with('.') { write!(f, "{short}0") } else { f.write_str(short) }
     }
 }
 
@@ -409,22 +338,44 @@ mod tests {
     use super::*;
 
     fn h100() -> Gpu {
-        Gpu { driver_reserved: Vram::from_mib(480), ..Gpu::of_size(0, Vram::from_mib(81_559)) }
+        Gpu { driver_reserved: Some(Vram::from_mib(480)), ..Gpu::of_size(0, Vram::from_mib(81_559)) }
     }
 
+    /// Each takes 8 GiB and up to 682 MiB next to that; the card has 81,559 MiB, of which the driver keeps 480.
     #[test]
-    fn nine_agents_of_8gi_fit_the_h100_that_was_measured_and_ten_do_not() {
-        let allocatable = h100().allocatable(&Rules::default()).room();
-        assert_eq!(allocatable, Vram::from_mib(80_263));
-        let demand = Vram::from_mib(8192 + 600);
+    fn nine_agents_of_8gi_fit_an_h100_of_which_only_the_label_is_known_and_ten_do_not() {
+        let rules = Rules::default();
+        let allocatable = Gpu::of_size(0, Vram::from_mib(81_559)).allocatable(&rules).room();
+        assert_eq!(allocatable, Vram::from_mib(81_559 - 490 - 816));
+        let demand = Vram::from_mib(8192).plus(rules.per_process_overhead);
         assert!(demand.checked_times(9).unwrap() <= allocatable);
         assert!(demand.checked_times(10).unwrap() > allocatable);
     }
 
+    /// With an overhead of 600 MiB all 16 were admitted, and 4 of them died.
     #[test]
-    fn the_headroom_of_a_small_gpu_is_the_minimum() {
-        let gpu = Gpu::of_size(0, Vram::from_mib(24_576));
-        assert_eq!(gpu.allocatable(&Rules::default()).room(), Vram::from_mib(24_576 - 256));
+    fn sixteen_agents_that_fill_an_h100_with_their_contexts_are_not_all_admitted() {
+        let rules = Rules::default();
+        let demand = Vram::from_mib(4446).plus(rules.per_process_overhead);
+        let allocatable = h100().allocatable(&rules).room();
+        assert!(demand.checked_times(15).unwrap() <= allocatable);
+        assert!(demand.checked_times(16).unwrap() > allocatable);
+    }
+
+    #[test]
+    fn the_driver_reserve_is_what_is_reported_or_estimated_or_what_policy_says() {
+        let with = |driver_reserve| Rules { driver_reserve, ..Rules::default() };
+        let small = Gpu::of_size(0, Vram::from_mib(24_576));
+        let reports_nothing = Gpu { driver_reserved: Some(Vram::ZERO), ..small.clone() };
+        for (gpu, rules, reserve) in [
+            (&small, with(DriverReserve::Auto), 450),
+            (&reports_nothing, with(DriverReserve::Auto), 0),
+            (&small, with(DriverReserve::Amount(Vram::from_mib(100))), 100),
+            (&reports_nothing, with(DriverReserve::Amount(Vram::from_mib(100))), 100),
+        ] {
+            assert_eq!(gpu.allocatable(&rules).room(), Vram::from_mib(24_576 - reserve - 256));
+        }
+        assert_eq!(h100().allocatable(&with(DriverReserve::Auto)).room(), Vram::from_mib(80_263));
     }
 
     #[test]

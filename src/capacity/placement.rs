@@ -274,10 +274,10 @@ mod tests {
 
     #[test]
     fn a_node_that_is_too_small_by_its_label_is_asked_for_its_room_all_the_same() {
-        let large = requirement("vramguard.dev/pod-max-mib", Operator::Gt, &["8791"]);
+        let large = requirement("vramguard.dev/pod-max-mib", Operator::Gt, &["8911"]);
         let zone = requirement("zone", Operator::In, &["a"]);
         let placement = requires(vec![Term { labels: vec![large, zone], ..Term::default() }]);
-        assert!(placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "6080"), ("zone", "a")], &[])));
+        assert!(placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "5967"), ("zone", "a")], &[])));
         assert!(placement.allows("n", &site(&[("zone", "a")], &[])));
         assert!(!placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "9000"), ("zone", "b")], &[])));
     }
@@ -289,11 +289,11 @@ mod tests {
             ..Term::default()
         };
         let unlabelled = || term(Operator::DoesNotExist, &[]);
-        let fits = |terms| requires(terms).fits_pod_max(Vram::from_mib(8792));
-        assert!(fits(vec![unlabelled(), term(Operator::Gt, &["8791"])]));
+        let fits = |terms| requires(terms).fits_pod_max(Vram::from_mib(8912));
+        assert!(fits(vec![unlabelled(), term(Operator::Gt, &["8911"])]));
         assert!(fits(vec![term(Operator::Gt, &["20000"]), Term::default()]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8790"])]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Lt, &["8791"])]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8910"])]));
+        assert!(!fits(vec![unlabelled(), term(Operator::Lt, &["8911"])]));
         assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["-1"])]));
         assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8Gi"])]));
         assert!(!Placement::default().fits_pod_max(Vram::from_mib(1)));

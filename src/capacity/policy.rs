@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::gpu::{Headroom, Overcommit, Rules};
+use super::gpu::{DriverReserve, Headroom, Overcommit, Rules};
 use super::vram::Vram;
 
 /// What a violation does.
@@ -122,6 +122,8 @@ pub struct ClusterPolicy {
     pub headroom_percent: Option<u8>,
     /// `headroom.minimum`.
     pub headroom_minimum: Option<Vram>,
+    /// `headroom.driverReserve`.
+    pub driver_reserve: Option<DriverReserve>,
     /// `overcommit`.
     pub overcommit: Option<Overcommit>,
     /// `startup.serializePerGpu`.
@@ -277,6 +279,7 @@ impl Policies {
         let defaults = Rules::default();
         let rules = Rules {
             per_process_overhead: cluster.per_process_overhead.unwrap_or(defaults.per_process_overhead),
+            driver_reserve: cluster.driver_reserve.unwrap_or(defaults.driver_reserve),
             headroom: Headroom {
                 percent: cluster.headroom_percent.unwrap_or(defaults.headroom.percent),
                 minimum: cluster.headroom_minimum.unwrap_or(defaults.headroom.minimum),

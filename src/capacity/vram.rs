@@ -78,6 +78,12 @@ impl Vram {
         Vram((self.0 * u64::from(percent)).div_ceil(100))
     }
 
+    /// `thousandths` ‰ of `self`, rounded up. `thousandths` is at most 1000.
+    pub fn thousandths_rounded_up(self, thousandths: u32) -> Vram {
+        assert!(thousandths <= 1000, "a share of a GPU is at most all of it");
+        Vram((self.0 * u64::from(thousandths)).div_ceil(1000))
+    }
+
     /// As a share of `total` with four decimals, rounded down so that all shares together stay below 1; `None` of nothing.
     pub fn fraction_of(self, total: Vram) -> Option<String> {
         let parts = (u128::from(self.0) * 10_000).checked_div(u128::from(total.0))?;

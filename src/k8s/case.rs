@@ -13,7 +13,7 @@
 //!       verdict: Deny    # or Allow
 //!       reason: VramShortfall
 //!       message: "…"     # of the denial, whole
-//!       demand: 8792Mi   # of the pod, as Kubernetes counts
+//!       demand: 8912Mi   # of the pod, as Kubernetes counts
 //!       warnings: [ … ]  # of both webhooks, in order
 //!       patch: [ … ]     # JSON Patch of the mutating one
 //!       filter:          # of the scheduler extender, by node

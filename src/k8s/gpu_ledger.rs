@@ -161,7 +161,7 @@ struct AgentGpu {
     #[serde(rename = "totalMiB")]
     total: u64,
     #[serde(rename = "reservedMiB", default)]
-    reserved: u64,
+    reserved: Option<u64>,
     #[serde(rename = "outOfBandMiB", default)]
     out_of_band: u64,
 }
@@ -308,7 +308,7 @@ impl GpuLedger {
                     id: GpuId::Uuid(gpu.uuid),
                     index: gpu.index,
                     total: sized(gpu.total, "totalMiB")?,
-                    driver_reserved: sized(gpu.reserved, "reservedMiB")?,
+                    driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
                     out_of_band: sized(gpu.out_of_band, "outOfBandMiB")?,
                 },
                 replicas: gpu.replicas,

@@ -225,7 +225,7 @@ mod tests {
     fn a_node_is_patched_once() {
         let (first, after) = patch(&node("4"));
         let status = &first.unwrap()["status"];
-        assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": Vram::from_mib(24_320).to_string() }));
+        assert_eq!(status["capacity"], json!({ "vramguard.dev/vram": Vram::from_mib(23_870).to_string() }));
         assert_eq!(status["allocatable"], status["capacity"]);
         assert_eq!(status["conditions"][0]["reason"], "Exact");
         assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-11-22T12:00:00Z");
@@ -238,28 +238,28 @@ mod tests {
         several["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("2");
         let (first, mut after) = patch(&several);
         let first = first.unwrap();
-        assert_eq!(first["status"]["capacity"], json!({ "vramguard.dev/vram": "48640Mi" }));
-        assert_eq!(first["metadata"], json!({ "labels": { "vramguard.dev/pod-max-mib": "6080" } }));
+        assert_eq!(first["status"]["capacity"], json!({ "vramguard.dev/vram": "47736Mi" }));
+        assert_eq!(first["metadata"], json!({ "labels": { "vramguard.dev/pod-max-mib": "5967" } }));
         assert_eq!(patch(&after).0, None);
         // Alone, where the rest is as it should be.
-        for wrong in [json!("24320"), json!(null)] {
+        for wrong in [json!("23870"), json!(null)] {
             after["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = wrong;
             after["metadata"]["labels"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
             assert_eq!(
                 patch(&after).0,
-                Some(json!({ "metadata": { "labels": { "vramguard.dev/pod-max-mib": "6080" } } }))
+                Some(json!({ "metadata": { "labels": { "vramguard.dev/pod-max-mib": "5967" } } }))
             );
         }
         // A label of GPU Feature Discovery is away for a moment.
         let mut away = after.clone();
-        away["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("6080");
+        away["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("5967");
         away["metadata"]["labels"].as_object_mut().unwrap().remove("nvidia.com/gpu.memory");
         let (unknown, after_it) = patch(&away);
         assert_eq!(unknown.unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "0Mi" }));
-        assert_eq!(after_it["metadata"]["labels"]["vramguard.dev/pod-max-mib"], "6080");
+        assert_eq!(after_it["metadata"]["labels"]["vramguard.dev/pod-max-mib"], "5967");
         // One GPU left: the number says it.
         let mut one = after.clone();
-        one["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("6080");
+        one["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("5967");
         one["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("1");
         one["status"]["capacity"]["nvidia.com/gpu"] = json!("4");
         let (back, after) = patch(&one);
@@ -272,7 +272,7 @@ mod tests {
         let (_, mut after) = patch(&node("4"));
         after["status"]["allocatable"] = json!({ "nvidia.com/gpu": "4" });
         let (again, _) = patch(&after);
-        assert_eq!(again.unwrap(), json!({ "status": { "allocatable": { "vramguard.dev/vram": "24320Mi" } } }));
+        assert_eq!(again.unwrap(), json!({ "status": { "allocatable": { "vramguard.dev/vram": "23870Mi" } } }));
     }
 
     #[test]

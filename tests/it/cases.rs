@@ -132,9 +132,9 @@ fn a_pod_whose_affinity_was_undone_is_refused() {
     let undone = [Reason::PodMaxUnchecked];
     assert_eq!(reasons(&|_| ()), []);
     assert_eq!(reasons(&|pod| pod["spec"]["affinity"] = json!({})), undone);
-    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1622"])), undone);
+    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1742"])), undone);
     assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["many"])), undone);
-    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1624"])), []);
+    assert_eq!(with_terms(&|terms| terms[1]["matchExpressions"][0]["values"] = json!(["1744"])), []);
     let zone = json!({"matchExpressions": [{"key": "zone", "operator": "Exists"}]});
     assert_eq!(with_terms(&|terms| terms.push(zone.clone())), undone);
     assert_eq!(with_terms(&|terms| terms.truncate(1)), []);
@@ -148,7 +148,7 @@ fn a_request_of_the_policy_before_is_still_good() {
     let object: PodObject = serde_json::from_value(kept.pod.clone()).expect("a pod");
     let pod = pod::translate(&object, None, None);
     let before = stage.policies().of("ml").expect("not exempt").as_ref().clone();
-    let now = Policy { per_process_overhead: Vram::from_mib(700), ..before.clone() };
+    let now = Policy { per_process_overhead: Vram::from_mib(800), ..before.clone() };
     assert_eq!(admission::judge(&pod, &now, None, stage.cluster()).violations.len(), 1);
     assert_eq!(admission::judge(&pod, &now, Some(&before), stage.cluster()).violations, []);
 }

@@ -147,10 +147,10 @@ fn mib(quantity: &str) -> u64 {
 #[tokio::test]
 async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
-    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+    assert_eq!(cluster.published("gpu-0").await, "23870Mi");
     cluster.plane.apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 8Gi}")).await;
     let pods = cluster.settles("ml", 2, 0).await;
-    assert!(pods.iter().all(|pod| requested(pod) == 8792), "{pods:?}");
+    assert!(pods.iter().all(|pod| requested(pod) == 8912), "{pods:?}");
     let env: Value = serde_json::to_value(&pods[0].spec.as_ref().unwrap().containers[0].env).unwrap();
     let expected = json!([
         { "name": "VRAMGUARD_VRAM_MIB", "value": "8192" },
@@ -164,7 +164,7 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     let ours = cluster.event("ml", "VramShortfall", "waits for VRAM").await;
     assert_eq!(
         ours,
-        "waits for VRAM: 8792Mi demanded, but the best node it may land on, \"gpu-0\", has room for 6736Mi (17584Mi of 24320Mi \
+        "waits for VRAM: 8912Mi demanded, but the best node it may land on, \"gpu-0\", has room for 6046Mi (17824Mi of 23870Mi \
          held by 2 pods, exact accounting)"
     );
 
@@ -179,7 +179,7 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
         .expect_success();
     cluster.settles("ml", 3, 1).await;
     println!("settled {:?} after a pod was deleted", freed.elapsed());
-    assert_eq!(cluster.published("gpu-0").await, "24320Mi", "constant, whoever holds");
+    assert_eq!(cluster.published("gpu-0").await, "23870Mi", "constant, whoever holds");
     assert_eq!(cluster.guard.metric("vramguard_node_publications_total"), Some(1.0), "one write for all of this");
 }
 
@@ -232,7 +232,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
         for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
             *held.entry(node_of(pod).unwrap()).or_default() += requested(pod);
         }
-        overcommitted.extend(held.iter().filter(|(_, mib)| **mib > 24_320).map(|(node, mib)| format!("{node}: {mib}")));
+        overcommitted.extend(held.iter().filter(|(_, mib)| **mib > 23_870).map(|(node, mib)| format!("{node}: {mib}")));
         let bound = pods.iter().filter(|pod| node_of(pod).is_some()).count();
         if bound != last || pods.len() < 200 {
             (last, quiet) = (bound, Instant::now());
@@ -242,7 +242,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
     assert_eq!(overcommitted, Vec::<String>::new());
     let pods = cluster.pods("ml").await;
     assert_eq!(pods.len(), 200);
-    let mut room: BTreeMap<String, (u64, u32)> = nodes.iter().map(|node| (node.name.clone(), (24_320, 20))).collect();
+    let mut room: BTreeMap<String, (u64, u32)> = nodes.iter().map(|node| (node.name.clone(), (23_870, 20))).collect();
     for pod in pods.iter().filter(|pod| node_of(pod).is_some()) {
         let left = room.get_mut(node_of(pod).unwrap()).unwrap();
         *left = (left.0 - requested(pod), left.1 - 1);
@@ -286,7 +286,7 @@ async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
     .await;
     cluster.plane.apply(&deployment("budget", "agent", 2, "{vramguard.dev/vram: 8Gi}")).await;
     let refused = cluster.event("budget", "FailedCreate", "exceeded quota: vram").await;
-    assert!(refused.contains("requested: requests.vramguard.dev/vram=8792Mi"), "{refused}");
+    assert!(refused.contains("requested: requests.vramguard.dev/vram=8912Mi"), "{refused}");
     assert_eq!(cluster.pods("budget").await.len(), 1);
 }
 
@@ -324,7 +324,7 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
     // What came in unmutated meanwhile holds without a request: one slot of 6,080 and, from kube-system, another.
     eventually("what came meanwhile to be taken off", PATIENCE, async || {
         let published = cluster.published("gpu-0").await;
-        ensure!(published == format!("{}Mi", 24_320 - 2 * 6080), "{published}");
+        ensure!(published == format!("{}Mi", 23_870 - 2 * 5967), "{published}");
         Ok(())
     })
     .await;
@@ -343,7 +343,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
         assert_eq!(seen["spec"]["containers"][0]["resources"]["limits"][VRAM], "21080Mi");
     }
     assert!(cluster.pods("ml").await.is_empty());
-    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+    assert_eq!(cluster.published("gpu-0").await, "23870Mi");
 
     for namespace in ["audited", "quiet"] {
         cluster.namespace(namespace).await;
@@ -375,7 +375,7 @@ async fn what_is_published_is_repaired_at_once() {
         cluster.plane.publish("gpu-0", VRAM, tampered).await;
         eventually("the figure to be put back", Duration::from_secs(10), async || {
             let published = cluster.published("gpu-0").await;
-            ensure!(published == "24320Mi", "{published}");
+            ensure!(published == "23870Mi", "{published}");
             Ok(())
         })
         .await;
@@ -410,7 +410,7 @@ async fn another_replica_leads_when_the_leader_is_killed() {
     cluster.guard.server.stop();
     cluster.plane.publish("gpu-0", VRAM, None).await;
     let killed = Instant::now();
-    assert_eq!(cluster.published("gpu-0").await, "24320Mi");
+    assert_eq!(cluster.published("gpu-0").await, "23870Mi");
     println!("the standby had repaired the node {:?} after the kill", killed.elapsed());
     assert_eq!(metric(http, "vramguard_leader"), Some(1.0));
 
@@ -495,7 +495,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     let inventory = "apiVersion: vramguard.dev/v1alpha1\nkind: GpuInventory\nmetadata: {name: i}\nspec:\n  nodes:\n    - {names: [odd], \
                      resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}\n";
     cluster.guard.policy("inventory.yaml", inventory).await;
-    becomes("odd", 24_320).await;
+    becomes("odd", 23_870).await;
 
     // A wider headroom, and nodes that go and come.
     let wider = ENFORCE.replace("mode: Enforce", "mode: Enforce, headroom: {percent: 50}");

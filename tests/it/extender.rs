@@ -148,7 +148,7 @@ async fn a_node_that_kube_scheduler_would_take_is_refused_with_our_reason_while_
     cluster.misreport("slots", "99Gi").await;
     cluster.plane.kubectl(&["label", "node", "slots", "vramguard.dev/pod-max-mib-"]).await.expect_success();
     cluster.create("large", "8Gi", "slots").await;
-    cluster.failed("large", "1 node(s) had no room for 8792Mi on one GPU (slot accounting)").await;
+    cluster.failed("large", "1 node(s) had no room for 8912Mi on one GPU (slot accounting)").await;
     assert!(cluster.answered("denied") > 0);
 
     // With nobody there to ask, kube-scheduler goes by the number alone, because the example says `ignorable`.

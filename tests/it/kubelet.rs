@@ -58,7 +58,7 @@ impl Host {
         let guard = Guard::start(&plane, &[("cluster.yaml", &policy(""))]).await;
         plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
         let host = Host { guard, node, plane };
-        host.publishes("24320Mi").await;
+        host.publishes("23870Mi").await;
         Some(host)
     }
 
@@ -121,13 +121,13 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     let before = containers(&host, names).await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(30) {
-        assert_eq!(host.published().await.expect("always there"), "24320Mi");
+        assert_eq!(host.published().await.expect("always there"), "23870Mi");
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 
     host.node.restart_kubelet(&host.plane).await;
     assert_eq!(containers(&host, names).await, before, "after a restart");
-    host.publishes("24320Mi").await;
+    host.publishes("23870Mi").await;
 
     // Half the GPU as headroom: twice as much is bound as may be promised. What is published stays what is bound.
     host.guard.policy("cluster.yaml", &policy(", headroom: {percent: 50}")).await;
@@ -138,20 +138,20 @@ async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
         Ok(())
     })
     .await;
-    host.publishes("24320Mi").await;
+    host.publishes("23870Mi").await;
     host.node.restart_kubelet(&host.plane).await;
     assert_eq!(containers(&host, names).await, before, "after a restart under a lowered policy");
-    host.publishes("24320Mi").await;
+    host.publishes("23870Mi").await;
 
     // What older kubelets do at a start without their checkpoint, and what a person may do.
     for tampered in [Some("0"), None] {
         host.plane.publish(RealNode::NAME, VRAM, tampered).await;
-        host.publishes("24320Mi").await;
+        host.publishes("23870Mi").await;
     }
     host.node.stop_kubelet(&host.plane).await;
     host.node.empty_device_plugin_folder();
     host.node.restart_kubelet(&host.plane).await;
-    host.publishes("24320Mi").await;
+    host.publishes("23870Mi").await;
     assert_eq!(containers(&host, names).await, before, "after the loss of the device checkpoint");
 }
 
@@ -177,7 +177,7 @@ async fn a_pod_larger_than_a_slot_outlives_a_kubelet_and_dies_where_its_nodes_la
     })
     .await;
     // Beside it there is room for what a GPU of 24,320 has left.
-    host.publishes("24320Mi").await;
+    host.publishes("23870Mi").await;
     for restart in 1..=2 {
         host.node.restart_kubelet(&host.plane).await;
         assert_eq!(host.running("large").await, before, "after restart {restart}");
@@ -214,14 +214,14 @@ async fn a_pod_that_names_a_full_node_is_refused_by_the_webhook_and_without_it_b
     let create = ["create", "-f", "-"];
     let refused = host.plane.kubectl_with_input(&create, &pod("direct", "8Gi", &direct)).await.expect_failure();
     assert!(
-        refused.contains("passes by kube-scheduler, which accounts for VRAM (8792Mi demanded, 3240Mi left there)"),
+        refused.contains("passes by kube-scheduler, which accounts for VRAM (8912Mi demanded, 3240Mi left there)"),
         "{refused}"
     );
 
     host.guard.server.stop();
     host.plane.kubectl(&["delete", "validatingwebhookconfiguration", "vramguard"]).await.expect_success();
     // The mutating webhook is Ignore: unreachable, it changes nothing, so the request is the user's own.
-    let request = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8792Mi" });
+    let request = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8912Mi" });
     let mut object: Value = serde_json::from_str(&pod("direct", "8Gi", &direct)).expect("made above");
     object["spec"]["containers"][0]["resources"]["limits"] = request;
     let create_it = async || host.plane.kubectl_with_input(&create, &object.to_string()).await;

@@ -97,7 +97,7 @@ async fn pods_on_several_gpus_are_promised_a_slot_each_and_the_promise_ends_with
         assert!(!annotations.contains_key("vramguard.dev/gpu.main"));
     }
     let rows = cluster.reservations("gpu-0", "Confirmed", 3).await;
-    assert!(rows.iter().all(|row| row["mib"] == 5720 && row["basis"] == "Request" && row.get("gpu").is_none()));
+    assert!(rows.iter().all(|row| row["mib"] == 5840 && row["basis"] == "Request" && row.get("gpu").is_none()));
     cluster.mode("gpu-0", "slot").await;
     let owner = &cluster.ledger("gpu-0").await.expect("it is there")["metadata"]["ownerReferences"][0];
     assert_eq!((&owner["kind"], &owner["name"]), (&json!("Node"), &json!("gpu-0")));
@@ -125,8 +125,8 @@ async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nob
         })
         .await;
     };
-    label(Some("6080")).await;
-    assert_eq!(cluster.published("gpu-0").await, "48640Mi");
+    label(Some("5967")).await;
+    assert_eq!(cluster.published("gpu-0").await, "47736Mi");
     cluster
         .plane
         .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}")
@@ -136,7 +136,7 @@ async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nob
     let daemon = deployment("ml", "exporter", 1, "{vramguard.dev/vram: 1Gi}");
     cluster.plane.apply(&daemon.replace("kind: Deployment", "kind: DaemonSet").replace("replicas: 1\n", "\n")).await;
     cluster.settles("ml", 8, 0).await;
-    assert_eq!(cluster.published("gpu-0").await, "48640Mi");
+    assert_eq!(cluster.published("gpu-0").await, "47736Mi");
 
     let large = gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "priorityClassName: high,");
     cluster.plane.apply(&large).await;
@@ -163,7 +163,7 @@ async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nob
             .kubectl(&["label", "node", "gpu-0", "--overwrite", &format!("{MAX}{change}")])
             .await
             .expect_success();
-        label(Some("6080")).await;
+        label(Some("5967")).await;
     }
 }
 
@@ -259,7 +259,7 @@ async fn bindings_are_refused_by_rule_and_a_dry_run_promises_nothing() {
     let refused = cluster.bind("large", "gpu-0", none(), &scheduler).await.expect_err("larger than a slot");
     assert!(
         refused.contains(
-            "node \"gpu-0\" has no room: 21080Mi demanded, one slot there has 6080Mi left (0Mi of 48640Mi held by 0 pods, slot \
+            "node \"gpu-0\" has no room: 21080Mi demanded, one slot there has 5967Mi left (0Mi of 47736Mi held by 0 pods, slot \
              accounting)"
         ),
         "{refused}"

@@ -64,7 +64,7 @@ fn a_resource_is_guarded_while_a_node_shares_it() {
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
     cluster.apply_node("shared", node(24_576, 1, 4, Sharing::TimeSlicing));
     assert!(cluster.guards(&gpu()));
-    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(80_000 - 800)));
+    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(80_000 - 480 - 800)));
     cluster.delete_node("shared");
     assert!(!cluster.guards(&gpu()));
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
@@ -114,7 +114,7 @@ fn a_pod_seen_before_its_node_counts_once_the_node_is_seen() {
     let mut cluster = cluster();
     cluster.apply_pod(&uid(1), "n", holder(8000, 0));
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
-    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(24_320 - 8000));
+    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(23_870 - 8000));
 }
 
 #[test]
@@ -125,13 +125,13 @@ fn a_node_that_comes_back_finds_its_pods_again() {
     cluster.delete_node("n");
     assert!(cluster.shortfall(&gpu(), Vram::from_mib(1), &Placement::default()).is_some());
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
-    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(24_320 - 8000));
+    assert_eq!(cluster.node("n").unwrap().2.placeable, Vram::from_mib(23_870 - 8000));
 }
 
 #[test]
 fn a_shortfall_names_the_best_node_that_takes_the_pod() {
     let mut cluster = cluster();
-    cluster.apply_node("small", node(10_256, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("small", node(10_706, 1, 4, Sharing::TimeSlicing));
     cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_pod(&uid(1), "large", holder(20_000, 0));
     let best = |demand, placement: &Placement| {
@@ -158,11 +158,11 @@ fn a_pod_that_may_preempt_is_not_short_of_what_lower_priorities_hold() {
 #[test]
 fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     let mut cluster = cluster();
-    cluster.apply_node("small", node(8448, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("small", node(8898, 1, 4, Sharing::TimeSlicing));
     cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_node("whole", node(80_000, 1, 1, Sharing::Exclusive));
     let slot = |placement: &Placement| cluster.slot_for(&gpu(), placement).unwrap().mib();
-    assert_eq!((slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))), (6080, 2048, 6080));
+    assert_eq!((slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))), (5967, 2048, 5967));
     assert!(cluster.is_slot(&gpu(), Vram::from_mib(2048)));
     assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
 }
@@ -174,8 +174,8 @@ fn where_nobody_shares_a_whole_gpu_is_the_slot() {
     cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
     cluster.apply_pod(&uid(1), "whole", holder(100, 0));
     assert!(cluster.guards(&gpu()));
-    assert_eq!(cluster.slot_for(&gpu(), &Placement::default()), Some(Vram::from_mib(79_200)));
-    assert!(cluster.is_slot(&gpu(), Vram::from_mib(79_200)));
+    assert_eq!(cluster.slot_for(&gpu(), &Placement::default()), Some(Vram::from_mib(78_720)));
+    assert!(cluster.is_slot(&gpu(), Vram::from_mib(78_720)));
 }
 
 #[test]

@@ -9,7 +9,9 @@ use proptest::sample::select;
 use super::*;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::demand::Role;
-use crate::capacity::gpu::{Accounting, Contents, Gpu, GpuId, Handout, Headroom, Overcommit, Rules, Sharing, Unknown};
+use crate::capacity::gpu::{
+    Accounting, Contents, DriverReserve, Gpu, GpuId, Handout, Headroom, Overcommit, Rules, Sharing, Unknown,
+};
 use crate::capacity::ledger::{Amount, Part, Shared};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Site;
@@ -26,6 +28,7 @@ fn mib(mib: u64) -> Vram {
 
 fn rules(serialize_per_gpu: bool) -> Rules {
     Rules {
+        driver_reserve: DriverReserve::Amount(Vram::ZERO),
         per_process_overhead: mib(1),
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 
 use super::*;
-use crate::capacity::gpu::{Contents, Gpu, Headroom, Overcommit, Sharing, Unknown};
+use crate::capacity::gpu::{Contents, DriverReserve, Gpu, Headroom, Overcommit, Sharing, Unknown};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -16,6 +16,7 @@ fn mib(mib: u64) -> Vram {
 /// No headroom, no overhead: the figures of the tests are the figures of the ledger.
 fn plain() -> Rules {
     Rules {
+        driver_reserve: DriverReserve::Amount(Vram::ZERO),
         per_process_overhead: mib(10),
         headroom: Headroom { percent: 0, minimum: Vram::ZERO },
         overcommit: Overcommit::NONE,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::capacity::gpu::{Gpu, Headroom, Overcommit, Resource, Sharing};
+use crate::capacity::gpu::{DriverReserve, Gpu, Headroom, Overcommit, Resource, Sharing};
 
 mod oracle;
 mod table;
@@ -19,6 +19,7 @@ use oracle::{Outcome, Rule, Seated};
 fn plain() -> Rules {
     let headroom = Headroom { percent: 0, minimum: Vram::ZERO };
     Rules {
+        driver_reserve: DriverReserve::Amount(Vram::ZERO),
         per_process_overhead: Vram::ZERO,
         headroom,
         overcommit: Overcommit::NONE,

@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_reason_reads_after_a_number_of_nodes_and_fits_a_line() {
         let gpu = Resource("nvidia.com/gpu".into());
-        let demand = Vram::from_mib(8792);
+        let demand = Vram::from_mib(8912);
         for (unfit, text) in [
             (Unfit::NoGpu { resource: Some(&gpu) }, "node(s) had no nvidia.com/gpu that is accounted for"),
             (Unfit::NoGpu { resource: None }, "node(s) had no GPU that is accounted for"),
@@ -106,7 +106,7 @@ mod tests {
             (Unfit::Starting, "node(s) had a pod starting on each GPU that has room"),
             (
                 Unfit::Shortfall { demand, accounting: Accounting::Slot },
-                "node(s) had no room for 8792Mi on one GPU (slot accounting)",
+                "node(s) had no room for 8912Mi on one GPU (slot accounting)",
             ),
         ] {
             assert_eq!(unfit.to_string(), text);

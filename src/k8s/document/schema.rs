@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::node::{MAX_GPU, Override};
-use crate::capacity::gpu::{Overcommit, Resource};
+use crate::capacity::gpu::{DriverReserve, Overcommit, Resource};
 use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, VisibleDevices};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -102,10 +102,11 @@ struct Reroute {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Headroom {
     percent: Option<Percent>,
     minimum: Option<Amount>,
+    driver_reserve: Option<DriverReserveText>,
 }
 
 #[derive(Default, Deserialize)]
@@ -175,6 +176,7 @@ impl TryFrom<ClusterSpec> for ClusterPolicy {
             per_process_overhead: spec.per_process_overhead.map(|amount| amount.0),
             headroom_percent: spec.headroom.percent.map(|percent| percent.0),
             headroom_minimum: spec.headroom.minimum.map(|amount| amount.0),
+            driver_reserve: spec.headroom.driver_reserve.map(|reserve| reserve.0),
             overcommit: spec.overcommit.map(|overcommit| overcommit.0),
             serialize_per_gpu: spec.startup.serialize_per_gpu,
             exempt_namespaces: spec.exempt_namespaces.map(|names| names.into_iter().map(|name| name.0).collect()),
@@ -293,6 +295,44 @@ impl<'de> Deserialize<'de> for ClusterOnly {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClusterOnly, D::Error> {
         IgnoredAny::deserialize(deserializer)?;
         Err(D::Error::custom("is for the whole cluster: only the ClusterVramPolicy may set it"))
+    }
+}
+
+/// `Auto`, or an amount.
+struct DriverReserveText(DriverReserve);
+
+impl<'de> Deserialize<'de> for DriverReserveText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<DriverReserveText, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = DriverReserveText;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("Auto, an amount of VRAM with a unit, as in 512Mi, or 0")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<DriverReserveText, E> {
+                match text {
+                    "Auto" => Ok(DriverReserveText(DriverReserve::Auto)),
+                    "0" => self.visit_u64(0),
+                    _ => text
+                        .parse()
+                        .map(|amount| DriverReserveText(DriverReserve::Amount(amount)))
+                        .map_err(|error| E::custom(format_args!("{text:?} is not Auto and {error}"))),
+                }
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<DriverReserveText, E> {
+                match number {
+                    0 => Ok(DriverReserveText(DriverReserve::Amount(Vram::ZERO))),
+                    other => self.visit_str(&other.to_string()),
+                }
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<DriverReserveText, E> {
+                self.visit_str(&number.to_string())
+            }
+            fn visit_f64<E: Error>(self, number: f64) -> Result<DriverReserveText, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+        deserializer.deserialize_any(Text)
     }
 }
 

@@ -12,7 +12,7 @@ fn names<'a>(args: &'a Args<'_>) -> Vec<&'a str> {
 }
 
 fn rejected() -> Answer<'static> {
-    let why = Unfit::Shortfall { demand: Vram::from_mib(8792), accounting: Accounting::Slot };
+    let why = Unfit::Shortfall { demand: Vram::from_mib(8912), accounting: Accounting::Slot };
     Err(Rejected { why, published: false })
 }
 
@@ -45,7 +45,7 @@ fn names_are_not_copied() {
 #[test]
 fn who_sends_names_gets_names() {
     let args = read(br#"{"Pod":{},"NodeNames":["a","b","c","d"]}"#).unwrap();
-    let why = "node(s) had no room for 8792Mi on one GPU (slot accounting)";
+    let why = "node(s) had no room for 8912Mi on one GPU (slot accounting)";
     assert_eq!(
         answered(&args, &[Ok(()), rejected(), Ok(()), rejected()]),
         json!({

@@ -15,7 +15,7 @@ fn ledger(spec: Value, status: Value) -> GpuLedger {
 fn rows() -> Value {
     json!({ "reservations": [
         { "uid": "a", "namespace": "ml", "pod": "llm-0", "container": "main", "resource": "nvidia.com/gpu", "replicas": 1,
-          "gpu": "GPU-1", "mib": 8792, "basis": "Request", "pinned": true, "state": "Assumed",
+          "gpu": "GPU-1", "mib": 8912, "basis": "Request", "pinned": true, "state": "Assumed",
           "since": "2026-11-22T21:00:00.123Z" },
         { "uid": "b", "namespace": "ml", "pod": "two", "container": "init", "role": "Init", "resource": "nvidia.com/gpu",
           "replicas": 1, "mib": 100, "basis": "Declaration", "state": "Adopted", "since": "2026-11-22T21:00:01.000Z" },
@@ -37,7 +37,7 @@ fn a_reservation_holds_what_its_rows_say() {
     let shared = ledger(rows(), Value::Null).shared().unwrap();
     let first = shared.reservations.of(&PodUid("a".into())).unwrap();
     assert_eq!((first.state, first.gpu.clone()), (State::Assumed, Some(GpuId::Uuid("GPU-1".into()))));
-    assert_eq!(first.holder.request, Some(Vram::from_mib(8792)));
+    assert_eq!(first.holder.request, Some(Vram::from_mib(8912)));
     assert_eq!(first.holder.starting, Some(first.since));
     let second = shared.reservations.of(&PodUid("b".into())).unwrap();
     assert_eq!((second.holder.request, second.holder.parts.len()), (None, 2));
@@ -56,7 +56,7 @@ fn a_report_is_read_with_identity_and_size() {
     let report = ledger(Value::Null, status).shared().unwrap().report.unwrap();
     assert_eq!(report.handout, Handout::Packed);
     let gpu = &report.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
-    assert_eq!((gpu.driver_reserved, gpu.out_of_band), (Vram::from_mib(480), Vram::from_mib(7)));
+    assert_eq!((gpu.driver_reserved, gpu.out_of_band), (Some(Vram::from_mib(480)), Vram::from_mib(7)));
     assert_eq!(report.given[&PodUid("a".into())]["main"], GpuId::Uuid("GPU-1".into()));
 }
 

@@ -41,7 +41,7 @@ fn why(facts: &NodeFacts) -> String {
 fn one_time_sliced_gpu_is_exact() {
     let facts = node(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "4")]);
     assert_eq!(modes(&facts), [("nvidia.com/gpu", Accounting::Exact)]);
-    assert_eq!(facts.pools[0].slot(&Rules::default()), Some(Vram::from_mib(24_320 / 4)));
+    assert_eq!(facts.pools[0].slot(&Rules::default()), Some(Vram::from_mib(23_870 / 4)));
 }
 
 #[test]
@@ -171,9 +171,9 @@ fn a_cordoned_node_is_tainted() {
 
 #[test]
 fn an_advertised_figure_is_compared_by_value() {
-    assert!(says(Some("24320Mi"), Some(Vram::from_mib(24_320))));
-    assert!(says(Some("25501368320"), Some(Vram::from_mib(24_320))));
-    assert!(!says(Some("25501368321"), Some(Vram::from_mib(24_320))));
+    assert!(says(Some("23870Mi"), Some(Vram::from_mib(23_870))));
+    assert!(says(Some("25029509120"), Some(Vram::from_mib(23_870))));
+    assert!(!says(Some("25029509121"), Some(Vram::from_mib(23_870))));
     assert!(!says(None, Some(Vram::ZERO)));
     assert!(!says(Some("0"), None));
     assert!(!says(Some("many"), Some(Vram::ZERO)));

@@ -18,13 +18,13 @@ fn full_change() -> Changes {
         Variable { name: "VRAMGUARD_VRAM_MIB", value: environment::Value::Literal("8192".into()) },
         Variable { name: "CUDA_DEVICE_ORDER", value: environment::Value::Literal("PCI_BUS_ID".into()) },
     ];
-    let change = ContainerChange { request: Some(Vram::from_mib(8792)), env };
+    let change = ContainerChange { request: Some(Vram::from_mib(8912)), env };
     Changes { containers: vec![change], ..Changes::default() }
 }
 
 #[test]
 fn what_is_missing_on_the_way_is_created() {
-    let wanted = json!({ "vramguard.dev/vram": "8792Mi" });
+    let wanted = json!({ "vramguard.dev/vram": "8912Mi" });
     for resources in [Value::Null, json!({}), json!({ "limits": {} }), json!({ "limits": {}, "requests": {} })] {
         let mut container = json!({ "name": "main" });
         // `resources` itself always exists where a container requests a GPU; only its maps may be missing.
@@ -103,7 +103,7 @@ fn unshared_nodes_are_required_beside_everything_else_that_is() {
 #[test]
 fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
     let unlabelled = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" });
-    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8791"] });
+    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8911"] });
     let zone = |zone: &str| json!({ "key": "zone", "operator": "In", "values": [zone] });
     let name = json!({ "key": "metadata.name", "operator": "In", "values": ["n"] });
     let required = |terms: Value| json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
@@ -133,7 +133,7 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
         (required(json!([])), json!([])),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let pod_max = Some(Vram::from_mib(8792));
+        let pod_max = Some(Vram::from_mib(8912));
         let patched = patched(&pod, &Changes { pod_max, ..Changes::default() });
         let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         assert_eq!(required["nodeSelectorTerms"], expected);
@@ -142,12 +142,12 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
 
 #[test]
 fn unshared_nodes_are_required_in_each_alternative() {
-    let changes = Changes { avoid_shared: true, pod_max: Some(Vram::from_mib(8792)), ..Changes::default() };
+    let changes = Changes { avoid_shared: true, pod_max: Some(Vram::from_mib(8912)), ..Changes::default() };
     let zone = json!({ "key": "zone", "operator": "Exists" });
     let unshared =
         json!({ "key": "nvidia.com/gpu.sharing-strategy", "operator": "NotIn", "values": ["time-slicing", "mps"] });
     let unlabelled = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" });
-    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8791"] });
+    let large = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8911"] });
     let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [zone] }] });
     for (required, theirs) in [(Value::Null, vec![]), (required, vec![zone])] {
         let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": required } });

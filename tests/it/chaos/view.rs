@@ -9,7 +9,7 @@ use super::hardware::Hardware;
 const VRAM: &str = "vramguard.dev/vram";
 const GPU: &str = "nvidia.com/gpu";
 /// What a CUDA context costs under the default policy.
-const CONTEXT_MIB: u64 = 600;
+const CONTEXT_MIB: u64 = 720;
 
 /// A node of the test.
 #[derive(Debug, Clone)]

@@ -136,7 +136,7 @@ async fn the_service_account_writes_nothing_of_a_pod_but_missing_annotations_of_
 async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     let (plane, _) = start().await;
     plane.add_gpu_node(&GpuNode::new("gpu-0")).await;
-    plane.publish("gpu-0", "vramguard.dev/vram", Some("24320Mi")).await;
+    plane.publish("gpu-0", "vramguard.dev/vram", Some("23870Mi")).await;
     let create = async |namespace: &str, limits: &str| {
         kubectl(&plane, "create --dry-run=server -f -", &pod(namespace, "llm", "{}", limits)).await
     };
@@ -155,7 +155,7 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once", "namespace": "ml"}, "spec": {"template": {
         "metadata": {"annotations": {"vramguard.dev/vram": "8Gi"}},
         "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none",
-            "resources": {"limits": {"nvidia.com/gpu": "1", "vramguard.dev/vram": "8792Mi"}}}]}}}});
+            "resources": {"limits": {"nvidia.com/gpu": "1", "vramguard.dev/vram": "8912Mi"}}}]}}}});
     plane.apply(&job.to_string()).await;
     let status = async |path: &str| {
         kubectl(&plane, &format!("-n ml get pods -l job-name=once -o jsonpath={path}"), "").await.stdout

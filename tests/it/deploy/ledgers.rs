@@ -41,7 +41,7 @@ fn full() -> Value {
         "metadata": {"name": "gpu-0.example.com", "ownerReferences":
             [{"apiVersion": "v1", "kind": "Node", "name": "gpu-0.example.com", "uid": "d3adb33f-0000-4000-8000-000000000000"}]},
         "spec": {"reservations": [
-            reservation("llm-0", "main", json!({"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "mib": 8792,
+            reservation("llm-0", "main", json!({"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "mib": 8912,
                 "basis": "Request", "pinned": true})),
             reservation("llm-0", "warm-up", json!({"role": "Init", "gpu": "1", "mib": 0, "basis": "Declaration",
                 "state": "Confirmed"})),
@@ -49,12 +49,12 @@ fn full() -> Value {
         ]},
         "status": {
             "mode": "pinned", "gpuCount": 4, "reservations": 2,
-            "allocatableMiB": 97280, "allocatable": "97280Mi",
-            "heldMiB": 17584, "held": "17584Mi",
-            "placeableMiB": 24320, "placeable": "24320Mi",
+            "allocatableMiB": 95480, "allocatable": "95480Mi",
+            "heldMiB": 17824, "held": "17824Mi",
+            "placeableMiB": 23870, "placeable": "23870Mi",
             "gpus": [
                 {"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "index": 0, "resource": "nvidia.com/gpu", "mode": "pinned",
-                 "totalMiB": 24576, "allocatableMiB": 24320, "heldMiB": 8792, "freeMiB": 15528},
+                 "totalMiB": 24576, "allocatableMiB": 23870, "heldMiB": 8912, "freeMiB": 15528},
                 {"gpu": "1", "index": 1, "resource": "nvidia.com/mig-1g.10gb", "mode": "slot", "totalMiB": 9856,
                  "allocatableMiB": 9600, "heldMiB": 0},
             ],
@@ -100,7 +100,7 @@ async fn a_ledger_keeps_every_field_and_reads_well() {
         table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     };
     let heading = "NAME MODE GPUS ALLOCATABLE HELD PLACEABLE PODS ACCOUNTED OVERCOMMITTED AGE";
-    let row = "gpu-0.example.com pinned 4 97280Mi 17584Mi 24320Mi 2 True False ";
+    let row = "gpu-0.example.com pinned 4 95480Mi 17824Mi 23870Mi 2 True False ";
     for names in ["gpuledgers", "gpul", "vramguard"] {
         let table = columns(&format!("get {names}")).await;
         assert_eq!(table[0], heading);
@@ -153,7 +153,7 @@ async fn a_ledger_that_makes_no_sense_is_refused_by_field() {
         ("/spec/reservations/1", full["spec"]["reservations"][0].clone(), "spec.reservations[1]: Duplicate value"),
         ("/spec/reservations/0/surprise", json!(1), "unknown field \"spec.reservations[0].surprise\""),
         ("/status/mode", json!("guessed"), "status.mode: Unsupported value"),
-        ("/status/held", json!("17584"), ""),
+        ("/status/held", json!("17824"), ""),
         ("/status/held", json!("-1Mi"), "status.held"),
         ("/status/gpus/1/gpu", json!(full["status"]["gpus"][0]["gpu"].clone()), ""),
         ("/status/gpus/1", full["status"]["gpus"][0].clone(), "status.gpus[1]: Duplicate value"),

@@ -161,8 +161,12 @@ async fn metrics_tell_of_reviews_gpus_and_the_build() {
     let mib = |mib: u32| Some(f64::from(mib) * 1024.0 * 1024.0);
     let h100 = [("node", "h100-0"), ("resource", "nvidia.com/gpu"), ("mode", "exact")];
     assert_eq!(one("vramguard_gpu_total_bytes", &h100), mib(81_559));
-    assert_eq!(one("vramguard_gpu_allocatable_bytes", &h100), mib(81_559 - 816), "1 % headroom, rounded up");
-    assert_eq!(one("vramguard_pool_free_bytes", &h100), mib(81_559 - 816));
+    assert_eq!(
+        one("vramguard_gpu_allocatable_bytes", &h100),
+        mib(81_559 - 490 - 816),
+        "0.6 % for the driver and 1 % headroom, rounded up"
+    );
+    assert_eq!(one("vramguard_pool_free_bytes", &h100), mib(81_559 - 490 - 816));
     assert_eq!(one("vramguard_pool_held_bytes", &h100), Some(0.0));
     for gpu in ["0", "1"] {
         let labels = [("node", "l40s-0"), ("mode", "slot"), ("gpu", gpu)];

@@ -58,7 +58,7 @@ async fn a_mutation_is_a_patch_that_applies_and_is_not_needed_twice() {
     let patch = patch_of(&first).expect("a patch");
     json_patch::patch(&mut pod, &patch).expect("a patch that applies");
     let resources = &pod["spec"]["containers"][0]["resources"];
-    assert_eq!(resources["limits"]["vramguard.dev/vram"], "8792Mi", "8Gi and 600Mi for CUDA");
+    assert_eq!(resources["limits"]["vramguard.dev/vram"], "8912Mi", "8Gi and 720Mi for CUDA");
     assert_eq!(resources["limits"], resources["requests"]);
 
     let second = client.ask("/mutate/pods", &review(&pod)).await;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::demand::Role;
-use crate::capacity::gpu::{Contents, Gpu, GpuId, Handout, Headroom, Overcommit, Pool, Resource, Rules, Sharing};
+use crate::capacity::gpu::{
+    Contents, DriverReserve, Gpu, GpuId, Handout, Headroom, Overcommit, Pool, Resource, Rules, Sharing,
+};
 use crate::capacity::ledger::{Amount, Holder, Part, PodUid, Shared};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Site;
@@ -18,6 +20,7 @@ use crate::capacity::vram::Vram;
 pub fn rules() -> Rules {
     let headroom = Headroom { percent: 0, minimum: Vram::ZERO };
     Rules {
+        driver_reserve: DriverReserve::Amount(Vram::ZERO),
         per_process_overhead: Vram::ZERO,
         headroom,
         overcommit: Overcommit::NONE,
