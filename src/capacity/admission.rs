@@ -317,7 +317,7 @@ impl Assessment<'_> {
             let several = |(resource, count): &&(Resource, u64)| *count > 1 && self.cluster.guards(resource);
             let (resource, count) = container.gpus.iter().find(several)?;
             // A node that shares without saying so in its label is not kept off by it.
-            let unlabelled = self.cluster.shares_unlabelled(resource).map(str::to_owned);
+            let unlabelled = self.cluster.shares_unlabelled(resource, &self.pod.placement).map(str::to_owned);
             (!kept_off || unlabelled.is_some()).then(|| Violation::SharedReplicas {
                 container: container.name.clone(),
                 resource: resource.clone(),

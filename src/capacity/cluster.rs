@@ -10,7 +10,6 @@ use super::moment::Moment;
 use super::placement::{Placement, Preemption, Site};
 use super::verdict::{BestNode, Shortfall};
 use super::vram::Vram;
-use crate::keys;
 
 /// What is known of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +18,8 @@ pub struct NodeFacts {
     pub site: Site,
     /// Its GPUs: as labels say, or as accounted for where [`Cluster::node`] gives them.
     pub pools: Vec<Pool>,
+    /// Whether its status carries a number of `vramguard.dev/vram`, which only vramguard writes.
+    pub advertises_vram: bool,
 }
 
 /// One node: its facts, if it has been seen, and who holds on it, which may be seen before it.
@@ -39,8 +40,7 @@ type Ranking = BTreeSet<(Vram, String)>;
 #[derive(Debug)]
 pub struct Cluster {
     rules: Rules,
-    /// Guarded even while no node shares them, by configuration.
-    always_guarded: BTreeSet<Resource>,
+    guarded: Guarded,
     nodes: BTreeMap<String, Node>,
     node_of: BTreeMap<PodUid, String>,
     /// The nodes whose `GpuLedger` has a reservation for a pod.
@@ -48,8 +48,6 @@ pub struct Cluster {
     /// Pods that ended lately, the second half since before `ended_since`.
     ended: [BTreeSet<PodUid>; 2],
     ended_since: Moment,
-    /// The nodes that share each resource, and whether their label says so.
-    sharing: BTreeMap<Resource, BTreeMap<String, Labelled>>,
     /// How many pods of each priority on nodes request VRAM beside each resource.
     requested: BTreeMap<Resource, BTreeMap<i32, usize>>,
     rooms: BTreeMap<Resource, Ranking>,
@@ -64,13 +62,12 @@ impl Cluster {
     pub fn new(rules: Rules, always_guarded: BTreeSet<Resource>) -> Cluster {
         Cluster {
             rules,
-            always_guarded,
+            guarded: Guarded::new(always_guarded),
             nodes: BTreeMap::new(),
             node_of: BTreeMap::new(),
             reserved_on: BTreeMap::new(),
             ended: Default::default(),
             ended_since: Moment::default(),
-            sharing: BTreeMap::new(),
             requested: BTreeMap::new(),
             rooms: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -82,10 +79,11 @@ impl Cluster {
 
     /// Other rules: every node stands elsewhere.
     pub fn set_rules(&mut self, rules: Rules, always_guarded: BTreeSet<Resource>) {
-        if self.rules == rules && self.always_guarded == always_guarded {
+        if self.rules == rules && *self.guarded.always() == always_guarded {
             return;
         }
-        (self.rules, self.always_guarded) = (rules, always_guarded);
+        self.rules = rules;
+        self.guarded.set_always(always_guarded);
         self.rebuild();
         self.touched.extend(self.nodes.keys().cloned());
     }
@@ -101,22 +99,23 @@ impl Cluster {
             return; // without GPUs and without holders there is nothing to keep
         }
         let node = self.nodes.entry(name.to_owned()).or_default();
+        let remembered = if node.standing.is_none() { self.guarded.remember(&facts) } else { BTreeSet::new() };
         node.facts.site = facts.site;
         let before = std::mem::replace(&mut node.labelled, facts.pools);
         let labelled_as_before = before == node.labelled;
         self.account(name, !labelled_as_before);
+        self.rerank(&remembered);
     }
 
     /// The pools of a node as they are accounted for, from its labels and its agent's report.
     fn account(&mut self, name: &str, changed: bool) {
-        let guarded_before = self.guarded();
         let Some(node) = self.nodes.get(name) else { return };
         let pools = node.ledger.reported(&node.labelled);
-        let facts = NodeFacts { site: node.facts.site.clone(), pools };
+        let facts = NodeFacts { site: node.facts.site.clone(), pools, advertises_vram: false };
         let unchanged = !changed && node.facts.pools == facts.pools;
-        self.note_sharing(name, &facts);
+        let other_guarded = self.guarded.note(name, &node.facts.pools, &facts);
         if unchanged {
-            return;
+            return self.rerank(&other_guarded);
         }
         self.touched.insert(name.to_owned());
         self.unrank(name);
@@ -126,7 +125,8 @@ impl Cluster {
             self.changed.insert(name.to_owned());
         }
         node.facts = facts;
-        self.rank_after(name, &guarded_before);
+        self.rank(name);
+        self.rerank(&other_guarded);
     }
 
     /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
@@ -152,14 +152,13 @@ impl Cluster {
         if entry.ledger.holders().get(uid) == Some(&holder) {
             return;
         }
-        let guarded_before = self.guarded();
         self.note_requested(&holder);
         if let Some(before) = self.nodes.get_mut(node).expect("made above").ledger.confirm(uid.clone(), holder) {
             self.forget_requested(&before);
         }
         self.touched.insert(node.to_owned());
         self.unrank(node);
-        self.rank_after(node, &guarded_before);
+        self.rank(node);
     }
 
     /// A pod ended or is gone: it holds nothing, wherever it was promised a place.
@@ -171,14 +170,13 @@ impl Cluster {
 
     fn leave(&mut self, uid: &PodUid) {
         let Some(node) = self.node_of.remove(uid) else { return };
-        let guarded_before = self.guarded();
         let ledger = &mut self.nodes.get_mut(&node).expect("a pod's node is kept while the pod is").ledger;
         if let Some(before) = ledger.release(uid) {
             self.forget_requested(&before);
         }
         self.touched.insert(node.clone());
         self.unrank(&node);
-        self.rank_after(&node, &guarded_before);
+        self.rank(&node);
         self.forget_if_empty(&node);
     }
 
@@ -192,24 +190,20 @@ impl Cluster {
         std::mem::take(&mut self.touched)
     }
 
-    /// Whether a resource is shared by at least one node, or guarded by configuration, or held by a pod that requests VRAM
-    /// beside it. The last keeps a resource guarded while labels or a device plugin are away for a moment: pods created in
-    /// that moment would land unaccounted once they are back.
+    /// Whether a resource is guarded: a node shares it, configuration names it, or a node shared it until lately.
     pub fn guards(&self, resource: &Resource) -> bool {
-        self.sharing.contains_key(resource)
-            || self.always_guarded.contains(resource)
-            || self.requested.contains_key(resource)
+        self.guarded.contains(resource)
     }
 
     /// All guarded resources.
     pub fn guarded(&self) -> BTreeSet<Resource> {
-        self.sharing.keys().chain(&self.always_guarded).chain(self.requested.keys()).cloned().collect()
+        self.guarded.all()
     }
 
-    /// A node that shares a resource without the label that says so, which pods could be kept off by.
-    pub fn shares_unlabelled(&self, resource: &Resource) -> Option<&str> {
-        let nodes = self.sharing.get(resource)?;
-        nodes.iter().find(|(_, labelled)| **labelled == Labelled::No).map(|(name, _)| name.as_str())
+    /// A node that a pod may land on and that shares a resource without the label that says so, by which the pod could be kept
+    /// off it.
+    pub fn shares_unlabelled(&self, resource: &Resource, placement: &Placement) -> Option<&str> {
+        self.guarded.unlabelled(resource).find(|name| self.allows(placement, name))
     }
 
     /// Names of the nodes that have GPUs or holders.
@@ -365,8 +359,8 @@ impl Cluster {
 
     /// Computes where a node stands and puts it into the rankings.
     fn rank(&mut self, name: &str) {
-        let guarded = self.guarded();
         let Some(node) = self.nodes.get_mut(name) else { return };
+        let guarded = &self.guarded;
         let standing = node.ledger.standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
         for pool in &node.facts.pools {
             let enter = |rankings: &mut BTreeMap<Resource, Ranking>, amount: Vram| {
@@ -386,9 +380,17 @@ impl Cluster {
         node.standing = Some(standing);
     }
 
-    /// Ranks a node again, or all of them where the event changed what is guarded.
-    fn rank_after(&mut self, name: &str, guarded_before: &BTreeSet<Resource>) {
-        if self.guarded() == *guarded_before { self.rank(name) } else { self.rebuild() }
+    /// Ranks the nodes again that have one of these resources, which became guarded or unguarded.
+    fn rerank(&mut self, resources: &BTreeSet<Resource>) {
+        let ranked = resources.iter().filter_map(|resource| self.rooms.get(resource)).flatten();
+        let names: BTreeSet<String> = ranked.map(|(_, name)| name.clone()).collect();
+        for name in names {
+            self.unrank(&name);
+            self.rank(&name);
+            // What its condition says depends on what is guarded, also where the amounts stay.
+            self.touched.insert(name.clone());
+            self.changed.insert(name);
+        }
     }
 
     fn rebuild(&mut self) {
@@ -411,28 +413,14 @@ impl Cluster {
         }
     }
 
-    fn note_sharing(&mut self, name: &str, facts: &NodeFacts) {
-        let labelled = match facts.site.labels.get(keys::GFD_SHARING).map(String::as_str) {
-            Some(keys::SHARING_TIME_SLICING | keys::SHARING_MPS) => Labelled::Yes,
-            _ => Labelled::No,
-        };
-        self.sharing.retain(|_, nodes| {
-            nodes.remove(name);
-            !nodes.is_empty()
-        });
-        for pool in facts.pools.iter().filter(|pool| pool.sharing.is_shared()) {
-            self.sharing.entry(pool.resource.clone()).or_default().insert(name.to_owned(), labelled);
-        }
-    }
-
     fn note_requested(&mut self, holder: &Holder) {
-        for resource in holder.guarded_resources() {
+        for resource in holder.requested_resources() {
             *self.requested.entry(resource.clone()).or_default().entry(holder.priority).or_default() += 1;
         }
     }
 
     fn forget_requested(&mut self, holder: &Holder) {
-        for resource in holder.guarded_resources() {
+        for resource in holder.requested_resources() {
             let counted = "a holder that was confirmed was counted";
             let priorities = self.requested.get_mut(resource).expect(counted);
             let count = priorities.get_mut(&holder.priority).expect(counted);
@@ -447,15 +435,11 @@ impl Cluster {
     }
 }
 
-/// Whether the label of a node says that it shares its GPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Labelled {
-    Yes,
-    No,
-}
-
+mod guarded;
 mod shared;
 
+use guarded::Guarded;
+pub use guarded::LINGER;
 pub use shared::STARTUP_DEADLINE;
 
 #[cfg(test)]

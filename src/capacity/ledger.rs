@@ -450,8 +450,8 @@ impl Holder {
         !self.parts.is_empty() && self.parts.iter().all(|part| part.pinned)
     }
 
-    /// The resources that are guarded because of it: those it holds with a request for VRAM.
-    pub fn guarded_resources(&self) -> impl Iterator<Item = &Resource> {
+    /// The resources that it holds with a request for VRAM.
+    pub fn requested_resources(&self) -> impl Iterator<Item = &Resource> {
         self.gpus.iter().filter(|_| self.request.is_some()).map(|(resource, _)| resource)
     }
 

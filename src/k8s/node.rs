@@ -57,7 +57,8 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
             }
         })
         .collect();
-    NodeFacts { site: Site { labels, taints: taints(node) }, pools }
+    let advertises_vram = node.status.capacity.contains_key(keys::VRAM_RESOURCE);
+    NodeFacts { site: Site { labels, taints: taints(node) }, pools, advertises_vram }
 }
 
 /// How many of each GPU resource a node has; the text where it is no count.

@@ -90,6 +90,8 @@ impl Cluster {
             self.ended = [BTreeSet::new(), recent];
             self.ended_since = now;
         }
+        let unguarded = self.guarded.tick(now);
+        self.rerank(&unguarded);
         if !self.rules.serialize_per_gpu {
             return;
         }

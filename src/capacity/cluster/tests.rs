@@ -1,6 +1,7 @@
 //! The picture of the cluster against one that is computed from scratch for each question.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -20,6 +21,7 @@ fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
     let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
     NodeFacts {
         site: Site::default(),
+        advertises_vram: false,
         pools: vec![Pool { resource: gpu(), sharing, contents: Ok(contents), handout: Handout::Unverified }],
     }
 }
@@ -65,8 +67,8 @@ fn a_resource_is_guarded_while_a_node_shares_it() {
     cluster.apply_node("shared", node(24_576, 1, 4, Sharing::TimeSlicing));
     assert!(cluster.guards(&gpu()));
     assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(80_000 - 480 - 800)));
-    cluster.delete_node("shared");
-    assert!(!cluster.guards(&gpu()));
+    cluster.apply_node("shared", node(24_576, 1, 1, Sharing::Exclusive));
+    assert!(!cluster.guards(&gpu()), "its node says that it shares no longer");
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
 }
 
@@ -76,27 +78,86 @@ fn a_resource_may_be_guarded_before_any_node_shares_it() {
     assert!(cluster.guards(&gpu()));
 }
 
+fn minutes(minutes: u64) -> Moment {
+    Moment::default().after(Duration::from_secs(60 * minutes))
+}
+
 /// Labels vanish while GPU Feature Discovery is installed anew; pods created meanwhile would land unaccounted.
 #[test]
-fn a_resource_stays_guarded_while_a_pod_holds_it_with_a_request() {
-    let mut cluster = cluster();
-    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
-    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
-    cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated));
-    assert!(cluster.guards(&gpu()));
-    cluster.delete_pod(&uid(1));
-    assert!(!cluster.guards(&gpu()));
+fn a_resource_stays_guarded_for_a_while_when_no_node_says_any_more_how_it_is_shared() {
+    let gone: [fn(&mut Cluster); 2] =
+        [|cluster| cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated)), |cluster| cluster.delete_node("n")];
+    for gone in gone {
+        let mut cluster = cluster();
+        cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+        cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
+        gone(&mut cluster);
+        cluster.tick(minutes(5));
+        cluster.tick(minutes(14));
+        assert!(cluster.guards(&gpu()));
+        cluster.take_changed();
+        cluster.tick(minutes(15));
+        assert!(!cluster.guards(&gpu()));
+        assert!(cluster.take_changed().contains("whole"), "what its condition says has changed");
+        assert_eq!(cluster.node("whole").unwrap().2.published, None);
+    }
 }
 
 #[test]
-fn a_node_that_shares_without_its_label_is_named() {
+fn a_resource_that_is_shared_again_does_not_cease_to_be_guarded_when_its_time_is_over() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated));
+    cluster.tick(minutes(0));
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.tick(minutes(60));
+    assert!(cluster.guards(&gpu()));
+}
+
+#[test]
+fn labels_that_vanished_before_the_start_are_remembered_by_the_number_on_the_node() {
+    let mut cluster = cluster();
+    let advertising = NodeFacts { advertises_vram: true, ..node(24_576, 1, 4, Sharing::Unstated) };
+    cluster.apply_node("n", advertising.clone());
+    assert!(cluster.guards(&gpu()));
+    cluster.tick(minutes(0));
+    cluster.apply_node("n", advertising);
+    cluster.tick(minutes(10));
+    assert!(!cluster.guards(&gpu()));
+}
+
+/// A tenant could have every pod with a whole GPU or a MIG device refused that way.
+#[test]
+fn a_pod_that_requests_vram_guards_nothing() {
+    let mut cluster = cluster();
+    cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
+    cluster.apply_pod(&uid(1), "whole", holder(100, 0));
+    assert!(!cluster.guards(&gpu()));
+    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(100)), "what is bound, and no more");
+}
+
+#[test]
+fn turning_sharing_off_unguards_a_resource_that_pods_hold() {
+    let mut cluster = cluster();
+    cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
+    cluster.apply_pod(&uid(1), "n", holder(8000, 0));
+    cluster.apply_node("n", node(24_576, 1, 1, Sharing::Exclusive));
+    assert!(!cluster.guards(&gpu()));
+    assert_eq!(cluster.node("n").unwrap().2.published, Some(Vram::from_mib(8000)));
+}
+
+/// One test node had all pods with several GPUs refused in the whole cluster.
+#[test]
+fn a_node_that_shares_without_its_label_is_named_to_pods_that_may_land_on_it_only() {
     let mut cluster = cluster();
     let mut facts = node(24_576, 1, 4, Sharing::TimeSlicing);
     cluster.apply_node("n", facts.clone());
-    assert_eq!(cluster.shares_unlabelled(&gpu()), Some("n"));
+    assert_eq!(cluster.shares_unlabelled(&gpu(), &Placement::default()), Some("n"));
+    assert_eq!(cluster.shares_unlabelled(&gpu(), &on("n")), Some("n"));
+    assert_eq!(cluster.shares_unlabelled(&gpu(), &on("training")), None);
     facts.site.labels.insert("nvidia.com/gpu.sharing-strategy".into(), "time-slicing".into());
     cluster.apply_node("n", facts);
-    assert_eq!(cluster.shares_unlabelled(&gpu()), None);
+    assert_eq!(cluster.shares_unlabelled(&gpu(), &Placement::default()), None);
 }
 
 #[test]
@@ -167,12 +228,11 @@ fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
 }
 
-/// A pod with a request of its own keeps a resource guarded that nobody shares: others must not be refused for want of a slot.
+/// A resource may be guarded that nobody shares at the moment: pods must not be refused for want of a slot.
 #[test]
 fn where_nobody_shares_a_whole_gpu_is_the_slot() {
-    let mut cluster = cluster();
+    let mut cluster = Cluster::new(Rules::default(), BTreeSet::from([gpu()]));
     cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
-    cluster.apply_pod(&uid(1), "whole", holder(100, 0));
     assert!(cluster.guards(&gpu()));
     assert_eq!(cluster.slot_for(&gpu(), &Placement::default()), Some(Vram::from_mib(78_720)));
     assert!(cluster.is_slot(&gpu(), Vram::from_mib(78_720)));
@@ -246,6 +306,8 @@ proptest! {
                 }
             }
         }
+        live.tick(minutes(0));
+        live.tick(Moment::default().after(LINGER));
         let mut fresh = Cluster::new(rules, BTreeSet::new());
         for (number, (node, request)) in &pods {
             fresh.apply_pod(&uid(*number), node, holder(*request, 0));

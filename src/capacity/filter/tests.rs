@@ -14,7 +14,6 @@ use crate::capacity::gpu::{
 };
 use crate::capacity::ledger::{Amount, Part, Shared};
 use crate::capacity::moment::Moment;
-use crate::capacity::placement::Site;
 use crate::capacity::pod::PodName;
 use crate::capacity::report::Report;
 use crate::capacity::reservation::{Reservation, Reservations, State};
@@ -48,7 +47,7 @@ fn pool(resource: &str, sizes: &[u64], replicas: u32, sharing: Sharing, handout:
 }
 
 fn facts(pools: Vec<Pool>) -> NodeFacts {
-    NodeFacts { site: Site::default(), pools }
+    NodeFacts { pools, ..NodeFacts::default() }
 }
 
 fn part(amount: Amount, pinned: bool) -> Part {

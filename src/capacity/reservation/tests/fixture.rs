@@ -10,7 +10,6 @@ use crate::capacity::gpu::{
 };
 use crate::capacity::ledger::{Amount, Holder, Part, PodUid, Shared};
 use crate::capacity::moment::Moment;
-use crate::capacity::placement::Site;
 use crate::capacity::pod::PodName;
 use crate::capacity::report::Report;
 use crate::capacity::reservation::{Patience, Reservation, Reservations, State};
@@ -42,7 +41,7 @@ pub fn node(sizes: &[u64], replicas: u32) -> NodeFacts {
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() }),
         handout: Handout::Unverified,
     };
-    NodeFacts { site: Site::default(), pools: vec![pool] }
+    NodeFacts { pools: vec![pool], ..NodeFacts::default() }
 }
 
 /// A pod that requests that much and takes the GPU it is given.
