@@ -477,6 +477,7 @@ mod tests {
             names: ["gpu-0".to_owned()].into(),
             labels: BTreeMap::new(),
             resource: Resource("nvidia.com/gpu".into()),
+            sharing: crate::capacity::gpu::Sharing::SomeWay,
             replicas: 2.try_into().unwrap(),
             gpus: vec![Vram::from_mib(1000)],
         };

@@ -86,5 +86,15 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 ///
 /// The webhook's `matchConditions` in `deploy/` select the same names.
 pub fn is_gpu_resource(name: &str) -> bool {
-    name == GPU_RESOURCE || name == GPU_SHARED_RESOURCE || name.starts_with(MIG_RESOURCE_OF)
+    name == GPU_RESOURCE
+        || is_renamed_resource(name)
+        || name == GPU_SHARED_RESOURCE
+        || name.starts_with(MIG_RESOURCE_OF)
+}
+
+/// Whether a resource name is one that an operator gave to GPUs (`rename` in the device plugin's configuration):
+/// `nvidia.com/gpu.NAME` or `nvidia.com/gpu-NAME`. Other names cannot be told from those of other devices.
+pub fn is_renamed_resource(name: &str) -> bool {
+    let rest = name.strip_prefix(GPU_RESOURCE).and_then(|rest| rest.strip_prefix(['.', '-']));
+    rest.is_some_and(|rest| !rest.is_empty()) && name != GPU_SHARED_RESOURCE
 }

@@ -8,8 +8,9 @@ use super::declaration::{self, Fallback, Names, Refused};
 use super::demand::{self, Basis, Demand};
 use super::environment::{self, Injection};
 use super::gpu::Resource;
-use super::pod::{Container, Origin, Pod, VramRequest};
-use super::policy::{Mode, OnConflict, OnShortfall, Policy};
+use super::placement::{Affinity, NodeNeeds};
+use super::pod::{Container, HostAccess, Origin, Pod, VramRequest};
+use super::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use super::verdict::{Advice, Verdict, Violation};
 use super::vram::Vram;
 use crate::keys;
@@ -35,10 +36,10 @@ pub struct Changes {
     pub strip: Vec<String>,
     /// By container, in the pod's order.
     pub containers: Vec<ContainerChange>,
-    /// Whether the pod has to be kept off nodes that share their GPUs.
-    pub avoid_shared: bool,
-    /// What the pod will request, where it has to be kept off nodes on which no pod can get that much.
-    pub pod_max: Option<Vram>,
+    /// What its required node affinity has to become; `None` where it is as it should be.
+    pub affinity: Option<Affinity>,
+    /// Whether its nodeSelector names our label, which has to go.
+    pub unselect: bool,
     /// What its author is told.
     pub advice: Vec<Advice>,
 }
@@ -48,6 +49,8 @@ pub struct Changes {
 pub struct ContainerChange {
     /// The request for `vramguard.dev/vram` to set.
     pub request: Option<Vram>,
+    /// To take out of its environment, each entry of that name.
+    pub remove_env: Option<&'static str>,
     /// To put in front of its environment.
     pub env: Vec<environment::Variable>,
 }
@@ -134,9 +137,21 @@ impl Assessment<'_> {
             return Changes::default();
         }
         let strip = self.pod.reserved_annotations.clone();
-        let advice = strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
-        let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
-        let pod_max = self.too_large_somewhere();
+        let mut advice: Vec<Advice> =
+            strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
+        let placement = &self.pod.placement;
+        let affinity = if self.is_guarded() { placement.affinity_for(&self.node_needs()) } else { None };
+        let unselect = self.is_guarded() && placement.selects_our_label();
+        if unselect || affinity.is_some() && placement.requires_our_label() {
+            advice.push(Advice::ReplacedAffinity);
+        }
+        let takes_out = self.policy.on_conflict == OnConflict::Warn;
+        let chosen = |injection: &Injection| injection.chosen_gpus.clone().filter(|_| takes_out);
+        let removed = self.pod.containers.iter().zip(&self.injections).filter_map(|(container, injection)| {
+            Some(Advice::RemovedEnvironment { container: container.name.clone(), conflict: chosen(injection)? })
+        });
+        advice.extend(removed);
+        advice.truncate(MAX_SAID);
         let injections = self.injections.into_iter();
         let containers = self
             .pod
@@ -147,10 +162,11 @@ impl Assessment<'_> {
             .map(|((container, demand), injection)| ContainerChange {
                 // A user's own figure is left for validation to compare, never overwritten.
                 request: demand.filter(|_| container.vram_request == VramRequest::Absent).map(|demand| demand.total),
+                remove_env: chosen(&injection).map(|conflict| conflict.name),
                 env: injection.missing,
             })
             .collect();
-        Changes { strip, containers, avoid_shared, pod_max, advice }
+        Changes { strip, containers, affinity, unselect, advice }
     }
 
     /// How `/validate/pods` sees the pod, which is the final object.
@@ -169,7 +185,7 @@ impl Assessment<'_> {
             let missing =
                 |v: &Violation| matches!(v, Violation::RequestMismatch { .. } | Violation::SharedReplicas { .. });
             if !self.violations.iter().any(missing) {
-                let request = self.too_large_somewhere();
+                let request = self.request().filter(|request| !self.pod.placement.fits_pod_max(*request));
                 self.violations.extend(request.map(|request| Violation::PodMaxUnchecked { request }));
             }
         }
@@ -209,7 +225,8 @@ impl Assessment<'_> {
         let declared = declaration::resolve(&pod.declarations, names, fallback, &mut violations);
         for violation in violations {
             match self.unguarded_instead(&violation) {
-                Some(advice) => self.advice.push(advice),
+                Some(Ok(advice)) => self.advice.push(advice),
+                Some(Err(unaccounted)) => self.violations.push(unaccounted),
                 None => self.violations.push(violation),
             }
         }
@@ -235,14 +252,20 @@ impl Assessment<'_> {
         }
     }
 
-    /// A declaration on GPUs that nobody shares is harmless: said, not refused.
-    fn unguarded_instead(&self, violation: &Violation) -> Option<Advice> {
+    /// What a declaration means on GPUs that are not guarded. Where each goes to one container it is harmless: said, not
+    /// refused. Where nobody says how they are shared nothing accounts for it, and policy decides.
+    fn unguarded_instead(&self, violation: &Violation) -> Option<Result<Advice, Violation>> {
         let Violation::WithoutGpu { key, container } = violation else {
             return None;
         };
         let named = |c: &&Container| container.as_ref().is_none_or(|name| *name == c.name);
         let (resource, _) = self.pod.containers.iter().filter(named).find_map(|container| container.gpus.first())?;
-        Some(Advice::NotGuarded { key: key.clone(), resource: resource.clone() })
+        let (key, resource) = (key.clone(), resource.clone());
+        Some(match (self.cluster.unaccounted(&resource, &self.pod.placement), self.policy.on_unaccounted) {
+            (None, _) => Ok(Advice::NotGuarded { key, resource }),
+            (Some(why), OnUnaccounted::Warn) => Ok(Advice::Unaccounted { key, resource, why }),
+            (Some(why), OnUnaccounted::Deny) => Err(Violation::Unaccounted { key, resource, why }),
+        })
     }
 
     fn declared(&mut self, container: &Container, declared: Vram, processes: u32) -> Option<Demand> {
@@ -270,15 +293,19 @@ impl Assessment<'_> {
             self.violations.push(Violation::Undeclared { container, resource, key });
             return None;
         }
-        // What the pod was given a moment ago, if it is some node's slot: nodes come and go, and selectors are added, between
-        // two reviews.
+        // To declare nothing is no way below the least that may be declared.
+        let least = self.policy.min.and_then(|min| Demand::declared(min, self.policy.per_process_overhead, processes));
+        let least = least.map_or(Vram::ZERO, |least| least.total);
+        let placement = &self.pod.placement;
+        // What the pod was given a moment ago, if it is the slot of some node: nodes come and go between two reviews.
         let given = match vram_request {
-            VramRequest::Exactly(request) if self.cluster.is_slot(&resource, request) => Some(request),
+            VramRequest::Exactly(request) if request >= least && self.is_given(&resource, request, least) => {
+                Some(request)
+            }
             VramRequest::Absent | VramRequest::Exactly(_) | VramRequest::Odd { .. } => None,
         };
-        let slot = given.or_else(|| self.cluster.slot_for(&resource, &self.pod.placement));
-        // A slot of nothing would fit everywhere, any number of times.
-        let Some(slot) = slot.filter(|slot| !slot.is_zero()) else {
+        let slot = given.or_else(|| Some(self.cluster.slot_for(&resource, placement)?.max(least)));
+        let Some(slot) = slot else {
             self.violations.push(Violation::SlotUnknown { container, resource });
             return None;
         };
@@ -286,10 +313,17 @@ impl Assessment<'_> {
         Some(Demand::of_slot(slot, self.policy.per_process_overhead, processes))
     }
 
+    /// Whether an undeclared container may have been given that request a moment ago.
+    fn is_given(&self, resource: &Resource, request: Vram, least: Vram) -> bool {
+        !request.is_zero() && (request == least || self.cluster.is_slot(resource, request, &self.pod.placement))
+    }
+
     fn environment(&mut self) {
         let guarded = self.is_guarded();
+        let injects = matches!(self.policy.mode, Mode::Enforce | Mode::Warn);
         for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
-            if environment::shows_gpus_without_request(container) {
+            let seen_anyway = self.pod.access == HostAccess::Host;
+            if environment::shows_gpus_without_request(container) && !seen_anyway {
                 self.violations.push(Violation::VisibleDevices { container: container.name.clone() });
             }
             // A container whose declaration is refused is not an injection without GPU.
@@ -306,8 +340,23 @@ impl Assessment<'_> {
                     OnConflict::Warn => self.advice.push(Advice::KeptEnvironment { container, conflict }),
                 }
             }
+            // Found by `/validate/pods` it is one that was not taken out; under Audit nothing is, and what Enforce would take
+            // out is no violation.
+            if let Some(conflict) = injection.chosen_gpus.clone().filter(|_| injects || self.denies_conflicts()) {
+                self.violations.push(Violation::EnvironmentConflict { container: container.name.clone(), conflict });
+            }
             self.injections.push(injection);
         }
+    }
+
+    fn denies_conflicts(&self) -> bool {
+        self.policy.on_conflict == OnConflict::Deny
+    }
+
+    /// What the pod asks of its node's labels.
+    fn node_needs(&self) -> NodeNeeds {
+        let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
+        NodeNeeds { avoid_shared, room_for: self.request() }
     }
 
     /// Containers that ask for several replicas although the pod may land where those are one GPU.
@@ -333,9 +382,9 @@ impl Assessment<'_> {
         self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared)
     }
 
-    /// What a pod will request, where it could come to a node on which no pod can get that much: kube-scheduler sees the sum of
-    /// a node's GPUs. Its request and not its demand, which may differ where the mode only warns: that is what is accounted for.
-    fn too_large_somewhere(&self) -> Option<Vram> {
+    /// What a guarded pod requests once it is mutated; `None` where that is nothing. Its request and not its demand, which may
+    /// differ where the mode only warns: that is what is accounted for.
+    fn request(&self) -> Option<Vram> {
         let of_container = |(container, demand): (&Container, &Option<Demand>)| {
             let request = match &container.vram_request {
                 VramRequest::Absent => demand.map(|demand| demand.total),
@@ -344,7 +393,7 @@ impl Assessment<'_> {
             Some((container.role, request?))
         };
         let request = demand::of_pod(self.pod.containers.iter().zip(&self.demands).filter_map(of_container));
-        (self.is_guarded() && !request.is_zero() && !self.pod.placement.fits_pod_max(request)).then_some(request)
+        (self.is_guarded() && !request.is_zero()).then_some(request)
     }
 
     /// The final request of each container is its demand.

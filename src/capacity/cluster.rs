@@ -8,7 +8,7 @@ use super::gpu::{Pool, Resource, Rules};
 use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
 use super::moment::Moment;
 use super::placement::{Placement, Preemption, Site};
-use super::verdict::{BestNode, Shortfall};
+use super::verdict::{BestNode, Shortfall, Unaccounted};
 use super::vram::Vram;
 
 /// What is known of a node.
@@ -31,6 +31,17 @@ struct Node {
     facts: NodeFacts,
     ledger: NodeLedger,
     standing: Option<Standing>,
+}
+
+/// What a pod counts as that declares nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undeclared {
+    /// Its demand: the smallest slot.
+    pub demand: Vram,
+    /// How many nodes take it when they are empty.
+    pub fitting: usize,
+    /// How many nodes have the resource.
+    pub nodes: usize,
 }
 
 /// By amount, then name: the first from the end is the best, and where it does not take the pod, the next one.
@@ -247,19 +258,42 @@ impl Cluster {
         Some(self.ceilings.get(resource)?.last()?.0)
     }
 
-    /// The largest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
-    /// land on none of them now. Where nobody shares it (any more), a whole GPU is the slot.
+    /// The smallest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
+    /// land on none of them now. A pod that declares nothing counts as that: it fits each of these nodes, and one that joins makes
+    /// no other one too small. Where no node shares the resource (any more), a whole GPU is the slot. A slot of nothing would
+    /// fit everywhere, any number of times, so it is passed over.
     pub fn slot_for(&self, resource: &Resource, placement: &Placement) -> Option<Vram> {
-        let slots = self.slot_ranking(resource)?;
-        let allowed = slots.iter().rev().find(|(_, name)| self.allows(placement, name));
-        Some(allowed.or_else(|| slots.last())?.0)
+        let mut slots = self.slot_ranking(resource)?.iter().filter(|(slot, _)| !slot.is_zero());
+        let smallest = slots.clone().next()?;
+        let allowed = slots.find(|(_, name)| self.allows(placement, name));
+        Some(allowed.unwrap_or(smallest).0)
     }
 
-    /// Whether an amount is the slot of some node.
-    pub fn is_slot(&self, resource: &Resource, amount: Vram) -> bool {
-        let from = (amount, String::new());
-        let next = self.slot_ranking(resource).and_then(|slots| slots.range(from..).next());
-        next.is_some_and(|(slot, _)| *slot == amount)
+    /// Whether an amount is the slot of a node that a pod may land on.
+    pub fn is_slot(&self, resource: &Resource, amount: Vram, placement: &Placement) -> bool {
+        let slots = self.slot_ranking(resource).into_iter().flat_map(|slots| slots.range((amount, String::new())..));
+        slots.take_while(|(slot, _)| *slot == amount).any(|(_, name)| self.allows(placement, name))
+    }
+
+    /// What a pod without selectors counts as that declares nothing, for each guarded resource.
+    pub fn undeclared(&self) -> BTreeMap<Resource, Undeclared> {
+        let of = |resource: Resource| {
+            let demand = self.slot_for(&resource, &Placement::default())?;
+            let nodes = self.rooms.get(&resource).map_or(0, BTreeSet::len);
+            let from = (demand, String::new());
+            let fitting = self.ceilings.get(&resource).map_or(0, |ceilings| ceilings.range(from..).count());
+            Some((resource, Undeclared { demand, fitting, nodes }))
+        };
+        self.guarded().into_iter().filter_map(of).collect()
+    }
+
+    /// Why nothing accounts for a resource that is not guarded, as far as a pod is concerned; `None` where that is harmless, because
+    /// every node that the pod may land on says that each of its GPUs goes to one container.
+    pub fn unaccounted(&self, resource: &Resource, placement: &Placement) -> Option<Unaccounted> {
+        if let Some(node) = self.guarded.unstated(resource).find(|name| self.allows(placement, name)) {
+            return Some(Unaccounted::Unstated { node: node.to_owned() });
+        }
+        (!self.rooms.contains_key(resource) && !resource.is_mig()).then_some(Unaccounted::NoNode)
     }
 
     fn slot_ranking(&self, resource: &Resource) -> Option<&Ranking> {
@@ -438,7 +472,7 @@ impl Cluster {
 mod guarded;
 mod shared;
 
-use guarded::Guarded;
+use self::guarded::Guarded;
 pub use guarded::LINGER;
 pub use shared::STARTUP_DEADLINE;
 

@@ -32,6 +32,9 @@ pub struct Injection {
     pub missing: Vec<Variable>,
     /// The user's own values, which are never overwritten silently.
     pub conflicts: Vec<EnvConflict>,
+    /// The user's own choice of GPUs on a container that requests one. The device plugin decides that, and where it hands GPUs
+    /// over by this variable, the user's value would win: it has to go, each entry of it.
+    pub chosen_gpus: Option<EnvConflict>,
 }
 
 /// For a container of a guarded pod: with the demand where it requests a guarded GPU, without where it requests none.
@@ -43,20 +46,14 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
                 injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
             }
             injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
-            if visible == VisibleDevices::Pin {
-                injection.want(container, keys::ENV_VISIBLE_DEVICES, Value::Field(gpu_field(&container.name)));
-                return injection;
-            }
-            // Where the plugin hands GPUs over by this variable, the pod's own value beats the plugin's: the container
-            // would sit on another GPU than the one the kubelet recorded.
             // A pin of a policy before is ours.
             let theirs = container.env(keys::ENV_VISIBLE_DEVICES).filter(|_| !is_pinned(container));
-            if let Some(theirs) = theirs.filter(|entry| !hides_gpus(entry.value.as_deref())) {
-                injection.conflicts.push(EnvConflict {
-                    name: keys::ENV_VISIBLE_DEVICES,
-                    theirs: theirs.value.clone(),
-                    ours: None,
-                });
+            injection.chosen_gpus = theirs
+                .filter(|entry| !hides_gpus(entry.value.as_deref()))
+                .map(|entry| EnvConflict { name: keys::ENV_VISIBLE_DEVICES, theirs: entry.value.clone(), ours: None });
+            if visible == VisibleDevices::Pin && !is_pinned(container) {
+                let value = Value::Field(gpu_field(&container.name));
+                injection.missing.push(Variable { name: keys::ENV_VISIBLE_DEVICES, value });
             }
         }
         // CUDA images are built with NVIDIA_VISIBLE_DEVICES=all, which shows a container without a GPU all of them. A
@@ -190,18 +187,27 @@ mod tests {
         again.env[0].field = Some(field.into());
         assert!(is_pinned(&again));
         for policy in [VisibleDevices::Pin, VisibleDevices::Leave] {
-            assert_eq!(of_container(&again, Some(&demand()), policy).conflicts, []);
+            let injection = of_container(&again, Some(&demand()), policy);
+            assert_eq!((injection.chosen_gpus, injection.missing.len()), (None, 2));
         }
         let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("0"))]);
-        assert_eq!(of_container(&own, Some(&demand()), VisibleDevices::Pin).conflicts.len(), 1);
+        let injection = of_container(&own, Some(&demand()), VisibleDevices::Pin);
+        assert!(injection.chosen_gpus.is_some());
+        assert_eq!(injected(&injection)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
         assert!(!is_pinned(&own));
     }
 
+    /// 16 pods of 20 GiB with `all` would have met on one GPU of eight.
     #[test]
-    fn visible_devices_on_a_gpu_container_contradict_the_device_plugin() {
-        let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
-        let injection = of_container(&own, Some(&demand()), VisibleDevices::Leave);
-        assert_eq!(injection.conflicts.len(), 1);
-        assert_eq!(injection.conflicts[0].ours, None);
+    fn a_gpu_container_never_keeps_its_own_choice_of_gpus() {
+        for value in [Some("all"), Some("0"), Some("GPU-3e095815-0000-4000-8000-000000000000"), None] {
+            let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", value)]);
+            let chosen = of_container(&own, Some(&demand()), VisibleDevices::Leave).chosen_gpus;
+            assert_eq!(chosen.unwrap().theirs.as_deref(), value);
+        }
+        for hidden in ["void", "none", ""] {
+            let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some(hidden))]);
+            assert_eq!(of_container(&own, Some(&demand()), VisibleDevices::Leave).chosen_gpus, None);
+        }
     }
 }

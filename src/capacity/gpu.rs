@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 
 use super::vram::{Balance, Vram};
+use crate::keys;
 
 mod rules;
 
@@ -13,6 +14,13 @@ pub use rules::{DriverReserve, Headroom, Overcommit, Rules};
 /// Name of an extended resource that stands for GPUs, such as `nvidia.com/gpu`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(pub String);
+
+impl Resource {
+    /// Whether it stands for MIG devices, which are apart in hardware.
+    pub fn is_mig(&self) -> bool {
+        self.0.starts_with(keys::MIG_RESOURCE_OF)
+    }
+}
 
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,6 +221,14 @@ pub enum Unknown {
         /// Object, field and what is wrong there.
         why: String,
     },
+    /// A resource that the device plugin was told to rename.
+    #[error("labels do not tell which GPUs are behind the renamed resource {resource}; name them in a GpuInventory")]
+    Renamed {
+        /// The resource.
+        resource: Resource,
+        /// Its capacity.
+        capacity: u64,
+    },
     /// A kind of GPU whose size is not read yet.
     #[error("sizes of {resource} are not read from labels; name them in a GpuInventory")]
     Unsupported {
@@ -231,6 +247,7 @@ impl Unknown {
             | Unknown::BadLabel { capacity, .. }
             | Unknown::Contradiction { capacity, .. }
             | Unknown::ReportContradicts { capacity, .. }
+            | Unknown::Renamed { capacity, .. }
             | Unknown::Unsupported { capacity, .. } => Some(*capacity),
             Unknown::BadCapacity { .. }
             | Unknown::ReportedNone { .. }
@@ -277,6 +294,8 @@ impl Pool {
         match &self.contents {
             Err(_) => Accounting::Unknown,
             Ok(_) if !self.sharing.is_shared() => Accounting::Exclusive,
+            // The MPS daemon limits each client to total / replicas, also where one GPU has all of them.
+            Ok(_) if self.sharing == Sharing::Mps => Accounting::Slot,
             Ok(contents) if contents.gpus.len() == 1 => Accounting::Exact,
             Ok(_) => match self.handout {
                 Handout::Unverified => Accounting::Slot,
@@ -318,7 +337,10 @@ impl Pool {
     pub fn pod_max(&self, rules: &Rules) -> Option<Vram> {
         match self.accounting() {
             Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => self.ceiling(rules),
-            // One GPU is what is published; of whole GPUs as much; of unknown ones nothing.
+            Accounting::Exclusive if self.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1) => {
+                self.ceiling(rules)
+            }
+            // The number is that of one GPU; of unknown ones nothing is published.
             Accounting::Exact | Accounting::Exclusive | Accounting::Unknown => None,
         }
     }

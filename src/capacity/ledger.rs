@@ -45,6 +45,9 @@ pub struct Holder {
     pub parts: Vec<Part>,
     /// GPU resources it takes, with the number of replicas (or whole GPUs).
     pub gpus: Vec<(Resource, u64)>,
+    /// The least that the label [`POD_MAX_MIB`](crate::keys::POD_MAX_MIB) of its node may say for its required node affinity to
+    /// hold; `None` where that asks for nothing.
+    pub label_at_least: Option<Vram>,
     /// Its priority: lower ones make room for pods that may preempt.
     pub priority: i32,
     /// Since when it is bound without being ready; `None` once it is, and where that is not known.
@@ -266,16 +269,16 @@ impl NodeLedger {
         // Where whole GPUs are all taken, their count says so, and the shared ones beside them may go on.
         let full = |pool: &&PoolStanding| pool.accounting == Accounting::Exclusive && pool.room.is_zero();
         let open = || guarded_pools().filter(|pool| !full(pool));
-        let none_open = || guarded_pools().next().map(|_| Vram::ZERO);
-        let placeable = open().map(|pool| pool.room).min().or_else(none_open);
+        let placeable = open().map(|pool| pool.room).min();
         // A kubelet that starts ends pods whose required affinity does not hold any more, as it ends those for which it finds no
         // room. Beside a pod that is larger than it could be now, what is published keeps others of its size off.
-        let largest = self.counted().filter_map(|(_, holder)| holder.request).max().unwrap_or_default();
+        let required = self.counted().filter_map(|(_, holder)| holder.request.max(holder.label_at_least));
+        let largest = required.max().unwrap_or_default();
         let pod_max = guarded_pools().filter_map(|pool| pool.pod_max).min().map(|most| most.max(largest));
         // A label that had to be raised for a pod of another pool keeps nobody of that size off this one.
         let kept_off = |pool: &&PoolStanding| pool.pod_max.is_none() || pod_max <= pool.pod_max;
-        let requestable = open().map(|pool| if kept_off(&pool) { pool.requestable } else { pool.room }).min();
-        let requestable = requestable.or_else(none_open);
+        let requestable_of = |pool: &PoolStanding| if kept_off(&pool) { pool.requestable } else { pool.room };
+        let requestable = open().map(requestable_of).min().or_else(|| guarded_pools().map(requestable_of).min());
         let deficit = guarded_pools().filter_map(|pool| pool.deficit.as_ref()).map(|deficit| deficit.by).max();
         let published = match requestable {
             Some(requestable) => Some(bound.plus(requestable)),
@@ -304,6 +307,9 @@ impl NodeLedger {
             (Accounting::Slot, Some(slots)) if within_slots && Some(room) == slot && !rules.serialize_per_gpu => {
                 slots.less(requested()).room()
             }
+            // A GPU has one pod, so its count is what keeps pods apart, also while all are taken: a pod that preempts has to
+            // see that one GPU given back is enough.
+            (Accounting::Exclusive, Some(slots)) => slots.less(requested()).room().max(room),
             _ => room,
         };
         let loose_room = |replicas| occupancy.as_ref().map_or(Vram::ZERO, |o| o.room_for(Newcomer::Loose(replicas)));

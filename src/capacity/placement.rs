@@ -35,7 +35,7 @@ pub enum Preemption {
 }
 
 /// One term of a required node affinity: all of it must hold. A term without any requirement matches nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Term {
     /// On labels.
     pub labels: Vec<Requirement>,
@@ -44,7 +44,7 @@ pub struct Term {
 }
 
 /// One requirement of a term.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Requirement {
     /// Label or field.
     pub key: String,
@@ -55,7 +55,7 @@ pub struct Requirement {
 }
 
 /// `operator` of a node selector requirement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operator {
     /// Present and one of the values.
     In,
@@ -153,7 +153,7 @@ impl Placement {
 }
 
 /// What the label has to be above on a node for a pod with that demand, in MiB.
-pub fn below(demand: Vram) -> i64 {
+fn below(demand: Vram) -> i64 {
     i64::try_from(demand.mib()).map_or(i64::MAX, |mib| mib - 1)
 }
 
@@ -210,137 +210,9 @@ impl Toleration {
     }
 }
 
+mod affinity;
+
+pub use affinity::{Affinity, NewTerm, NodeNeeds};
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn site(labels: &[(&str, &str)], taints: &[(&str, &str)]) -> Site {
-        Site {
-            labels: labels.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
-            taints: taints
-                .iter()
-                .map(|&(key, value)| Taint { key: key.into(), value: value.into(), effect: "NoSchedule".into() })
-                .collect(),
-        }
-    }
-
-    fn requirement(key: &str, operator: Operator, values: &[&str]) -> Requirement {
-        Requirement { key: key.into(), operator, values: values.iter().map(|v| (*v).into()).collect() }
-    }
-
-    fn requires(terms: Vec<Term>) -> Placement {
-        Placement { required: Some(terms), ..Placement::default() }
-    }
-
-    #[test]
-    fn terms_are_alternatives_and_requirements_are_not() {
-        let a = requirement("zone", Operator::In, &["a"]);
-        let big = requirement("memory", Operator::Gt, &["40000"]);
-        let both = Term { labels: vec![a.clone(), big], ..Term::default() };
-        let only_a = Term { labels: vec![a], ..Term::default() };
-        let node = site(&[("zone", "a"), ("memory", "24576")], &[]);
-        assert!(!requires(vec![both.clone()]).allows("n", &node));
-        assert!(requires(vec![both, only_a]).allows("n", &node));
-    }
-
-    #[test]
-    fn an_empty_list_of_terms_and_an_empty_term_match_nothing() {
-        assert!(!requires(vec![]).allows("n", &Site::default()));
-        assert!(!requires(vec![Term::default()]).allows("n", &Site::default()));
-        assert!(Placement::default().allows("n", &Site::default()));
-    }
-
-    #[test]
-    fn operators_compare_as_the_scheduler_does() {
-        use Operator::*;
-        for (operator, values, value, holds) in [
-            (In, vec!["a"], Some("a"), true),
-            (In, vec!["a"], None, false),
-            (NotIn, vec!["a"], None, true),
-            (NotIn, vec!["a"], Some("a"), false),
-            (Exists, vec![], Some(""), true),
-            (DoesNotExist, vec![], Some(""), false),
-            (DoesNotExist, vec![], None, true),
-            (Gt, vec!["10"], Some("11"), true),
-            (Gt, vec!["10"], Some("10"), false),
-            (Gt, vec!["10"], Some("many"), false),
-            (Lt, vec!["10"], Some("9"), true),
-            (Lt, vec!["10"], None, false),
-            (Unrecognised, vec![], Some("x"), false),
-        ] {
-            assert_eq!(requirement("k", operator, &values).holds(value), holds, "{operator:?} {values:?} {value:?}");
-        }
-    }
-
-    #[test]
-    fn a_node_that_is_too_small_by_its_label_is_asked_for_its_room_all_the_same() {
-        let large = requirement("vramguard.dev/pod-max-mib", Operator::Gt, &["8911"]);
-        let zone = requirement("zone", Operator::In, &["a"]);
-        let placement = requires(vec![Term { labels: vec![large, zone], ..Term::default() }]);
-        assert!(placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "5967"), ("zone", "a")], &[])));
-        assert!(placement.allows("n", &site(&[("zone", "a")], &[])));
-        assert!(!placement.allows("n", &site(&[("vramguard.dev/pod-max-mib", "9000"), ("zone", "b")], &[])));
-    }
-
-    #[test]
-    fn every_way_to_a_node_too_small_has_to_be_closed() {
-        let term = |operator, values: &[&str]| Term {
-            labels: vec![requirement("vramguard.dev/pod-max-mib", operator, values)],
-            ..Term::default()
-        };
-        let unlabelled = || term(Operator::DoesNotExist, &[]);
-        let fits = |terms| requires(terms).fits_pod_max(Vram::from_mib(8912));
-        assert!(fits(vec![unlabelled(), term(Operator::Gt, &["8911"])]));
-        assert!(fits(vec![term(Operator::Gt, &["20000"]), Term::default()]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8910"])]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Lt, &["8911"])]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["-1"])]));
-        assert!(!fits(vec![unlabelled(), term(Operator::Gt, &["8Gi"])]));
-        assert!(!Placement::default().fits_pod_max(Vram::from_mib(1)));
-    }
-
-    #[test]
-    fn a_daemonset_pod_lands_on_the_node_of_its_match_field_only() {
-        let field = requirement("metadata.name", Operator::In, &["gpu-1"]);
-        let placement = requires(vec![Term { fields: vec![field], ..Term::default() }]);
-        assert!(placement.allows("gpu-1", &Site::default()));
-        assert!(!placement.allows("gpu-2", &Site::default()));
-    }
-
-    #[test]
-    fn a_taint_keeps_away_what_does_not_tolerate_it() {
-        let tainted = site(&[], &[("gpu", "yes")]);
-        let tolerate = |key: Option<&str>, value: Option<&str>, effect: Option<&str>| Placement {
-            tolerations: vec![Toleration {
-                key: key.map(Into::into),
-                value: value.map(Into::into),
-                effect: effect.map(Into::into),
-            }],
-            ..Placement::default()
-        };
-        assert!(!Placement::default().allows("n", &tainted));
-        assert!(tolerate(None, None, None).allows("n", &tainted));
-        assert!(tolerate(Some("gpu"), None, None).allows("n", &tainted));
-        assert!(tolerate(Some("gpu"), Some("yes"), Some("NoSchedule")).allows("n", &tainted));
-        assert!(!tolerate(Some("gpu"), Some("no"), None).allows("n", &tainted));
-        assert!(!tolerate(Some("gpu"), None, Some("NoExecute")).allows("n", &tainted));
-    }
-
-    #[test]
-    fn a_node_name_passes_selectors_and_taints() {
-        let placement = Placement { node_name: Some("n".into()), ..Placement::default() };
-        assert!(placement.allows("n", &site(&[], &[("gpu", "yes")])));
-        assert!(!placement.allows("m", &Site::default()));
-    }
-
-    #[test]
-    fn an_exclusion_counts_only_if_every_alternative_carries_it() {
-        let not_shared = requirement("sharing", Operator::NotIn, &["time-slicing", "mps"]);
-        let with = Term { labels: vec![not_shared], ..Term::default() };
-        let without = Term { labels: vec![requirement("zone", Operator::Exists, &[])], ..Term::default() };
-        let values = ["time-slicing", "mps"];
-        assert!(requires(vec![with.clone()]).excludes_everywhere("sharing", &values));
-        assert!(!requires(vec![with, without]).excludes_everywhere("sharing", &values));
-        assert!(!Placement::default().excludes_everywhere("sharing", &values));
-    }
-}
+mod tests;

@@ -39,8 +39,20 @@ pub struct Pod {
     pub unknown_annotations: Vec<String>,
     /// Where it may land.
     pub placement: Placement,
+    /// What it reaches of its node by itself.
+    pub access: HostAccess,
     /// Whether it comes from a kubelet's own manifest. The annotation alone does not make it one: see `k8s::pod`.
     pub origin: Origin,
+}
+
+/// What a pod reaches of its node, whatever vramguard says. The admission of the cluster (Pod Security, say) decides who may
+/// create such pods, so a tenant cannot claim it; and who may has every GPU of the node within reach anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAccess {
+    /// Nothing beyond what a container runtime gives to any container.
+    None,
+    /// A privileged container, or a directory of the node: device plugins, exporters of metrics, drivers.
+    Host,
 }
 
 /// Who made a pod.

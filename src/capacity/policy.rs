@@ -75,6 +75,15 @@ pub enum VisibleDevices {
     Pin,
 }
 
+/// What a declaration leads to where nothing accounts for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnUnaccounted {
+    /// The pod is let in, with a warning.
+    Warn,
+    /// The pod is refused.
+    Deny,
+}
+
 /// What a user's own value of an injected variable leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnConflict {
@@ -93,6 +102,8 @@ pub struct Layer {
     pub on_shortfall: Option<OnShortfall>,
     /// `declaration.required`.
     pub required: Option<bool>,
+    /// `declaration.onUnaccounted`.
+    pub on_unaccounted: Option<OnUnaccounted>,
     /// `declaration.default`.
     pub default: Option<Vram>,
     /// `declaration.min`.
@@ -145,6 +156,8 @@ pub enum Field {
     OnShortfall,
     /// `declaration.required`.
     Required,
+    /// `declaration.onUnaccounted`.
+    OnUnaccounted,
     /// `declaration.default`.
     Default,
     /// `declaration.min`.
@@ -165,10 +178,11 @@ pub enum Field {
 
 impl Field {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Field; 11] = [
+    pub const ALL: [Field; 12] = [
         Field::Mode,
         Field::OnShortfall,
         Field::Required,
+        Field::OnUnaccounted,
         Field::Default,
         Field::Min,
         Field::Max,
@@ -185,6 +199,7 @@ impl Field {
             Field::Mode => "mode",
             Field::OnShortfall => "onShortfall",
             Field::Required => "declaration.required",
+            Field::OnUnaccounted => "declaration.onUnaccounted",
             Field::Default => "declaration.default",
             Field::Min => "declaration.min",
             Field::Max => "declaration.max",
@@ -208,6 +223,7 @@ impl Layer {
             Field::Mode => self.mode.is_some(),
             Field::OnShortfall => self.on_shortfall.is_some(),
             Field::Required => self.required.is_some(),
+            Field::OnUnaccounted => self.on_unaccounted.is_some(),
             Field::Default => self.default.is_some(),
             Field::Min => self.min.is_some(),
             Field::Max => self.max.is_some(),
@@ -229,6 +245,8 @@ pub struct Policy {
     pub on_shortfall: OnShortfall,
     /// Whether a GPU container must declare.
     pub required: bool,
+    /// What a declaration leads to that nothing accounts for.
+    pub on_unaccounted: OnUnaccounted,
     /// For containers that declare nothing.
     pub default: Option<Vram>,
     /// Lower bound on what is declared.
@@ -269,7 +287,15 @@ pub struct Policies {
 }
 
 /// Never touched unless `exemptNamespaces` says otherwise, beside vramguard's own namespace.
-pub const EXEMPT_BY_DEFAULT: [&str; 3] = ["kube-system", "kube-node-lease", "gpu-operator"];
+pub const EXEMPT_BY_DEFAULT: [&str; 7] = [
+    "kube-system",
+    "kube-node-lease",
+    "gpu-operator",
+    "gpu-operator-resources",
+    "node-feature-discovery",
+    "nvidia-device-plugin",
+    "nvidia-gpu-operator",
+];
 
 impl Policies {
     /// `own_namespace` is exempt whatever the documents say: a guard that guards itself cannot start.
@@ -363,6 +389,7 @@ fn without(layer: &Layer, locked: &[Field]) -> Layer {
             Field::Mode => layer.mode = None,
             Field::OnShortfall => layer.on_shortfall = None,
             Field::Required => layer.required = None,
+            Field::OnUnaccounted => layer.on_unaccounted = None,
             Field::Default => layer.default = None,
             Field::Min => layer.min = None,
             Field::Max => layer.max = None,
@@ -388,6 +415,7 @@ fn merge(cluster: &Layer, namespace: &Layer, mode_if_silent: Mode, rules: &Rules
         mode: namespace.mode.or(cluster.mode).unwrap_or(mode_if_silent),
         on_shortfall: namespace.on_shortfall.or(cluster.on_shortfall).unwrap_or(OnShortfall::Wait),
         required: namespace.required.or(cluster.required).unwrap_or(false),
+        on_unaccounted: namespace.on_unaccounted.or(cluster.on_unaccounted).unwrap_or(OnUnaccounted::Deny),
         default: namespace.default.or(cluster.default),
         min: stricter(Vram::max, cluster.min, namespace.min),
         max: stricter(Vram::min, cluster.max, namespace.max),

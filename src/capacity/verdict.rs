@@ -13,10 +13,12 @@ use crate::keys;
 
 mod advice;
 mod binding;
+mod reason;
 mod unfit;
 
 pub use advice::Advice;
 pub use binding::{Refusal, Unplaced};
+pub use reason::Reason;
 pub use unfit::Unfit;
 
 /// How much of a user's own text is repeated in a message.
@@ -27,78 +29,6 @@ pub fn quoted(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
-    }
-}
-
-/// Machine reason of a violation: `status.reason` of a denial, a label of metrics, a field of reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
-    /// No declaration where one is required.
-    VramUndeclared,
-    /// A declaration that is no amount.
-    VramUnreadable,
-    /// A declaration of nothing.
-    VramZero,
-    /// Two declarations that differ.
-    VramConflict,
-    /// One declaration for several containers.
-    VramAmbiguous,
-    /// A declaration for a container that is not there.
-    UnknownContainer,
-    /// A declaration where no GPU is requested.
-    VramWithoutGpu,
-    /// A model that no catalogue lists.
-    UnknownModel,
-    /// A process count that is none.
-    BadProcesses,
-    /// Below the policy's minimum.
-    VramBelowMinimum,
-    /// Above the policy's maximum.
-    VramAboveMaximum,
-    /// More than any quantity can say.
-    VramTooLarge,
-    /// Nothing declared, and no node says what a slot is.
-    SlotUnknown,
-    /// The request for `vramguard.dev/vram` is not the demand.
-    RequestMismatch,
-    /// No requirement that keeps the pod off nodes whose GPUs are too small for it.
-    PodMaxUnchecked,
-    /// Several replicas without a requirement for unshared GPUs.
-    SharedReplicas,
-    /// `spec.nodeName` on a guarded pod.
-    NodeNameSet,
-    /// No room now, under `onShortfall: Deny`.
-    VramShortfall,
-    /// GPUs made visible without a request.
-    VisibleDevicesWithoutGpu,
-    /// The user's environment says otherwise than ours, under `onConflict: Deny`.
-    EnvironmentConflict,
-    /// An annotation that only vramguard sets.
-    ReservedAnnotation,
-    /// A binding by somebody who is not a known scheduler.
-    ForeignBinder,
-    /// A binding for another pod of that name.
-    OtherUid,
-    /// A binding of a pod that has a node.
-    AlreadyBound,
-    /// A binding to a node whose GPUs are not accounted for.
-    NodeUnaccounted,
-    /// A pinned pod on a node that is not verified to honour that.
-    PinUnverified,
-    /// A pod is starting on each GPU that it could get.
-    GpuStarting,
-    /// No place could be reserved in time.
-    Undecided,
-    /// A pod is bound that the guard was not asked about.
-    BoundPastGuard,
-    /// More is promised of a GPU than can be, or may be.
-    GpuOvercommitted,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The variant's name is the wire form.
-        fmt::Debug::fmt(self, f)
     }
 }
 
@@ -119,6 +49,8 @@ pub enum Violation {
     UnknownContainer { key: String, containers: Vec<String> },
     /// See [`Reason::VramWithoutGpu`]. `container` where the declaration names one.
     WithoutGpu { key: String, container: Option<String> },
+    /// See [`Reason::VramUnaccounted`].
+    Unaccounted { key: String, resource: Resource, why: Unaccounted },
     /// See [`Reason::UnknownModel`].
     UnknownModel { name: String, known: Vec<String> },
     /// See [`Reason::BadProcesses`].
@@ -205,6 +137,7 @@ impl Violation {
             Violation::Ambiguous { .. } => Reason::VramAmbiguous,
             Violation::UnknownContainer { .. } => Reason::UnknownContainer,
             Violation::WithoutGpu { .. } => Reason::VramWithoutGpu,
+            Violation::Unaccounted { .. } => Reason::VramUnaccounted,
             Violation::UnknownModel { .. } => Reason::UnknownModel,
             Violation::BadProcesses { .. } => Reason::BadProcesses,
             Violation::BelowMinimum { .. } => Reason::VramBelowMinimum,
@@ -246,11 +179,10 @@ impl fmt::Display for Violation {
             ),
             Violation::Ambiguous { key, text, containers } => write!(
                 f,
-                "annotation {key}: {} does not say which of the GPU containers {} it means; write one \
-                 {}<container> for each",
+                "annotation {key}: {} does not say which of the GPU containers {} it means; replace it by {}",
                 quoted(text),
                 names(containers),
-                keys::VRAM_OF
+                lines(containers)
             ),
             Violation::UnknownContainer { key, containers } => {
                 write!(
@@ -271,6 +203,11 @@ impl fmt::Display for Violation {
                 "annotation {key} is set, but container {container:?} requests no shared GPU; add {}: 1 to its \
                  limits, or remove the annotation",
                 keys::GPU_RESOURCE
+            ),
+            Violation::Unaccounted { key, resource, why } => write!(
+                f,
+                "annotation {key}: nothing accounts for it, because {}, or set declaration.onUnaccounted: Warn",
+                why.about(resource)
             ),
             Violation::UnknownModel { name, known } if known.is_empty() => write!(
                 f,
@@ -424,6 +361,35 @@ impl fmt::Display for EnvConflict {
     }
 }
 
+/// Why nothing accounts for a resource that a pod declares VRAM for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unaccounted {
+    /// A node that the pod may land on does not say how its GPUs are shared.
+    Unstated {
+        /// That node.
+        node: String,
+    },
+    /// No node has the resource.
+    NoNode,
+}
+
+impl Unaccounted {
+    /// The reason and what to do about it, as part of a sentence.
+    fn about(&self, resource: &Resource) -> String {
+        match self {
+            Unaccounted::Unstated { node } => format!(
+                "node {node:?} does not say whether it shares {resource}; run GPU Feature Discovery there, or describe the node in a \
+                 GpuInventory"
+            ),
+            Unaccounted::NoNode => {
+                format!(
+                    "no node has {resource}, so nothing says whether it will be shared; describe such nodes in a GpuInventory"
+                )
+            }
+        }
+    }
+}
+
 /// The answer to `/validate/pods`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -469,6 +435,16 @@ fn names(list: &[String]) -> String {
         listed.push(format!("and {} more", list.len() - LISTED));
     }
     listed.join(", ")
+}
+
+/// The annotations to write for these containers; past a few, how many more.
+fn lines(containers: &[String]) -> String {
+    let line = |name: &String| format!("{}{}: <amount>", keys::VRAM_OF, cut(name));
+    let mut lines: Vec<String> = containers.iter().take(LISTED).map(line).collect();
+    if containers.len() > LISTED {
+        lines.push(format!("and {} more", containers.len() - LISTED));
+    }
+    lines.join(", ")
 }
 
 /// A key as it may appear in a message: an annotation's name can be 316 characters long.

@@ -272,6 +272,7 @@ impl GpuLedger {
             parts,
             gpus: gpus.into_iter().map(|(resource, counts)| (resource, demand::replicas_of_pod(counts))).collect(),
             // Not known here. The highest, so that nobody counts on preempting it before it is seen.
+            label_at_least: None,
             priority: i32::MAX,
             // Until the pod itself is seen here, and says whether it is ready.
             starting: (state != State::Adopted).then_some(since),

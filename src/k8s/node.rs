@@ -27,6 +27,8 @@ pub struct Override {
     pub labels: BTreeMap<String, String>,
     /// The resource it describes.
     pub resource: Resource,
+    /// How they are shared, where there is more than one replica of each; [`Sharing::SomeWay`] where the operator does not say.
+    pub sharing: Sharing,
     /// Replicas of each GPU.
     pub replicas: NonZeroU32,
     /// Total of each GPU.
@@ -34,6 +36,11 @@ pub struct Override {
 }
 
 impl Override {
+    /// What the device plugin advertises of such GPUs when it is there.
+    fn capacity(&self) -> u64 {
+        u64::from(self.replicas.get()).saturating_mul(self.gpus.len() as u64)
+    }
+
     fn describes(&self, node: &str, labels: &BTreeMap<String, String>) -> bool {
         let labelled = !self.labels.is_empty() && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value));
         self.names.contains(node) || labelled
@@ -44,17 +51,16 @@ impl Override {
 pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let labels = node.metadata.labels.clone().unwrap_or_default();
-    let capacity = Capacity::of(node, &labels);
+    let described =
+        |resource: &Resource| overrides.iter().find(|o| o.resource == *resource && o.describes(name, &labels));
+    let capacity = Capacity::of(node, &labels, described);
     let pools = capacity
         .counts
         .iter()
-        .map(|(resource, count)| {
-            let described = overrides.iter().find(|o| o.resource == *resource && o.describes(name, &labels));
-            match (count, described) {
-                (Err(value), _) => unreadable(resource, value),
-                (Ok(count), Some(described)) => from_override(resource, *count, described),
-                (Ok(count), None) => from_labels(resource, *count, &capacity, &labels),
-            }
+        .map(|(resource, count)| match (count, described(resource)) {
+            (Err(value), _) => unreadable(resource, value),
+            (Ok(count), Some(described)) => from_override(resource, *count, described, &labels),
+            (Ok(count), None) => from_labels(resource, *count, &capacity, &labels),
         })
         .collect();
     let advertises_vram = node.status.capacity.contains_key(keys::VRAM_RESOURCE);
@@ -70,13 +76,27 @@ impl Capacity {
     /// A kubelet that starts advertises zero of every device until its plugins have come back, some ten seconds later. The
     /// GPUs are still there, and so is what their pods hold: while the labels describe GPUs, zero is "not back yet". Nothing
     /// can be placed meanwhile, because the device count itself says so.
-    fn of(node: &NodeObject, labels: &BTreeMap<String, String>) -> Capacity {
+    fn of<'o>(
+        node: &NodeObject,
+        labels: &BTreeMap<String, String>,
+        described: impl Fn(&Resource) -> Option<&'o Override>,
+    ) -> Capacity {
         let counted =
             node.status.capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name)).map(|(name, quantity)| {
                 (Resource(name.clone()), quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()))
             });
         let mut counts: BTreeMap<Resource, Result<u64, String>> = counted.collect();
         let (gpu, shared) = (Resource(keys::GPU_RESOURCE.into()), Resource(keys::GPU_SHARED_RESOURCE.into()));
+        // What is behind a renamed resource is not in the labels, and neither is what is left of the other two then.
+        let renamed = |resource: &Resource| keys::is_renamed_resource(&resource.0);
+        if counts.keys().any(renamed) {
+            for (resource, count) in counts.iter_mut().filter(|(resource, count)| renamed(resource) && **count == Ok(0))
+            {
+                *count = Ok(described(resource).map_or(0, Override::capacity));
+            }
+            counts.retain(|_, count| *count != Ok(0));
+            return Capacity { counts };
+        }
         let known = [&gpu, &shared].map(|resource| counts.get(resource).cloned());
         let back = match known {
             [Some(Ok(0)), None] => labelled_count(labels).map(|count| (gpu, count)),
@@ -161,8 +181,13 @@ fn unreadable(resource: &Resource, value: &str) -> Pool {
     Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents: Err(why), handout: Handout::Unverified }
 }
 
-fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Pool {
-    let sharing = if described.replicas.get() > 1 { Sharing::SomeWay } else { Sharing::Exclusive };
+fn from_override(resource: &Resource, capacity: u64, described: &Override, labels: &BTreeMap<String, String>) -> Pool {
+    let labelled = || labels.get(keys::GFD_SHARING).is_some_and(|label| label == keys::SHARING_MPS);
+    let sharing = match described.sharing {
+        _ if described.replicas.get() == 1 => Sharing::Exclusive,
+        Sharing::SomeWay if labelled() => Sharing::Mps,
+        said => said,
+    };
     let gpus = u32::try_from(described.gpus.len()).unwrap_or(u32::MAX);
     let contents = if u64::from(gpus) * u64::from(described.replicas.get()) == capacity {
         Ok(contents(&described.gpus, described.replicas))
@@ -174,8 +199,12 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override) -> Po
 }
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
-    if resource.0.starts_with(keys::MIG_RESOURCE_OF) {
+    if resource.is_mig() {
         let contents = Err(Unknown::Unsupported { resource: resource.clone(), capacity: count });
+        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
+    }
+    if keys::is_renamed_resource(&resource.0) {
+        let contents = Err(Unknown::Renamed { resource: resource.clone(), capacity: count });
         return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
     }
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.

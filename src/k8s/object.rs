@@ -63,6 +63,9 @@ pub struct PodSpec {
     pub priority: Option<i32>,
     /// `Never` or `PreemptLowerPriority`.
     pub preemption_policy: Option<String>,
+    /// Volumes, as far as they are directories of the node.
+    #[serde(deserialize_with = "null_as_default")]
+    pub volumes: Vec<Volume>,
     /// Init containers and sidecars.
     #[serde(deserialize_with = "null_as_default")]
     pub init_containers: Vec<Container>,
@@ -83,7 +86,30 @@ pub struct Container {
     pub resources: Option<Resources>,
     /// Environment; presence matters to a patch.
     pub env: Option<Vec<EnvVar>>,
+    /// Security context.
+    pub security_context: Option<SecurityContext>,
 }
+
+/// `securityContext` of a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SecurityContext {
+    /// Whether it reaches all devices of the node.
+    pub privileged: Option<bool>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Volume {
+    /// A file or directory of the node.
+    pub host_path: Option<HostPath>,
+}
+
+/// `hostPath` of a volume; which path does not matter.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct HostPath {}
 
 /// `resources` of a container.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -2,24 +2,24 @@
 //! everything. Owns paths and what must be created on the way; what to change is [`crate::capacity::admission`]'s.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, CopyOperation, Patch, PatchOperation, RemoveOperation};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject};
 use crate::capacity::admission::{Changes, ContainerChange};
 use crate::capacity::environment;
 use crate::capacity::ledger::PodUid;
-use crate::capacity::placement;
+use crate::capacity::placement::{Affinity, NewTerm, Operator, Requirement};
 use crate::keys;
 
 /// The operations for `changes`, which were decided on this very object.
 pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     let mut patch = Vec::new();
     for annotation in &changes.strip {
-        let path = PointerBuf::from_tokens(["metadata", "annotations", annotation]);
-        patch.push(PatchOperation::Remove(RemoveOperation { path }));
+        remove(&mut patch, &["metadata", "annotations", annotation]);
     }
     let spec = &object.spec;
     let init = spec.init_containers.iter().enumerate().map(|(index, container)| ("initContainers", index, container));
@@ -28,8 +28,11 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
         let index = index.to_string();
         in_container(&mut patch, &["spec", list, &index], container, change);
     }
-    if changes.avoid_shared || changes.pod_max.is_some() {
-        affinity(&mut patch, object, changes);
+    if let Some(change) = &changes.affinity {
+        affinity(&mut patch, object, change);
+    }
+    if changes.unselect {
+        remove(&mut patch, &["spec", "nodeSelector", keys::POD_MAX_MIB]);
     }
     Patch(patch)
 }
@@ -47,6 +50,13 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             } else {
                 add(patch, &at, json!({ keys::VRAM_RESOURCE: request }));
             }
+        }
+    }
+    if let Some(name) = change.remove_env {
+        let env = container.env.iter().flatten().enumerate();
+        // From the end, so that positions stay what they are.
+        for (index, _) in env.filter(|(_, entry)| entry.name == name).collect::<Vec<_>>().into_iter().rev() {
+            remove(patch, &[at, &["env", &index.to_string()]].concat());
         }
     }
     let entries = change.env.iter().map(|variable| match &variable.value {
@@ -84,41 +94,93 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
     Patch(patch)
 }
 
-/// Keeps the pod off nodes that are not for it, whatever else it requires.
-fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Changes) {
-    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
-    let alternatives = alternatives(changes);
+/// Where required node affinity is.
+const REQUIRED: [&str; 4] = ["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
+const TERMS: &str = "nodeSelectorTerms";
+
+/// Makes the required node affinity what it has to become.
+fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, change: &Affinity) {
     let affinity = object.spec.affinity.as_ref();
     let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
-    let at = ["spec", "affinity", "nodeAffinity", REQUIRED];
-    let Some(existing) = node_affinity.and_then(|affinity| affinity.required.as_ref()) else {
-        let terms = alternatives.into_iter().map(|all| within("matchExpressions", all.into()));
-        let required = within("nodeSelectorTerms", terms.collect());
-        return match (affinity, node_affinity) {
-            (None, _) => add(patch, &at[..2], within("nodeAffinity", within(REQUIRED, required))),
-            (Some(_), None) => add(patch, &at[..3], within(REQUIRED, required)),
-            (Some(_), Some(_)) => add(patch, &at, required),
-        };
+    let existing = node_affinity.and_then(|affinity| affinity.required.as_ref());
+    let new = match change {
+        Affinity::Nothing => return remove(patch, &REQUIRED),
+        Affinity::Terms(new) => new,
     };
-    let Some((first, further)) = alternatives.split_first() else { return };
-    let terms = &existing.node_selector_terms;
-    let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
-    // A term without a requirement matches no node; with one more it would match some.
-    let matching = || {
-        let all = terms.iter().enumerate();
-        all.filter(|(_, term)| !is_empty(&term.match_expressions) || !is_empty(&term.match_fields))
+    if let Some(existing) = existing.filter(|_| new.iter().any(|term| term.from.is_some())) {
+        return terms(patch, &existing.node_selector_terms, new);
+    }
+    let terms = new.iter().map(|term| within("matchExpressions", term.with.iter().map(requirement).collect()));
+    let required = within(TERMS, terms.collect());
+    match (affinity, node_affinity) {
+        (None, _) => add(patch, &REQUIRED[..2], within("nodeAffinity", within(REQUIRED[3], required))),
+        (Some(_), None) => add(patch, &REQUIRED[..3], within(REQUIRED[3], required)),
+        (Some(_), Some(_)) => add(patch, &REQUIRED, required),
+    }
+}
+
+/// Edits the terms that are there: the first that is made of one is made in its place, further ones of copies of it.
+fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[NewTerm]) {
+    let mut in_place: BTreeMap<usize, &NewTerm> = BTreeMap::new();
+    let mut copies = Vec::new();
+    for term in new {
+        let Some(from) = term.from else { continue };
+        match in_place.entry(from) {
+            Entry::Vacant(entry) => _ = entry.insert(term),
+            Entry::Occupied(_) => copies.push((from, term)),
+        }
+    }
+    // While the terms are as they were.
+    for (copy, (from, term)) in (existing.len()..).zip(copies) {
+        let [from_path, path] = [from.to_string().as_str(), "-"]
+            .map(|index| PointerBuf::from_tokens([&REQUIRED[..], &[TERMS, index]].concat()));
+        patch.push(PatchOperation::Copy(CopyOperation { from: from_path, path }));
+        edit(patch, copy, &existing[from], term);
+    }
+    for (&index, term) in &in_place {
+        edit(patch, index, &existing[index], term);
+    }
+    // What only our requirements told apart. A term that requires nothing matches no node and may stay.
+    let empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
+    let needless = |index: &usize| {
+        let term = &existing[*index];
+        !in_place.contains_key(index) && !(empty(&term.match_expressions) && empty(&term.match_fields))
     };
-    // Terms are alternatives: each of theirs has to hold with one of ours, so it is copied while it is as it was.
-    let copies = further.iter().flat_map(|all| matching().map(move |(index, term)| (index, term, all)));
-    for (copy, (index, term, all)) in (terms.len()..).zip(copies) {
-        let [from, path] = [index.to_string().as_str(), "-"]
-            .map(|index| PointerBuf::from_tokens([&at[..], &["nodeSelectorTerms", index]].concat()));
-        patch.push(PatchOperation::Copy(CopyOperation { from, path }));
-        require(patch, &at, copy, term, all);
+    for index in (0..existing.len()).rev().filter(needless) {
+        remove(patch, &[&REQUIRED[..], &[TERMS, &index.to_string()]].concat());
     }
-    for (index, term) in matching() {
-        require(patch, &at, index, term, first);
+}
+
+/// Edits one term, which has so far what `existing` has.
+fn edit(patch: &mut Vec<PatchOperation>, index: usize, existing: &NodeSelectorTerm, new: &NewTerm) {
+    let index = index.to_string();
+    let at = [&REQUIRED[..], &[TERMS, &index, "matchExpressions"]].concat();
+    for index in new.without.iter().rev() {
+        remove(patch, &[&at[..], &[&index.to_string()]].concat());
     }
+    if existing.match_expressions.is_none() && !new.with.is_empty() {
+        return add(patch, &at, new.with.iter().map(requirement).collect());
+    }
+    for added in &new.with {
+        add(patch, &[&at[..], &["-"]].concat(), requirement(added));
+    }
+}
+
+fn requirement(requirement: &Requirement) -> Value {
+    let operator = match requirement.operator {
+        Operator::In => "In",
+        Operator::NotIn => "NotIn",
+        Operator::Exists => "Exists",
+        Operator::DoesNotExist => "DoesNotExist",
+        Operator::Unrecognised => unreachable!("vramguard writes no requirement that it does not know"),
+        Operator::Gt => "Gt",
+        Operator::Lt => "Lt",
+    };
+    let mut fields = Map::from_iter([("key".into(), json!(requirement.key)), ("operator".into(), json!(operator))]);
+    if !requirement.values.is_empty() {
+        fields.insert("values".into(), json!(requirement.values));
+    }
+    Value::Object(fields)
 }
 
 /// An object of one field. Not `json!`, which copies what it is given, at each level anew.
@@ -126,30 +188,8 @@ fn within(field: &str, value: Value) -> Value {
     Value::Object([(field.to_owned(), value)].into_iter().collect())
 }
 
-/// Adds requirements to a term that has so far what `term` has.
-fn require(patch: &mut Vec<PatchOperation>, at: &[&str], index: usize, term: &NodeSelectorTerm, all: &[Value]) {
-    let index = index.to_string();
-    let at = [at, &["nodeSelectorTerms", &index, "matchExpressions"]].concat();
-    if term.match_expressions.is_none() {
-        return add(patch, &at, json!(all));
-    }
-    for requirement in all {
-        add(patch, &[&at[..], &["-"]].concat(), requirement.clone());
-    }
-}
-
-/// What a node has to be: all of one of these lists.
-fn alternatives(changes: &Changes) -> Vec<Vec<Value>> {
-    let values = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
-    let unshared = json!({ "key": keys::GFD_SHARING, "operator": "NotIn", "values": values });
-    let unshared = changes.avoid_shared.then_some(unshared);
-    let Some(request) = changes.pod_max else { return unshared.into_iter().map(|only| vec![only]).collect() };
-    // Where there is no label, kube-scheduler's sum says it. This one first, because Karpenter tries the first term first, and
-    // knows of no label on nodes that it has yet to make.
-    let unlabelled = json!({ "key": keys::POD_MAX_MIB, "operator": "DoesNotExist" });
-    let below = placement::below(request).to_string();
-    let large = json!({ "key": keys::POD_MAX_MIB, "operator": "Gt", "values": [below] });
-    [unlabelled, large].map(|either| unshared.iter().cloned().chain([either]).collect()).into()
+fn remove(patch: &mut Vec<PatchOperation>, path: &[&str]) {
+    patch.push(PatchOperation::Remove(RemoveOperation { path: PointerBuf::from_tokens(path.iter().copied()) }));
 }
 
 fn add(patch: &mut Vec<PatchOperation>, path: &[&str], value: Value) {

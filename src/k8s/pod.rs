@@ -14,7 +14,7 @@ use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::ledger::{Amount, Holder, Part, PodUid};
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
-use crate::capacity::pod::{Container, EnvEntry, Origin, Pod, PodName, VramRequest};
+use crate::capacity::pod::{Container, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest};
 use crate::capacity::reservation::Found;
 use crate::capacity::verdict::MAX_PROCESSES;
 use crate::capacity::vram::{Vram, VramError};
@@ -31,6 +31,7 @@ pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>
         reserved_annotations: annotations.reserved,
         unknown_annotations: annotations.unknown,
         placement: placement(&object.spec),
+        access: access(&object.spec),
         origin: origin(&object.metadata, user),
     }
 }
@@ -85,11 +86,21 @@ pub fn would_hold(object: &PodObject) -> Option<Holder> {
         request,
         parts: parts(&containers, &object.metadata),
         gpus,
+        label_at_least: label_at_least(&object.spec),
         priority: object.spec.priority.unwrap_or(0),
         starting: starting(object),
         bound: bound(object),
         annotated: object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(keys::GPU_TOTAL_MIB)),
     })
+}
+
+/// The least that our label may say where a pod is bound: a kubelet that starts compares with its required node affinity.
+fn label_at_least(spec: &PodSpec) -> Option<Vram> {
+    let required = spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+    let requirements = required.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
+    let above = requirements.filter(|requirement| requirement.key == keys::POD_MAX_MIB && requirement.operator == "Gt");
+    let least = above.filter_map(|requirement| requirement.values.first()?.parse::<u64>().ok()?.checked_add(1));
+    least.filter_map(Vram::checked_from_mib).max()
 }
 
 /// Since when a pod is bound without being ready.
@@ -153,6 +164,14 @@ fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
 fn origin(metadata: &ObjectMeta, user: Option<&str>) -> Origin {
     let marked = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD));
     if marked && user.is_some_and(|user| user.starts_with("system:node:")) { Origin::Mirror } else { Origin::Api }
+}
+
+fn access(spec: &PodSpec) -> HostAccess {
+    let mut containers = spec.init_containers.iter().chain(&spec.containers);
+    let privileged =
+        |container: &object::Container| container.security_context.as_ref().is_some_and(|c| c.privileged == Some(true));
+    let host_path = spec.volumes.iter().any(|volume| volume.host_path.is_some());
+    if host_path || containers.any(privileged) { HostAccess::Host } else { HostAccess::None }
 }
 
 fn containers(spec: &PodSpec) -> Vec<Container> {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::node::{Advertised, CONDITION, says};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Accounting, Resource, Rules, Unknown};
+use crate::capacity::gpu::{Accounting, Pool, Resource, Rules, Sharing, Unknown};
 use crate::capacity::ledger::{NodeLedger, PoolStanding, Standing};
 use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
@@ -119,7 +119,8 @@ fn said(
 ) -> Option<Said> {
     let standing = standing?;
     let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
-    if let Some((resource, why)) = unknown(facts) {
+    let unknown = pools.iter().find_map(|(pool, _)| Some((&pool.resource, pool.contents.as_ref().err()?)));
+    if let Some((resource, why)) = unknown {
         let remedy = match why {
             Unknown::Ledger { .. } => "it can be read",
             Unknown::ReportContradicts { .. } | Unknown::ReportedNone { .. } | Unknown::UnevenReplicas { .. } => {
@@ -129,6 +130,7 @@ fn said(
             | Unknown::BadLabel { .. }
             | Unknown::Contradiction { .. }
             | Unknown::BadCapacity { .. }
+            | Unknown::Renamed { .. }
             | Unknown::Unsupported { .. } => "a GpuInventory describes the node",
         };
         let message = format!("{resource}: {why}; nothing more is placed here until {remedy}");
@@ -137,9 +139,29 @@ fn said(
     if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
         return Some(Said { status: "False", reason: OVERCOMMITTED, message: overcommitted(pool) });
     }
-    let worst = pools.iter().map(|(_, pool)| pool.accounting).max()?;
+    let Some(worst) = pools.iter().map(|(_, pool)| pool.accounting).max() else {
+        return facts.pools.iter().find_map(not_accounted);
+    };
     let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
     Some(Said { status: "True", reason: reason(worst), message: each.join("; ") })
+}
+
+/// What there is to say of a pool that is not guarded: where the node does not say how it shares its GPUs, vramguard may be
+/// missing something. Whole GPUs and MIG devices are apart in hardware.
+fn not_accounted(pool: &Pool) -> Option<Said> {
+    if pool.sharing != Sharing::Unstated || pool.resource.is_mig() {
+        return None;
+    }
+    let why = match &pool.contents {
+        Err(why) => why.to_string(),
+        Ok(_) => format!("the node carries no {} label", keys::GFD_SHARING),
+    };
+    let message = format!(
+        "{}: {why}, so it is not known whether its GPUs are shared; pods are placed here without a VRAM request. Run GPU Feature \
+         Discovery on the node, or describe it in a GpuInventory",
+        pool.resource
+    );
+    Some(Said { status: "False", reason: "NotAccounted", message })
 }
 
 /// The first resource whose GPUs are not known, and why.
@@ -309,6 +331,31 @@ mod tests {
         assert_eq!(raised(Some("6000Mi")), None);
         assert_eq!(raised(Some("24Gi")), None);
         assert_eq!(raised(None), None);
+    }
+
+    /// It once said that nothing more is placed there, while pods were placed there unaccounted.
+    #[test]
+    fn a_node_without_labels_says_that_its_pods_are_not_accounted_for() {
+        let mut unlabelled = node("32");
+        unlabelled["metadata"]["labels"] = json!({});
+        let (first, after) = patch(&unlabelled);
+        let first = first.unwrap();
+        let condition = &first["status"]["conditions"][0];
+        assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("NotAccounted")));
+        let message = condition["message"].as_str().unwrap();
+        assert!(message.contains("pods are placed here without a VRAM request"), "{message}");
+        assert_eq!(first["status"].get("capacity"), None);
+        assert_eq!(patch(&after).0, None);
+    }
+
+    #[test]
+    fn a_node_with_mig_devices_or_whole_gpus_alone_gets_no_condition() {
+        let mut mig = node("0");
+        mig["status"]["capacity"] = json!({ "nvidia.com/mig-1g.10gb": "7" });
+        assert_eq!(patch(&mig).0, None);
+        let mut whole = node("1");
+        whole["metadata"]["labels"]["nvidia.com/gpu.sharing-strategy"] = json!("none");
+        assert_eq!(patch(&whole).0, None);
     }
 
     #[test]

@@ -304,6 +304,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::VramTooLarge => 422,
         Reason::VramUndeclared
         | Reason::VramWithoutGpu
+        | Reason::VramUnaccounted
         | Reason::VramBelowMinimum
         | Reason::VramAboveMaximum
         | Reason::SlotUnknown

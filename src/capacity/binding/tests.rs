@@ -36,6 +36,7 @@ fn holder(resources: &[&str], pinned: bool) -> Holder {
         request: Some(mib(5720)),
         parts: vec![part],
         gpus: resources.iter().map(|name| (Resource((*name).into()), 1)).collect(),
+        label_at_least: None,
         priority: 0,
         starting: None,
         bound: None,
@@ -53,6 +54,7 @@ fn pod(node: Option<&str>) -> Pod {
         env: vec![budget],
     };
     Pod {
+        access: crate::capacity::pod::HostAccess::None,
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         containers: vec![main],
         declarations: Declarations::default(),

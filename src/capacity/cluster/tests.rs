@@ -38,6 +38,7 @@ fn holder(request: u64, priority: i32) -> Holder {
             gpu: None,
         }],
         gpus: vec![(gpu(), 1)],
+        label_at_least: None,
         priority,
         starting: None,
         bound: None,
@@ -66,7 +67,7 @@ fn a_resource_is_guarded_while_a_node_shares_it() {
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
     cluster.apply_node("shared", node(24_576, 1, 4, Sharing::TimeSlicing));
     assert!(cluster.guards(&gpu()));
-    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(80_000 - 480 - 800)));
+    assert_eq!(cluster.node("whole").unwrap().2.published, Some(Vram::from_mib(2 * 78_720)));
     cluster.apply_node("shared", node(24_576, 1, 1, Sharing::Exclusive));
     assert!(!cluster.guards(&gpu()), "its node says that it shares no longer");
     assert_eq!(cluster.node("whole").unwrap().2.published, None);
@@ -216,6 +217,43 @@ fn a_pod_that_may_preempt_is_not_short_of_what_lower_priorities_hold() {
     assert!(!short(&pod(10, Preemption::LowerPriority)));
 }
 
+/// An H100 that joined made every pod without a declaration too large for all other nodes.
+#[test]
+fn a_node_that_joins_makes_no_other_node_too_small_for_pods_that_declare_nothing() {
+    let mut cluster = cluster();
+    cluster.apply_node("l4", node(24_576, 1, 4, Sharing::TimeSlicing));
+    let slot = |cluster: &Cluster| cluster.slot_for(&gpu(), &Placement::default()).map(Vram::mib);
+    assert_eq!(slot(&cluster), Some(5967));
+    cluster.apply_node("h100", node(81_559, 1, 2, Sharing::TimeSlicing));
+    assert_eq!(slot(&cluster), Some(5967));
+    assert_eq!(
+        cluster.slot_for(&gpu(), &on("h100")).map(Vram::mib),
+        Some(40_126),
+        "where it goes nowhere else, its share"
+    );
+    let undeclared = Undeclared { demand: Vram::from_mib(5967), fitting: 2, nodes: 2 };
+    assert_eq!(cluster.undeclared(), BTreeMap::from([(gpu(), undeclared)]));
+    // One that is too small for anything does not decide.
+    cluster.apply_node("tiny", node(600, 1, 4, Sharing::TimeSlicing));
+    assert_eq!(slot(&cluster), Some(5967));
+    assert_eq!(cluster.undeclared()[&gpu()], Undeclared { nodes: 3, ..undeclared });
+}
+
+#[test]
+fn nothing_accounts_for_a_resource_while_a_node_does_not_say_how_it_shares_it() {
+    let mut cluster = cluster();
+    let unaccounted = |cluster: &Cluster, placement: &Placement| cluster.unaccounted(&gpu(), placement);
+    assert_eq!(unaccounted(&cluster, &Placement::default()), Some(Unaccounted::NoNode));
+    cluster.apply_node("whole", node(80_000, 8, 1, Sharing::Exclusive));
+    assert_eq!(unaccounted(&cluster, &Placement::default()), None);
+    cluster.apply_node("plain", node(80_000, 8, 1, Sharing::Unstated));
+    let plain = Some(Unaccounted::Unstated { node: "plain".into() });
+    assert_eq!(unaccounted(&cluster, &Placement::default()), plain);
+    assert_eq!(unaccounted(&cluster, &on("whole")), None);
+    cluster.apply_node("plain", node(80_000, 8, 1, Sharing::Exclusive));
+    assert_eq!(unaccounted(&cluster, &Placement::default()), None);
+}
+
 #[test]
 fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     let mut cluster = cluster();
@@ -223,9 +261,10 @@ fn the_slot_is_that_of_the_nodes_the_pod_may_land_on() {
     cluster.apply_node("large", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.apply_node("whole", node(80_000, 1, 1, Sharing::Exclusive));
     let slot = |placement: &Placement| cluster.slot_for(&gpu(), placement).unwrap().mib();
-    assert_eq!((slot(&Placement::default()), slot(&on("small")), slot(&on("whole"))), (5967, 2048, 5967));
-    assert!(cluster.is_slot(&gpu(), Vram::from_mib(2048)));
-    assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049)));
+    assert_eq!((slot(&Placement::default()), slot(&on("large")), slot(&on("whole"))), (2048, 5967, 2048));
+    assert!(cluster.is_slot(&gpu(), Vram::from_mib(2048), &Placement::default()));
+    assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2049), &Placement::default()));
+    assert!(!cluster.is_slot(&gpu(), Vram::from_mib(2048), &on("large")), "not of a node that it may land on");
 }
 
 /// A resource may be guarded that nobody shares at the moment: pods must not be refused for want of a slot.
@@ -235,7 +274,7 @@ fn where_nobody_shares_a_whole_gpu_is_the_slot() {
     cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
     assert!(cluster.guards(&gpu()));
     assert_eq!(cluster.slot_for(&gpu(), &Placement::default()), Some(Vram::from_mib(78_720)));
-    assert!(cluster.is_slot(&gpu(), Vram::from_mib(78_720)));
+    assert!(cluster.is_slot(&gpu(), Vram::from_mib(78_720), &Placement::default()));
 }
 
 #[test]

@@ -61,6 +61,7 @@ fn one(request: u64, priority: i32) -> Holder {
         request: Some(mib(request)),
         parts: vec![part(Amount::Requested(mib(request)), false)],
         gpus: vec![(Resource(GPU.into()), 1)],
+        label_at_least: None,
         priority,
         starting: None,
         bound: None,
@@ -231,6 +232,7 @@ fn holders() -> impl Strategy<Value = Holder> {
                 bound: None,
                 annotated: true,
                 gpus: gpus.into_iter().map(|(name, count)| (Resource(name.into()), count)).collect(),
+                label_at_least: None,
                 priority,
                 starting,
             }

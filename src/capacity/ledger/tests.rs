@@ -46,6 +46,7 @@ fn holder(parts: &[Amount]) -> Holder {
         request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),
         parts: parts.iter().map(|amount| part("main", *amount)).collect(),
         gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
+        label_at_least: None,
         priority: 0,
         starting: None,
         bound: None,
@@ -204,7 +205,7 @@ fn what_one_pod_can_get_is_said_where_the_sum_does_not_say_it() {
     assert_eq!(of(Pool { handout: Handout::Packed, ..several.clone() }), Some(mib(80_000)));
     assert_eq!(of(Pool { handout: Handout::Pinned, ..several.clone() }), Some(mib(80_000)));
     assert_eq!(of(pool(&[24_000], 4, Sharing::TimeSlicing)), None);
-    assert_eq!(of(pool(&[24_000, 80_000], 1, Sharing::Exclusive)), None);
+    assert_eq!(of(pool(&[24_000, 80_000], 1, Sharing::Exclusive)), Some(mib(24_000)));
     assert_eq!(several.pod_max(&plain()), Some(mib(6000)));
     // Not on nodes that nobody guards.
     assert_eq!(requesting(&[]).standing(&[several], &plain(), |_| false).pod_max, None);
@@ -222,7 +223,6 @@ fn a_whole_gpu_is_promised_while_one_is_free() {
     let node = || pool(&[80_000, 80_000], 1, Sharing::Exclusive);
     assert_eq!(standing(&requesting(&[100]), node()).placeable, mib(80_000));
     assert_eq!(standing(&requesting(&[100, 200]), node()).placeable, Vram::ZERO);
-    assert_eq!(standing(&requesting(&[100, 200]), node()).published, Some(mib(300)));
 }
 
 #[test]
@@ -411,4 +411,40 @@ proptest! {
         prop_assert!(after <= before);
         prop_assert!(before - demand <= after, "{before} - {demand} > {after}");
     }
+}
+
+/// One GPU was published, so that a pod of 70 GiB that preempts had 7 pods of 10 GiB evicted where one would do.
+#[test]
+fn whole_gpus_are_published_all_at_once_whoever_holds_them() {
+    let node = || pool(&[80_000; 8], 1, Sharing::Exclusive);
+    let training = Holder { gpus: vec![(Resource(GPU.into()), 4)], ..holder(&[Amount::Slots(4)]) };
+    for holders in [vec![], vec![one(10_000); 7], vec![one(10_000); 8], vec![training, one(80_000)]] {
+        let standing = standing(&ledger(holders.clone()), node());
+        assert_eq!((standing.published, standing.pod_max), (Some(mib(640_000)), Some(mib(80_000))), "{holders:?}");
+        assert_eq!(standing.deficit, None);
+    }
+    let one_gpu = standing(&ledger([one(10_000)]), pool(&[80_000], 1, Sharing::Exclusive));
+    assert_eq!((one_gpu.published, one_gpu.pod_max), (Some(mib(80_000)), None), "the number of one GPU says it");
+}
+
+/// The MPS daemon limits each client to total / replicas: a pod of 40 GiB died of 20 on an empty card of 80.
+#[test]
+fn under_mps_no_pod_gets_more_than_the_share_of_one_replica() {
+    let standing = standing(&requesting(&[20_000]), pool(&[80_000], 4, Sharing::Mps));
+    assert_eq!(standing.pools[0].accounting, Accounting::Slot);
+    assert_eq!(
+        (standing.placeable, standing.pod_max, standing.published),
+        (mib(20_000), Some(mib(20_000)), Some(mib(80_000)))
+    );
+}
+
+/// A kubelet that starts compares with the affinity of the pod, which may ask for more than the pod requests.
+#[test]
+fn the_label_is_never_below_what_the_affinity_of_a_bound_pod_asks_for() {
+    let pinned_down = Holder { label_at_least: Some(mib(8912)), ..one(1744) };
+    let with =
+        |replicas| standing(&ledger([pinned_down.clone()]), pool(&[80_000, 80_000], replicas, Sharing::TimeSlicing));
+    assert_eq!(with(4).pod_max, Some(mib(20_000)));
+    assert_eq!(with(16).pod_max, Some(mib(8912)));
+    assert_eq!(with(16).published, Some(mib(1744 + 5000)), "others of that size are kept off by the number");
 }

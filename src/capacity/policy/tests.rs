@@ -56,6 +56,7 @@ fn everything_else_is_the_namespaces_unless_locked() {
         mode: Some(Mode::Off),
         on_shortfall: Some(OnShortfall::Deny),
         required: Some(true),
+        on_unaccounted: Some(OnUnaccounted::Warn),
         default: mib(1),
         min: mib(2),
         max: mib(3),
@@ -93,11 +94,22 @@ fn exempt_namespaces_have_no_policy_and_the_own_one_always_is() {
     assert!(documents(None, Layer::default()).of("kube-system").is_none());
 }
 
+const EXEMPT: [&str; 8] = [
+    "gpu-operator",
+    "gpu-operator-resources",
+    "kube-node-lease",
+    "kube-system",
+    "node-feature-discovery",
+    "nvidia-device-plugin",
+    "nvidia-gpu-operator",
+    "vramguard-system",
+];
+
 #[test]
 fn enforcing_everywhere_lists_the_exceptions() {
     let policies = documents(Some(ClusterPolicy::default()), Layer { mode: Some(Mode::Warn), ..Layer::default() });
-    let expected = ["gpu-operator", "kube-node-lease", "kube-system", "ml", "vramguard-system"];
-    assert_eq!(policies.enforced(), Namespaces::AllBut(expected.map(String::from).into()));
+    let expected = EXEMPT.iter().chain(&["ml"]).map(|name| (*name).to_owned());
+    assert_eq!(policies.enforced(), Namespaces::AllBut(expected.collect()));
 }
 
 #[test]
@@ -107,9 +119,8 @@ fn requests_are_injected_where_policy_enforces_or_warns() {
         let cluster = cluster.map(|mode| ClusterPolicy { layer: layer(Some(mode)), ..ClusterPolicy::default() });
         documents(cluster, layer(ml)).injected()
     };
-    let exempt = ["gpu-operator", "kube-node-lease", "kube-system", "vramguard-system"];
     let all_but =
-        |more: &[&str]| Namespaces::AllBut(exempt.iter().chain(more).map(|name| (*name).to_owned()).collect());
+        |more: &[&str]| Namespaces::AllBut(EXEMPT.iter().chain(more).map(|name| (*name).to_owned()).collect());
     let only = |names: &[&str]| Namespaces::Only(names.iter().map(|name| (*name).to_owned()).collect());
     for injects in [Mode::Enforce, Mode::Warn] {
         assert_eq!(of(Some(injects), None), all_but(&[]));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{EnvConflict, Violation, quoted};
+use super::{EnvConflict, Unaccounted, Violation, quoted};
 use crate::capacity::gpu::Resource;
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -18,10 +18,16 @@ pub enum Advice {
     UnknownAnnotation { key: String },
     /// The user's own environment is kept.
     KeptEnvironment { container: String, conflict: EnvConflict },
+    /// The user's own choice of GPUs was taken out.
+    RemovedEnvironment { container: String, conflict: EnvConflict },
+    /// Its node affinity or nodeSelector named our label.
+    ReplacedAffinity,
     /// No node could take it, even an empty one.
     NothingLargeEnough { demand: Vram, ceiling: Vram, resource: Resource },
-    /// Declared, but nothing shares the resource, so nothing counts it.
+    /// Declared, but each GPU of the resource goes to one container, so there is nothing to account for.
     NotGuarded { key: String, resource: Resource },
+    /// Declared, but nothing accounts for the resource.
+    Unaccounted { key: String, resource: Resource, why: Unaccounted },
     /// A violation in a namespace that only warns.
     Violates(Violation),
 }
@@ -52,8 +58,19 @@ impl fmt::Display for Advice {
                 "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
                  empty: the pod waits until a larger one joins"
             ),
+            Advice::RemovedEnvironment { container, conflict } => {
+                write!(f, "container {container:?} sets {conflict}; it was removed")
+            }
+            Advice::ReplacedAffinity => write!(
+                f,
+                "node affinity and nodeSelector on label {} are set by vramguard only and were replaced",
+                keys::POD_MAX_MIB
+            ),
             Advice::NotGuarded { key, resource } => {
                 write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")
+            }
+            Advice::Unaccounted { key, resource, why } => {
+                write!(f, "annotation {key} is not accounted for: {}", why.about(resource))
             }
             Advice::Violates(violation) => write!(f, "would be refused under mode Enforce: {violation}"),
         }

@@ -59,6 +59,7 @@ fn lacking(names: &[String]) -> Vec<Lacking> {
         request: Some(request),
         parts: vec![part.clone()],
         gpus: vec![(resource.clone(), 1)],
+        label_at_least: None,
         priority: 0,
         starting: None,
         bound: None,

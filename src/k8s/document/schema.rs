@@ -8,8 +8,10 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::node::{MAX_GPU, Override};
-use crate::capacity::gpu::{DriverReserve, Overcommit, Resource};
-use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, VisibleDevices};
+use crate::capacity::gpu::{DriverReserve, Overcommit, Resource, Sharing};
+use crate::capacity::policy::{
+    ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, VisibleDevices,
+};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -79,9 +81,10 @@ pub struct NamespaceSpec {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Declaration {
     required: Option<bool>,
+    on_unaccounted: Option<OnUnaccountedText>,
     default: Option<Amount>,
     min: Option<Amount>,
     max: Option<Amount>,
@@ -129,6 +132,8 @@ struct InventoryEntry {
     #[serde(default)]
     match_labels: BTreeMap<String, String>,
     resource: GpuResource,
+    #[serde(default)]
+    sharing: Option<SharingText>,
     replicas: NonZeroU32,
     gpus: Vec<Amount>,
 }
@@ -202,7 +207,7 @@ fn layer(
     models: BTreeMap<String, Amount>,
     environment: &Environment,
 ) -> Result<Layer, Wrong<&'static str>> {
-    let Declaration { required, default, min, max } = *declaration;
+    let Declaration { required, on_unaccounted, default, min, max } = *declaration;
     if let (Some(min), Some(max)) = (min, max)
         && min > max
     {
@@ -217,6 +222,7 @@ fn layer(
         mode: mode.map(Into::into),
         on_shortfall: on_shortfall.map(Into::into),
         required,
+        on_unaccounted: on_unaccounted.map(Into::into),
         default: default.map(|amount| amount.0),
         min: min.map(|amount| amount.0),
         max: max.map(|amount| amount.0),
@@ -254,6 +260,7 @@ impl InventorySpec {
                 names: entry.names,
                 labels: entry.match_labels,
                 resource: entry.resource.0,
+                sharing: entry.sharing.map_or(Sharing::SomeWay, Into::into),
                 replicas: entry.replicas,
                 gpus: entry.gpus.into_iter().map(|amount| amount.0).collect(),
             })
@@ -282,6 +289,8 @@ text_of!(ModeText => Mode { Enforce = "Enforce", Warn = "Warn", Audit = "Audit",
 text_of!(OnShortfallText => OnShortfall { Wait = "Wait", Deny = "Deny", Reroute = "Reroute" });
 text_of!(VisibleDevicesText => VisibleDevices { Leave = "Leave", Pin = "Pin" });
 text_of!(OnConflictText => OnConflict { Warn = "Warn", Deny = "Deny" });
+text_of!(SharingText => Sharing { TimeSlicing = "TimeSlicing", Mps = "MPS" });
+text_of!(OnUnaccountedText => OnUnaccounted { Warn = "Warn", Deny = "Deny" });
 text_of!(FrameworkText => Framework {
     Auto = "Auto", None = "None", PyTorch = "PyTorch", Vllm = "vLLM", SgLang = "SGLang", Tgi = "TGI", Jax = "JAX",
     TensorFlow = "TensorFlow", LlamaCpp = "llama.cpp", Ollama = "Ollama", Triton = "Triton",
@@ -447,9 +456,8 @@ impl<'de> Deserialize<'de> for GpuResource {
             return Ok(GpuResource(Resource(name)));
         }
         Err(D::Error::custom(format_args!(
-            "{name:?} is not a GPU resource; those are {}, {} and {}<profile>",
+            "{name:?} is not a GPU resource; those are {0}, {0}.<name>, {0}-<name> and {1}<profile>",
             keys::GPU_RESOURCE,
-            keys::GPU_SHARED_RESOURCE,
             keys::MIG_RESOURCE_OF
         )))
     }

@@ -1,6 +1,7 @@
 //! Every error names file, line and field; every field of the table is read.
 
 use super::*;
+use crate::capacity::gpu::DriverReserve;
 use crate::capacity::policy::{Field, Framework, Mode, OnConflict, OnShortfall, Policies, VisibleDevices};
 use crate::capacity::vram::Vram;
 
@@ -26,9 +27,9 @@ fn error(text: &str) -> String {
 #[test]
 fn every_field_is_read() {
     let text = cluster(
-        "mode: Warn\nonShortfall: Deny\ndeclaration:\n  required: true\n  default: 2Gi\n  min: 1Gi\n  max: 16Gi\nquota: 64Gi\n\
+        "mode: Warn\nonShortfall: Deny\ndeclaration:\n  required: true\n  onUnaccounted: Warn\n  default: 2Gi\n  min: 1Gi\n  max: 16Gi\nquota: 64Gi\n\
          models:\n  qwen3-8b: 17Gi\nenvironment:\n  framework: vLLM\n  visibleDevices: Pin\n  onConflict: Deny\n\
-         reroute:\n  pools: [spot]\nperProcessOverhead: 500Mi\nheadroom:\n  percent: 2\n  minimum: 0\novercommit: \"1.25\"\n\
+         reroute:\n  pools: [spot]\nperProcessOverhead: 500Mi\nheadroom:\n  percent: 2\n  minimum: 0\n  driverReserve: 300Mi\novercommit: \"1.25\"\n\
          startup:\n  serializePerGpu: true\nexemptNamespaces: [infra]\nlocked: [mode, declaration.max]",
     );
     let configuration = read_one(&text).unwrap();
@@ -41,6 +42,7 @@ fn every_field_is_read() {
     assert_eq!(policy.layer.on_conflict, Some(OnConflict::Deny));
     assert_eq!(policy.layer.models["qwen3-8b"], Vram::from_mib(17 * 1024));
     assert_eq!(policy.headroom_minimum, Some(Vram::ZERO));
+    assert_eq!(policy.driver_reserve, Some(DriverReserve::Amount(Vram::from_mib(300))));
     assert_eq!(policy.overcommit.unwrap().to_string(), "1.25");
     assert_eq!(policy.locked, [Field::Mode, Field::Max].into());
     assert_eq!(policy.reroute_pools, ["spot"]);

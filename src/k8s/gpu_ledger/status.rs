@@ -94,7 +94,7 @@ impl Condition {
 
 fn accounted(facts: &NodeFacts, standing: &Standing, rules: &Rules, guards: &impl Fn(&Resource) -> bool) -> Condition {
     let kind = ACCOUNTED;
-    if let Some((resource, why)) = publication::unknown(facts) {
+    if let Some((resource, why)) = publication::unknown(facts).filter(|(resource, _)| guards(resource)) {
         return Condition { kind, status: "False", reason: "Unknown", message: format!("{resource}: {why}") };
     }
     let pools: Vec<&PoolStanding> = standing.pools.iter().filter(|pool| guards(&pool.resource)).collect();

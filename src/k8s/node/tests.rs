@@ -149,6 +149,7 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
         names: ["gpu-0".to_owned()].into(),
         labels: BTreeMap::new(),
         resource: Resource("nvidia.com/gpu".into()),
+        sharing: Sharing::SomeWay,
         replicas: NonZeroU32::new(4).unwrap(),
         gpus: vec![Vram::from_mib(24_576), Vram::from_mib(81_559)],
     };
@@ -177,4 +178,44 @@ fn an_advertised_figure_is_compared_by_value() {
     assert!(!says(None, Some(Vram::ZERO)));
     assert!(!says(Some("0"), None));
     assert!(!says(Some("many"), Some(Vram::ZERO)));
+}
+
+#[test]
+fn a_renamed_resource_is_known_once_a_gpu_inventory_describes_it() {
+    let object =
+        object(&labels("24576", "2", "4", "time-slicing"), &[("nvidia.com/gpu.small", "8"), ("nvidia.com/gpu", "0")]);
+    let undescribed = facts(&object, &[]);
+    assert_eq!(modes(&undescribed), [("nvidia.com/gpu.small", Accounting::Unknown)]);
+    assert!(why(&undescribed).contains("name them in a GpuInventory"), "{}", why(&undescribed));
+    let described = |sharing| Override {
+        names: ["gpu-0".to_owned()].into(),
+        labels: BTreeMap::new(),
+        resource: Resource("nvidia.com/gpu.small".into()),
+        sharing,
+        replicas: NonZeroU32::new(8).unwrap(),
+        gpus: vec![Vram::from_mib(24_576)],
+    };
+    let facts = |sharing| facts(&object, &[described(sharing)]);
+    assert_eq!(modes(&facts(Sharing::SomeWay)), [("nvidia.com/gpu.small", Accounting::Exact)]);
+    assert_eq!(modes(&facts(Sharing::Mps)), [("nvidia.com/gpu.small", Accounting::Slot)]);
+    // A kubelet that starts advertises zero until the device plugin is back.
+    let mut starting = object.clone();
+    starting.status.capacity.insert("nvidia.com/gpu.small".into(), serde_json::from_value(json!("0")).unwrap());
+    let facts = super::facts(&starting, &[described(Sharing::SomeWay)]);
+    assert_eq!(modes(&facts), [("nvidia.com/gpu.small", Accounting::Exact)]);
+}
+
+#[test]
+fn a_label_says_mps_where_the_operators_word_leaves_it_open() {
+    let object = object(&labels("24576", "1", "4", "mps"), &[("nvidia.com/gpu", "4")]);
+    assert_eq!(modes(&facts(&object, &[])), [("nvidia.com/gpu", Accounting::Slot)]);
+    let described = Override {
+        names: ["gpu-0".to_owned()].into(),
+        labels: BTreeMap::new(),
+        resource: Resource("nvidia.com/gpu".into()),
+        sharing: Sharing::SomeWay,
+        replicas: NonZeroU32::new(4).unwrap(),
+        gpus: vec![Vram::from_mib(24_576)],
+    };
+    assert_eq!(modes(&facts(&object, &[described])), [("nvidia.com/gpu", Accounting::Slot)]);
 }

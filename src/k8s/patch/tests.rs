@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::capacity::environment::Variable;
+use crate::capacity::placement::NodeNeeds;
 use crate::capacity::vram::Vram;
 
 fn patched(pod: &Value, changes: &Changes) -> Value {
@@ -13,12 +14,19 @@ fn patched(pod: &Value, changes: &Changes) -> Value {
     pod
 }
 
+/// The change of a pod's affinity alone.
+fn needing(pod: &Value, needs: NodeNeeds) -> Changes {
+    let object: PodObject = serde_json::from_value(pod.clone()).unwrap();
+    let affinity = crate::k8s::pod::translate(&object, None, None).placement.affinity_for(&needs);
+    Changes { affinity, ..Changes::default() }
+}
+
 fn full_change() -> Changes {
     let env = vec![
         Variable { name: "VRAMGUARD_VRAM_MIB", value: environment::Value::Literal("8192".into()) },
         Variable { name: "CUDA_DEVICE_ORDER", value: environment::Value::Literal("PCI_BUS_ID".into()) },
     ];
-    let change = ContainerChange { request: Some(Vram::from_mib(8912)), env };
+    let change = ContainerChange { request: Some(Vram::from_mib(8912)), remove_env: None, env };
     Changes { containers: vec![change], ..Changes::default() }
 }
 
@@ -90,8 +98,7 @@ fn unshared_nodes_are_required_beside_everything_else_that_is() {
         ),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let changes = Changes { avoid_shared: true, ..Changes::default() };
-        let patched = patched(&pod, &changes);
+        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: true, room_for: None }));
         let node_affinity = &patched["spec"]["affinity"]["nodeAffinity"];
         assert_eq!(node_affinity["requiredDuringSchedulingIgnoredDuringExecution"], expected);
         if affinity.get("podAntiAffinity").is_some() {
@@ -133,8 +140,8 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
         (required(json!([])), json!([])),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let pod_max = Some(Vram::from_mib(8912));
-        let patched = patched(&pod, &Changes { pod_max, ..Changes::default() });
+        let room_for = Some(Vram::from_mib(8912));
+        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: false, room_for }));
         let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         assert_eq!(required["nodeSelectorTerms"], expected);
     }
@@ -142,7 +149,7 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
 
 #[test]
 fn unshared_nodes_are_required_in_each_alternative() {
-    let changes = Changes { avoid_shared: true, pod_max: Some(Vram::from_mib(8912)), ..Changes::default() };
+    let needs = NodeNeeds { avoid_shared: true, room_for: Some(Vram::from_mib(8912)) };
     let zone = json!({ "key": "zone", "operator": "Exists" });
     let unshared =
         json!({ "key": "nvidia.com/gpu.sharing-strategy", "operator": "NotIn", "values": ["time-slicing", "mps"] });
@@ -151,7 +158,8 @@ fn unshared_nodes_are_required_in_each_alternative() {
     let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [zone] }] });
     for (required, theirs) in [(Value::Null, vec![]), (required, vec![zone])] {
         let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": required } });
-        let patched = patched(&json!({ "spec": { "affinity": affinity, "containers": [] } }), &changes);
+        let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
+        let patched = patched(&pod, &needing(&pod, needs));
         let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         let term = |ours: [&Value; 2]| {
             let all: Vec<&Value> = theirs.iter().chain(ours).collect();
@@ -159,4 +167,97 @@ fn unshared_nodes_are_required_in_each_alternative() {
         };
         assert_eq!(required["nodeSelectorTerms"], json!([term([&unshared, &unlabelled]), term([&unshared, &large])]));
     }
+}
+
+const REQUIRED_PATH: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution";
+
+fn terms_of(pod: &Value) -> Value {
+    pod.pointer(REQUIRED_PATH).map_or(Value::Null, |required| required["nodeSelectorTerms"].clone())
+}
+
+/// An agent that starts again with more memory each time it ran out of it copied 2, 4, 8, 16 terms.
+#[test]
+fn terms_do_not_multiply_when_a_pod_is_copied_with_another_demand() {
+    let zone = json!({ "key": "zone", "operator": "In", "values": ["a"] });
+    let unlabelled = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" });
+    let above = |mib: u64| json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": [mib.to_string()] });
+    for affinity in [
+        Value::Null,
+        json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{ "matchExpressions": [zone] }],
+        } } }),
+    ] {
+        let with = |ours: Value| if affinity.is_null() { vec![ours] } else { vec![zone.clone(), ours] };
+        let mut pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
+        for mib in [1744, 2768, 8912, 3792, 1744] {
+            let needs = NodeNeeds { avoid_shared: false, room_for: Some(Vram::from_mib(mib)) };
+            pod = patched(&pod, &needing(&pod, needs));
+            assert_eq!(
+                terms_of(&pod),
+                json!([
+                    { "matchExpressions": with(unlabelled.clone()) }, { "matchExpressions": with(above(mib - 1)) },
+                ])
+            );
+            assert_eq!(needing(&pod, needs).affinity, None, "said twice it is the same");
+        }
+    }
+}
+
+#[test]
+fn a_requirement_on_our_label_that_somebody_wrote_is_replaced() {
+    let theirs = json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Lt", "values": ["5"] });
+    let zone = json!({ "key": "zone", "operator": "Exists" });
+    let required = |terms: Value| {
+        json!({ "spec": { "containers": [], "affinity": { "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } } } })
+    };
+    let needs = NodeNeeds { avoid_shared: false, room_for: Some(Vram::from_mib(100)) };
+    let ours = [
+        json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" }),
+        json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["99"] }),
+    ];
+    for (terms, expected) in [
+        (
+            json!([{ "matchExpressions": [theirs, zone, theirs] }]),
+            json!([{ "matchExpressions": [zone, ours[0]] }, { "matchExpressions": [zone, ours[1]] }]),
+        ),
+        (
+            json!([{ "matchExpressions": [theirs] }, { "matchExpressions": [zone] }]),
+            json!([{ "matchExpressions": [ours[0]] }, { "matchExpressions": [ours[1]] }]),
+        ),
+        (
+            json!([{ "matchExpressions": [theirs, zone] }, {}, { "matchExpressions": [zone] }]),
+            json!([{ "matchExpressions": [zone, ours[0]] }, {}, { "matchExpressions": [zone, ours[1]] }]),
+        ),
+    ] {
+        let pod = required(terms);
+        assert_eq!(terms_of(&patched(&pod, &needing(&pod, needs))), expected);
+    }
+    let alone = required(json!([{ "matchExpressions": [theirs] }]));
+    let patched = patched(&alone, &needing(&alone, NodeNeeds::default()));
+    assert_eq!(patched["spec"]["affinity"], json!({ "nodeAffinity": {} }), "nothing is required any more");
+}
+
+#[test]
+fn each_entry_of_a_variable_is_taken_out_before_ours_are_put_in() {
+    let theirs = |value: &str| json!({ "name": "NVIDIA_VISIBLE_DEVICES", "value": value });
+    let other = json!({ "name": "HOME", "value": "/root" });
+    let pod = json!({ "spec": { "containers": [{ "name": "main", "resources": {}, "env": [theirs("0"), other, theirs("all")] }] } });
+    let mut changes = full_change();
+    changes.containers[0].remove_env = Some("NVIDIA_VISIBLE_DEVICES");
+    let names: Vec<Value> = patched(&pod, &changes)["spec"]["containers"][0]["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["name"].clone())
+        .collect();
+    assert_eq!(names, ["VRAMGUARD_VRAM_MIB", "CUDA_DEVICE_ORDER", "HOME"]);
+}
+
+#[test]
+fn a_node_selector_on_our_label_is_taken_out() {
+    let pod =
+        json!({ "spec": { "containers": [], "nodeSelector": { "vramguard.dev/pod-max-mib": "5", "zone": "a" } } });
+    let changes = Changes { unselect: true, ..Changes::default() };
+    assert_eq!(patched(&pod, &changes)["spec"]["nodeSelector"], json!({ "zone": "a" }));
 }

@@ -57,6 +57,7 @@ pub fn pod(request: u64) -> Holder {
             gpu: None,
         }],
         gpus: vec![(resource(), 1)],
+        label_at_least: None,
         priority: 0,
         starting: None,
         bound: None,
