@@ -20,10 +20,12 @@ pub const MUTATE: &str = "pods.vramguard.dev";
 pub const BIND: &str = "bindings.vramguard.dev";
 /// Name of the validating entry with failurePolicy Fail.
 pub const ENFORCE: &str = "enforce.pods.vramguard.dev";
-/// Name of the validating entry with failurePolicy Ignore.
+/// Name of the validating entry, with failurePolicy Ignore, for pods of the same namespaces that only make GPUs visible.
+pub const DEVICES: &str = "devices.pods.vramguard.dev";
+/// Name of the validating entry with failurePolicy Ignore for all other namespaces.
 pub const REPORT: &str = "report.pods.vramguard.dev";
 
-const OURS: [&str; 4] = [MUTATE, BIND, ENFORCE, REPORT];
+const OURS: [&str; 5] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT];
 
 /// The selector of an entry; `None` for an entry that is not ours.
 pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
@@ -31,7 +33,7 @@ pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
     match entry {
         MUTATE => Some(all_but(exempt)),
         BIND => Some(those(policies.injected())),
-        ENFORCE => Some(those(policies.enforced())),
+        ENFORCE | DEVICES => Some(those(policies.enforced())),
         REPORT => Some(match policies.enforced() {
             Namespaces::AllBut(others) => only(&others.difference(exempt).cloned().collect()),
             Namespaces::Only(enforced) => all_but(&enforced.union(exempt).cloned().collect()),

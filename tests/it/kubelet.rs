@@ -214,7 +214,7 @@ async fn a_pod_that_names_a_full_node_is_refused_by_the_webhook_and_without_it_b
     let create = ["create", "-f", "-"];
     let refused = host.plane.kubectl_with_input(&create, &pod("direct", "8Gi", &direct)).await.expect_failure();
     assert!(
-        refused.contains("passes by kube-scheduler, which accounts for VRAM (8912Mi demanded, 3240Mi left there)"),
+        refused.contains("passes by kube-scheduler, which accounts for VRAM (8912Mi demanded, 2670Mi left there)"),
         "{refused}"
     );
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{kubectl, kubectl_as};
 use crate::guard::{OnOutage, apply_manifests};
@@ -145,7 +145,12 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
         refused.contains("container \"main\" requests vramguard.dev/vram but no GPU (nvidia.com/gpu, "),
         "{refused}"
     );
-    for gpu in ["nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb"] {
+    // Neither none of a GPU nor something that is called alike: such a pod would hold VRAM and no replica.
+    for no_gpu in ["nvidia.com/gpu: 0", "nvidia.com/gpufoo: 1", "nvidia.com/gpumem: 1", "example.com/gpu: 1"] {
+        let refused = create("ml", &format!("{{vramguard.dev/vram: 1Gi, {no_gpu}}}")).await.expect_failure();
+        assert!(refused.contains("requests vramguard.dev/vram but no GPU"), "{no_gpu}: {refused}");
+    }
+    for gpu in ["nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/gpu-small", "nvidia.com/mig-1g.10gb"] {
         create("ml", &format!("{{vramguard.dev/vram: 1Gi, {gpu}: 1}}")).await.expect_success();
     }
     create("ml", "{cpu: 1}").await.expect_success();
@@ -178,8 +183,108 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
         "get validatingadmissionpolicies -o jsonpath={range.items[*]}{.metadata.name}={.status.typeChecking}{end}";
     eventually("the expressions to be checked", PATIENCE, async || {
         let found = kubectl(&plane, warnings, "").await.stdout;
-        ensure!(found == "vramguard-annotations={}vramguard-requests={}vramguard-serviceaccount={}", "{found}");
+        ensure!(
+            found == "vramguard-annotations={}vramguard-devices={}vramguard-requests={}vramguard-serviceaccount={}",
+            "{found}"
+        );
         Ok(())
     })
     .await;
+}
+
+/// Each way to a GPU past the device plugin, as the binding is shipped and as an operator makes it refuse.
+#[tokio::test]
+async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_one_line() {
+    let (plane, _) = start().await;
+    let pod = |name: &str, annotations: Value, spec: Value| {
+        let mut spec = spec;
+        for list in ["containers", "initContainers"] {
+            for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                container["image"] = json!("none");
+            }
+        }
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "ml", "annotations": annotations}, "spec": spec})
+            .to_string()
+    };
+    let visible = |value: &str| json!([{"name": "NVIDIA_VISIBLE_DEVICES", "value": value}]);
+    let from_elsewhere =
+        json!([{"name": "NVIDIA_VISIBLE_DEVICES", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]);
+    let alone = |env: Value| json!({"containers": [{"name": "main", "env": env}]});
+    let host = |path: &str| json!({"containers": [{"name": "main"}], "volumes": [{"name": "dev", "hostPath": {"path": path}}]});
+    let ways = [
+        ("sets NVIDIA_VISIBLE_DEVICES without requesting a GPU", pod("a", json!({}), alone(visible("all")))),
+        ("sets NVIDIA_VISIBLE_DEVICES without requesting a GPU", pod("b", json!({}), alone(from_elsewhere))),
+        (
+            "container \"first\" sets NVIDIA_VISIBLE_DEVICES without requesting a GPU",
+            pod(
+                "c",
+                json!({}),
+                json!({"containers": [{"name": "main"}], "initContainers": [{"name": "first", "env": visible("0")}]}),
+            ),
+        ),
+        ("annotation \"cdi.k8s.io/x\" asks", pod("d", json!({"cdi.k8s.io/x": "nvidia.com/gpu=all"}), alone(json!([])))),
+        ("annotation \"nvidia.cdi.k8s.io/x\" asks", pod("e", json!({"nvidia.cdi.k8s.io/x": "all"}), alone(json!([])))),
+        ("volume \"dev\" mounts /dev/nvidia0", pod("f", json!({}), host("/dev/nvidia0"))),
+    ];
+    let mut privileged = alone(visible("all"));
+    privileged["containers"][0]["securityContext"] = json!({"privileged": true});
+    let mut plugin = host("/var/lib/kubelet/device-plugins");
+    plugin["containers"][0]["env"] = visible("all");
+    let mut guarded = alone(visible("all"));
+    guarded["containers"][0]["resources"] = json!({"limits": {"nvidia.com/gpu": "1"}});
+    let harmless = [
+        ("hidden", alone(visible("void"))),
+        ("privileged", privileged),
+        ("device-plugin", plugin),
+        // The mutating webhook takes it out.
+        ("with-a-gpu", guarded),
+        ("other-path", host("/dev/shm")),
+    ];
+    let create = async |pod: &str| kubectl(&plane, "create --dry-run=server -f -", pod).await;
+    eventually("the policy to be in force", PATIENCE, async || {
+        let asked = create(&ways[0].1).await;
+        ensure!(asked.status.success() && asked.stderr.contains(ways[0].0), "{}{}", asked.stdout, asked.stderr);
+        Ok(())
+    })
+    .await;
+    for (message, pod) in &ways {
+        let created = create(pod).await;
+        assert!(created.stderr.contains(message), "{}", created.stderr);
+        created.expect_success();
+    }
+    for (name, spec) in &harmless {
+        let created = create(&pod(name, json!({}), spec.clone())).await;
+        assert!(!created.stderr.contains("Warning"), "{name}: {}", created.stderr);
+        created.expect_success();
+    }
+    // A debugging container is no pod, and no webhook is asked about it.
+    plane.apply(&pod("llm", json!({"cdi.k8s.io/x": "nvidia.com/gpu=all"}), alone(json!([])))).await;
+    let debug = json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": "none", "env": visible("all")}]}});
+    let debug_pod =
+        format!("-n ml patch pod llm --dry-run=server --subresource=ephemeralcontainers --type=strategic -p {debug}");
+    let admin = async || kubectl(&plane, &debug_pod, "").await;
+    let warned = admin().await;
+    assert!(warned.stderr.contains("ephemeral container \"debug\" sets NVIDIA_VISIBLE_DEVICES"), "{}", warned.stderr);
+    warned.expect_success();
+
+    let deny = r#"patch validatingadmissionpolicybinding vramguard-devices -p {"spec":{"validationActions":["Deny"]}}"#;
+    kubectl(&plane, deny, "").await.expect_success();
+    eventually("the policy to refuse", PATIENCE, async || {
+        ensure!(!create(&ways[0].1).await.status.success());
+        Ok(())
+    })
+    .await;
+    for (message, pod) in &ways {
+        let refused = create(pod).await.expect_failure();
+        assert!(
+            refused.contains("'vramguard-devices' with binding 'vramguard-devices' denied request")
+                && refused.contains(message),
+            "{refused}"
+        );
+    }
+    for (name, spec) in harmless {
+        create(&pod(name, json!({}), spec)).await.expect_success();
+    }
+    let refused = admin().await.expect_failure();
+    assert!(refused.contains("ephemeral container \"debug\""), "{refused}");
 }
