@@ -8,7 +8,7 @@ use super::declaration::{self, Fallback, Names, Refused};
 use super::demand::{self, Basis, Demand};
 use super::environment::{self, Injection};
 use super::gpu::Resource;
-use super::placement::{Affinity, NodeNeeds};
+use super::placement::{Affinity, NodeNeeds, Placement};
 use super::pod::{Container, HostAccess, Origin, Pod, VramRequest};
 use super::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use super::verdict::{Advice, Verdict, Violation};
@@ -106,6 +106,23 @@ pub fn judge(pod: &Pod, current: &Policy, previous: Option<&Policy>, cluster: &C
         Some(before) if before.violations.is_empty() => Judgement { mode: now.mode, ..before },
         _ => now,
     }
+}
+
+/// What would keep a pod that runs from being created again, for instance when its node is replaced: what breaks policy and is
+/// not put right by `/mutate/pods`. Empty where the mode refuses nothing.
+pub fn refused_if_created(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Vec<Violation> {
+    if policy.mode != Mode::Enforce || pod.origin == Origin::Mirror {
+        return Vec::new();
+    }
+    // Its node was chosen by a scheduler.
+    let placement = Placement { node_name: None, ..pod.placement.clone() };
+    let pod = Pod { placement, ..pod.clone() };
+    let mut assessment = assess(&pod, policy, cluster);
+    let taken_out = |violation: &Violation| matches!(violation, Violation::EnvironmentConflict { conflict, .. } if conflict.ours.is_none());
+    let denies = assessment.denies_conflicts();
+    assessment.violations.retain(|violation| denies || !taken_out(violation));
+    assessment.violations.truncate(MAX_SAID);
+    assessment.violations
 }
 
 impl Judgement {

@@ -1,7 +1,7 @@
 //! The case files of `tests/cases` through every mouth: the pure core, the handlers (webhooks and extender) over HTTP, and the
 //! binding guard, which needs an API server ([`bindings`]). One answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use vramguard::capacity::admission;
-use vramguard::capacity::policy::Policy;
+use vramguard::capacity::policy::{Mode, Policy};
 use vramguard::capacity::verdict::{Reason, Violation};
 use vramguard::capacity::vram::Vram;
 use vramguard::index::Index;
 use vramguard::k8s::case::{self, Bound, Case, Expected, Outcome, Stage, Suite};
 use vramguard::k8s::object::PodObject;
-use vramguard::k8s::{pod, snapshot};
+use vramguard::k8s::{patch, pod, snapshot};
 use vramguard::metrics::Metrics;
 use vramguard::policies::PolicyStore;
 use vramguard::tls::CertificateStore;
@@ -108,6 +108,48 @@ fn a_policy_that_injected_nothing_does_not_vouch_for_a_request() {
     for previous in ["watched", "quiet", "ml"] {
         assert_eq!(judged(previous), 1, "before: the policy of {previous}");
     }
+}
+
+/// What would be refused if it were created again is what `/validate/pods` refuses after `/mutate/pods`, but for what depends on
+/// the moment and for requests that the pod's author wrote.
+#[test]
+fn a_pod_that_would_be_refused_if_it_were_created_again_is_known_before() {
+    let of_the_moment = |reason: &Reason| {
+        matches!(
+            reason,
+            Reason::VramShortfall
+                | Reason::NodeNameSet
+                | Reason::RequestMismatch
+                | Reason::PodMaxUnchecked
+                | Reason::SharedReplicas
+        )
+    };
+    let (mut refused, mut admitted) = (0, 0);
+    for (path, suite) in suites() {
+        let stage = Stage::of(&suite).expect("checked above");
+        let policies = stage.policies();
+        for case in &suite.cases {
+            let object: PodObject = serde_json::from_value(case.pod.clone()).expect("a pod");
+            let pod = pod::translate(&object, None, Some(&case.user));
+            let Some(policy) = policies.of(&pod.name.namespace).filter(|policy| policy.mode == Mode::Enforce) else {
+                continue;
+            };
+            let known = admission::refused_if_created(&pod, policy, stage.cluster());
+            let mut mutated = case.pod.clone();
+            let operations = patch::operations(&object, &admission::assess(&pod, policy, stage.cluster()).changes());
+            json_patch::patch(&mut mutated, &operations).expect("the patch applies");
+            let mutated: PodObject = serde_json::from_value(mutated).expect("a pod");
+            let mutated = pod::translate(&mutated, None, Some(&case.user));
+            let judged = admission::judge(&mutated, policy, None, stage.cluster()).violations;
+            let reasons = |violations: &[Violation]| {
+                let all: BTreeSet<Reason> = violations.iter().map(Violation::reason).collect();
+                all.into_iter().filter(|reason| !of_the_moment(reason)).collect::<Vec<_>>()
+            };
+            assert_eq!(reasons(&known), reasons(&judged), "{}: {}", path.display(), case.name);
+            if known.is_empty() { admitted += 1 } else { refused += 1 }
+        }
+    }
+    assert!(refused > 10 && admitted > 10, "{refused} refused, {admitted} admitted");
 }
 
 /// What another webhook makes of the affinity, say.
