@@ -2,7 +2,8 @@
 //! before everything that an answer needs is there, not ready any more before anything is taken away.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,7 @@ use crate::index::Index;
 use crate::k8s::snapshot::{self, Snapshot};
 use crate::metrics::Metrics;
 use crate::policies::{self, Files, PolicyStore};
+use crate::tls::clients::Clients;
 use crate::tls::{self, CertificateStore};
 use crate::watch;
 use crate::webhook::bindings::BindingGuard;
@@ -54,13 +56,27 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_SNAPSHOT", value_delimiter = ',')]
     pub snapshot: Vec<PathBuf>,
 
-    /// Where reviews are answered (HTTPS)
-    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "0.0.0.0:8443")]
+    /// Address that reviews are answered on (HTTPS). [::] serves IPv4 too; where the machine has no IPv6, 0.0.0.0 takes its
+    /// place
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "[::]:8443")]
     pub listen: SocketAddr,
 
-    /// Where /metrics, /healthz and /readyz are (plain HTTP)
-    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
+    /// Address that serves /metrics, /healthz and /readyz (plain HTTP)
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "[::]:8080")]
     pub metrics_listen: SocketAddr,
+
+    /// Serve POST /scheduler/filter, for a kube-scheduler that is configured to ask this extender
+    #[arg(long, env = "VRAMGUARD_SCHEDULER_EXTENDER")]
+    pub scheduler_extender: bool,
+
+    /// PEM bundle of the CAs whose client certificates are let in on the HTTPS port, followed while serving. Without it
+    /// everybody who reaches the port may ask
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_CLIENT_CA")]
+    pub client_ca: Option<PathBuf>,
+
+    /// Common name or DNS name of a client certificate that is let in. Repeatable; without it any certificate of --client-ca
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca")]
+    pub client_name: Vec<String>,
 
     /// Directory with tls.crt and tls.key, followed while serving. Needed, unless --cert-secret is given
     #[arg(long, value_name = "DIR", env = "VRAMGUARD_CERT_DIR", required_unless_present = "cert_secret")]
@@ -134,10 +150,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     log(args.log_format);
     let inputs = Inputs::read(&args).map_err(Failure::Input)?;
     let parts = Parts::new(&args, &inputs).map_err(Failure::Input)?;
-    let bind = async |address: SocketAddr| {
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-    };
-    let (listener, plain) = (bind(args.listen).await?, bind(args.metrics_listen).await?);
+    let (listener, plain) = (listen(args.listen).await?, listen(args.metrics_listen).await?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), https = %listener.local_addr().map_err(anyhow::Error::from)?,
         http = %plain.local_addr().map_err(anyhow::Error::from)?, "listening");
 
@@ -145,6 +158,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let mut tasks = JoinSet::new();
     tasks.spawn(serve_plain(plain, health_routes(parts.health(stopping.clone()))));
     inputs.follow(&args, &parts, &mut tasks);
+    if let Some(clients) = parts.clients.clone() {
+        tasks.spawn(async move { clients.follow().await });
+    }
     if let Some(directory) = args.cert_dir.clone() {
         if args.self_signed {
             tls::self_sign(&directory, &names(&args), Timestamp::now()).map_err(Failure::Input)?;
@@ -162,7 +178,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             (parts.join_cluster(client, &args, &mut tasks, stop_controller.clone()), Some(guard))
         }
     };
-    let mut server = tokio::spawn(parts.server(listener, guard, stop_server.clone()));
+    let routes = parts.routes(&args, guard);
+    let mut server = tokio::spawn(parts.server(listener).serve(routes, stop_server.clone()));
     let ended = tokio::select! {
         () = told_to_stop() => None,
         ended = &mut server => Some(anyhow!("the server ended: {ended:?}")),
@@ -188,6 +205,28 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Listens. `[::]` is every address of a machine, of both families; a machine without IPv6 has only one.
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let context = |address: SocketAddr| move || format!("cannot listen on {address}");
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if without_ipv6(address, &error) => {
+            let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            tracing::info!("this machine has no IPv6 ({error}): listening on {instead} in place of {address}");
+            TcpListener::bind(instead).await.with_context(context(instead))
+        }
+        Err(error) => Err(error).with_context(context(address)),
+    }
+}
+
+/// Whether an address is that of all interfaces, and refused only because the machine speaks no IPv6.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    /// EAFNOSUPPORT on Linux, which has no name in the standard library.
+    const NO_SUCH_FAMILY: i32 = 97;
+    let none = error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(NO_SUCH_FAMILY);
+    address.is_ipv6() && address.ip().is_unspecified() && none
+}
+
 async fn drain(controller: JoinHandle<()>, time: Duration) {
     _ = tokio::time::timeout(GIVE_BACK_DEADLINE, controller).await;
     tokio::time::sleep(time).await;
@@ -198,6 +237,7 @@ struct Parts {
     index: Arc<Index>,
     policies: Arc<PolicyStore>,
     certificates: Arc<CertificateStore>,
+    clients: Option<Arc<Clients>>,
     metrics: Arc<Metrics>,
 }
 
@@ -213,7 +253,8 @@ impl Parts {
         });
         let certificates = Arc::new(CertificateStore::default());
         let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
-        Ok(Parts { index, policies, certificates, metrics })
+        let clients = args.client_ca.as_ref().map(|file| Clients::read(file, args.client_name.clone())).transpose()?;
+        Ok(Parts { index, policies, certificates, clients: clients.map(Arc::new), metrics })
     }
 
     fn health(&self, stopping: Arc<AtomicBool>) -> Health {
@@ -221,20 +262,22 @@ impl Parts {
         Health { index, certificates, metrics, stopping }
     }
 
-    fn server(
-        &self,
-        listener: TcpListener,
-        guard: Option<Arc<BindingGuard>>,
-        stop: CancellationToken,
-    ) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    fn routes(&self, args: &Args, guard: Option<Arc<BindingGuard>>) -> Router {
         let (index, policies, metrics) = (self.index.clone(), self.policies.clone(), self.metrics.clone());
         let webhook = Webhook { index, policies, metrics };
-        let routes = match guard {
-            Some(guard) => webhook::guarded_routes(webhook, guard),
-            None => webhook::routes(webhook),
-        };
-        let server = Server { listener, certificates: self.certificates.clone(), metrics: self.metrics.clone() };
-        server.serve(routes, stop)
+        let mut routes = webhook::reviews(webhook.clone());
+        if let Some(guard) = guard {
+            routes = routes.merge(webhook::bindings(webhook.clone(), guard));
+        }
+        if args.scheduler_extender {
+            routes = routes.merge(webhook::filter(webhook));
+        }
+        webhook::limited(routes)
+    }
+
+    fn server(&self, listener: TcpListener) -> Server {
+        let (certificates, clients, metrics) = (self.certificates.clone(), self.clients.clone(), self.metrics.clone());
+        Server { listener, certificates, clients, metrics }
     }
 
     /// Follows the cluster, and controls it whenever this replica leads.

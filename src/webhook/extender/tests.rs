@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use futures::poll;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -55,6 +57,10 @@ fn question(nodes: &[&str]) -> String {
     json!({ "Pod": pod("new", Value::Null), "NodeNames": nodes }).to_string()
 }
 
+fn served(webhook: Webhook) -> Router {
+    crate::webhook::limited(crate::webhook::filter(webhook))
+}
+
 fn wants(args: &Args<'_>) -> (PodUid, Holder) {
     (pod::uid(&args.pod.metadata), pod::would_hold(&args.pod).unwrap())
 }
@@ -96,8 +102,42 @@ async fn an_answer_that_leaves_no_doubt_is_given_at_once() {
 async fn nothing_is_answered_before_nodes_and_pods_are_listed() {
     let ask = async |webhook: Webhook| {
         let request = Request::post("/scheduler/filter").body(Body::from(question(&["gpu-0"]))).unwrap();
-        super::super::routes(webhook).oneshot(request).await.unwrap().status()
+        served(webhook).oneshot(request).await.unwrap().status()
     };
     assert_eq!(ask(webhook()).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(ask(full()).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn more_nodes_than_the_bound_get_an_error_that_kube_scheduler_logs() {
+    let names: Vec<&str> = vec!["a"; extender::MAX_NODES + 1];
+    let nodes = json!({ "items": vec![json!({ "metadata": { "name": "a" } }); extender::MAX_NODES + 1] });
+    for question in [
+        json!({ "Pod": pod("new", Value::Null), "NodeNames": names }),
+        json!({ "Pod": pod("new", Value::Null), "Nodes": nodes }),
+    ] {
+        let request = Request::post("/scheduler/filter").body(Body::from(question.to_string())).unwrap();
+        let response = served(full()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        let said = "10001 nodes in one question, and vramguard answers 10000 at most; lower percentageOfNodesToScore";
+        assert_eq!(answer["Error"], said);
+        assert_eq!(answer["NodeNames"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_fetches_gives_its_turn_back() {
+    const WITHIN: Duration = Duration::from_millis(100);
+    let turns = Arc::new(tokio::sync::Semaphore::new(1));
+    let answer = |length: usize| in_pieces(vec![b'x'; length], turns.clone().try_acquire_owned().unwrap(), WITHIN);
+    let fetched = answer(3 * PIECE + 1).into_body().collect().await.unwrap().to_bytes();
+    assert_eq!((fetched.len(), turns.available_permits()), (3 * PIECE + 1, 1));
+    let mut left = answer(3 * PIECE + 1).into_body();
+    assert_eq!(left.frame().await.unwrap().unwrap().into_data().unwrap().len(), PIECE);
+    assert_eq!(turns.available_permits(), 0);
+    let turn = tokio::time::timeout(Duration::from_secs(20), turns.acquire()).await;
+    assert!(turn.expect("it is given back").is_ok());
+    assert!(left.frame().await.is_none(), "it is broken off");
 }
