@@ -110,6 +110,11 @@ impl Guard {
         .await;
     }
 
+    /// Where its metrics are.
+    pub fn http(&self) -> u16 {
+        self.http
+    }
+
     /// The value of a metric without labels.
     pub fn metric(&self, name: &str) -> Option<f64> {
         metric(self.http, name)

@@ -19,7 +19,7 @@
 
 mod certificates;
 pub mod client;
-mod clients;
+pub mod clients;
 mod crowd;
 mod filter;
 mod garbage;
