@@ -2,8 +2,7 @@
 //! before everything that an answer needs is there, not ready any more before anything is taken away.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,7 +149,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     log(args.log_format);
     let inputs = Inputs::read(&args).map_err(Failure::Input)?;
     let parts = Parts::new(&args, &inputs).map_err(Failure::Input)?;
-    let (listener, plain) = (listen(args.listen).await?, listen(args.metrics_listen).await?);
+    let (listener, plain) = (webhook::listen(args.listen).await?, webhook::listen(args.metrics_listen).await?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), https = %listener.local_addr().map_err(anyhow::Error::from)?,
         http = %plain.local_addr().map_err(anyhow::Error::from)?, "listening");
 
@@ -203,28 +202,6 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     server.await.context("the server panicked")??;
     tasks.shutdown().await;
     Ok(())
-}
-
-/// Listens. `[::]` is every address of a machine, of both families; a machine without IPv6 has only one.
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let context = |address: SocketAddr| move || format!("cannot listen on {address}");
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if without_ipv6(address, &error) => {
-            let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            tracing::info!("this machine has no IPv6 ({error}): listening on {instead} in place of {address}");
-            TcpListener::bind(instead).await.with_context(context(instead))
-        }
-        Err(error) => Err(error).with_context(context(address)),
-    }
-}
-
-/// Whether an address is that of all interfaces, and refused only because the machine speaks no IPv6.
-fn without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
-    /// EAFNOSUPPORT on Linux, which has no name in the standard library.
-    const NO_SUCH_FAMILY: i32 = 97;
-    let none = error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(NO_SUCH_FAMILY);
-    address.is_ipv6() && address.ip().is_unspecified() && none
 }
 
 async fn drain(controller: JoinHandle<()>, time: Duration) {

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
 use self::bounds::{
-    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_ENV, MAX_REQUIREMENTS, MAX_RESOURCES, MAX_SELECTOR, MAX_TERMS,
+    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_REQUIREMENTS, MAX_RESOURCES, MAX_SELECTOR, MAX_TERMS,
     MAX_TOLERATIONS,
 };
 use super::bounded::{Bounded, BoundedMap, Entry, Texts};
@@ -19,6 +19,9 @@ use crate::capacity::pod::Excess;
 use crate::keys;
 
 pub mod bounds;
+mod env;
+
+pub use self::env::{Env, EnvVar, EnvVarSource, FieldRef};
 
 /// A Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -167,94 +170,6 @@ pub struct Resources {
 
 /// Quantities by resource, of a container.
 pub type Quantities = BoundedMap<Quantity, MAX_RESOURCES>;
-
-/// The entries of an environment that vramguard has a say in ([`keys::ENV_READ`]), in order; an environment of other entries
-/// is empty here, but there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Env {
-    kept: Vec<EnvVar>,
-    count: usize,
-}
-
-impl std::ops::Deref for Env {
-    type Target = [EnvVar];
-    fn deref(&self) -> &[EnvVar] {
-        &self.kept
-    }
-}
-
-impl<'e> IntoIterator for &'e Env {
-    type Item = &'e EnvVar;
-    type IntoIter = std::slice::Iter<'e, EnvVar>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.kept.iter()
-    }
-}
-
-impl Env {
-    /// How many of those entries the JSON held, if that is more than the bound.
-    pub fn excess(&self) -> Option<(usize, usize)> {
-        (self.count > MAX_ENV).then_some((self.count, MAX_ENV))
-    }
-}
-
-impl<'de> Deserialize<'de> for Env {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Env, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Env;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Env, A::Error> {
-                let (mut env, mut index) = (Env::default(), 0);
-                while let Some(entry) = list.next_element::<EnvVar>()? {
-                    if keys::ENV_READ.contains(&entry.name.as_str()) {
-                        env.count += 1;
-                        if env.count <= MAX_ENV {
-                            env.kept.push(EnvVar { index, ..entry });
-                        }
-                    }
-                    index += 1;
-                }
-                Ok(env)
-            }
-        }
-        deserializer.deserialize_seq(Entries)
-    }
-}
-
-/// One environment entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct EnvVar {
-    /// Its place among all entries of the container, from 0, which a patch needs.
-    #[serde(skip)]
-    pub index: usize,
-    /// Name.
-    pub name: String,
-    /// Literal value.
-    pub value: Option<String>,
-    /// Taken from elsewhere.
-    pub value_from: Option<EnvVarSource>,
-}
-
-/// Where the value of an environment entry is taken from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct EnvVarSource {
-    /// A field of the pod.
-    pub field_ref: Option<FieldRef>,
-}
-
-/// A field of the pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct FieldRef {
-    /// Its path.
-    #[serde(deserialize_with = "null_as_default")]
-    pub field_path: String,
-}
 
 /// `affinity`, as far as nodes are concerned.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -182,7 +182,7 @@ impl Intake {
     async fn receive(self: Arc<Intake>, claimed: Option<usize>, mut body: Body) -> Result<Received, NoBody> {
         let claimed = claimed.unwrap_or(0);
         if claimed > MAX_BODY {
-            return Err(too_large(body, claimed).await);
+            return Err(too_large(body).await);
         }
         let mut lane = if claimed > SMALL_BODY { &self.large } else { &self.small };
         let mut bytes = Vec::new();
@@ -192,7 +192,7 @@ impl Intake {
             let length = bytes.len() + data.len();
             if length > MAX_BODY {
                 drop((bytes, room));
-                return Err(too_large(body, length).await);
+                return Err(too_large(body).await);
             }
             if length > SMALL_BODY && std::ptr::eq(lane, &self.small) {
                 lane = &self.large;
@@ -208,8 +208,8 @@ impl Intake {
 
 /// Reads what is a little too large to its end and keeps none of it: a client that is still sending when the connection closes
 /// would not see why.
-async fn too_large(mut body: Body, length: usize) -> NoBody {
-    let mut left = (2 * MAX_BODY).saturating_sub(length.saturating_sub(MAX_BODY));
+async fn too_large(mut body: Body) -> NoBody {
+    let mut left = 2 * MAX_BODY;
     while let Some(Ok(frame)) = body.frame().await {
         left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
         if left == 0 {

@@ -17,6 +17,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use self::bindings::BindingGuard;
 use self::intake::{Intake, Received, Room};
+pub use self::listen::listen;
 use crate::capacity::admission;
 use crate::capacity::policy::Mode;
 use crate::index::Index;
@@ -30,6 +31,7 @@ pub mod client;
 mod connections;
 mod extender;
 mod intake;
+mod listen;
 pub mod server;
 
 /// For a request as a whole; the API server gives up before that.

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use futures::StreamExt;
 use futures::stream::iter;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use super::attacks::{self, Target};
@@ -194,7 +194,4 @@ async fn waiting_pods(plane: &ControlPlane, count: usize) {
 async fn large_pods(plane: &ControlPlane, count: usize) {
     let add = async |number: usize| create(plane, of_a_mebibyte(&format!("large-{number:04}"), json!({}))).await;
     iter(0..count).for_each_concurrent(AT_ONCE / 4, add).await;
-    let pods: Api<Pod> = Api::namespaced(plane.client(), "ml");
-    // One goes again, so that a watch has seen the others by now.
-    pods.delete("large-0000", &DeleteParams::default()).await.expect("it is there");
 }
