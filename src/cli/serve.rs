@@ -14,12 +14,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -36,12 +35,12 @@ use crate::tls::{self, CertificateStore};
 use crate::watch;
 use crate::webhook::bindings::BindingGuard;
 use crate::webhook::server::Server;
-use crate::webhook::{self, Webhook};
+use crate::webhook::{self, Webhook, plain};
 
-/// On the plain port: for a request line and headers, and so between two requests too.
-const PLAIN_HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// For a connection of the plain port as a whole. Scrapers that keep theirs open open another.
-const PLAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Scrapes whose answers are in memory at once; others wait.
+const SCRAPES: usize = 4;
+/// For a scrape to be fetched. Prometheus gives up after 10 s by default.
+const SCRAPE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Arguments of `serve`
 #[derive(Clone, Debug, clap::Args)]
@@ -155,7 +154,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 
     let stopping = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve_plain(plain, health_routes(parts.health(stopping.clone()))));
+    tasks.spawn(plain::serve(plain, health_routes(parts.health(stopping.clone()))));
     inputs.follow(&args, &parts, &mut tasks);
     if let Some(clients) = parts.clients.clone() {
         tasks.spawn(async move { clients.follow().await });
@@ -236,7 +235,8 @@ impl Parts {
 
     fn health(&self, stopping: Arc<AtomicBool>) -> Health {
         let (index, certificates, metrics) = (self.index.clone(), self.certificates.clone(), self.metrics.clone());
-        Health { index, certificates, metrics, stopping }
+        let scrapes = Arc::new(Semaphore::new(SCRAPES));
+        Health { index, certificates, metrics, scrapes, stopping }
     }
 
     fn routes(&self, args: &Args, guard: Option<Arc<BindingGuard>>) -> Router {
@@ -435,6 +435,7 @@ struct Health {
     index: Arc<Index>,
     certificates: Arc<CertificateStore>,
     metrics: Arc<Metrics>,
+    scrapes: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -444,22 +445,6 @@ fn health_routes(health: Health) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(health)
-}
-
-/// Serves the plain port. Whoever stalls there is cut off: a port full of sleepers would leave no file for reviews.
-async fn serve_plain(listener: TcpListener, routes: Router) {
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Out of file descriptors, say. Accepting again at once would only spin.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PLAIN_HEADER_DEADLINE)
-            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes.clone()));
-        tokio::spawn(tokio::time::timeout(PLAIN_DEADLINE, connection));
-    }
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
@@ -475,8 +460,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    let turn = health.scrapes.clone().acquire_owned().await.expect("the semaphore is never closed");
     match health.metrics.encode() {
         Ok(text) => {
+            let text = webhook::in_pieces(text.into(), turn, SCRAPE_DEADLINE);
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }

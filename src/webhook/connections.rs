@@ -15,14 +15,19 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// More than any number of API servers opens; a connection costs some tens of KiB.
-const MAX_CONNECTIONS: usize = 1024;
-/// Of those, not proven yet. More than API servers open when all of them start calling at once.
-const MAX_UNPROVEN: usize = 768;
+/// How many connections a port has open.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// In all.
+    pub open: usize,
+    /// Of those, not proven yet.
+    pub unproven: usize,
+}
 
-/// All open connections.
-#[derive(Debug, Default)]
+/// All open connections of a port.
+#[derive(Debug)]
 pub struct Connections {
+    caps: Caps,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     /// Orders what happens on connections; no clock.
     steps: AtomicU64,
@@ -65,13 +70,18 @@ pub struct Admitted {
 }
 
 impl Connections {
+    /// None so far.
+    pub fn new(caps: Caps) -> Connections {
+        Connections { caps, open: Mutex::default(), steps: AtomicU64::new(0), changed: Notify::new() }
+    }
+
     /// Waits until there is a place or one can be made: while all connections are at work, new ones wait in the kernel's queue.
     pub async fn room(&self) {
         loop {
             let changed = self.changed.notified();
             let may_come = {
                 let open = self.open.lock();
-                open.len() < MAX_CONNECTIONS || open.values().any(|connection| !connection.is_at_work())
+                open.len() < self.caps.open || open.values().any(|connection| !connection.is_at_work())
             };
             if may_come {
                 return;
@@ -92,11 +102,11 @@ impl Connections {
             told_to_close: CancellationToken::new(),
         });
         let mut open = self.open.lock();
-        let goes = if open.len() >= MAX_CONNECTIONS {
+        let goes = if open.len() >= self.caps.open {
             displaced(open.values())
         } else {
             let unproven = || open.values().filter(|connection| !connection.proven.load(Ordering::Relaxed));
-            if unproven().count() >= MAX_UNPROVEN { displaced(unproven()) } else { None }
+            if unproven().count() >= self.caps.unproven { displaced(unproven()) } else { None }
         };
         if let Some(goes) = &goes {
             // It counts no more; what is left of it is closed within a moment.
@@ -187,6 +197,13 @@ mod tests {
 
     use super::*;
 
+    const MAX_CONNECTIONS: usize = 1024;
+    const MAX_UNPROVEN: usize = 768;
+
+    fn connections() -> Arc<Connections> {
+        Arc::new(Connections::new(Caps { open: MAX_CONNECTIONS, unproven: MAX_UNPROVEN }))
+    }
+
     fn peer(last: u8) -> IpAddr {
         Ipv4Addr::new(10, 0, 0, last).into()
     }
@@ -208,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_least_recently_active_connection_makes_room() {
-        let all = Arc::new(Connections::default());
+        let all = connections();
         let places = fill(&all, peer(1), MAX_CONNECTIONS);
         drop(places[0].exchange());
         all.room().await;
@@ -218,7 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_at_work_stays_and_one_whose_body_is_on_its_way_may_go() {
-        let all = Arc::new(Connections::default());
+        let all = connections();
         let places = fill(&all, peer(1), MAX_CONNECTIONS);
         let exchanges: Vec<Exchange> = places.iter().map(Place::exchange).collect();
         exchanges.iter().skip(1).for_each(Exchange::received);
@@ -228,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn new_connections_wait_while_all_are_at_work() {
-        let all = Arc::new(Connections::default());
+        let all = connections();
         let places = fill(&all, peer(1), MAX_CONNECTIONS);
         let mut exchanges: Vec<Exchange> = places.iter().map(Place::exchange).collect();
         exchanges.iter().for_each(Exchange::received);
@@ -240,7 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_address_with_the_most_connections_gives_one_up() {
-        let all = Arc::new(Connections::default());
+        let all = connections();
         let few = fill(&all, peer(1), 10);
         let many = fill(&all, peer(2), MAX_CONNECTIONS - 10);
         let _new = (0..100).map(|_| all.admit(peer(1)).place).collect::<Vec<_>>();
@@ -250,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn silent_connections_displace_each_other_and_none_that_is_proven() {
-        let all = Arc::new(Connections::default());
+        let all = connections();
         let proven = fill(&all, peer(1), 100);
         let silent: Vec<Place> = (0..MAX_UNPROVEN + 50).map(|_| all.admit(peer(2)).place).collect();
         assert_eq!(closed(&proven), [] as [usize; 0]);

@@ -2,19 +2,15 @@
 //! question is asked again, and how long an answer is kept for who does not fetch it; the arguments are `k8s::extender`'s,
 //! the answer `capacity::filter`'s.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::stream;
-use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::intake::Received;
+use super::pieces::in_pieces;
 use super::{Webhook, not_synced};
 use crate::capacity::filter::{self, Filter};
 use crate::capacity::ledger::{Holder, PodUid};
@@ -29,8 +25,6 @@ use crate::metrics::Answered;
 const LOOK_AGAIN: [Duration; 4] =
     [Duration::from_millis(5), Duration::from_millis(10), Duration::from_millis(20), Duration::from_millis(40)];
 
-/// An answer goes out in pieces of this, so that what is not fetched is not copied into the connection's buffers.
-const PIECE: usize = 64 << 10;
 /// For an answer to be fetched. kube-scheduler waits for one, and by default 30 s for all of it.
 const FETCH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -46,7 +40,7 @@ pub(super) async fn filter(State(webhook): State<Webhook>, body: Received) -> Re
             return match error {
                 ArgsError::Malformed { .. } => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
                 // kube-scheduler logs what stands in its own form of an error, and of a status only the number.
-                ArgsError::TooMany { .. } => in_pieces(extender::error(&error), turn, FETCH_DEADLINE),
+                ArgsError::TooMany { .. } => in_time(extender::error(&error), turn),
             };
         }
     };
@@ -70,29 +64,12 @@ pub(super) async fn filter(State(webhook): State<Webhook>, body: Received) -> Re
         namespace: args.pod.metadata.namespace.clone().unwrap_or_default(),
     };
     webhook.metrics.answered(answered, start.elapsed());
-    in_pieces(answer, turn, FETCH_DEADLINE)
+    in_time(answer, turn)
 }
 
-/// An answer that is dropped, and its turn given back, once it is fetched or nobody fetches it.
-fn in_pieces(answer: Vec<u8>, turn: OwnedSemaphorePermit, within: Duration) -> Response {
-    let left = Arc::new(Mutex::new(Some((Bytes::from(answer), turn))));
-    tokio::spawn({
-        let left = left.clone();
-        async move {
-            tokio::time::sleep(within).await;
-            left.lock().take();
-        }
-    });
-    let pieces = stream::iter(std::iter::from_fn(move || {
-        let mut left = left.lock();
-        let (bytes, _) = left.as_mut()?;
-        let piece = bytes.split_to(PIECE.min(bytes.len()));
-        if bytes.is_empty() {
-            left.take();
-        }
-        (!piece.is_empty()).then_some(Ok::<Bytes, Infallible>(piece))
-    }));
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+fn in_time(answer: Vec<u8>, turn: OwnedSemaphorePermit) -> Response {
+    let body = in_pieces(answer.into(), turn, FETCH_DEADLINE);
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 impl Webhook {

@@ -18,6 +18,7 @@ use tower_http::timeout::TimeoutLayer;
 use self::bindings::BindingGuard;
 use self::intake::{Intake, Received, Room};
 pub use self::listen::listen;
+pub use self::pieces::in_pieces;
 use crate::capacity::admission;
 use crate::capacity::policy::Mode;
 use crate::index::Index;
@@ -32,6 +33,8 @@ mod connections;
 mod extender;
 mod intake;
 mod listen;
+mod pieces;
+pub mod plain;
 pub mod server;
 
 /// For a request as a whole; the API server gives up before that.

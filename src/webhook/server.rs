@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::connections::{Admitted, Connections, Place};
+use super::connections::{Admitted, Caps, Connections, Place};
 use crate::metrics::Metrics;
 use crate::tls::CertificateStore;
 use crate::tls::clients::{self, Clients};
@@ -36,6 +36,9 @@ const IDLE_DEADLINE: Duration = Duration::from_secs(120);
 /// After which a connection is closed between two requests, so that replicas that are new get their share, and nobody keeps a
 /// place for ever.
 const MAX_AGE: Duration = Duration::from_secs(600);
+/// More than any number of API servers opens, and of those without a request so far more than open when all of them start
+/// calling at once. A connection costs some tens of KiB.
+const CAPS: Caps = Caps { open: 1024, unproven: 768 };
 /// For a connection that was told to close for another one: for an answer on its way out, and no longer.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
 /// What HTTP/1 reads ahead and holds back on a connection; headers have to fit.
@@ -89,7 +92,7 @@ impl Server {
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let acceptor = TlsAcceptor::from(tls(self.certificates, self.clients)?);
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(Connections::new(CAPS));
         let refusals = Arc::new(Refusals::default());
         let mut running = JoinSet::new();
         loop {

@@ -126,18 +126,3 @@ async fn more_nodes_than_the_bound_get_an_error_that_kube_scheduler_logs() {
         assert_eq!(answer["NodeNames"], Value::Null);
     }
 }
-
-#[tokio::test]
-async fn an_answer_that_nobody_fetches_gives_its_turn_back() {
-    const WITHIN: Duration = Duration::from_millis(100);
-    let turns = Arc::new(tokio::sync::Semaphore::new(1));
-    let answer = |length: usize| in_pieces(vec![b'x'; length], turns.clone().try_acquire_owned().unwrap(), WITHIN);
-    let fetched = answer(3 * PIECE + 1).into_body().collect().await.unwrap().to_bytes();
-    assert_eq!((fetched.len(), turns.available_permits()), (3 * PIECE + 1, 1));
-    let mut left = answer(3 * PIECE + 1).into_body();
-    assert_eq!(left.frame().await.unwrap().unwrap().into_data().unwrap().len(), PIECE);
-    assert_eq!(turns.available_permits(), 0);
-    let turn = tokio::time::timeout(Duration::from_secs(20), turns.acquire()).await;
-    assert!(turn.expect("it is given back").is_ok());
-    assert!(left.frame().await.is_none(), "it is broken off");
-}
