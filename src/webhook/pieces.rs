@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use futures::stream;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
@@ -12,8 +14,9 @@ use tokio::sync::OwnedSemaphorePermit;
 /// An answer goes out in pieces of this, so that what is not fetched is not copied into the connection's buffers.
 const PIECE: usize = 64 << 10;
 
-/// A body that is dropped, and its turn given back, once it is fetched, or after that time.
-pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) -> Body {
+/// An answer that is dropped, and its turn given back, once it is fetched, or after that time.
+pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) -> Response {
+    let length = answer.len();
     let left = Arc::new(Mutex::new(Some((answer, turn))));
     tokio::spawn({
         let left = Arc::downgrade(&left);
@@ -22,7 +25,7 @@ pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) ->
             left.upgrade().and_then(|left| left.lock().take());
         }
     });
-    Body::from_stream(stream::iter(std::iter::from_fn(move || {
+    let pieces = stream::iter(std::iter::from_fn(move || {
         let mut left = left.lock();
         let (bytes, _) = left.as_mut()?;
         let piece = bytes.split_to(PIECE.min(bytes.len()));
@@ -30,7 +33,9 @@ pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) ->
             left.take();
         }
         (!piece.is_empty()).then_some(Ok::<Bytes, Infallible>(piece))
-    })))
+    }));
+    // What is broken off is then seen to be so.
+    ([(header::CONTENT_LENGTH, length)], Body::from_stream(pieces)).into_response()
 }
 
 #[cfg(test)]
@@ -44,8 +49,9 @@ mod tests {
     async fn an_answer_that_nobody_fetches_gives_its_turn_back() {
         const WITHIN: Duration = Duration::from_millis(100);
         let turns = Arc::new(Semaphore::new(1));
-        let answer =
-            |length: usize| in_pieces(vec![b'x'; length].into(), turns.clone().try_acquire_owned().unwrap(), WITHIN);
+        let answer = |length: usize| {
+            in_pieces(vec![b'x'; length].into(), turns.clone().try_acquire_owned().unwrap(), WITHIN).into_body()
+        };
         let fetched = answer(3 * PIECE + 1).collect().await.unwrap().to_bytes();
         assert_eq!((fetched.len(), turns.available_permits()), (3 * PIECE + 1, 1));
         let mut left = answer(3 * PIECE + 1);
