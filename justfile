@@ -23,6 +23,10 @@ pure:
 chaos rounds="3":
     VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
 
+# Attacks with the shipped memory limit, on the server alone and on a control plane with 5,000 nodes: some ten minutes
+hostile nodes="5000":
+    VRAMGUARD_NODES={{ nodes }} cargo test --release --locked --test it -- --include-ignored --nocapture --test-threads 1 hostile::
+
 # Numbers; what they mean is in docs/benchmarks.md
 bench *args:
     cargo bench {{ args }}

@@ -110,6 +110,10 @@ fn expect(answer: &[u8], nodes: usize) {
     assert_eq!(passed, nodes, "{:.2000}", answer.to_string());
 }
 
+fn served(webhook: Webhook) -> Router {
+    webhook::limited(webhook::filter(webhook))
+}
+
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
@@ -118,7 +122,7 @@ fn in_this_process(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("filter");
     for nodes in NODES {
-        let routes = webhook::routes(shared(nodes, Arc::default()));
+        let routes = served(shared(nodes, Arc::default()));
         for (what, pod, fits) in questions() {
             let body = body(&pod, nodes);
             expect(&runtime.block_on(ask(routes.clone(), body.clone())), fits * nodes / 1_000);
@@ -164,7 +168,7 @@ fn serve(nodes: usize) -> (std::net::SocketAddr, String) {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
             ready.send((listener.local_addr().expect("bound"), issued.ca)).expect("somebody waits");
             let metrics = webhook.metrics.clone();
-            let server = Server { listener, certificates, metrics };
+            let server = Server { listener, certificates, clients: None, metrics };
             server.serve(webhook::routes(webhook), CancellationToken::new()).await.expect("it serves");
         });
     });
@@ -190,7 +194,7 @@ async fn cpu(routes: &Router, body: &Bytes) -> Duration {
 fn over_tls(_: &mut Criterion) {
     println!("\nover TLS, {QUESTIONS} questions each, one in flight: from the question to the whole answer");
     for nodes in NODES {
-        let routes = webhook::routes(shared(nodes, Arc::default()));
+        let routes = served(shared(nodes, Arc::default()));
         let (address, ca) = serve(nodes);
         runtime().block_on(async {
             let mut client = ReviewClient::connect(address, &ca).await.expect("it listens");

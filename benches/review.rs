@@ -54,7 +54,10 @@ fn start(routes: impl FnOnce(Webhook) -> Router + Send + 'static) -> Measured {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
             ready.send((listener.local_addr().expect("bound"), issued.ca)).expect("somebody waits");
             let metrics = webhook.metrics.clone();
-            tokio::spawn(Server { listener, certificates, metrics }.serve(routes(webhook), CancellationToken::new()));
+            tokio::spawn(
+                Server { listener, certificates, clients: None, metrics }
+                    .serve(routes(webhook), CancellationToken::new()),
+            );
             while let Some(answer) = asked.recv().await {
                 answer.send(cpu_of_this_thread()).expect("somebody waits");
             }

@@ -24,10 +24,15 @@ use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
 
+mod oversized;
+
+use oversized::Oversized;
+
 /// The state that all parts of a server share.
 #[derive(Debug)]
 pub struct Index {
     state: RwLock<State>,
+    oversized: Oversized,
     changed: watch::Sender<()>,
 }
 
@@ -92,7 +97,7 @@ impl Index {
             pods_listed: false,
             ledgers_listed: false,
         };
-        Index { state: RwLock::new(state), changed: watch::Sender::new(()) }
+        Index { state: RwLock::new(state), oversized: Oversized::default(), changed: watch::Sender::new(()) }
     }
 
     /// A static picture of a cluster.
@@ -191,6 +196,7 @@ impl Index {
     pub fn apply_pod(&self, object: &PodObject) {
         let uid = pod::uid(&object.metadata);
         let stage = pod::stage(object);
+        self.oversized.note(&uid, object, &stage);
         let waiting = waiting(object);
         let bound = object.spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         let mut state = self.state.write();
@@ -216,6 +222,7 @@ impl Index {
     pub fn delete_pod(&self, object: &PodObject) {
         let uid = &pod::uid(&object.metadata);
         let concerned = pod::stage(object) != Stage::Unconcerned;
+        self.oversized.forget(uid);
         let mut state = self.state.write();
         state.unconcerned.remove(uid);
         if concerned {
@@ -229,6 +236,7 @@ impl Index {
     /// All pods have been listed: those not named are gone.
     pub fn reset_pods(&self, listed: &BTreeSet<PodUid>) {
         let mut state = self.state.write();
+        self.oversized.keep(|uid| listed.contains(uid));
         let held = |uid: &&PodUid| !listed.contains(*uid);
         let gone: Vec<PodUid> = state.cluster.pods().filter(held).cloned().collect();
         for uid in gone {
@@ -308,6 +316,11 @@ impl Index {
     /// Whether it is known of a pod without a node that it has no share in any GPU.
     pub fn is_unconcerned(&self, uid: &PodUid) -> bool {
         self.state.read().unconcerned.contains(uid)
+    }
+
+    /// Pods that may hold a GPU and are larger than what is read of them.
+    pub fn oversized_pods(&self) -> usize {
+        self.oversized.count()
     }
 
     /// Tells that something changed.
@@ -456,6 +469,31 @@ mod tests {
         assert_eq!(index.read().waiting.values().next().unwrap().demand, Vram::from_mib(8192));
         index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
         assert!(index.read().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_not_read_whole_is_counted_by_what_was_read_and_named() {
+        let index = index();
+        index.apply_node(&node(gpus()));
+        let large = |containers: usize, node: Option<&str>| {
+            let idle = (0..containers).map(|n| json!({ "name": format!("idle-{n}") }));
+            let resources = json!({ "limits": { "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" } });
+            let containers: Vec<Value> = idle.chain([json!({ "name": "main", "resources": resources })]).collect();
+            serde_json::from_value(json!({
+                "metadata": { "name": "a", "namespace": "ml", "uid": "a" },
+                "spec": { "nodeName": node, "containers": containers },
+            }))
+            .unwrap()
+        };
+        index.apply_pod(&large(127, Some("gpu-0")));
+        assert_eq!(index.oversized_pods(), 0);
+        index.apply_pod(&large(10_000, Some("gpu-0")));
+        assert_eq!(index.oversized_pods(), 1);
+        assert_eq!(placeable(&index), Vram::from_mib(24_320 - 8192));
+        index.reset_pods(&BTreeSet::from([PodUid("a".into())]));
+        assert_eq!(index.oversized_pods(), 1);
+        index.delete_pod(&large(10_000, Some("gpu-0")));
+        assert_eq!((index.oversized_pods(), placeable(&index)), (0, Vram::from_mib(24_320)));
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub const POD_MAX_MIB: &str = "vramguard.dev/pod-max-mib";
 /// Marks a mirror pod; trusted only from `system:node:*`.
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 
+/// Prefix of NVIDIA's resources and labels.
+pub const NVIDIA: &str = "nvidia.com/";
+
 // Labels of GPU Feature Discovery.
 /// MiB of one GPU, driver-reserved memory included.
 pub const GFD_MEMORY: &str = "nvidia.com/gpu.memory";
@@ -78,6 +81,9 @@ pub const ENV_VRAM_MIB: &str = "VRAMGUARD_VRAM_MIB";
 pub const ENV_DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 /// Which GPUs the NVIDIA container toolkit shows.
 pub const ENV_VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// The variables that vramguard has a say in. Of a container's environment no other entry is read.
+pub const ENV_READ: [&str; 3] = [ENV_VRAM_MIB, ENV_DEVICE_ORDER, ENV_VISIBLE_DEVICES];
 
 /// Label that every namespace carries with its own name.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

@@ -57,6 +57,10 @@ pub struct Metrics {
     pub publish_errors: Counter,
     /// Pods seen bound without the guard on nodes with a ledger.
     pub slips: Counter,
+    /// Connections that had to close for others.
+    pub displaced_connections: Counter,
+    /// Clients refused for their certificate.
+    pub refused_clients: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64>,
     /// 1 while this replica leads.
@@ -75,6 +79,8 @@ impl Metrics {
             published: Counter::default(),
             publish_errors: Counter::default(),
             slips: Counter::default(),
+            displaced_connections: Counter::default(),
+            refused_clients: Counter::default(),
             connections: Gauge::default(),
             leading: Gauge::default(),
         };
@@ -93,6 +99,10 @@ impl Metrics {
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
         let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
+        let help = "Connections closed to make room for others: more than any number of API servers opens";
+        r.register("displaced_connections", help, metrics.displaced_connections.clone());
+        let help = "Connections refused for their certificate, or for none";
+        r.register("refused_clients", help, metrics.refused_clients.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         r.register_collector(Box::new(State { index, policies, certificates }));
@@ -224,6 +234,8 @@ impl Collector for State {
         let overcommit = i64::from(generation.policies.rules().overcommit.is_on());
         gauge("overcommit_enabled", "1 where policy promises more than there is", overcommit)?;
         gauge("index_synced", "1 once nodes and pods have been listed", i64::from(self.index.is_synced()))?;
+        let oversized = i64::try_from(self.index.oversized_pods()).unwrap_or(i64::MAX);
+        gauge("oversized_pods", "Pods that may hold a GPU and are larger than what is read of them", oversized)?;
         if let Some(not_after) = self.certificates.not_after() {
             let help = "When the serving certificate ends, in seconds since 1970";
             gauge("certificate_not_after_timestamp_seconds", help, not_after.as_second())?;

@@ -20,6 +20,8 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
+pub mod clients;
+
 /// How soon changed files are served.
 const POLL: Duration = Duration::from_secs(1);
 

@@ -9,7 +9,7 @@ use super::demand::{self, Basis, Demand};
 use super::environment::{self, Injection};
 use super::gpu::Resource;
 use super::placement::{Affinity, NodeNeeds, Placement};
-use super::pod::{Container, HostAccess, Origin, Pod, VramRequest};
+use super::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
 use super::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use super::verdict::{Advice, Verdict, Violation};
 use super::vram::Vram;
@@ -153,6 +153,10 @@ impl Assessment<'_> {
         if matches!(self.policy.mode, Mode::Audit | Mode::Off) || self.pod.origin == Origin::Mirror {
             return Changes::default();
         }
+        // A patch of a pod that was not read whole could name the wrong places.
+        if self.pod.excess.is_some() {
+            return Changes::default();
+        }
         let strip = self.pod.reserved_annotations.clone();
         let mut advice: Vec<Advice> =
             strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
@@ -192,6 +196,10 @@ impl Assessment<'_> {
         if self.pod.origin == Origin::Mirror || mode == Mode::Off {
             return Judgement { mode, demand: None, violations: Vec::new(), advice: Vec::new() };
         }
+        if let Some(excess) = self.excess() {
+            // What else there is to say was concluded from a part of it.
+            return Judgement { mode, demand: None, violations: vec![Violation::TooMany(excess)], advice: Vec::new() };
+        }
         let reserved = self.pod.reserved_annotations.iter();
         self.violations.extend(reserved.map(|key| Violation::ReservedAnnotation { key: key.clone() }));
         if matches!(mode, Mode::Enforce | Mode::Warn) {
@@ -214,6 +222,11 @@ impl Assessment<'_> {
         self.violations.truncate(MAX_SAID);
         self.advice.truncate(MAX_SAID);
         Judgement { mode, demand, violations: self.violations, advice: self.advice }
+    }
+
+    /// What of a pod was not read, where it may be one with a guarded GPU.
+    fn excess(&self) -> Option<Excess> {
+        self.pod.excess.clone().filter(|excess| excess.hides_gpus || self.is_guarded())
     }
 
     /// The first guarded resource that a container requests.

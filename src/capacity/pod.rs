@@ -43,6 +43,21 @@ pub struct Pod {
     pub access: HostAccess,
     /// Whether it comes from a kubelet's own manifest. The annotation alone does not make it one: see `k8s::pod`.
     pub origin: Origin,
+    /// The first part of it that is larger than what was read; what follows from the rest is not known.
+    pub excess: Option<Excess>,
+}
+
+/// A part of a pod of which not all was read, so that no pod, however it is written, takes more than a bounded memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// Its path in the object.
+    pub field: String,
+    /// How many entries it has; of a name, how many bytes.
+    pub count: usize,
+    /// How many are read at most.
+    pub most: usize,
+    /// Whether what was not read could request a GPU or show one.
+    pub hides_gpus: bool,
 }
 
 /// What a pod reaches of its node, whatever vramguard says. The admission of the cluster (Pod Security, say) decides who may

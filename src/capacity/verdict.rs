@@ -8,6 +8,7 @@
 use std::fmt;
 
 use super::gpu::{Accounting, Resource};
+use super::pod::Excess;
 use super::vram::Vram;
 use crate::keys;
 
@@ -83,6 +84,8 @@ pub enum Violation {
     VisibleDevices { container: String },
     /// See [`Reason::EnvironmentConflict`].
     EnvironmentConflict { container: String, conflict: EnvConflict },
+    /// See [`Reason::TooManyEntries`].
+    TooMany(Excess),
     /// See [`Reason::ReservedAnnotation`].
     ReservedAnnotation { key: String },
 }
@@ -152,6 +155,7 @@ impl Violation {
             Violation::VisibleDevices { .. } => Reason::VisibleDevicesWithoutGpu,
             Violation::EnvironmentConflict { .. } => Reason::EnvironmentConflict,
             Violation::ReservedAnnotation { .. } => Reason::ReservedAnnotation,
+            Violation::TooMany(_) => Reason::TooManyEntries,
         }
     }
 }
@@ -315,6 +319,11 @@ impl fmt::Display for Violation {
             Violation::ReservedAnnotation { key } => {
                 write!(f, "annotation {key} is set by vramguard only; remove it")
             }
+            Violation::TooMany(Excess { field, count, most, .. }) => write!(
+                f,
+                "{field} has a length of {count}, and vramguard reads {most} at most, so it cannot tell what the pod \
+                 demands or where it may land; shorten it"
+            ),
         }
     }
 }

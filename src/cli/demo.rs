@@ -108,7 +108,8 @@ impl Demo {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let routes = webhook::routes(Webhook { index: index.clone(), policies, metrics: metrics.clone() });
-        let server = tokio::spawn(Server { listener, certificates, metrics }.serve(routes, stop.clone()));
+        let server =
+            tokio::spawn(Server { listener, certificates, clients: None, metrics }.serve(routes, stop.clone()));
         let client = ReviewClient::connect(address, &issued.ca).await?;
         Ok(Demo { index, client, address, server, stop, running: Vec::new(), waiting: Vec::new() })
     }

@@ -38,11 +38,25 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// Threads that answer. What is parsed at once, and so memory, grows with them; a review takes tens of microseconds, so four
+/// are tens of thousands a second. Two at least: while one parses a large body the other answers.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
+}
+
+/// Threads that read files and resolve names.
+const MAX_BLOCKING: usize = 4;
+
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
     // Two providers could be linked in by dependencies; whichever is installed first counts, so it is ours.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .max_blocking_threads(MAX_BLOCKING)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: cannot start: {error}");

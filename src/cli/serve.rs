@@ -14,12 +14,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -31,16 +30,17 @@ use crate::index::Index;
 use crate::k8s::snapshot::{self, Snapshot};
 use crate::metrics::Metrics;
 use crate::policies::{self, Files, PolicyStore};
+use crate::tls::clients::Clients;
 use crate::tls::{self, CertificateStore};
 use crate::watch;
 use crate::webhook::bindings::BindingGuard;
 use crate::webhook::server::Server;
-use crate::webhook::{self, Webhook};
+use crate::webhook::{self, Webhook, plain};
 
-/// On the plain port: for a request line and headers, and so between two requests too.
-const PLAIN_HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// For a connection of the plain port as a whole. Scrapers that keep theirs open open another.
-const PLAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Scrapes whose answers are in memory at once; others wait.
+const SCRAPES: usize = 4;
+/// For a scrape to be fetched. Prometheus gives up after 10 s by default.
+const SCRAPE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Arguments of `serve`
 #[derive(Clone, Debug, clap::Args)]
@@ -54,13 +54,27 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_SNAPSHOT", value_delimiter = ',')]
     pub snapshot: Vec<PathBuf>,
 
-    /// Where reviews are answered (HTTPS)
-    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "0.0.0.0:8443")]
+    /// Address that reviews are answered on (HTTPS). [::] serves IPv4 too; where the machine has no IPv6, 0.0.0.0 takes its
+    /// place
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "[::]:8443")]
     pub listen: SocketAddr,
 
-    /// Where /metrics, /healthz and /readyz are (plain HTTP)
-    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
+    /// Address that serves /metrics, /healthz and /readyz (plain HTTP)
+    #[arg(long, value_name = "ADDR", env = "VRAMGUARD_METRICS_LISTEN", default_value = "[::]:8080")]
     pub metrics_listen: SocketAddr,
+
+    /// Serve POST /scheduler/filter, for a kube-scheduler that is configured to ask this extender
+    #[arg(long, env = "VRAMGUARD_SCHEDULER_EXTENDER")]
+    pub scheduler_extender: bool,
+
+    /// PEM bundle of the CAs whose client certificates are let in on the HTTPS port, followed while serving. Without it
+    /// everybody who reaches the port may ask
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_CLIENT_CA")]
+    pub client_ca: Option<PathBuf>,
+
+    /// Common name or DNS name of a client certificate that is let in. Repeatable; without it any certificate of --client-ca
+    #[arg(long, value_name = "NAME", env = "VRAMGUARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca")]
+    pub client_name: Vec<String>,
 
     /// Directory with tls.crt and tls.key, followed while serving. Needed, unless --cert-secret is given
     #[arg(long, value_name = "DIR", env = "VRAMGUARD_CERT_DIR", required_unless_present = "cert_secret")]
@@ -134,17 +148,17 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     log(args.log_format);
     let inputs = Inputs::read(&args).map_err(Failure::Input)?;
     let parts = Parts::new(&args, &inputs).map_err(Failure::Input)?;
-    let bind = async |address: SocketAddr| {
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-    };
-    let (listener, plain) = (bind(args.listen).await?, bind(args.metrics_listen).await?);
+    let (listener, plain) = (webhook::listen(args.listen).await?, webhook::listen(args.metrics_listen).await?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), https = %listener.local_addr().map_err(anyhow::Error::from)?,
         http = %plain.local_addr().map_err(anyhow::Error::from)?, "listening");
 
     let stopping = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve_plain(plain, health_routes(parts.health(stopping.clone()))));
+    tasks.spawn(plain::serve(plain, health_routes(parts.health(stopping.clone()))));
     inputs.follow(&args, &parts, &mut tasks);
+    if let Some(clients) = parts.clients.clone() {
+        tasks.spawn(async move { clients.follow().await });
+    }
     if let Some(directory) = args.cert_dir.clone() {
         if args.self_signed {
             tls::self_sign(&directory, &names(&args), Timestamp::now()).map_err(Failure::Input)?;
@@ -162,7 +176,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             (parts.join_cluster(client, &args, &mut tasks, stop_controller.clone()), Some(guard))
         }
     };
-    let mut server = tokio::spawn(parts.server(listener, guard, stop_server.clone()));
+    let routes = parts.routes(&args, guard);
+    let mut server = tokio::spawn(parts.server(listener).serve(routes, stop_server.clone()));
     let ended = tokio::select! {
         () = told_to_stop() => None,
         ended = &mut server => Some(anyhow!("the server ended: {ended:?}")),
@@ -198,6 +213,7 @@ struct Parts {
     index: Arc<Index>,
     policies: Arc<PolicyStore>,
     certificates: Arc<CertificateStore>,
+    clients: Option<Arc<Clients>>,
     metrics: Arc<Metrics>,
 }
 
@@ -213,28 +229,32 @@ impl Parts {
         });
         let certificates = Arc::new(CertificateStore::default());
         let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates.clone()));
-        Ok(Parts { index, policies, certificates, metrics })
+        let clients = args.client_ca.as_ref().map(|file| Clients::read(file, args.client_name.clone())).transpose()?;
+        Ok(Parts { index, policies, certificates, clients: clients.map(Arc::new), metrics })
     }
 
     fn health(&self, stopping: Arc<AtomicBool>) -> Health {
         let (index, certificates, metrics) = (self.index.clone(), self.certificates.clone(), self.metrics.clone());
-        Health { index, certificates, metrics, stopping }
+        let scrapes = Arc::new(Semaphore::new(SCRAPES));
+        Health { index, certificates, metrics, scrapes, stopping }
     }
 
-    fn server(
-        &self,
-        listener: TcpListener,
-        guard: Option<Arc<BindingGuard>>,
-        stop: CancellationToken,
-    ) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    fn routes(&self, args: &Args, guard: Option<Arc<BindingGuard>>) -> Router {
         let (index, policies, metrics) = (self.index.clone(), self.policies.clone(), self.metrics.clone());
         let webhook = Webhook { index, policies, metrics };
-        let routes = match guard {
-            Some(guard) => webhook::guarded_routes(webhook, guard),
-            None => webhook::routes(webhook),
-        };
-        let server = Server { listener, certificates: self.certificates.clone(), metrics: self.metrics.clone() };
-        server.serve(routes, stop)
+        let mut routes = webhook::reviews(webhook.clone());
+        if let Some(guard) = guard {
+            routes = routes.merge(webhook::bindings(webhook.clone(), guard));
+        }
+        if args.scheduler_extender {
+            routes = routes.merge(webhook::filter(webhook));
+        }
+        webhook::limited(routes)
+    }
+
+    fn server(&self, listener: TcpListener) -> Server {
+        let (certificates, clients, metrics) = (self.certificates.clone(), self.clients.clone(), self.metrics.clone());
+        Server { listener, certificates, clients, metrics }
     }
 
     /// Follows the cluster, and controls it whenever this replica leads.
@@ -415,6 +435,7 @@ struct Health {
     index: Arc<Index>,
     certificates: Arc<CertificateStore>,
     metrics: Arc<Metrics>,
+    scrapes: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -424,22 +445,6 @@ fn health_routes(health: Health) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(health)
-}
-
-/// Serves the plain port. Whoever stalls there is cut off: a port full of sleepers would leave no file for reviews.
-async fn serve_plain(listener: TcpListener, routes: Router) {
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Out of file descriptors, say. Accepting again at once would only spin.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PLAIN_HEADER_DEADLINE)
-            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes.clone()));
-        tokio::spawn(tokio::time::timeout(PLAIN_DEADLINE, connection));
-    }
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
@@ -455,8 +460,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    let turn = health.scrapes.clone().acquire_owned().await.expect("the semaphore is never closed");
     match health.metrics.encode() {
         Ok(text) => {
+            let text = webhook::in_pieces(text.into(), turn, SCRAPE_DEADLINE);
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }

@@ -12,6 +12,7 @@ use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::bounded::{Bounded, Entry};
 use super::object::PodObject;
 use super::review::from_map;
 use crate::capacity::filter::Rejected;
@@ -22,7 +23,7 @@ pub struct Args<'a> {
     /// The pod that looks for a node.
     pub pod: PodObject,
     /// The nodes that kube-scheduler found no fault with.
-    pub nodes: Vec<Candidate<'a>>,
+    pub nodes: Bounded<Candidate<'a>, MAX_NODES>,
     form: Form,
 }
 
@@ -44,24 +45,48 @@ enum Form {
     Objects,
 }
 
+/// Nodes in one question. kube-scheduler asks about a part of a large cluster: 500 of 5,000 by default.
+pub const MAX_NODES: usize = 10_000;
+
 /// Why a body holds no such arguments. Says where, never what: a body may hold anything.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the body is not a Pod and either NodeNames or Nodes, as kube-scheduler asks an extender (line {line}, column {column})"
-)]
-pub struct ArgsError {
-    /// From 1.
-    pub line: usize,
-    /// From 1.
-    pub column: usize,
+pub enum ArgsError {
+    /// Not JSON, or not of that shape.
+    #[error(
+        "the body is not a Pod and either NodeNames or Nodes, as kube-scheduler asks an extender (line {line}, column {column})"
+    )]
+    Malformed {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// More than [`MAX_NODES`].
+    #[error("{count} nodes in one question, and vramguard answers {MAX_NODES} at most; lower percentageOfNodesToScore")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
 }
 
 /// Reads arguments.
 pub fn read(body: &[u8]) -> Result<Args<'_>, ArgsError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    Args::deserialize(&mut deserializer)
+    let args = Args::deserialize(&mut deserializer)
         .and_then(|args| deserializer.end().map(|()| args))
-        .map_err(|error| ArgsError { line: error.line(), column: error.column() })
+        .map_err(|error| ArgsError::Malformed { line: error.line(), column: error.column() })?;
+    match args.nodes.excess() {
+        Some((count, _)) => Err(ArgsError::TooMany { count }),
+        None => Ok(args),
+    }
+}
+
+/// A result that says why there is none, as kube-scheduler reads it.
+pub fn error(error: &ArgsError) -> Vec<u8> {
+    let result = serde_json::json!({
+        "Nodes": null, "NodeNames": null, "FailedNodes": {}, "FailedAndUnresolvableNodes": {}, "Error": error.to_string(),
+    });
+    serde_json::to_vec(&result).expect("a result of strings is JSON")
 }
 
 impl<'de> Deserialize<'de> for Args<'de> {
@@ -78,7 +103,7 @@ impl<'de> Deserialize<'de> for Args<'de> {
                     let again = if key.eq_ignore_ascii_case("Pod") {
                         pod.replace(map.next_value::<Option<Pod>>()?).is_some()
                     } else if key.eq_ignore_ascii_case("NodeNames") {
-                        names.replace(map.next_value::<Option<Vec<Named<'de>>>>()?).is_some()
+                        names.replace(map.next_value::<Option<Bounded<Named<'de>, MAX_NODES>>>()?).is_some()
                     } else if key.eq_ignore_ascii_case("Nodes") {
                         objects.replace(map.next_value::<Option<NodeList<'de>>>()?).is_some()
                     } else {
@@ -91,7 +116,7 @@ impl<'de> Deserialize<'de> for Args<'de> {
                 }
                 let Pod(pod) = pod.flatten().ok_or_else(|| A::Error::custom("no pod"))?;
                 let (nodes, form) = match (names.flatten(), objects.flatten()) {
-                    (Some(names), None) => (names.into_iter().map(|Named(node)| node).collect(), Form::Names),
+                    (Some(names), None) => (names.map(|Named(node)| node), Form::Names),
                     (None, Some(NodeList(nodes))) => (nodes, Form::Objects),
                     (Some(_), Some(_)) | (None, None) => return Err(A::Error::custom("not one list of nodes")),
                 };
@@ -144,8 +169,17 @@ impl<'de> Deserialize<'de> for Named<'de> {
     }
 }
 
+impl Entry for Named<'_> {}
+
+/// A node as it was sent.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Whole<'a>(#[serde(borrow)] &'a RawValue);
+
+impl Entry for Whole<'_> {}
+
 /// `v1.NodeList`.
-struct NodeList<'a>(Vec<Candidate<'a>>);
+struct NodeList<'a>(Bounded<Candidate<'a>, MAX_NODES>);
 
 impl<'de> Deserialize<'de> for NodeList<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NodeList<'de>, D::Error> {
@@ -153,7 +187,7 @@ impl<'de> Deserialize<'de> for NodeList<'de> {
         struct List<'a> {
             // Go writes an empty list as null.
             #[serde(borrow)]
-            items: Option<Vec<&'a RawValue>>,
+            items: Option<Bounded<Whole<'a>, MAX_NODES>>,
         }
         #[derive(Deserialize)]
         struct Node<'a> {
@@ -166,12 +200,12 @@ impl<'de> Deserialize<'de> for NodeList<'de> {
             name: Text<'a>,
         }
         let List { items } = from_map(deserializer)?;
-        let candidate = |object: &'de RawValue| {
+        let candidate = |Whole(object): Whole<'de>| {
             // Where in the node it is wrong would be counted from the node's own beginning.
             let node: Node<'de> = serde_json::from_str(object.get()).map_err(|_| D::Error::custom("no node"))?;
             Ok(Candidate { name: node.metadata.name.0, object: Some(object) })
         };
-        items.into_iter().flatten().map(candidate).collect::<Result<_, _>>().map(NodeList)
+        items.unwrap_or_default().try_map(candidate).map(NodeList)
     }
 }
 

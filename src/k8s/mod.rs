@@ -3,6 +3,7 @@
 //!
 //! | module | translates |
 //! |---|---|
+//! | [`bounded`] | lists and maps of any length → what is kept of them |
 //! | [`object`] | JSON and YAML of pods and nodes → the few fields that matter |
 //! | [`quantity`] | Kubernetes quantities |
 //! | [`pod`] | pod object → what it asks for; bound pod → ledger holder |
@@ -19,6 +20,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod bounded;
 pub mod case;
 pub mod document;
 pub mod extender;

@@ -1,28 +1,61 @@
 //! Pods and nodes as the API server sends them, reduced to the fields that matter. Owns what is read and what is skipped:
 //! everything else in the JSON is passed over without a copy, so these types cannot be written back.
+//!
+//! A pod is a tenant's text, in reviews and in the watch alike: [`bounds`] says how much of it is kept.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
+use self::bounds::{
+    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_REQUIREMENTS, MAX_RESOURCES, MAX_SELECTOR, MAX_TERMS,
+    MAX_TOLERATIONS,
+};
+use super::bounded::{Bounded, BoundedMap, Entry, Texts};
+use crate::capacity::pod::Excess;
 use crate::keys;
+
+pub mod bounds;
+mod env;
+
+pub use self::env::{Env, EnvVar, EnvVarSource, FieldRef};
 
 /// A Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(from = "ReadPod")]
 pub struct PodObject {
     /// Name, generateName, namespace, uid, resourceVersion, and the annotations that vramguard reads.
-    #[serde(deserialize_with = "pod_metadata")]
     pub metadata: ObjectMeta,
     /// Spec.
-    #[serde(deserialize_with = "null_as_default")]
     pub spec: PodSpec,
     /// Status.
-    #[serde(deserialize_with = "null_as_default")]
     pub status: PodStatus,
+    /// The first part of it that is larger than what is kept.
+    pub excess: Option<Excess>,
+}
+
+/// A Pod as it is read.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ReadPod {
+    metadata: Option<Metadata>,
+    #[serde(deserialize_with = "null_as_default")]
+    spec: PodSpec,
+    #[serde(deserialize_with = "null_as_default")]
+    status: PodStatus,
+}
+
+impl From<ReadPod> for PodObject {
+    fn from(read: ReadPod) -> PodObject {
+        let ReadPod { metadata, mut spec, status } = read;
+        let metadata = metadata.unwrap_or_default();
+        let annotations = metadata.annotations.as_ref().and_then(|OurAnnotations(ours)| ours.excess());
+        let excess = bounds::enforce(annotations, &mut spec, &status);
+        PodObject { metadata: metadata.into(), spec, status, excess }
+    }
 }
 
 /// A Binding: all that is known of what a scheduler decided.
@@ -53,12 +86,12 @@ pub struct PodSpec {
     pub node_name: Option<String>,
     /// Labels its node must have.
     #[serde(deserialize_with = "null_as_default")]
-    pub node_selector: BTreeMap<String, String>,
+    pub node_selector: BoundedMap<String, MAX_SELECTOR>,
     /// Affinity.
     pub affinity: Option<Affinity>,
     /// Tolerations.
     #[serde(deserialize_with = "null_as_default")]
-    pub tolerations: Vec<Toleration>,
+    pub tolerations: Bounded<Toleration, MAX_TOLERATIONS>,
     /// Resolved priority.
     pub priority: Option<i32>,
     /// `Never` or `PreemptLowerPriority`.
@@ -68,11 +101,14 @@ pub struct PodSpec {
     pub volumes: Vec<Volume>,
     /// Init containers and sidecars.
     #[serde(deserialize_with = "null_as_default")]
-    pub init_containers: Vec<Container>,
+    pub init_containers: Containers,
     /// App containers.
     #[serde(deserialize_with = "null_as_default")]
-    pub containers: Vec<Container>,
+    pub containers: Containers,
 }
+
+/// Containers of a pod.
+pub type Containers = Bounded<Container, MAX_CONTAINERS>;
 
 /// A container.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -85,9 +121,20 @@ pub struct Container {
     /// Resources; presence matters to a patch.
     pub resources: Option<Resources>,
     /// Environment; presence matters to a patch.
-    pub env: Option<Vec<EnvVar>>,
+    pub env: Option<Env>,
     /// Security context.
     pub security_context: Option<SecurityContext>,
+}
+
+impl Entry for Container {
+    const READ_BEYOND: bool = true;
+
+    /// What requests a GPU or VRAM is counted, however many containers stand before it.
+    fn matters(&self) -> bool {
+        let resources = self.resources.iter().flat_map(|resources| [&resources.limits, &resources.requests]);
+        let mut names = resources.flatten().flat_map(|list| list.keys());
+        names.any(|name| name.starts_with(keys::NVIDIA) || name.starts_with(keys::PREFIX))
+    }
 }
 
 /// `securityContext` of a container.
@@ -116,39 +163,13 @@ pub struct HostPath {}
 #[serde(default)]
 pub struct Resources {
     /// Limits.
-    pub limits: Option<BTreeMap<String, Quantity>>,
+    pub limits: Option<Quantities>,
     /// Requests.
-    pub requests: Option<BTreeMap<String, Quantity>>,
+    pub requests: Option<Quantities>,
 }
 
-/// One environment entry.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct EnvVar {
-    /// Name.
-    pub name: String,
-    /// Literal value.
-    pub value: Option<String>,
-    /// Taken from elsewhere.
-    pub value_from: Option<EnvVarSource>,
-}
-
-/// Where the value of an environment entry is taken from.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct EnvVarSource {
-    /// A field of the pod.
-    pub field_ref: Option<FieldRef>,
-}
-
-/// A field of the pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct FieldRef {
-    /// Its path.
-    #[serde(deserialize_with = "null_as_default")]
-    pub field_path: String,
-}
+/// Quantities by resource, of a container.
+pub type Quantities = BoundedMap<Quantity, MAX_RESOURCES>;
 
 /// `affinity`, as far as nodes are concerned.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -173,7 +194,7 @@ pub struct NodeAffinity {
 pub struct NodeSelector {
     /// Any one of them.
     #[serde(deserialize_with = "null_as_default")]
-    pub node_selector_terms: Vec<NodeSelectorTerm>,
+    pub node_selector_terms: Bounded<NodeSelectorTerm, MAX_TERMS>,
 }
 
 /// A node selector term.
@@ -181,10 +202,15 @@ pub struct NodeSelector {
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeSelectorTerm {
     /// On labels.
-    pub match_expressions: Option<Vec<NodeSelectorRequirement>>,
+    pub match_expressions: Option<Requirements>,
     /// On fields.
-    pub match_fields: Option<Vec<NodeSelectorRequirement>>,
+    pub match_fields: Option<Requirements>,
 }
+
+impl Entry for NodeSelectorTerm {}
+
+/// Requirements of a term.
+pub type Requirements = Bounded<NodeSelectorRequirement, MAX_REQUIREMENTS>;
 
 /// A node selector requirement.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -195,9 +221,10 @@ pub struct NodeSelectorRequirement {
     /// Operator.
     pub operator: String,
     /// Values.
-    #[serde(deserialize_with = "null_as_default")]
-    pub values: Vec<String>,
+    pub values: Texts,
 }
+
+impl Entry for NodeSelectorRequirement {}
 
 /// A toleration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -213,6 +240,8 @@ pub struct Toleration {
     pub effect: Option<String>,
 }
 
+impl Entry for Toleration {}
+
 /// `status` of a Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -221,7 +250,7 @@ pub struct PodStatus {
     pub phase: Option<String>,
     /// Conditions.
     #[serde(deserialize_with = "null_as_default")]
-    pub conditions: Vec<Condition>,
+    pub conditions: Bounded<Condition, MAX_CONDITIONS>,
 }
 
 /// A condition of a Pod or a Node.
@@ -240,6 +269,15 @@ pub struct Condition {
     pub reason: Option<String>,
     /// For people.
     pub message: Option<String>,
+}
+
+impl Entry for Condition {
+    const READ_BEYOND: bool = true;
+
+    /// The two that say since when a pod is bound, and whether it is ready.
+    fn matters(&self) -> bool {
+        matches!(self.kind.as_str(), "PodScheduled" | "Ready")
+    }
 }
 
 /// A Node.
@@ -348,17 +386,22 @@ struct Metadata {
     annotations: Option<OurAnnotations>,
 }
 
+impl From<Metadata> for ObjectMeta {
+    fn from(metadata: Metadata) -> ObjectMeta {
+        ObjectMeta {
+            name: metadata.name,
+            generate_name: metadata.generate_name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            resource_version: metadata.resource_version,
+            annotations: metadata.annotations.map(|OurAnnotations(ours)| ours.into_kept()),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
 fn pod_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let metadata = Option::<Metadata>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(ObjectMeta {
-        name: metadata.name,
-        generate_name: metadata.generate_name,
-        namespace: metadata.namespace,
-        uid: metadata.uid,
-        resource_version: metadata.resource_version,
-        annotations: metadata.annotations.map(|annotations| annotations.0),
-        ..ObjectMeta::default()
-    })
+    Ok(Option::<Metadata>::deserialize(deserializer)?.unwrap_or_default().into())
 }
 
 fn node_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
@@ -382,7 +425,7 @@ fn node_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
 
 /// The annotations that vramguard reads. Others can be 256 KiB long and are not copied.
 #[derive(Default)]
-struct OurAnnotations(BTreeMap<String, String>);
+struct OurAnnotations(BoundedMap<String, MAX_ANNOTATIONS>);
 
 impl<'de> Deserialize<'de> for OurAnnotations {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OurAnnotations, D::Error> {
@@ -392,16 +435,8 @@ impl<'de> Deserialize<'de> for OurAnnotations {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("annotations")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OurAnnotations, A::Error> {
-                let mut ours = BTreeMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if is_read(&key) {
-                        ours.insert(key, map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(OurAnnotations(ours))
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OurAnnotations, A::Error> {
+                BoundedMap::of_wanted(map, is_read).map(OurAnnotations)
             }
             fn visit_unit<E: de::Error>(self) -> Result<OurAnnotations, E> {
                 Ok(OurAnnotations::default())

@@ -8,7 +8,7 @@ use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, CopyOperation, Patch, PatchOperation, RemoveOperation};
 use serde_json::{Map, Value, json};
 
-use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject};
+use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject, Requirements};
 use crate::capacity::admission::{Changes, ContainerChange};
 use crate::capacity::environment;
 use crate::capacity::ledger::PodUid;
@@ -53,10 +53,10 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
         }
     }
     if let Some(name) = change.remove_env {
-        let env = container.env.iter().flatten().enumerate();
+        let named = container.env.iter().flatten().filter(|entry| entry.name == name);
         // From the end, so that positions stay what they are.
-        for (index, _) in env.filter(|(_, entry)| entry.name == name).collect::<Vec<_>>().into_iter().rev() {
-            remove(patch, &[at, &["env", &index.to_string()]].concat());
+        for entry in named.collect::<Vec<_>>().into_iter().rev() {
+            remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
         }
     }
     let entries = change.env.iter().map(|variable| match &variable.value {
@@ -141,7 +141,7 @@ fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[
         edit(patch, index, &existing[index], term);
     }
     // What only our requirements told apart. A term that requires nothing matches no node and may stay.
-    let empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
+    let empty = |list: &Option<Requirements>| list.as_ref().is_none_or(|list| list.is_empty());
     let needless = |index: &usize| {
         let term = &existing[*index];
         !in_place.contains_key(index) && !(empty(&term.match_expressions) && empty(&term.match_fields))

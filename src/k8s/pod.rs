@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::object::{self, PodObject, PodSpec, Quantity};
+use super::object::{self, PodObject, PodSpec, Quantities};
 use super::quantity::{self, Bytes};
 use crate::capacity::declaration::{Declarations, Fallback, Names, Written, resolve};
 use crate::capacity::demand::{self, Role};
@@ -33,6 +33,7 @@ pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>
         placement: placement(&object.spec),
         access: access(&object.spec),
         origin: origin(&object.metadata, user),
+        excess: object.excess.clone(),
     }
 }
 
@@ -99,7 +100,7 @@ fn label_at_least(spec: &PodSpec) -> Option<Vram> {
     let required = spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
     let requirements = required.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
     let above = requirements.filter(|requirement| requirement.key == keys::POD_MAX_MIB && requirement.operator == "Gt");
-    let least = above.filter_map(|requirement| requirement.values.first()?.parse::<u64>().ok()?.checked_add(1));
+    let least = above.filter_map(|requirement| requirement.values.iter().next()?.parse::<u64>().ok()?.checked_add(1));
     least.filter_map(Vram::checked_from_mib).max()
 }
 
@@ -185,16 +186,14 @@ fn containers(spec: &PodSpec) -> Vec<Container> {
 fn container((role, object): (Role, &object::Container)) -> Container {
     let limits = object.resources.as_ref().and_then(|resources| resources.limits.as_ref());
     let requests = object.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    let injected = [keys::ENV_VRAM_MIB, keys::ENV_DEVICE_ORDER, keys::ENV_VISIBLE_DEVICES];
-    let env =
-        object.env.iter().flatten().filter(|entry| injected.contains(&entry.name.as_str())).map(|entry| EnvEntry {
-            name: entry.name.clone(),
-            value: match (&entry.value, &entry.value_from) {
-                (_, Some(_)) => None,
-                (value, None) => Some(value.clone().unwrap_or_default()),
-            },
-            field: entry.value_from.as_ref().and_then(|source| Some(source.field_ref.as_ref()?.field_path.clone())),
-        });
+    let env = object.env.iter().flat_map(|env| env.iter()).map(|entry| EnvEntry {
+        name: entry.name.clone(),
+        value: match (&entry.value, &entry.value_from) {
+            (_, Some(_)) => None,
+            (value, None) => Some(value.clone().unwrap_or_default()),
+        },
+        field: entry.value_from.as_ref().and_then(|source| Some(source.field_ref.as_ref()?.field_path.clone())),
+    });
     Container {
         name: object.name.clone(),
         role,
@@ -204,12 +203,10 @@ fn container((role, object): (Role, &object::Container)) -> Container {
     }
 }
 
-type Quantities = BTreeMap<String, Quantity>;
-
 fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Resource, u64)> {
     let mut gpus: BTreeMap<&str, u64> = BTreeMap::new();
-    for (name, quantity) in requests.into_iter().chain(limits).flatten().filter(|(name, _)| keys::is_gpu_resource(name))
-    {
+    let quantities = requests.into_iter().chain(limits).flat_map(|list| list.iter());
+    for (name, quantity) in quantities.filter(|(name, _)| keys::is_gpu_resource(name)) {
         // The API server refuses a count that is none. Until it has, the container asks for a GPU.
         let count = quantity::count(&quantity.0).unwrap_or(1);
         let known = gpus.entry(name).or_default();
@@ -345,7 +342,7 @@ fn placement(spec: &PodSpec) -> Placement {
     let required = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
     Placement {
         node_name: spec.node_name.clone().filter(|node| !node.is_empty()),
-        node_selector: spec.node_selector.clone(),
+        node_selector: (*spec.node_selector).clone(),
         required: required.map(|selector| selector.node_selector_terms.iter().map(term).collect()),
         tolerations: spec.tolerations.iter().map(toleration).collect(),
         priority: spec.priority.unwrap_or(0),
@@ -357,7 +354,7 @@ fn placement(spec: &PodSpec) -> Placement {
 }
 
 fn term(term: &object::NodeSelectorTerm) -> Term {
-    let all = |list: &Option<Vec<object::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect();
+    let all = |list: &Option<object::Requirements>| list.iter().flat_map(|list| list.iter()).map(requirement).collect();
     Term { labels: all(&term.match_expressions), fields: all(&term.match_fields) }
 }
 
@@ -371,7 +368,11 @@ fn requirement(requirement: &object::NodeSelectorRequirement) -> Requirement {
         "Lt" => Operator::Lt,
         _ => Operator::Unrecognised,
     };
-    Requirement { key: requirement.key.clone(), operator, values: requirement.values.clone() }
+    Requirement {
+        key: requirement.key.clone(),
+        operator,
+        values: requirement.values.iter().map(str::to_owned).collect(),
+    }
 }
 
 fn toleration(toleration: &object::Toleration) -> Toleration {

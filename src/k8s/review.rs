@@ -301,7 +301,8 @@ fn code(reason: Reason) -> u16 {
         | Reason::UnknownContainer
         | Reason::UnknownModel
         | Reason::BadProcesses
-        | Reason::VramTooLarge => 422,
+        | Reason::VramTooLarge
+        | Reason::TooManyEntries => 422,
         Reason::VramUndeclared
         | Reason::VramWithoutGpu
         | Reason::VramUnaccounted

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use self::turn::{Source, Turn, Wish};
-use super::{Decided, Webhook};
+use super::intake::Received;
+use super::{Decided, Read, Webhook};
 use crate::capacity::binding::{self, Binding};
 use crate::capacity::ledger::{Holder, PodUid};
 use crate::capacity::moment::Moment;
@@ -121,12 +121,13 @@ fn now() -> Moment {
     Moment(k8s_openapi::jiff::Timestamp::now().as_millisecond())
 }
 
-pub(super) async fn bind(State((webhook, guard)): State<(Webhook, Arc<BindingGuard>)>, body: Bytes) -> Response {
+pub(super) async fn bind(State((webhook, guard)): State<(Webhook, Arc<BindingGuard>)>, body: Received) -> Response {
     let start = Instant::now();
-    let request = match webhook.request::<BindingObject>(&body) {
-        Ok(request) => request,
+    let Read { request, _arrived, parsed } = match webhook.request::<BindingObject>(body).await {
+        Ok(read) => read,
         Err(response) => return response,
     };
+    drop(parsed); // a Binding is small, whatever its body was, and this one waits for the API server
     let decided = answer(&webhook, &guard, &request).await;
     webhook.respond("bind", start, request.namespace, decided)
 }

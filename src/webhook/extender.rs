@@ -1,17 +1,20 @@
 //! `POST /scheduler/filter`: kube-scheduler asks which of the nodes that it found no fault with can take a pod. Owns when a
-//! question is asked again; the arguments are `k8s::extender`'s, the answer `capacity::filter`'s.
+//! question is asked again, and how long an answer is kept for who does not fetch it; the arguments are `k8s::extender`'s,
+//! the answer `capacity::filter`'s.
 
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
 
+use super::intake::Received;
+use super::pieces::in_pieces;
 use super::{Webhook, not_synced};
 use crate::capacity::filter::{self, Filter};
 use crate::capacity::ledger::{Holder, PodUid};
-use crate::k8s::extender::{self, Answer, Args};
+use crate::k8s::extender::{self, Answer, Args, ArgsError};
 use crate::k8s::pod;
 use crate::metrics::Answered;
 
@@ -22,14 +25,23 @@ use crate::metrics::Answered;
 const LOOK_AGAIN: [Duration; 4] =
     [Duration::from_millis(5), Duration::from_millis(10), Duration::from_millis(20), Duration::from_millis(40)];
 
+/// For an answer to be fetched. kube-scheduler waits for one, and by default 30 s for all of it.
+const FETCH_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The handler.
-pub(super) async fn filter(State(webhook): State<Webhook>, body: Bytes) -> Response {
+pub(super) async fn filter(State(webhook): State<Webhook>, body: Received) -> Response {
     let start = Instant::now();
+    let turn = body.turn_to_answer().await;
+    let _parsed = body.room_to_parse().await;
     let args = match extender::read(&body) {
         Ok(args) => args,
         Err(error) => {
             webhook.metrics.refused_body();
-            return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+            return match error {
+                ArgsError::Malformed { .. } => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+                // kube-scheduler logs what stands in its own form of an error, and of a status only the number.
+                ArgsError::TooMany { .. } => in_time(extender::error(&error), turn),
+            };
         }
     };
     if !webhook.index.is_synced() {
@@ -52,7 +64,12 @@ pub(super) async fn filter(State(webhook): State<Webhook>, body: Bytes) -> Respo
         namespace: args.pod.metadata.namespace.clone().unwrap_or_default(),
     };
     webhook.metrics.answered(answered, start.elapsed());
-    ([(header::CONTENT_TYPE, "application/json")], answer).into_response()
+    in_time(answer, turn)
+}
+
+fn in_time(answer: Vec<u8>, turn: OwnedSemaphorePermit) -> Response {
+    let body = in_pieces(answer.into(), turn, FETCH_DEADLINE);
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 impl Webhook {

@@ -1,22 +1,24 @@
-//! The HTTPS side: reviews in, answers out. Owns routes, limits and what is counted; parsing and writing reviews is
-//! `k8s::review`, deciding is `capacity::admission`. What kube-scheduler asks is answered in `extender`.
+//! The HTTPS side: reviews in, answers out. Owns routes and what is counted; parsing and writing reviews is `k8s::review`,
+//! deciding is `capacity::admission`. Bodies and their budget are `intake`'s; what kube-scheduler asks is answered in
+//! `extender`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::timeout::{RequestBodyDeadlineLayer, TimeoutLayer};
+use tower_http::timeout::TimeoutLayer;
 
 use self::bindings::BindingGuard;
+use self::intake::{Intake, Received, Room};
+pub use self::listen::listen;
+pub use self::pieces::in_pieces;
 use crate::capacity::admission;
 use crate::capacity::policy::Mode;
 use crate::index::Index;
@@ -27,18 +29,16 @@ use crate::policies::PolicyStore;
 
 pub mod bindings;
 pub mod client;
+mod connections;
 mod extender;
+mod intake;
+mod listen;
+mod pieces;
+pub mod plain;
 pub mod server;
 
-/// Reviews carry objects of up to about 3 MiB, old and new.
-const MAX_BODY: usize = 8 << 20;
-/// Bodies in memory at once. A review is tens of KiB, so this is thousands of them, and a quarter of the memory that the
-/// manifests give a replica.
-const MAX_BODIES: usize = 64 << 20;
-/// For the whole body of a request to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// For a request as a whole; the API server gives up before that.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
@@ -56,51 +56,49 @@ pub fn routes(webhook: Webhook) -> Router {
     limited(reviews(webhook))
 }
 
-/// The routes of the HTTPS port in a cluster.
-pub fn guarded_routes(webhook: Webhook, guard: Arc<BindingGuard>) -> Router {
-    let bindings = Router::new().route("/mutate/bindings", post(bindings::bind)).with_state((webhook.clone(), guard));
-    limited(reviews(webhook).merge(bindings))
+/// What the API server asks about pods.
+pub fn reviews(webhook: Webhook) -> Router {
+    Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate)).with_state(webhook)
 }
 
-fn reviews(webhook: Webhook) -> Router {
-    Router::new()
-        .route("/mutate/pods", post(mutate))
-        .route("/validate/pods", post(validate))
-        .route("/scheduler/filter", post(extender::filter))
-        .with_state(webhook)
+/// What the API server asks about bindings.
+pub fn bindings(webhook: Webhook, guard: Arc<BindingGuard>) -> Router {
+    Router::new().route("/mutate/bindings", post(bindings::bind)).with_state((webhook, guard))
 }
 
-/// Puts the limits around routes: size and number of bodies, deadlines, and a panic that stays with its request.
+/// What kube-scheduler asks an extender. Not served unless somebody configured a scheduler to ask: a question may be about
+/// thousands of nodes, and anybody who reaches the port could ask it.
+pub fn filter(webhook: Webhook) -> Router {
+    Router::new().route("/scheduler/filter", post(extender::filter)).with_state(webhook)
+}
+
+/// Puts the limits around routes: room for bodies, a deadline, and a panic that stays with its request.
 pub fn limited(routes: Router) -> Router {
     routes
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(MAX_BODIES)), reserve_body))
-        .layer(RequestBodyDeadlineLayer::new(BODY_DEADLINE))
+        .layer(Extension(Arc::new(Intake::default())))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE))
         .layer(CatchPanicLayer::new())
 }
 
-/// Lets a request in when there is room for its body; for one that does not say how long it is, for the longest.
-async fn reserve_body(State(room): State<Arc<Semaphore>>, request: axum::extract::Request, next: Next) -> Response {
-    let length =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    let bytes = length.map_or(MAX_BODY, |length| length.min(MAX_BODY));
-    let bytes = u32::try_from(bytes).expect("a body is at most 8 MiB");
-    let _room = room.acquire_many(bytes).await.expect("the semaphore is never closed");
-    next.run(request).await
+async fn mutate(State(webhook): State<Webhook>, body: Received) -> Response {
+    webhook.answer("mutate", body, Webhook::mutate).await
 }
 
-async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response {
-    webhook.answer("mutate", &body, Webhook::mutate)
-}
-
-async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
-    webhook.answer("validate", &body, Webhook::validate)
+async fn validate(State(webhook): State<Webhook>, body: Received) -> Response {
+    webhook.answer("validate", body, Webhook::validate).await
 }
 
 /// Sums over half a list are too small, so nothing is answered from them.
 fn not_synced() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "not ready: nodes, pods and ledgers have not been listed yet").into_response()
+}
+
+/// A review, with the room that it takes until it is dropped.
+struct Read<T> {
+    request: Request<T>,
+    _arrived: Room,
+    /// Of the parsed body; a handler that waits for somebody gives it back before.
+    parsed: OwnedSemaphorePermit,
 }
 
 /// An answer and how it is counted.
@@ -117,21 +115,21 @@ impl Decided {
 }
 
 impl Webhook {
-    fn answer(&self, name: &'static str, body: &[u8], decide: fn(&Webhook, &Request) -> Decided) -> Response {
+    async fn answer(&self, name: &'static str, body: Received, decide: fn(&Webhook, &Request) -> Decided) -> Response {
         let start = Instant::now();
-        match self.request(body) {
-            Ok(request) => {
-                let decided = decide(self, &request);
-                self.respond(name, start, request.namespace, decided)
+        match self.request(body).await {
+            Ok(read) => {
+                let decided = decide(self, &read.request);
+                self.respond(name, start, read.request.namespace, decided)
             }
             Err(response) => response,
         }
     }
 
     /// The review in a body, if it can be answered; else what is answered instead.
-    #[expect(clippy::result_large_err, reason = "an answer either way, and made once")]
-    fn request<T: DeserializeOwned>(&self, body: &[u8]) -> Result<Request<T>, Response> {
-        let request = review::read(body).map_err(|error| {
+    async fn request<T: DeserializeOwned>(&self, body: Received) -> Result<Read<T>, Response> {
+        let parsed = body.room_to_parse().await;
+        let request = review::read(&body).map_err(|error| {
             self.metrics.refused_body();
             (StatusCode::BAD_REQUEST, error.to_string()).into_response()
         })?;
@@ -139,7 +137,7 @@ impl Webhook {
             // The API server asks another replica, or applies failurePolicy.
             return Err(not_synced());
         }
-        Ok(request)
+        Ok(Read { request, _arrived: body.into_room(), parsed })
     }
 
     fn respond(&self, name: &'static str, start: Instant, namespace: Option<String>, decided: Decided) -> Response {

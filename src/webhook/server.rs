@@ -1,9 +1,9 @@
-//! The listener: TLS 1.3, HTTP/1.1 and HTTP/2, a cap on connections, a deadline for everything a client may be slow at, and
-//! a drain. Owns sockets; what is served on them is given to it.
+//! The listener: TLS 1.3, HTTP/1.1 and HTTP/2, bounded buffers, a deadline for everything a client may be slow at, and
+//! a drain. Owns sockets; what is served on them is given to it, and who has to close for others is `connections`' choice.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
@@ -11,16 +11,20 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::connections::{Admitted, Caps, Connections, Place};
 use crate::metrics::Metrics;
 use crate::tls::CertificateStore;
+use crate::tls::clients::{self, Clients};
 
 /// For a TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -32,8 +36,23 @@ const IDLE_DEADLINE: Duration = Duration::from_secs(120);
 /// After which a connection is closed between two requests, so that replicas that are new get their share, and nobody keeps a
 /// place for ever.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// More than any number of API servers opens; a connection costs some tens of KiB.
-const MAX_CONNECTIONS: usize = 1024;
+/// More than any number of API servers opens, and of those without a request so far more than open when all of them start
+/// calling at once. A connection costs some tens of KiB.
+const CAPS: Caps = Caps { open: 1024, unproven: 768 };
+/// For a connection that was told to close for another one: for an answer on its way out, and no longer.
+const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
+/// What HTTP/1 reads ahead and holds back on a connection; headers have to fit.
+const BUFFER: usize = 32 << 10;
+/// What HTTP/2 reads ahead on one stream, and on one connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// See [`STREAM_WINDOW`].
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Headers of one request of HTTP/2.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Requests of one connection of HTTP/2 at once.
+const MAX_STREAMS: u32 = 128;
+/// At most one line about refused clients in this time; those between are counted in it.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// For requests in flight when the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -43,18 +62,28 @@ pub struct Server {
     pub listener: TcpListener,
     /// What it serves with.
     pub certificates: Arc<CertificateStore>,
+    /// Who is let in; everybody without.
+    pub clients: Option<Arc<Clients>>,
     /// Counts connections.
     pub metrics: Arc<Metrics>,
 }
 
 /// TLS 1.3 with the certificate of the moment, for each connection anew.
-pub fn tls(certificates: Arc<CertificateStore>) -> anyhow::Result<Arc<ServerConfig>> {
+pub fn tls(certificates: Arc<CertificateStore>, clients: Option<Arc<Clients>>) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .context("TLS 1.3 is compiled in")?
-        .with_no_client_auth()
-        .with_cert_resolver(certificates);
+        .context("TLS 1.3 is compiled in")?;
+    let mut config = match clients {
+        Some(clients) => {
+            let mut config = builder.with_client_cert_verifier(clients).with_cert_resolver(certificates);
+            // A resumed session would not be verified again, after the CA has changed say.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            config
+        }
+        None => builder.with_no_client_auth().with_cert_resolver(certificates),
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -62,21 +91,17 @@ pub fn tls(certificates: Arc<CertificateStore>) -> anyhow::Result<Arc<ServerConf
 impl Server {
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
-        let acceptor = TlsAcceptor::from(tls(self.certificates)?);
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let acceptor = TlsAcceptor::from(tls(self.certificates, self.clients)?);
+        let connections = Arc::new(Connections::new(CAPS));
+        let refusals = Arc::new(Refusals::default());
         let mut running = JoinSet::new();
         loop {
-            // A place is taken before a connection is: beyond the cap, clients wait in the kernel's queue.
-            let place = tokio::select! {
-                place = connections.clone().acquire_owned() => place.expect("the semaphore is never closed"),
-                () = stop.cancelled() => break,
-            };
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = async { connections.room().await; self.listener.accept().await } => accepted,
                 () = stop.cancelled() => break,
             };
-            let socket = match accepted {
-                Ok((socket, _)) => socket,
+            let (socket, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, say. Accepting again at once would only spin.
                     tracing::warn!("cannot accept a connection: {error}");
@@ -84,8 +109,18 @@ impl Server {
                     continue;
                 }
             };
-            let connection =
-                Connection { acceptor: acceptor.clone(), routes: routes.clone(), metrics: self.metrics.clone(), place };
+            let Admitted { place, displaced } = connections.admit(peer.ip());
+            if displaced {
+                self.metrics.displaced_connections.inc();
+            }
+            let connection = Connection {
+                acceptor: acceptor.clone(),
+                routes: routes.clone(),
+                metrics: self.metrics.clone(),
+                refusals: refusals.clone(),
+                place: Arc::new(place),
+                peer,
+            };
             running.spawn(connection.run(socket, stop.clone()));
             while running.try_join_next().is_some() {}
         }
@@ -102,51 +137,49 @@ struct Connection {
     acceptor: TlsAcceptor,
     routes: Router,
     metrics: Arc<Metrics>,
-    place: OwnedSemaphorePermit,
+    refusals: Arc<Refusals>,
+    place: Arc<Place>,
+    peer: SocketAddr,
 }
 
 impl Connection {
     async fn run(self, socket: TcpStream, stop: CancellationToken) {
-        let _place = self.place;
         let _ = socket.set_nodelay(true);
-        let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, self.acceptor.accept(socket)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!("handshake failed: {error}"),
-            Err(_) => return tracing::debug!("handshake timed out"),
-        };
+        let told_to_close = self.place.told_to_close();
+        let Some(stream) = told_to_close.run_until_cancelled(self.handshake(socket)).await.flatten() else { return };
         self.metrics.connections.inc();
-        let asked = Arc::new(AtomicBool::new(false));
+        let place = self.place.clone();
         let service = hyper::service::service_fn({
-            let (routes, asked) = (self.routes, asked.clone());
-            move |request: Request<Incoming>| {
-                asked.store(true, Ordering::Relaxed);
-                routes.clone().oneshot(request)
+            let routes = self.routes;
+            move |mut request: Request<Incoming>| {
+                let exchange = Arc::new(place.exchange());
+                request.extensions_mut().insert(exchange.clone());
+                let answer = routes.clone().oneshot(request);
+                async move {
+                    let answer = answer.await;
+                    drop(exchange);
+                    answer
+                }
             }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).keep_alive(true);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Some(IDLE_DEADLINE / 4))
-            .max_concurrent_streams(128);
+        let builder = protocols();
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let stop = stop.cancelled();
-        let mut stop = std::pin::pin!(stop);
+        let mut ends = Ends { stop, told_to_close };
         let mut finished = tokio::select! {
             finished = connection.as_mut() => Some(finished),
-            () = &mut stop => None,
+            _ = ends.wait() => None,
             () = tokio::time::sleep(FIRST_HEADER_DEADLINE) => None,
         };
-        if finished.is_none() && asked.load(Ordering::Relaxed) {
+        if finished.is_none() && self.place.is_proven() {
+            let mut deadline = DRAIN_DEADLINE;
             tokio::select! {
                 ended = connection.as_mut() => finished = Some(ended),
-                () = &mut stop => {}
+                left = ends.wait() => deadline = left,
                 () = tokio::time::sleep(MAX_AGE) => {}
             }
             if finished.is_none() {
                 connection.as_mut().graceful_shutdown();
-                finished = tokio::time::timeout(DRAIN_DEADLINE, connection).await.ok();
+                finished = tokio::time::timeout(deadline, connection).await.ok();
             }
         }
         let finished = finished.unwrap_or(Ok(()));
@@ -154,5 +187,75 @@ impl Connection {
             tracing::debug!("connection failed: {error}");
         }
         self.metrics.connections.dec();
+    }
+
+    async fn handshake(&self, socket: TcpStream) -> Option<TlsStream<TcpStream>> {
+        match tokio::time::timeout(HANDSHAKE_DEADLINE, self.acceptor.accept(socket)).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => match clients::refusal(&error) {
+                Some(why) => {
+                    self.metrics.refused_clients.inc();
+                    self.refusals.say(self.peer, &why);
+                }
+                None => tracing::debug!("handshake failed: {error}"),
+            },
+            Err(_) => tracing::debug!("handshake timed out"),
+        }
+        None
+    }
+}
+
+/// What ends a connection from this side.
+struct Ends {
+    stop: CancellationToken,
+    told_to_close: CancellationToken,
+}
+
+impl Ends {
+    /// Waits for it; how long what is in flight may take then.
+    async fn wait(&mut self) -> Duration {
+        tokio::select! {
+            () = self.stop.cancelled() => DRAIN_DEADLINE,
+            () = self.told_to_close.cancelled() => CLOSE_DEADLINE,
+        }
+    }
+}
+
+fn protocols() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).max_buf_size(BUFFER).keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(IDLE_DEADLINE / 4))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(BUFFER)
+        .max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(MAX_STREAMS);
+    builder
+}
+
+/// What is said of clients that are refused for their certificate: anybody can cause it, so a line at times stands for many.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// When the last line was written, and how many there were since.
+    since: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Refusals {
+    fn say(&self, peer: SocketAddr, why: &dyn std::fmt::Display) {
+        let mut since = self.since.lock();
+        let more = match &mut *since {
+            Some((last, more)) if last.elapsed() < REFUSALS_EVERY => {
+                *more += 1;
+                return;
+            }
+            Some((_, more)) => *more,
+            None => 0,
+        };
+        *since = Some((Instant::now(), 0));
+        drop(since);
+        tracing::warn!(%peer, more, "client refused: {why}");
     }
 }

@@ -227,7 +227,8 @@ fn routes(suite: &Suite) -> axum::Router {
     let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
     let index = Arc::new(index);
     let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), Arc::new(CertificateStore::default())));
-    webhook::routes(Webhook { index, policies, metrics })
+    let webhook = Webhook { index, policies, metrics };
+    webhook::limited(webhook::reviews(webhook.clone()).merge(webhook::filter(webhook)))
 }
 
 /// What the API server does with a new pod, and kube-scheduler after it, with the handlers for webhooks and extender.

@@ -32,7 +32,7 @@ impl Cluster {
         for node in nodes {
             plane.add_gpu_node(node).await;
         }
-        let guard = Guard::start(&plane, &[("cluster.yaml", ENFORCE)]).await;
+        let guard = Guard::start_with(&plane, &[("cluster.yaml", ENFORCE)], &["--scheduler-extender"]).await;
         let path =
             ["get", "mutatingwebhookconfiguration", "vramguard", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}"];
         let ca = plane.kubectl(&path).await.expect_success();

@@ -44,14 +44,23 @@ impl Guard {
         Guard::start_from(plane, "deploy", policies).await
     }
 
+    /// As [`Guard::start`], with further flags for the server.
+    pub async fn start_with(plane: &ControlPlane, policies: &[(&str, &str)], flags: &[&str]) -> Guard {
+        Guard::start_all(plane, "deploy", policies, flags).await
+    }
+
     /// As [`Guard::start`], with the manifests of another kustomization of this repository.
     pub async fn start_from(plane: &ControlPlane, kustomization: &str, policies: &[(&str, &str)]) -> Guard {
+        Guard::start_all(plane, kustomization, policies, &[]).await
+    }
+
+    async fn start_all(plane: &ControlPlane, kustomization: &str, policies: &[(&str, &str)], flags: &[&str]) -> Guard {
         let (https, http) = (free_port(), free_port());
         apply_manifests(plane, kustomization, https, OnOutage::AsShipped).await;
         let directory = write_policies(plane, policies);
         let kubeconfig = plane.service_account_kubeconfig(NAMESPACE, "vramguard").await;
         let mut guard = Guard {
-            server: server("vramguard", plane, &kubeconfig, &directory, https, http),
+            server: server("vramguard", plane, &kubeconfig, &directory, https, http).args(flags),
             policies: directory,
             https,
             http,
@@ -99,6 +108,11 @@ impl Guard {
             Ok(())
         })
         .await;
+    }
+
+    /// Where its metrics are.
+    pub fn http(&self) -> u16 {
+        self.http
     }
 
     /// The value of a metric without labels.

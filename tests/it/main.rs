@@ -13,6 +13,7 @@
 //! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
 //! | `extender` | a real kube-scheduler that asks the extender |
+//! | `hostile` | attacks, with the memory of the manifests: on the server alone, and the long form on a control plane |
 //! | `figures` | the same, measured: printed, not judged |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
@@ -26,6 +27,7 @@ mod extender;
 mod figures;
 mod guard;
 mod harness;
+mod hostile;
 mod kubelet;
 mod ledger;
 mod server;

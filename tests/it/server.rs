@@ -7,7 +7,10 @@
 //! | `reviews` | what is answered |
 //! | `garbage` | what is answered to what is no review |
 //! | `filter` | what kube-scheduler is answered |
-//! | `slow` | what becomes of clients that stall, or are too many |
+//! | `slow` | what becomes of clients that stall |
+//! | `crowd` | what becomes of clients that are too many, or send too much |
+//! | `oversized` | what is answered about pods that are larger than what is read of them |
+//! | `clients` | who may ask at all |
 //! | `certificates` | which certificate is served |
 //! | `policies` | which policies are in force |
 //! | `lifecycle` | how it starts and stops |
@@ -15,12 +18,15 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // files, sockets and time are what this is about
 
 mod certificates;
-mod client;
+pub mod client;
+pub mod clients;
+mod crowd;
 mod filter;
 mod garbage;
 mod lifecycle;
 mod metrics;
+mod oversized;
 mod policies;
 mod reviews;
-mod site;
+pub mod site;
 mod slow;

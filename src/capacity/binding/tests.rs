@@ -62,6 +62,7 @@ fn pod(node: Option<&str>) -> Pod {
         unknown_annotations: vec![],
         placement: Placement { node_name: node.map(Into::into), ..Placement::default() },
         origin: Origin::Api,
+        excess: None,
     }
 }
 

@@ -49,6 +49,8 @@ pub enum Reason {
     EnvironmentConflict,
     /// An annotation that only vramguard sets.
     ReservedAnnotation,
+    /// A part of the pod has more entries than vramguard reads.
+    TooManyEntries,
     /// A binding by somebody who is not a known scheduler.
     ForeignBinder,
     /// A binding for another pod of that name.

@@ -100,7 +100,7 @@ fn what_is_no_such_thing_is_refused_with_its_place_and_without_its_content() {
         ("half of it", r#"{"Pod":{},"NodeNames":["#.to_owned(), 1, 23),
     ] {
         let error = read(body.as_bytes()).map(|_| ()).expect_err(name);
-        assert_eq!((error.line, error.column), (line, column), "{name}");
+        assert_eq!(error, ArgsError::Malformed { line, column }, "{name}");
         assert!(!error.to_string().contains(marker), "{name}: {error}");
     }
 }

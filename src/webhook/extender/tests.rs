@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use futures::poll;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -55,6 +57,10 @@ fn question(nodes: &[&str]) -> String {
     json!({ "Pod": pod("new", Value::Null), "NodeNames": nodes }).to_string()
 }
 
+fn served(webhook: Webhook) -> Router {
+    crate::webhook::limited(crate::webhook::filter(webhook))
+}
+
 fn wants(args: &Args<'_>) -> (PodUid, Holder) {
     (pod::uid(&args.pod.metadata), pod::would_hold(&args.pod).unwrap())
 }
@@ -96,8 +102,27 @@ async fn an_answer_that_leaves_no_doubt_is_given_at_once() {
 async fn nothing_is_answered_before_nodes_and_pods_are_listed() {
     let ask = async |webhook: Webhook| {
         let request = Request::post("/scheduler/filter").body(Body::from(question(&["gpu-0"]))).unwrap();
-        super::super::routes(webhook).oneshot(request).await.unwrap().status()
+        served(webhook).oneshot(request).await.unwrap().status()
     };
     assert_eq!(ask(webhook()).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(ask(full()).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn more_nodes_than_the_bound_get_an_error_that_kube_scheduler_logs() {
+    let names: Vec<&str> = vec!["a"; extender::MAX_NODES + 1];
+    let nodes = json!({ "items": vec![json!({ "metadata": { "name": "a" } }); extender::MAX_NODES + 1] });
+    for question in [
+        json!({ "Pod": pod("new", Value::Null), "NodeNames": names }),
+        json!({ "Pod": pod("new", Value::Null), "Nodes": nodes }),
+    ] {
+        let request = Request::post("/scheduler/filter").body(Body::from(question.to_string())).unwrap();
+        let response = served(full()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        let said = "10001 nodes in one question, and vramguard answers 10000 at most; lower percentageOfNodesToScore";
+        assert_eq!(answer["Error"], said);
+        assert_eq!(answer["NodeNames"], Value::Null);
+    }
 }

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -24,13 +24,30 @@ use super::site::{PATIENCE, review};
 
 pub type Stream = TlsStream<TcpStream>;
 
+/// A client's certificate and key, in PEM.
+pub struct Presented {
+    pub certificate: String,
+    pub key: String,
+}
+
 /// Connects with TLS 1.3, trusting this CA alone, and insists on the protocol.
 pub async fn connect(port: u16, ca: &str, protocol: &str) -> anyhow::Result<Stream> {
+    connect_with(port, ca, protocol, None).await
+}
+
+async fn connect_with(port: u16, ca: &str, protocol: &str, presented: Option<&Presented>) -> anyhow::Result<Stream> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
         roots.add(certificate?)?;
     }
-    let mut config = builder().with_root_certificates(roots).with_no_client_auth();
+    let builder = builder().with_root_certificates(roots);
+    let mut config = match presented {
+        None => builder.with_no_client_auth(),
+        Some(Presented { certificate, key }) => {
+            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?
+        }
+    };
     config.alpn_protocols = vec![protocol.into()];
     let stream = handshake(port, config).await?;
     let chosen = stream.get_ref().1.alpn_protocol();
@@ -113,7 +130,17 @@ pub enum Client {
 impl Client {
     /// `protocol` is `http/1.1` or `h2`.
     pub async fn connect(port: u16, ca: &str, protocol: &str) -> anyhow::Result<Client> {
-        let stream = TokioIo::new(connect(port, ca, protocol).await?);
+        Client::connect_with(port, ca, protocol, None).await
+    }
+
+    /// As [`Client::connect`], presenting a certificate.
+    pub async fn connect_with(
+        port: u16,
+        ca: &str,
+        protocol: &str,
+        presented: Option<&Presented>,
+    ) -> anyhow::Result<Client> {
+        let stream = TokioIo::new(connect_with(port, ca, protocol, presented).await?);
         if protocol == "h2" {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
             tokio::spawn(connection);

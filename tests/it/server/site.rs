@@ -145,7 +145,12 @@ pub struct Server {
 impl Server {
     /// Starts one with a certificate of its own making, and waits until it is ready.
     pub async fn start() -> Server {
-        let mut server = Site::new().server(&["--self-signed"]);
+        Server::start_with(&[]).await
+    }
+
+    /// As [`Server::start`], with further flags.
+    pub async fn start_with(flags: &[&str]) -> Server {
+        let mut server = Site::new().server(&[&["--self-signed"], flags].concat());
         server.process.start();
         server.ready().await;
         server

@@ -1,9 +1,7 @@
-//! Clients that stall, and more of them than there are places. Deadlines are those of the server: 5 s for a handshake, 5 s
-//! for the first header, 10 s for a body; 1024 connections.
+//! Clients that stall. Deadlines are those of the server: 5 s for a handshake, 5 s for the first header, 2 s for a body.
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use futures::future::join_all;
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -12,15 +10,11 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, TRICKLE, Verdict, connect, stalling};
 use super::site::{PATIENCE, Server, pod, review};
-use crate::support::eventually;
 
 /// What a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(4);
-/// No client that is only slow is cut off sooner.
+/// No review takes as long while others stall.
 const LENIENT: Duration = Duration::from_secs(3);
-const CAP: usize = 1024;
-/// More than the server has open beside connections: listeners, the log, a policy file that is just being read.
-const OTHER_FILES: usize = 50;
 
 /// Sends `beginning`, then `again` every now and then, until the server closes; what it answered, and after how long.
 async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Duration) {
@@ -42,7 +36,10 @@ async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8
 }
 
 fn expect_within(what: &str, took: Duration, deadline: Duration) {
-    assert!(LENIENT < took && took < deadline + SLACK, "{what}: cut off after {took:?}, the deadline is {deadline:?}");
+    assert!(
+        deadline / 2 < took && took < deadline + SLACK,
+        "{what}: cut off after {took:?}, the deadline is {deadline:?}"
+    );
 }
 
 async fn stalls_before_the_first_request(server: &Server) {
@@ -76,7 +73,7 @@ async fn stalls_before_the_first_request(server: &Server) {
 
 async fn stalls_within_a_body(server: &Server) {
     let (port, ca) = (server.site.https, server.ca());
-    let deadline = Duration::from_secs(10);
+    let deadline = Duration::from_secs(2);
     let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
     let half = &body[..body.len() / 2];
     let head = format!("POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -116,59 +113,6 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
         () = stalled => {}
         () = others => unreachable!("the others go on"),
     }
-    server.expect_ready();
-}
-
-/// How many files this process, and so its children, may have open.
-fn open_files() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux");
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
-    line.split_whitespace().nth(3).and_then(|soft| soft.parse().ok()).unwrap_or(usize::MAX)
-}
-
-/// How many files the server has open.
-fn files(server: &Server) -> usize {
-    let pid = server.process.pid().expect("it runs");
-    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("Linux").count()
-}
-
-#[tokio::test]
-async fn more_connections_than_the_cap_wait_and_are_served_when_others_close() {
-    if open_files() < 3 * CAP {
-        println!("skipped: only {} files may be open", open_files());
-        return;
-    }
-    let server = Server::start().await;
-    let (port, ca) = (server.site.https, server.ca());
-    let undeclared = pod("lab", json!({}));
-    let denied = Verdict::Denied("VramUndeclared".into());
-    let hold = async || {
-        let mut client = Client::connect(port, &ca, "http/1.1").await.expect("a connection");
-        assert_eq!(client.verdict(&undeclared).await, denied); // one that was never used is soon cut off
-        client
-    };
-    let mut held = Vec::new();
-    while held.len() < CAP {
-        held.extend(join_all((0..64).map(|_| hold())).await);
-    }
-    assert!(files(&server) >= CAP, "{} files", files(&server));
-    let late = async {
-        let queued = join_all((0..100).map(|_| TcpStream::connect(("127.0.0.1", port)))).await;
-        assert!(queued.iter().all(Result::is_ok), "{queued:?}");
-        server.client().await.verdict(&undeclared).await
-    };
-    let mut late = std::pin::pin!(late);
-    let early = tokio::time::timeout(Duration::from_secs(1), &mut late).await;
-    assert!(early.is_err(), "the cap does not hold: {early:?}");
-    assert!(files(&server) < CAP + OTHER_FILES, "{} files", files(&server));
-    drop(held);
-    let verdict = tokio::time::timeout(PATIENCE, late).await;
-    assert_eq!(verdict.expect("a place that is free again"), denied);
-    eventually("all connections to be forgotten", PATIENCE, async || {
-        ensure!(files(&server) < OTHER_FILES, "{} files", files(&server));
-        Ok(())
-    })
-    .await;
     server.expect_ready();
 }
 

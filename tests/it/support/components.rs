@@ -67,6 +67,9 @@ const USERS: [(&str, &str, &str); 6] = [
 /// Name of the certificate and key with which the API server calls a kubelet.
 pub const KUBELET_CLIENT: &str = "kubelet-client";
 
+/// Name of the API server's AdmissionConfiguration, where a test has written one.
+pub const ADMISSION_CONFIGURATION: &str = "admission-configuration.yaml";
+
 /// Everything one control plane keeps on disk, and its addresses.
 pub struct Site {
     folder: PathBuf,
@@ -167,7 +170,11 @@ impl Site {
             .arg("--log-level=warn")
     }
 
-    fn api_server(&self, process: Process) -> Process {
+    fn api_server(&self, mut process: Process) -> Process {
+        let configuration = self.file(ADMISSION_CONFIGURATION);
+        if configuration.exists() {
+            process = process.arg(format!("--admission-control-config-file={}", configuration.display()));
+        }
         process
             .arg(format!("--etcd-servers={}", loopback(self.etcd_client)))
             .arg("--bind-address=127.0.0.1")

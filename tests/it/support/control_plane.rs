@@ -43,10 +43,17 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one in a folder and on ports of its own; it is ready when this returns.
     pub async fn start() -> Self {
+        Self::start_prepared(|_| {}).await
+    }
+
+    /// As [`ControlPlane::start`], after its folder was prepared: the API server reads its
+    /// `AdmissionConfiguration` there.
+    pub async fn start_prepared(prepare: impl FnOnce(&Path)) -> Self {
         let kubectl = assets::program("kubectl").unwrap_or_else(|reason| panic!("no kubectl: {reason}"));
         let lock = machine_lock().await;
         let folder = working_folder();
         let site = Site::create(folder.path());
+        prepare(folder.path());
         let processes = Component::ALL.map(|component| (component, Mutex::new(site.process(component)))).into();
         let admin_kubeconfig = site.admin_kubeconfig();
         let admin = OnceLock::new();

@@ -17,7 +17,7 @@ mod real_node;
 mod runtime;
 mod wait;
 
-pub use components::{ClientLimits, Component, SECOND_SCHEDULER, free_port};
+pub use components::{ADMISSION_CONFIGURATION, ClientLimits, Component, SECOND_SCHEDULER, free_port};
 pub use control_plane::ControlPlane;
 pub use gpu_node::GpuNode;
 pub use process::{Finished, Process, run};

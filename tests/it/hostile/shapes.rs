@@ -1,0 +1,97 @@
+//! Pods that are as large as possible in memory for their size as JSON. Written as text: as values they would be as large here.
+
+/// A pod whose `spec` and annotations are mostly `repeated`, up to `bytes`.
+struct Shape {
+    name: &'static str,
+    before: &'static str,
+    repeated: fn(usize) -> String,
+    after: &'static str,
+}
+
+const MAIN: &str = r#"{"name":"main","image":"none","resources":{"limits":{"nvidia.com/gpu":"1"}}"#;
+
+const SHAPES: [Shape; 10] = [
+    Shape {
+        name: "values of an affinity",
+        before: r#""affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"NotIn","values":["#,
+        repeated: |_| r#""a""#.to_owned(),
+        after: "]}]}]}}},",
+    },
+    Shape {
+        name: "requirements of a term",
+        before: r#""affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":["#,
+        repeated: |_| "{}".to_owned(),
+        after: "]}]}}},",
+    },
+    Shape {
+        name: "terms of an affinity",
+        before: r#""affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":["#,
+        repeated: |_| r#"{"matchExpressions":[{},{}]}"#.to_owned(),
+        after: "]}}},",
+    },
+    Shape { name: "tolerations", before: r#""tolerations":["#, repeated: |_| "{}".to_owned(), after: "]," },
+    Shape { name: "init containers", before: r#""initContainers":["#, repeated: |_| "{}".to_owned(), after: "]," },
+    Shape {
+        name: "init containers with GPUs",
+        before: r#""initContainers":["#,
+        repeated: |n| format!(r#"{{"name":"{n}","resources":{{"limits":{{"nvidia.com/gpu":"1"}}}}}}"#),
+        after: "],",
+    },
+    Shape {
+        name: "variables",
+        before: r#""initContainers":[{"env":["#,
+        repeated: |_| r#"{"name":"CUDA_DEVICE_ORDER"}"#.to_owned(),
+        after: "]}],",
+    },
+    Shape {
+        name: "limits",
+        before: r#""initContainers":[{"resources":{"limits":{"#,
+        repeated: |n| format!(r#""{n}":1"#),
+        after: "}}}],",
+    },
+    Shape { name: "node selector", before: r#""nodeSelector":{"#, repeated: |n| format!(r#""{n}":"""#), after: "}," },
+    Shape {
+        name: "long names",
+        before: r#""initContainers":["#,
+        repeated: |n| format!(r#"{{"name":"{n}{}"}}"#, "x".repeat(20_000)),
+        after: "],",
+    },
+];
+
+/// A review of each shape, of about that many bytes, in a namespace.
+pub fn reviews(namespace: &str, bytes: usize) -> Vec<(&'static str, Vec<u8>)> {
+    SHAPES.iter().map(|shape| (shape.name, review(namespace, &shape.pod(namespace, bytes)))).collect()
+}
+
+/// A pod that the API server takes up to admission, of about that many bytes.
+pub fn pod(namespace: &str, bytes: usize) -> String {
+    SHAPES[0].pod(namespace, bytes)
+}
+
+fn review(namespace: &str, pod: &str) -> Vec<u8> {
+    format!(
+        r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","operation":"CREATE","namespace":"{namespace}","resource":{{"group":"","version":"v1","resource":"pods"}},"userInfo":{{"username":"tenant"}},"object":{pod}}}}}"#
+    )
+    .into_bytes()
+}
+
+impl Shape {
+    fn pod(&self, namespace: &str, bytes: usize) -> String {
+        // Declarations for containers that are not there, each of which a refusal would answer with the names of all.
+        let annotations: Vec<String> = (0..1000).map(|n| format!(r#""vramguard.dev/vram.none-{n}":"1Gi""#)).collect();
+        let mut pod = format!(
+            r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"hostile","namespace":"{namespace}","annotations":{{{}}}}},"spec":{{{}"#,
+            annotations.join(","),
+            self.before
+        );
+        let mut number = 0;
+        while pod.len() < bytes {
+            if number > 0 {
+                pod.push(',');
+            }
+            pod.push_str(&(self.repeated)(number));
+            number += 1;
+        }
+        pod + self.after + r#""containers":["# + MAIN + "}]}}"
+    }
+}
