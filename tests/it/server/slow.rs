@@ -1,7 +1,7 @@
 //! Clients that stall, and more of them than there are places. Deadlines are those of the server: 5 s for a handshake, 5 s
 //! for the first header, 10 s for a body; 1024 connections.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use futures::future::join_all;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, TRICKLE, Verdict, connect, stalling};
 use super::site::{PATIENCE, Server, pod, review};
-use crate::support::eventually;
+use crate::support::{Patience, eventually, within};
 
 /// What a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(4);
@@ -23,8 +23,8 @@ const CAP: usize = 1024;
 const OTHER_FILES: usize = 50;
 
 /// Sends `beginning`, then `again` every now and then, until the server closes; what it answered, and after how long.
-async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Duration) {
-    let start = Instant::now();
+async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Patience) {
+    let mut patience = Patience::of(PATIENCE);
     stream.write_all(beginning).await.expect("a beginning");
     stream.flush().await.expect("a beginning");
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
@@ -36,13 +36,14 @@ async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8
             Err(_) => _ = stream.write_all(again).await,
         }
         _ = stream.flush().await;
-        assert!(start.elapsed() < PATIENCE, "never cut off");
+        assert!(!patience.is_over(), "never cut off");
     }
-    (String::from_utf8_lossy(&answer).into_owned(), start.elapsed())
+    (String::from_utf8_lossy(&answer).into_owned(), patience)
 }
 
-fn expect_within(what: &str, took: Duration, deadline: Duration) {
-    assert!(LENIENT < took && took < deadline + SLACK, "{what}: cut off after {took:?}, the deadline is {deadline:?}");
+fn expect_within(what: &str, mut took: Patience, deadline: Duration) {
+    let in_time = LENIENT < took.elapsed() && took.spent() < deadline + SLACK;
+    assert!(in_time, "{what}: cut off after {took}, the deadline is {deadline:?}");
 }
 
 async fn stalls_before_the_first_request(server: &Server) {
@@ -88,11 +89,11 @@ async fn stalls_within_a_body(server: &Server) {
     };
     let http2 = async {
         let mut client = Client::connect(port, &ca, "h2").await.expect("a connection");
-        let start = Instant::now();
+        let patience = Patience::of(PATIENCE);
         let answered = client.send(Method::POST, "/mutate/pods", stalling(half.to_owned())).await;
         let (status, answer) = answered.expect("an answer");
         assert!(status.is_client_error(), "{status}: {answer:?}");
-        expect_within("half a body over h2", start.elapsed(), deadline);
+        expect_within("half a body over h2", patience, deadline);
     };
     tokio::join!(http1("half a body", b""), http1("a body that trickles", b" "), http2);
 }
@@ -105,10 +106,10 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
     };
     let others = async {
         loop {
-            let start = Instant::now();
+            let mut patience = Patience::of(PATIENCE);
             let verdict = server.client().await.verdict(&pod("lab", json!({}))).await;
             assert_eq!(verdict, Verdict::Denied("VramUndeclared".into()));
-            assert!(start.elapsed() < LENIENT, "held up for {:?}", start.elapsed());
+            assert!(patience.spent() < LENIENT, "held up for {patience}");
             tokio::time::sleep(TRICKLE).await;
         }
     };
@@ -162,7 +163,7 @@ async fn more_connections_than_the_cap_wait_and_are_served_when_others_close() {
     assert!(early.is_err(), "the cap does not hold: {early:?}");
     assert!(files(&server) < CAP + OTHER_FILES, "{} files", files(&server));
     drop(held);
-    let verdict = tokio::time::timeout(PATIENCE, late).await;
+    let verdict = within(PATIENCE, late).await;
     assert_eq!(verdict.expect("a place that is free again"), denied);
     eventually("all connections to be forgotten", PATIENCE, async || {
         ensure!(files(&server) < OTHER_FILES, "{} files", files(&server));
