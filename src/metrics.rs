@@ -21,6 +21,8 @@ use crate::tls::CertificateStore;
 
 /// Series of answered reviews. A cluster has some thousands at most; reviews are anyone's who reaches the port.
 const MAX_ANSWERS: usize = 20_000;
+/// Field managers that are counted by name. A cluster has a few that write nodes, but each may choose its name.
+const MAX_UNDOERS: usize = 32;
 /// Stands for a namespace that cannot be one, and for all that came after [`MAX_ANSWERS`].
 const OTHER: &str = "(other)";
 
@@ -36,6 +38,12 @@ pub struct Answered {
     pub reason: String,
     /// Namespace of the pod.
     pub namespace: String,
+}
+
+/// Field manager that changed what a node publishes; empty where managedFields name none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Undoer {
+    manager: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +63,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Writes that the API server refused.
     pub publish_errors: Counter,
+    undone: Family<Undoer, Counter>,
+    distinct_undoers: AtomicUsize,
     /// Pods seen bound without the guard on nodes with a ledger.
     pub slips: Counter,
     /// Connections that are open.
@@ -74,6 +84,8 @@ impl Metrics {
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
+            undone: Family::default(),
+            distinct_undoers: AtomicUsize::new(0),
             slips: Counter::default(),
             connections: Gauge::default(),
             leading: Gauge::default(),
@@ -91,6 +103,8 @@ impl Metrics {
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
+        let help = "Times that somebody else changed what a node publishes, by the field manager that did";
+        r.register("node_publications_undone", help, metrics.undone.clone());
         let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
@@ -112,6 +126,15 @@ impl Metrics {
             OTHER.clone_into(&mut answered.namespace);
         }
         self.answers.get_or_create(&answered).inc();
+    }
+
+    /// Somebody changed what a node publishes.
+    pub fn undone(&self, manager: Option<&str>) {
+        let mut undoer = Undoer { manager: manager.unwrap_or_default().to_owned() };
+        if self.undone.get(&undoer).is_none() && self.distinct_undoers.fetch_add(1, Ordering::Relaxed) >= MAX_UNDOERS {
+            OTHER.clone_into(&mut undoer.manager);
+        }
+        self.undone.get_or_create(&undoer).inc();
     }
 
     /// A body was not what was asked for.

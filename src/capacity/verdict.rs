@@ -13,11 +13,13 @@ use crate::keys;
 
 mod advice;
 mod binding;
+mod node;
 mod reason;
 mod unfit;
 
 pub use advice::Advice;
 pub use binding::{Refusal, Unplaced};
+pub use node::undone;
 pub use reason::Reason;
 pub use unfit::Unfit;
 

@@ -22,6 +22,9 @@ mod events;
 pub mod lease;
 mod ledger;
 mod publish;
+#[cfg(test)]
+mod testing;
+mod turns;
 mod waiting;
 pub mod webhook_configuration;
 

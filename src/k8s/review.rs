@@ -321,7 +321,8 @@ fn code(reason: Reason) -> u16 {
         | Reason::PinUnverified
         | Reason::GpuStarting
         | Reason::BoundPastGuard
-        | Reason::GpuOvercommitted => 403,
+        | Reason::GpuOvercommitted
+        | Reason::PublicationUndone => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }

@@ -67,6 +67,8 @@ pub enum Reason {
     BoundPastGuard,
     /// More is promised of a GPU than can be, or may be.
     GpuOvercommitted,
+    /// Somebody keeps changing what a node publishes.
+    PublicationUndone,
 }
 
 impl fmt::Display for Reason {

@@ -24,7 +24,7 @@ use crate::capacity::ledger::Shared;
 use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::NodeObject;
-use crate::k8s::{node, publication};
+use crate::k8s::{node, ownership, publication};
 use crate::ledgers::{self, Known, WriteError};
 
 /// Bindings that are written together at most; the others wait for the next turn.
@@ -202,13 +202,14 @@ impl Turn {
         }
         let lite: Api<NodeObject> = Api::all(client.clone());
         let nodes: Api<Node> = Api::all(client.clone());
+        let parameters = PatchParams { field_manager: Some(ownership::RAISES.into()), ..PatchParams::default() };
         // Decided on the node as it is, and written only if it still is: else a higher number of somebody else could be
         // lowered.
         for _ in 0..MAX_ATTEMPTS {
             let object = lite.get_opt(&self.node).await.map_err(WriteError::Api)?.ok_or(WriteError::NodeGone)?;
             let Some(mut patch) = publication::raise(&node::advertised(&object), bound) else { return Ok(()) };
             patch["metadata"] = json!({ "resourceVersion": object.metadata.resource_version });
-            match nodes.patch_status(&self.node, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            match nodes.patch_status(&self.node, &parameters, &Patch::Strategic(patch)).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 written => return written.map(|_| ()).map_err(WriteError::Api),
             }
