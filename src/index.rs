@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::ledger::{PodUid, Shared};
+use crate::capacity::makeup::Makeup;
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::{Pod, PodName};
@@ -74,6 +75,8 @@ pub struct Waiting {
     pub resource: Resource,
     /// Where it may land.
     pub placement: Placement,
+    /// What the demand is made of, where its declaration says so.
+    pub makeup: Option<Makeup>,
 }
 
 impl Index {
@@ -361,11 +364,13 @@ fn waiting(object: &PodObject) -> Option<Waiting> {
     if !pod::is_unschedulable(object) {
         return None;
     }
-    let Pod { name, containers, placement, .. } = pod::translate(object, None, None);
+    let pod = pod::translate(object, None, None);
+    let makeup = Makeup::of(&pod);
+    let Pod { name, containers, placement, .. } = pod;
     let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
     let demand = crate::capacity::demand::of_pod(requests);
     let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
-    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement })
+    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement, makeup })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -40,6 +40,28 @@ pub struct Answered {
     pub namespace: String,
 }
 
+/// What an unschedulable pod waits for. The variant's name is the value of the label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum WaitsFor {
+    /// Others to leave.
+    VramShortfall,
+    /// In vain, as the cluster is.
+    NeverFits,
+    /// Something else than VRAM.
+    Other,
+    /// It has not been looked at yet.
+    Unexamined,
+}
+
+impl WaitsFor {
+    const ALL: [WaitsFor; 4] = [WaitsFor::VramShortfall, WaitsFor::NeverFits, WaitsFor::Other, WaitsFor::Unexamined];
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waits {
+    reason: WaitsFor,
+}
+
 /// Field manager that changed what a node publishes; empty where managedFields name none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Undoer {
@@ -69,6 +91,7 @@ pub struct Metrics {
     pub slips: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64>,
+    waiting: Family<Waits, Gauge>,
     /// 1 while this replica leads.
     pub leading: Gauge<i64>,
 }
@@ -88,6 +111,7 @@ impl Metrics {
             distinct_undoers: AtomicUsize::new(0),
             slips: Counter::default(),
             connections: Gauge::default(),
+            waiting: Family::default(),
             leading: Gauge::default(),
         };
         let r = &mut metrics.registry;
@@ -108,6 +132,9 @@ impl Metrics {
         let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
+        let help =
+            "Pods that kube-scheduler found no node for and that request VRAM, by what they wait for; on the leader";
+        r.register("waiting_pods", help, metrics.waiting.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         r.register_collector(Box::new(State { index, policies, certificates }));
         metrics
@@ -126,6 +153,14 @@ impl Metrics {
             OTHER.clone_into(&mut answered.namespace);
         }
         self.answers.get_or_create(&answered).inc();
+    }
+
+    /// How many pods wait for what.
+    pub fn waiting(&self, count: impl Fn(WaitsFor) -> usize) {
+        for reason in WaitsFor::ALL {
+            let pods = i64::try_from(count(reason)).unwrap_or(i64::MAX);
+            self.waiting.get_or_create(&Waits { reason }).set(pods);
+        }
     }
 
     /// Somebody changed what a node publishes.

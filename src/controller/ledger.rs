@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::back_fill::{BackFills, Lacking};
+use super::events::Recorder;
 use super::turns::Turns;
-use super::{Controller, RETRY, bounded, events, now};
+use super::{Controller, RETRY, bounded, now};
 use crate::capacity::binding;
 use crate::capacity::gpu::{Pool, Rules};
 use crate::capacity::ledger::{NodeLedger, PodUid};
@@ -47,15 +48,16 @@ pub async fn run(controller: Controller) {
     let mut turns = Turns::new(PARALLEL);
     turns.add(controller.index.all_nodes());
     let mut back_fills = BackFills::new(controller.client.clone());
+    let recorder = Arc::new(Recorder::new(&controller));
     let mut kept = JoinSet::new();
     // When what has changed is looked at, once something has.
     let mut gathered: Option<Instant> = None;
     let mut look_again = tokio::time::interval(LOOK_AGAIN);
     loop {
         for node in turns.take(Instant::now()) {
-            let controller = controller.clone();
+            let (controller, recorder) = (controller.clone(), recorder.clone());
             kept.spawn(async move {
-                let kept = keep(&controller, &patience, &node).await;
+                let kept = keep(&controller, &recorder, &patience, &node).await;
                 (node, kept)
             });
         }
@@ -164,14 +166,19 @@ impl Seen {
 }
 
 /// Returns the pods of the node that lack annotations.
-async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<Vec<Lacking>> {
+async fn keep(
+    controller: &Controller,
+    recorder: &Recorder,
+    patience: &Patience,
+    node: &str,
+) -> anyhow::Result<Vec<Lacking>> {
     let at = moment();
     let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(Vec::new()) };
     if let Some(why) = seen.known.shared.fault.clone() {
         write_status(controller, node, &seen).await?;
         anyhow::bail!("{why}");
     }
-    if seen.has_ledger && !write_reservations(controller, patience, node, at, &mut seen).await? {
+    if seen.has_ledger && !write_reservations(controller, recorder, patience, node, at, &mut seen).await? {
         return Ok(Vec::new()); // whoever won wrote an event that brings us here again
     }
     write_status(controller, node, &seen).await?;
@@ -181,6 +188,7 @@ async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyho
 /// Whether the ledger says what it should now; not where somebody else wrote it first.
 async fn write_reservations(
     controller: &Controller,
+    recorder: &Recorder,
     patience: &Patience,
     node: &str,
     at: Moment,
@@ -209,7 +217,7 @@ async fn write_reservations(
     if seen.known.version.is_none() || before != spec(&seen.upkeep.reservations, &seen.rules) {
         let written = ledgers::write(&controller.client, node, &seen.known, &seen.upkeep.reservations, &seen.rules);
         match tokio::time::timeout(super::CALL_DEADLINE, written).await? {
-            Ok(_) => report_slips(controller, node, seen).await?,
+            Ok(_) => report_slips(controller, recorder, node, seen).await?,
             Err(WriteError::Conflict | WriteError::NodeGone | WriteError::Busy) => return Ok(false),
             Err(WriteError::Api(error)) => return Err(error.into()),
         }
@@ -240,7 +248,7 @@ async fn find(controller: &Controller, uid: &PodUid, name: &PodName, node: &str)
 
 /// Pods that were bound without the guard although it should have been asked: counted and said. Those from before their node
 /// had a ledger are no slip, nor are those of namespaces that nothing is injected in.
-async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
+async fn report_slips(controller: &Controller, recorder: &Recorder, node: &str, seen: &Seen) -> anyhow::Result<()> {
     let policies = controller.policies.current();
     let injected = |name: &PodName| {
         let policy = policies.of(&name.namespace).map(|(policy, _)| policy.mode);
@@ -259,7 +267,7 @@ async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyho
         }
         controller.metrics.slips.inc();
         tracing::warn!(node, pod = %name, "bound past the guard");
-        events::warn_pod(controller, uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
+        recorder.warn_pod(uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! often; what is written is `k8s::publication`'s, how long to wait for somebody who keeps undoing it is [`dispute`]'s.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -10,8 +11,9 @@ use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::events::Recorder;
 use super::turns::Turns;
-use super::{Controller, RETRY, bounded, events, now};
+use super::{Controller, RETRY, bounded, now};
 use crate::capacity::verdict::{self, Reason};
 use crate::k8s::node::{self, Advertised};
 use crate::k8s::object::NodeObject;
@@ -42,13 +44,14 @@ pub async fn run(controller: Controller) {
     turns.add(controller.index.all_nodes());
     // Of nodes that are there and in no task.
     let mut published: BTreeMap<String, Published> = BTreeMap::new();
+    let recorder = Arc::new(Recorder::new(&controller));
     let mut writes = JoinSet::new();
     loop {
         for name in turns.take(Instant::now()) {
-            let controller = controller.clone();
+            let (controller, recorder) = (controller.clone(), recorder.clone());
             let mut before = published.remove(&name).unwrap_or_default();
             writes.spawn(async move {
-                let written = write(&controller, &name, &mut before).await;
+                let written = write(&controller, &recorder, &name, &mut before).await;
                 (name, before, written)
             });
         }
@@ -78,7 +81,12 @@ pub async fn run(controller: Controller) {
 }
 
 /// Brings one node to where it stands. Returns when to come back, where somebody else keeps another value.
-async fn write(controller: &Controller, name: &str, published: &mut Published) -> anyhow::Result<Option<Instant>> {
+async fn write(
+    controller: &Controller,
+    recorder: &Recorder,
+    name: &str,
+    published: &mut Published,
+) -> anyhow::Result<Option<Instant>> {
     let (patch, seen) = {
         let state = controller.index.read();
         let cluster = &state.cluster;
@@ -95,7 +103,7 @@ async fn write(controller: &Controller, name: &str, published: &mut Published) -
     };
     let Some(patch) = patch else { return Ok(None) };
     if published.dispute.owed().is_none() && published.written.as_ref().is_some_and(|written| *written != seen) {
-        undone(controller, name, published).await?;
+        undone(controller, recorder, name, published).await?;
     }
     if let Some(owed) = published.dispute.owed().filter(|owed| *owed > Instant::now()) {
         return Ok(Some(owed));
@@ -120,14 +128,19 @@ async fn write(controller: &Controller, name: &str, published: &mut Published) -
     tracing::debug!(node = name, %patch, "published");
     if let Some(note) = overcommitted {
         tracing::warn!(node = name, "{note}");
-        events::warn_node(controller, name, Reason::GpuOvercommitted, note).await;
+        recorder.warn_node(name, Reason::GpuOvercommitted, note).await;
     }
     Ok(None)
 }
 
 /// Notes it, and says so, if somebody changed what was written here last. What the watch shows may be older than that write,
 /// so the node is read once more; who it was is read only where somebody did.
-async fn undone(controller: &Controller, name: &str, published: &mut Published) -> anyhow::Result<()> {
+async fn undone(
+    controller: &Controller,
+    recorder: &Recorder,
+    name: &str,
+    published: &mut Published,
+) -> anyhow::Result<()> {
     let Some(written) = &published.written else { return Ok(()) };
     let nodes: Api<NodeObject> = Api::all(controller.client.clone());
     let Some(found) = bounded(nodes.get_opt(name)).await? else { return Ok(()) };
@@ -143,7 +156,7 @@ async fn undone(controller: &Controller, name: &str, published: &mut Published) 
     if times > 1 && times.is_power_of_two() {
         let note =
             verdict::undone(&field.to_string(), manager.as_deref(), times, &format!("{}s", MOST_DELAY.as_secs()));
-        events::warn_node(controller, name, Reason::PublicationUndone, note).await;
+        recorder.warn_node(name, Reason::PublicationUndone, note).await;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@
 //! | [`extender`] | what kube-scheduler asks an extender ↔ which nodes can take the pod |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
+//! | [`event`] | a warning → `Event` |
 //! | [`ownership`] | managedFields of a node → who changed what we publish |
 //! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
 
@@ -22,6 +23,7 @@
 
 pub mod case;
 pub mod document;
+pub mod event;
 pub mod extender;
 pub mod gpu_ledger;
 pub mod node;

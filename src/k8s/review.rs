@@ -313,6 +313,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::SharedReplicas
         | Reason::NodeNameSet
         | Reason::VramShortfall
+        | Reason::NeverFits
         | Reason::VisibleDevicesWithoutGpu
         | Reason::EnvironmentConflict
         | Reason::ReservedAnnotation

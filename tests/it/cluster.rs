@@ -164,8 +164,8 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
     let ours = cluster.event("ml", "VramShortfall", "waits for VRAM").await;
     assert_eq!(
         ours,
-        "waits for VRAM: 8912Mi demanded, but the best node it may land on, \"gpu-0\", has room for 6046Mi (17824Mi of 23870Mi \
-         held by 2 pods, exact accounting)"
+        "waits for VRAM: 8912Mi demanded (8Gi declared + 720Mi for 1 process), but the best node it may land on, \"gpu-0\", has \
+         room for 6046Mi (17824Mi of 23870Mi held by 2 pods, exact accounting)"
     );
 
     // The Deployment is told to want two again, and one that runs goes: the waiting one is not the one that goes.

@@ -43,6 +43,8 @@ pub enum Reason {
     NodeNameSet,
     /// No room now, under `onShortfall: Deny`.
     VramShortfall,
+    /// No node that the pod may land on could take it, even when empty.
+    NeverFits,
     /// GPUs made visible without a request.
     VisibleDevicesWithoutGpu,
     /// The user's environment says otherwise than ours, under `onConflict: Deny`.
