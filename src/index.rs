@@ -24,6 +24,7 @@ use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
+use crate::unbound::{Guarded, Unbound};
 
 /// The state that all parts of a server share.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub struct State {
     ledgers: BTreeMap<String, SeenLedger>,
     /// Pods without a node of which it is known that they have no share in any GPU: their bindings need no look.
     unconcerned: BTreeSet<PodUid>,
+    unbound: Unbound,
     nodes_listed: bool,
     pods_listed: bool,
     ledgers_listed: bool,
@@ -91,6 +93,7 @@ impl Index {
             repair: BTreeSet::new(),
             ledgers: BTreeMap::new(),
             unconcerned: BTreeSet::new(),
+            unbound: Unbound::default(),
             nodes_listed: false,
             pods_listed: false,
             ledgers_listed: false,
@@ -202,6 +205,7 @@ impl Index {
         } else {
             state.unconcerned.remove(&uid);
         }
+        state.unbound.see(object, &stage);
         match stage {
             Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
             Stage::Ended => state.cluster.delete_pod(&uid),
@@ -221,6 +225,7 @@ impl Index {
         let concerned = pod::stage(object) != Stage::Unconcerned;
         let mut state = self.state.write();
         state.unconcerned.remove(uid);
+        state.unbound.forget(uid);
         if concerned {
             state.cluster.delete_pod(uid);
         }
@@ -239,6 +244,7 @@ impl Index {
         }
         state.waiting.retain(|uid, _| listed.contains(uid));
         state.unconcerned.retain(|uid| listed.contains(uid));
+        state.unbound.retain(|uid| listed.contains(uid));
         state.pods_listed = true;
         drop(state);
         self.changed.send_replace(());
@@ -247,7 +253,10 @@ impl Index {
     /// Whether a pod is kept at all, so that a relist need not remember the others.
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
-        state.cluster.holds(uid) || state.waiting.contains_key(uid) || state.unconcerned.contains(uid)
+        state.cluster.holds(uid)
+            || state.waiting.contains_key(uid)
+            || state.unconcerned.contains(uid)
+            || state.unbound.get(uid).is_some()
     }
 
     /// A `GpuLedger` was seen.
@@ -342,6 +351,11 @@ impl State {
         self.cluster.delete_node(name);
         self.advertised.remove(name);
         self.repair.remove(name);
+    }
+
+    /// A guarded pod without a node, if it is kept.
+    pub fn unbound(&self, uid: &PodUid) -> Option<&Guarded> {
+        self.unbound.get(uid)
     }
 
     /// The `GpuLedger` of a node as it was seen last.

@@ -69,13 +69,20 @@ pub async fn run(controller: Controller) {
     }
 }
 
-/// What a pod waits for, and what to tell it.
-fn look(controller: &Controller, uid: &PodUid) -> Option<(PodName, WaitsFor, Option<(Reason, String)>)> {
+/// What one look at a pod showed.
+struct Look {
+    name: PodName,
+    waits_for: WaitsFor,
+    /// What to tell it.
+    say: Option<(Reason, String)>,
+}
+
+fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
     let state = controller.index.read();
     let Waiting { name, demand, resource, placement, makeup } = state.waiting.get(uid)?;
     let per_process = state.cluster.rules().per_process_overhead;
     let made_of = || makeup.and_then(|makeup| makeup.explains(*demand, per_process));
-    let (waits_for, said) = match state.cluster.outlook(resource, *demand, placement) {
+    let (waits_for, say) = match state.cluster.outlook(resource, *demand, placement) {
         // There is VRAM, so it waits for something else.
         Outlook::Fits => (WaitsFor::Other, None),
         Outlook::Waits(shortfall) => {
@@ -87,7 +94,7 @@ fn look(controller: &Controller, uid: &PodUid) -> Option<(PodName, WaitsFor, Opt
             (WaitsFor::NeverFits, Some((Reason::NeverFits, verdict::never_fits(&never))))
         }
     };
-    Some((name.clone(), waits_for, said))
+    Some(Look { name: name.clone(), waits_for, say })
 }
 
 /// Pods to be told now, with what; forgets those that wait no longer, and counts the others. A pod that was looked at is quiet
@@ -100,7 +107,7 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     };
     let mut due = Vec::new();
     for uid in next {
-        let Some((name, waits_for, say)) = look(controller, &uid) else { continue };
+        let Some(Look { name, waits_for, say }) = look(controller, &uid) else { continue };
         let looked = Instant::now();
         let entry = told.entry(uid.clone()).or_insert(Told { looked, waits_for, said: None });
         (entry.looked, entry.waits_for) = (looked, waits_for);
