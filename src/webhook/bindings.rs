@@ -158,3 +158,6 @@ fn refused(uid: String, binding: &Binding, refusal: &Refusal) -> Decided {
     );
     Decided { answer: Answer::refused(uid, &binding.pod, refusal), verdict: "denied", reason }
 }
+
+#[cfg(test)]
+mod tests;
