@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::ledger::{PodUid, Shared};
+use crate::capacity::makeup::Makeup;
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::{Pod, PodName};
@@ -23,6 +24,7 @@ use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
+use crate::unbound::{Guarded, Unbound};
 
 mod oversized;
 
@@ -50,6 +52,7 @@ pub struct State {
     ledgers: BTreeMap<String, SeenLedger>,
     /// Pods without a node of which it is known that they have no share in any GPU: their bindings need no look.
     unconcerned: BTreeSet<PodUid>,
+    unbound: Unbound,
     nodes_listed: bool,
     pods_listed: bool,
     ledgers_listed: bool,
@@ -79,6 +82,8 @@ pub struct Waiting {
     pub resource: Resource,
     /// Where it may land.
     pub placement: Placement,
+    /// What the demand is made of, where its declaration says so.
+    pub makeup: Option<Makeup>,
 }
 
 impl Index {
@@ -93,6 +98,7 @@ impl Index {
             repair: BTreeSet::new(),
             ledgers: BTreeMap::new(),
             unconcerned: BTreeSet::new(),
+            unbound: Unbound::default(),
             nodes_listed: false,
             pods_listed: false,
             ledgers_listed: false,
@@ -205,6 +211,7 @@ impl Index {
         } else {
             state.unconcerned.remove(&uid);
         }
+        state.unbound.see(object, &stage);
         match stage {
             Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
             Stage::Ended => state.cluster.delete_pod(&uid),
@@ -225,6 +232,7 @@ impl Index {
         self.oversized.forget(uid);
         let mut state = self.state.write();
         state.unconcerned.remove(uid);
+        state.unbound.forget(uid);
         if concerned {
             state.cluster.delete_pod(uid);
         }
@@ -244,6 +252,7 @@ impl Index {
         }
         state.waiting.retain(|uid, _| listed.contains(uid));
         state.unconcerned.retain(|uid| listed.contains(uid));
+        state.unbound.retain(|uid| listed.contains(uid));
         state.pods_listed = true;
         drop(state);
         self.changed.send_replace(());
@@ -252,7 +261,10 @@ impl Index {
     /// Whether a pod is kept at all, so that a relist need not remember the others.
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
-        state.cluster.holds(uid) || state.waiting.contains_key(uid) || state.unconcerned.contains(uid)
+        state.cluster.holds(uid)
+            || state.waiting.contains_key(uid)
+            || state.unconcerned.contains(uid)
+            || state.unbound.get(uid).is_some()
     }
 
     /// A `GpuLedger` was seen.
@@ -354,6 +366,11 @@ impl State {
         self.repair.remove(name);
     }
 
+    /// A guarded pod without a node, if it is kept.
+    pub fn unbound(&self, uid: &PodUid) -> Option<&Guarded> {
+        self.unbound.get(uid)
+    }
+
     /// The `GpuLedger` of a node as it was seen last.
     pub fn ledger(&self, node: &str) -> Option<&SeenLedger> {
         self.ledgers.get(node)
@@ -374,11 +391,13 @@ fn waiting(object: &PodObject) -> Option<Waiting> {
     if !pod::is_unschedulable(object) {
         return None;
     }
-    let Pod { name, containers, placement, .. } = pod::translate(object, None, None);
+    let pod = pod::translate(object, None, None);
+    let makeup = Makeup::of(&pod);
+    let Pod { name, containers, placement, .. } = pod;
     let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
     let demand = crate::capacity::demand::of_pod(requests);
     let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
-    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement })
+    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement, makeup })
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub mod policies;
 #[cfg(feature = "cluster")]
 pub mod tls;
 #[cfg(feature = "cluster")]
+pub mod unbound;
+#[cfg(feature = "cluster")]
 pub mod watch;
 #[cfg(feature = "cluster")]
 pub mod webhook;

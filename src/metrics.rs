@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -21,6 +21,8 @@ use crate::tls::CertificateStore;
 
 /// Series of answered reviews. A cluster has some thousands at most; reviews are anyone's who reaches the port.
 const MAX_ANSWERS: usize = 20_000;
+/// Field managers that are counted by name. A cluster has a few that write nodes, but each may choose its name.
+const MAX_UNDOERS: usize = 32;
 /// Stands for a namespace that cannot be one, and for all that came after [`MAX_ANSWERS`].
 const OTHER: &str = "(other)";
 
@@ -36,6 +38,34 @@ pub struct Answered {
     pub reason: String,
     /// Namespace of the pod.
     pub namespace: String,
+}
+
+/// What an unschedulable pod waits for. The variant's name is the value of the label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum WaitsFor {
+    /// Others to leave.
+    VramShortfall,
+    /// In vain, as the cluster is.
+    NeverFits,
+    /// Something else than VRAM.
+    Other,
+    /// It has not been looked at yet.
+    Unexamined,
+}
+
+impl WaitsFor {
+    const ALL: [WaitsFor; 4] = [WaitsFor::VramShortfall, WaitsFor::NeverFits, WaitsFor::Other, WaitsFor::Unexamined];
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waits {
+    reason: WaitsFor,
+}
+
+/// Field manager that changed what a node publishes; empty where managedFields name none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Undoer {
+    manager: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +85,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Writes that the API server refused.
     pub publish_errors: Counter,
+    undone: Family<Undoer, Counter>,
+    distinct_undoers: AtomicUsize,
     /// Pods seen bound without the guard on nodes with a ledger.
     pub slips: Counter,
     /// Connections that had to close for others.
@@ -63,6 +95,7 @@ pub struct Metrics {
     pub refused_clients: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64>,
+    waiting: Family<Waits, Gauge>,
     /// 1 while this replica leads.
     pub leading: Gauge<i64>,
 }
@@ -78,10 +111,13 @@ impl Metrics {
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
+            undone: Family::default(),
+            distinct_undoers: AtomicUsize::new(0),
             slips: Counter::default(),
             displaced_connections: Counter::default(),
             refused_clients: Counter::default(),
             connections: Gauge::default(),
+            waiting: Family::default(),
             leading: Gauge::default(),
         };
         let r = &mut metrics.registry;
@@ -97,6 +133,8 @@ impl Metrics {
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
         r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
+        let help = "Times that somebody else changed what a node publishes, by the field manager that did";
+        r.register("node_publications_undone", help, metrics.undone.clone());
         let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
         let help = "Connections closed to make room for others: more than any number of API servers opens";
@@ -104,6 +142,9 @@ impl Metrics {
         let help = "Connections refused for their certificate, or for none";
         r.register("refused_clients", help, metrics.refused_clients.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
+        let help =
+            "Pods that kube-scheduler found no node for and that request VRAM, by what they wait for; on the leader";
+        r.register("waiting_pods", help, metrics.waiting.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         r.register_collector(Box::new(State { index, policies, certificates }));
         metrics
@@ -122,6 +163,23 @@ impl Metrics {
             OTHER.clone_into(&mut answered.namespace);
         }
         self.answers.get_or_create(&answered).inc();
+    }
+
+    /// How many pods wait for what.
+    pub fn waiting(&self, count: impl Fn(WaitsFor) -> usize) {
+        for reason in WaitsFor::ALL {
+            let pods = i64::try_from(count(reason)).unwrap_or(i64::MAX);
+            self.waiting.get_or_create(&Waits { reason }).set(pods);
+        }
+    }
+
+    /// Somebody changed what a node publishes.
+    pub fn undone(&self, manager: Option<&str>) {
+        let mut undoer = Undoer { manager: manager.unwrap_or_default().to_owned() };
+        if self.undone.get(&undoer).is_none() && self.distinct_undoers.fetch_add(1, Ordering::Relaxed) >= MAX_UNDOERS {
+            OTHER.clone_into(&mut undoer.manager);
+        }
+        self.undone.get_or_create(&undoer).inc();
     }
 
     /// A body was not what was asked for.

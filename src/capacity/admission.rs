@@ -3,15 +3,16 @@
 //!
 //! Nothing is reserved here: reviews race, are dry-run, or are refused later by somebody else.
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Outlook};
 use super::declaration::{self, Fallback, Names, Refused};
 use super::demand::{self, Basis, Demand};
 use super::environment::{self, Injection};
 use super::gpu::Resource;
+use super::makeup::Makeup;
 use super::placement::{Affinity, NodeNeeds, Placement};
 use super::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
 use super::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
-use super::verdict::{Advice, Verdict, Violation};
+use super::verdict::{Advice, NeverFits, Shortfall, Verdict, Violation};
 use super::vram::Vram;
 use crate::keys;
 
@@ -469,14 +470,22 @@ impl Assessment<'_> {
             return;
         };
         let Some(demand) = demand else { return };
-        let shortfall = match self.policy.on_shortfall {
-            OnShortfall::Deny => self.cluster.shortfall(resource, demand, &pod.placement),
-            OnShortfall::Wait | OnShortfall::Reroute => None,
-        };
-        if let Some(shortfall) = shortfall {
-            self.violations.push(Violation::Shortfall(shortfall));
-        } else if let Some(ceiling) = self.cluster.ceiling(resource).filter(|ceiling| demand > *ceiling) {
-            self.advice.push(Advice::NothingLargeEnough { demand, ceiling, resource: resource.clone() });
+        let made_of = || Makeup::of(pod).and_then(|makeup| makeup.explains(demand, self.policy.per_process_overhead));
+        match self.policy.on_shortfall {
+            OnShortfall::Deny => match self.cluster.outlook(resource, demand, &pod.placement) {
+                Outlook::Fits => {}
+                Outlook::Waits(shortfall) => {
+                    self.violations.push(Violation::Shortfall(Shortfall { made_of: made_of(), ..shortfall }));
+                }
+                Outlook::NeverFits(never) => {
+                    self.violations.push(Violation::NeverFits(NeverFits { made_of: made_of(), ..never }));
+                }
+            },
+            OnShortfall::Wait | OnShortfall::Reroute => {
+                if let Some(never) = self.cluster.never_fits(resource, demand, &pod.placement) {
+                    self.advice.push(Advice::NeverFits(NeverFits { made_of: made_of(), ..never }));
+                }
+            }
         }
     }
 }

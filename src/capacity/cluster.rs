@@ -253,11 +253,6 @@ impl Cluster {
         Some((&node.facts, &node.ledger, node.standing.as_ref()?))
     }
 
-    /// The largest demand that any node could take for a resource if it were empty.
-    pub fn ceiling(&self, resource: &Resource) -> Option<Vram> {
-        Some(self.ceilings.get(resource)?.last()?.0)
-    }
-
     /// The smallest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
     /// land on none of them now. A pod that declares nothing counts as that: it fits each of these nodes, and one that joins makes
     /// no other one too small. Where no node shares the resource (any more), a whole GPU is the slot. A slot of nothing would
@@ -310,6 +305,7 @@ impl Cluster {
         Some(Shortfall {
             demand,
             resource: resource.clone(),
+            made_of: None,
             best: best.and_then(|(_, name)| self.describe(resource, name)),
         })
     }
@@ -470,10 +466,12 @@ impl Cluster {
 }
 
 mod guarded;
+mod outlook;
 mod shared;
 
 use self::guarded::Guarded;
 pub use guarded::LINGER;
+pub use outlook::Outlook;
 pub use shared::STARTUP_DEADLINE;
 
 #[cfg(test)]

@@ -326,6 +326,16 @@ impl Pool {
         Some(self.smallest_gpu(rules)?.share(replicas.get()))
     }
 
+    /// The largest number of replicas with which one of them holds a demand that the pool never takes as it is; `None` where
+    /// fewer replicas do not help: a whole GPU is too small, or one pod may take all of it already.
+    pub fn replicas_for(&self, demand: Vram, rules: &Rules) -> Option<u32> {
+        let (slot, gpu) = (self.slot(rules)?, self.smallest_gpu(rules)?);
+        let bound_by_slot = self.sharing.is_shared() && self.ceiling(rules) == Some(slot);
+        let holds = |replicas: &u32| demand <= gpu.share(*replicas);
+        let most = self.contents.as_ref().ok()?.replicas.get();
+        (1..most).rev().find(holds).filter(|_| bound_by_slot && !demand.is_zero())
+    }
+
     /// The slots of all its replicas; `None` where the GPUs are not known, or past what a quantity can say.
     pub fn slots(&self, rules: &Rules) -> Option<Vram> {
         let contents = self.contents.as_ref().ok()?;

@@ -36,6 +36,7 @@ pub mod environment;
 pub mod filter;
 pub mod gpu;
 pub mod ledger;
+pub mod makeup;
 pub mod moment;
 pub mod occupancy;
 pub mod placement;

@@ -14,11 +14,15 @@ use crate::keys;
 
 mod advice;
 mod binding;
+mod never_fits;
+mod node;
 mod reason;
 mod unfit;
 
 pub use advice::Advice;
 pub use binding::{Refusal, Unplaced};
+pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
+pub use node::undone;
 pub use reason::Reason;
 pub use unfit::Unfit;
 
@@ -80,6 +84,8 @@ pub enum Violation {
     NodeNameSet { node: String, demand: Option<Vram>, room: Option<Vram> },
     /// See [`Reason::VramShortfall`].
     Shortfall(Shortfall),
+    /// See [`Reason::NeverFits`].
+    NeverFits(NeverFits),
     /// See [`Reason::VisibleDevicesWithoutGpu`].
     VisibleDevices { container: String },
     /// See [`Reason::EnvironmentConflict`].
@@ -97,6 +103,8 @@ pub struct Shortfall {
     pub demand: Vram,
     /// The resource it needs.
     pub resource: Resource,
+    /// What the demand is made of, where that is known.
+    pub made_of: Option<MadeOf>,
     /// The node with the most room, or `None` where no node has the resource and takes the pod.
     pub best: Option<BestNode>,
 }
@@ -152,6 +160,7 @@ impl Violation {
             Violation::SharedReplicas { .. } => Reason::SharedReplicas,
             Violation::NodeNameSet { .. } => Reason::NodeNameSet,
             Violation::Shortfall(_) => Reason::VramShortfall,
+            Violation::NeverFits(_) => Reason::NeverFits,
             Violation::VisibleDevices { .. } => Reason::VisibleDevicesWithoutGpu,
             Violation::EnvironmentConflict { .. } => Reason::EnvironmentConflict,
             Violation::ReservedAnnotation { .. } => Reason::ReservedAnnotation,
@@ -306,6 +315,7 @@ impl fmt::Display for Violation {
                 write!(f, "; use nodeSelector kubernetes.io/hostname instead")
             }
             Violation::Shortfall(shortfall) => write!(f, "{shortfall}; lower {} or try later", keys::VRAM),
+            Violation::NeverFits(never) => write!(f, "{never}"),
             Violation::VisibleDevices { container } => write!(
                 f,
                 "container {container:?} sets {} without requesting a GPU, which can show it every GPU of the node; \
@@ -330,7 +340,11 @@ impl fmt::Display for Violation {
 
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} demanded, but ", self.demand)?;
+        write!(f, "{} demanded", self.demand)?;
+        if let Some(made_of) = &self.made_of {
+            write!(f, " ({made_of})")?;
+        }
+        write!(f, ", but ")?;
         match &self.best {
             None => write!(f, "no node that the pod may land on offers {}", self.resource),
             Some(best) => {

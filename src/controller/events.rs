@@ -1,68 +1,101 @@
-//! Events on pods and nodes. Owns how they are addressed; what they say is the core's.
+//! Events on pods and nodes. Owns which of them are said again in place of anew; their form is `k8s::event`'s, what they say is
+//! the core's.
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use super::{Controller, bounded};
+use k8s_openapi::api::core::v1::{Event, ObjectReference};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use parking_lot::Mutex;
+
+use super::{Controller, bounded, now};
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::Reason;
+use crate::k8s::event;
 
-/// What events are recorded with.
-pub fn recorder(controller: &Controller) -> Recorder {
-    let reporter = Reporter { controller: "vramguard".into(), instance: Some(controller.identity.clone()) };
-    Recorder::new(controller.client.clone(), reporter)
+/// An event that comes again within this time raises the count of the one before.
+const SERIES: Duration = Duration::from_secs(2 * 3600);
+/// Events that are remembered for that; past it, an event is said anew.
+const MAX_SERIES: usize = 4096;
+
+/// Says events, and remembers them.
+pub struct Recorder {
+    client: Client,
+    identity: String,
+    series: Mutex<BTreeMap<Key, Series>>,
 }
 
-/// A pod, as events address it.
-pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: Some(name.namespace.clone()),
-        name: Some(name.name.clone()),
-        uid: Some(uid.0.clone()),
-        ..ObjectReference::default()
+/// Uid or name of the object, and the reason.
+type Key = (String, Reason);
+
+/// An event that was said.
+#[derive(Clone)]
+struct Series {
+    name: String,
+    count: i32,
+    last: Instant,
+}
+
+impl Recorder {
+    /// Remembers none.
+    pub fn new(controller: &Controller) -> Recorder {
+        let (client, identity) = (controller.client.clone(), controller.identity.clone());
+        Recorder { client, identity, series: Mutex::default() }
     }
-}
 
-/// A warning. Returns whether it could be said; one that could not is logged.
-pub async fn warn(recorder: &Recorder, about: &ObjectReference, reason: Reason, note: String, action: &str) -> bool {
-    let event = Event {
-        type_: EventType::Warning,
-        reason: reason.to_string(),
-        note: Some(note),
-        action: action.into(),
-        secondary: None,
-    };
-    let published = bounded(recorder.publish(&event, about)).await;
-    if let Err(error) = &published {
-        tracing::warn!("event {reason}: {error:#}");
+    /// A warning on a pod. Returns whether it could be said; one that could not is logged.
+    pub async fn warn_pod(&self, uid: &PodUid, name: &PodName, reason: Reason, note: String, action: &str) -> bool {
+        self.warn(&event::pod(uid, name), reason, &note, action).await
     }
-    published.is_ok()
-}
 
-/// A warning on a pod, once.
-pub async fn warn_pod(
-    controller: &Controller,
-    uid: &PodUid,
-    name: &PodName,
-    reason: Reason,
-    note: String,
-    action: &str,
-) {
-    warn(&recorder(controller), &pod(uid, name), reason, note, action).await;
-}
+    /// A warning on a node.
+    pub async fn warn_node(&self, node: &str, reason: Reason, note: String) {
+        self.warn(&event::node(node), reason, &note, "Accounting").await;
+    }
 
-/// A warning on a node, once. Events about nodes, which have no namespace, go to `default` as the kubelet's do; their uid is
-/// the node's name, so that `kubectl describe node` finds them.
-pub async fn warn_node(controller: &Controller, node: &str, reason: Reason, note: String) {
-    let about = ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Node".into()),
-        name: Some(node.to_owned()),
-        uid: Some(node.to_owned()),
-        ..ObjectReference::default()
-    };
-    warn(&recorder(controller), &about, reason, note, "Accounting").await;
+    async fn warn(&self, about: &ObjectReference, reason: Reason, note: &str, action: &str) -> bool {
+        let said = self.say(about, reason, note, action).await;
+        if let Err(error) = &said {
+            tracing::warn!("event {reason}: {error:#}");
+        }
+        said.is_ok()
+    }
+
+    async fn say(&self, about: &ObjectReference, reason: Reason, note: &str, action: &str) -> anyhow::Result<()> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), event::namespace(about));
+        let key = (about.uid.clone().unwrap_or_default(), reason);
+        let before = self.series.lock().get(&key).filter(|series| series.last.elapsed() < SERIES).cloned();
+        if let Some(Series { name, count, .. }) = before {
+            let count = count.saturating_add(1);
+            let patch = Patch::Merge(event::again(count, note, now()));
+            let patched = bounded(async {
+                match events.patch(&name, &PatchParams::default(), &patch).await {
+                    // Forgotten by the API server: said anew.
+                    Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+                    patched => patched.map(|_| true),
+                }
+            });
+            if patched.await? {
+                self.remember(key, Series { name, count, last: Instant::now() });
+                return Ok(());
+            }
+        }
+        let event = event::warning(about, reason, note, action, &self.identity, now());
+        let name = event.metadata.name.clone().unwrap_or_default();
+        bounded(events.create(&PostParams::default(), &event)).await?;
+        self.remember(key, Series { name, count: 1, last: Instant::now() });
+        Ok(())
+    }
+
+    fn remember(&self, key: Key, said: Series) {
+        let mut series = self.series.lock();
+        if series.len() >= MAX_SERIES {
+            series.retain(|_, series| series.last.elapsed() < SERIES);
+        }
+        if series.len() < MAX_SERIES || series.contains_key(&key) {
+            series.insert(key, said);
+        }
+    }
 }

@@ -9,14 +9,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::Value;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::back_fill::{BackFills, Lacking};
-use super::{Controller, RETRY, bounded, events, now};
+use super::events::Recorder;
+use super::turns::Turns;
+use super::{Controller, RETRY, bounded, now};
 use crate::capacity::binding;
 use crate::capacity::gpu::{Pool, Rules};
 use crate::capacity::ledger::{NodeLedger, PodUid};
@@ -43,60 +45,67 @@ const SKEW: Duration = Duration::from_secs(30);
 pub async fn run(controller: Controller) {
     let patience = Patience { request_timeout: controller.api_request_timeout, skew: SKEW };
     let mut changed = controller.index.subscribe();
-    let mut due = controller.index.all_nodes();
-    let mut looked = Instant::now();
+    let mut turns = Turns::new(PARALLEL);
+    turns.add(controller.index.all_nodes());
     let mut back_fills = BackFills::new(controller.client.clone());
+    let recorder = Arc::new(Recorder::new(&controller));
+    let mut kept = JoinSet::new();
+    // When what has changed is looked at, once something has.
+    let mut gathered: Option<Instant> = None;
+    let mut look_again = tokio::time::interval(LOOK_AGAIN);
     loop {
-        due.append(&mut back_fills.failed());
-        due.append(&mut controller.index.take_touched());
-        if looked.elapsed() >= LOOK_AGAIN {
-            due.append(&mut with_ledger(&controller));
-            looked = Instant::now();
+        for node in turns.take(Instant::now()) {
+            let (controller, recorder) = (controller.clone(), recorder.clone());
+            kept.spawn(async move {
+                let kept = keep(&controller, &recorder, &patience, &node).await;
+                (node, kept)
+            });
         }
-        let failed = keep_all(&controller, &patience, std::mem::take(&mut due), &mut back_fills).await;
-        // A lost race comes back as an event; anything else is tried again.
-        let retry = !failed.is_empty();
-        due.extend(failed);
+        let retry = turns.next_retry();
         tokio::select! {
-            changed = changed.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(if retry { RETRY } else { LOOK_AGAIN }) => {}
+            changed = changed.changed(), if gathered.is_none() => {
+                if changed.is_err() {
+                    return;
+                }
+                gathered = Some(Instant::now() + GATHER);
+            }
+            () = until(gathered) => {
+                gathered = None;
+                turns.add(controller.index.take_touched());
+                turns.add(back_fills.failed());
+            }
+            _ = look_again.tick() => {
+                turns.add(with_ledger(&controller));
+                turns.add(back_fills.failed());
+            }
+            Some(ended) = kept.join_next() => {
+                let (node, kept) = ended.expect("the upkeep of a ledger does not panic and is not aborted by itself");
+                let again = match kept {
+                    Ok(lacking) => !back_fills.begin(&node, lacking),
+                    // A lost race comes back as an event; anything else is tried again.
+                    Err(error) => {
+                        tracing::warn!("ledger of node {node:?}: {error:#}; trying again");
+                        true
+                    }
+                };
+                turns.ended(node, again.then(|| Instant::now() + RETRY));
+            }
+            () = until(retry) => {}
         }
-        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Waits for a time; for ever where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
 fn with_ledger(controller: &Controller) -> BTreeSet<String> {
     let state = controller.index.read();
     state.ledger_names().map(str::to_owned).collect()
-}
-
-/// Returns the nodes that have to be looked at again.
-async fn keep_all(
-    controller: &Controller,
-    patience: &Patience,
-    nodes: BTreeSet<String>,
-    back_fills: &mut BackFills,
-) -> BTreeSet<String> {
-    let kept = nodes.into_iter().map(|node| async {
-        let kept = keep(controller, patience, &node).await;
-        (node, kept)
-    });
-    let mut results = futures::stream::iter(kept).buffer_unordered(PARALLEL);
-    let mut again = BTreeSet::new();
-    while let Some((node, kept)) = results.next().await {
-        match kept {
-            Ok(lacking) => {
-                if !back_fills.begin(&node, lacking) {
-                    again.insert(node);
-                }
-            }
-            Err(error) => {
-                tracing::warn!("ledger of node {node:?}: {error:#}; trying again");
-                again.insert(node);
-            }
-        }
-    }
-    again
 }
 
 /// A node with its ledger as they are seen now.
@@ -157,14 +166,19 @@ impl Seen {
 }
 
 /// Returns the pods of the node that lack annotations.
-async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyhow::Result<Vec<Lacking>> {
+async fn keep(
+    controller: &Controller,
+    recorder: &Recorder,
+    patience: &Patience,
+    node: &str,
+) -> anyhow::Result<Vec<Lacking>> {
     let at = moment();
     let Some(mut seen) = Seen::of(controller, node, patience, at) else { return Ok(Vec::new()) };
     if let Some(why) = seen.known.shared.fault.clone() {
         write_status(controller, node, &seen).await?;
         anyhow::bail!("{why}");
     }
-    if seen.has_ledger && !write_reservations(controller, patience, node, at, &mut seen).await? {
+    if seen.has_ledger && !write_reservations(controller, recorder, patience, node, at, &mut seen).await? {
         return Ok(Vec::new()); // whoever won wrote an event that brings us here again
     }
     write_status(controller, node, &seen).await?;
@@ -174,6 +188,7 @@ async fn keep(controller: &Controller, patience: &Patience, node: &str) -> anyho
 /// Whether the ledger says what it should now; not where somebody else wrote it first.
 async fn write_reservations(
     controller: &Controller,
+    recorder: &Recorder,
     patience: &Patience,
     node: &str,
     at: Moment,
@@ -202,7 +217,7 @@ async fn write_reservations(
     if seen.known.version.is_none() || before != spec(&seen.upkeep.reservations, &seen.rules) {
         let written = ledgers::write(&controller.client, node, &seen.known, &seen.upkeep.reservations, &seen.rules);
         match tokio::time::timeout(super::CALL_DEADLINE, written).await? {
-            Ok(_) => report_slips(controller, node, seen).await?,
+            Ok(_) => report_slips(controller, recorder, node, seen).await?,
             Err(WriteError::Conflict | WriteError::NodeGone | WriteError::Busy) => return Ok(false),
             Err(WriteError::Api(error)) => return Err(error.into()),
         }
@@ -233,7 +248,7 @@ async fn find(controller: &Controller, uid: &PodUid, name: &PodName, node: &str)
 
 /// Pods that were bound without the guard although it should have been asked: counted and said. Those from before their node
 /// had a ledger are no slip, nor are those of namespaces that nothing is injected in.
-async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyhow::Result<()> {
+async fn report_slips(controller: &Controller, recorder: &Recorder, node: &str, seen: &Seen) -> anyhow::Result<()> {
     let policies = controller.policies.current();
     let injected = |name: &PodName| {
         let policy = policies.of(&name.namespace).map(|(policy, _)| policy.mode);
@@ -252,7 +267,7 @@ async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyho
         }
         controller.metrics.slips.inc();
         tracing::warn!(node, pod = %name, "bound past the guard");
-        events::warn_pod(controller, uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
+        recorder.warn_pod(uid, name, Reason::BoundPastGuard, verdict::slipped(node), "Binding").await;
     }
     Ok(())
 }
@@ -260,3 +275,6 @@ async fn report_slips(controller: &Controller, node: &str, seen: &Seen) -> anyho
 fn moment() -> Moment {
     Moment(now().as_millisecond())
 }
+
+#[cfg(test)]
+mod tests;

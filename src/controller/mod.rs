@@ -22,6 +22,9 @@ mod events;
 pub mod lease;
 mod ledger;
 mod publish;
+#[cfg(test)]
+mod testing;
+mod turns;
 mod waiting;
 pub mod webhook_configuration;
 
@@ -103,6 +106,7 @@ impl Controller {
             ended = tasks.join_next() => Some(ended),
         };
         tasks.shutdown().await;
+        self.metrics.waiting(|_| 0);
         self.metrics.leading.set(0);
         match ended {
             None => tracing::info!(identity = %self.identity, "not leading any more"),

@@ -1,5 +1,5 @@
-//! Tells pods that wait for VRAM what they wait for, as events with numbers. Owns how often; the sentence is
-//! `capacity::verdict`'s.
+//! Tells pods that wait for VRAM what they wait for, or that waiting does not help, as events with numbers; and counts them.
+//! Owns how often; the sentences are `capacity::verdict`'s.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 
 use super::{Controller, events};
+use crate::capacity::cluster::Outlook;
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
-use crate::capacity::verdict::{self, Reason};
+use crate::capacity::verdict::{self, NeverFits, Reason, Shortfall};
+use crate::index::Waiting;
+use crate::metrics::WaitsFor;
 
 /// kube-scheduler has just said its own; ours follows within this time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -24,22 +27,30 @@ const BURST: usize = 50;
 /// Events in flight.
 const PARALLEL: usize = 8;
 
-/// When a pod was looked at last, and what it was told.
+/// When a pod was looked at last, what it waits for, and what it was told.
 struct Told {
     looked: Instant,
+    waits_for: WaitsFor,
     said: Option<(String, Instant)>,
 }
 
+/// An event to be said.
+struct Due {
+    uid: PodUid,
+    name: PodName,
+    reason: Reason,
+    note: String,
+}
+
 pub async fn run(controller: Controller) {
-    let recorder = events::recorder(&controller);
+    let recorder = events::Recorder::new(&controller);
     let mut changed = controller.index.subscribe();
     let mut told: BTreeMap<PodUid, Told> = BTreeMap::new();
     loop {
         let due = due(&controller, &mut told);
         let recorder = &recorder;
-        let events = due.into_iter().map(|(uid, name, note)| async move {
-            let about = events::pod(&uid, &name);
-            let said = events::warn(recorder, &about, Reason::VramShortfall, note.clone(), "Scheduling").await;
+        let events = due.into_iter().map(|Due { uid, name, reason, note }| async move {
+            let said = recorder.warn_pod(&uid, &name, reason, note.clone(), "Scheduling").await;
             (uid, said.then_some((note, Instant::now())))
         });
         let mut events = futures::stream::iter(events).buffer_unordered(PARALLEL);
@@ -52,15 +63,43 @@ pub async fn run(controller: Controller) {
         tokio::time::sleep(PERIOD).await;
         // With pods left to be told, time alone is a reason to look again.
         let waiting = !controller.index.read().waiting.is_empty();
-        if !waiting && changed.changed().await.is_err() {
+        if !waiting && told.is_empty() && changed.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Pods to be told now, with what; forgets those that wait no longer. A pod that was looked at is quiet for a while, so the
-/// next period comes to others.
-fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUid, PodName, String)> {
+/// What one look at a pod showed.
+struct Look {
+    name: PodName,
+    waits_for: WaitsFor,
+    /// What to tell it.
+    say: Option<(Reason, String)>,
+}
+
+fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
+    let state = controller.index.read();
+    let Waiting { name, demand, resource, placement, makeup } = state.waiting.get(uid)?;
+    let per_process = state.cluster.rules().per_process_overhead;
+    let made_of = || makeup.and_then(|makeup| makeup.explains(*demand, per_process));
+    let (waits_for, say) = match state.cluster.outlook(resource, *demand, placement) {
+        // There is VRAM, so it waits for something else.
+        Outlook::Fits => (WaitsFor::Other, None),
+        Outlook::Waits(shortfall) => {
+            let shortfall = Shortfall { made_of: made_of(), ..shortfall };
+            (WaitsFor::VramShortfall, Some((Reason::VramShortfall, verdict::waiting(&shortfall))))
+        }
+        Outlook::NeverFits(never) => {
+            let never = NeverFits { made_of: made_of(), ..never };
+            (WaitsFor::NeverFits, Some((Reason::NeverFits, verdict::never_fits(&never))))
+        }
+    };
+    Some(Look { name: name.clone(), waits_for, say })
+}
+
+/// Pods to be told now, with what; forgets those that wait no longer, and counts the others. A pod that was looked at is quiet
+/// for a while, so the next period comes to others.
+fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
     let next: Vec<PodUid> = {
         let state = controller.index.read();
@@ -68,25 +107,28 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUi
     };
     let mut due = Vec::new();
     for uid in next {
-        let state = controller.index.read();
-        let Some(waiting) = state.waiting.get(&uid) else { continue };
-        let shortfall = state.cluster.shortfall(&waiting.resource, waiting.demand, &waiting.placement);
-        let name = waiting.name.clone();
-        drop(state);
-        let entry = told.entry(uid.clone()).or_insert(Told { looked: Instant::now(), said: None });
-        entry.looked = Instant::now();
-        // Where there is VRAM, it waits for something else.
-        let Some(note) = shortfall.as_ref().map(verdict::waiting) else { continue };
+        let Some(Look { name, waits_for, say }) = look(controller, &uid) else { continue };
+        let looked = Instant::now();
+        let entry = told.entry(uid.clone()).or_insert(Told { looked, waits_for, said: None });
+        (entry.looked, entry.waits_for) = (looked, waits_for);
+        let Some((reason, note)) = say else { continue };
         let said = |(before, when): &(String, Instant)| *before == note && when.elapsed() < REPEAT;
         if !entry.said.as_ref().is_some_and(said) {
-            due.push((uid, name, note));
+            due.push(Due { uid, name, reason, note });
         }
         if due.len() == BURST {
             break;
         }
     }
-    let state = controller.index.read();
-    told.retain(|uid, _| state.waiting.contains_key(uid));
-    drop(state);
+    let waiting = {
+        let state = controller.index.read();
+        told.retain(|uid, _| state.waiting.contains_key(uid));
+        state.waiting.len()
+    };
+    let count = |reason| told.values().filter(|told| told.waits_for == reason).count();
+    controller.metrics.waiting(|reason| match reason {
+        WaitsFor::Unexamined => waiting - told.len(),
+        WaitsFor::VramShortfall | WaitsFor::NeverFits | WaitsFor::Other => count(reason),
+    });
     due
 }

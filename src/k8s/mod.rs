@@ -16,6 +16,8 @@
 //! | [`extender`] | what kube-scheduler asks an extender ↔ which nodes can take the pod |
 //! | [`patch`] | changes → JSON Patch |
 //! | [`publication`] | where a node stands → patch of its status |
+//! | [`event`] | a warning → `Event` |
+//! | [`ownership`] | managedFields of a node → who changed what we publish |
 //! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -23,10 +25,12 @@
 pub mod bounded;
 pub mod case;
 pub mod document;
+pub mod event;
 pub mod extender;
 pub mod gpu_ledger;
 pub mod node;
 pub mod object;
+pub mod ownership;
 pub mod patch;
 pub mod pod;
 pub mod publication;

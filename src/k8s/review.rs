@@ -314,6 +314,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::SharedReplicas
         | Reason::NodeNameSet
         | Reason::VramShortfall
+        | Reason::NeverFits
         | Reason::VisibleDevicesWithoutGpu
         | Reason::EnvironmentConflict
         | Reason::ReservedAnnotation
@@ -322,7 +323,8 @@ fn code(reason: Reason) -> u16 {
         | Reason::PinUnverified
         | Reason::GpuStarting
         | Reason::BoundPastGuard
-        | Reason::GpuOvercommitted => 403,
+        | Reason::GpuOvercommitted
+        | Reason::PublicationUndone => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }

@@ -16,14 +16,13 @@ use self::turn::{Source, Turn, Wish};
 use super::intake::Received;
 use super::{Decided, Read, Webhook};
 use crate::capacity::binding::{self, Binding};
-use crate::capacity::ledger::{Holder, PodUid};
+use crate::capacity::ledger::PodUid;
 use crate::capacity::moment::Moment;
-use crate::capacity::pod::Pod;
 use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::{BindingObject, PodObject};
-use crate::k8s::pod;
 use crate::k8s::review::{Answer, Request};
+use crate::unbound::Guarded;
 
 mod turn;
 
@@ -41,13 +40,6 @@ pub struct BindingGuard {
     turns: Mutex<BTreeMap<String, Arc<Turn>>>,
 }
 
-/// What a guarded pod wants, read from the API.
-struct Wanted {
-    uid: PodUid,
-    pod: Pod,
-    holder: Holder,
-}
-
 impl BindingGuard {
     /// `binders` are the users who may bind guarded pods.
     pub fn new(client: Client, binders: BTreeSet<String>) -> BindingGuard {
@@ -63,25 +55,28 @@ impl BindingGuard {
         turns.entry(node.to_owned()).or_insert_with(|| Arc::new(Turn::new(node))).clone()
     }
 
-    /// The pod, if it is one that a binding has to be guarded for.
-    async fn read(&self, binding: &Binding) -> Result<Option<Wanted>, Refusal> {
-        let pods: Api<PodObject> = Api::namespaced(self.client.clone(), &binding.pod.namespace);
-        let found = pods.get_opt(&binding.pod.name).await.map_err(|error| undecided(binding, &error))?;
-        // Without a pod there is nothing to bind, and the API server says so better.
-        let Some(object) = found else { return Ok(None) };
-        let Some(mut holder) = pod::would_hold(&object) else { return Ok(None) };
-        // Counted when it is seen bound: under Audit, or from before its namespace was guarded.
-        if holder.request.is_none() {
-            return Ok(None);
-        }
-        holder.starting = Some(now());
-        let pod = pod::translate(&object, Some(&binding.pod.namespace), None);
-        Ok(Some(Wanted { uid: pod::uid(&object.metadata), pod, holder }))
+    /// The pod, if it is one that a binding has to be guarded for: as the watch saw it, where the Binding names its uid, for then
+    /// the API server checks that the Binding is for that very pod and that it has no node; else as a read says.
+    async fn pod(&self, binding: &Binding, index: &Index) -> Result<Option<Guarded>, Refusal> {
+        let kept = binding.uid.as_ref().and_then(|uid| index.read().unbound(uid).cloned());
+        let found = match kept.filter(|kept| kept.pod.name == binding.pod) {
+            Some(kept) => Some(kept),
+            None => {
+                let pods: Api<PodObject> = Api::namespaced(self.client.clone(), &binding.pod.namespace);
+                let read = pods.get_opt(&binding.pod.name).await.map_err(|error| undecided(binding, &error))?;
+                // Without a pod there is nothing to bind, and the API server says so better.
+                read.as_ref().and_then(Guarded::of)
+            }
+        };
+        Ok(found.map(|mut guarded| {
+            guarded.holder.starting = Some(now());
+            guarded
+        }))
     }
 
     /// Promises the pod its place, or says why there is none. Returns what is to be written on it with its node.
     async fn decide(&self, binding: &Binding, index: &Arc<Index>, dry_run: bool) -> Result<Granted, Refusal> {
-        let Some(wanted) = self.read(binding).await? else { return Ok(Granted::default()) };
+        let Some(wanted) = self.pod(binding, index).await? else { return Ok(Granted::default()) };
         let places = index.read().cluster.places_but(&binding.node, &wanted.uid);
         binding::judge(binding, &wanted.uid, &wanted.pod, &self.binders, places)?;
         let (uid, wanted) = (wanted.uid.clone(), Arc::new(wanted));
@@ -164,3 +159,6 @@ fn refused(uid: String, binding: &Binding, refusal: &Refusal) -> Decided {
     );
     Decided { answer: Answer::refused(uid, &binding.pod, refusal), verdict: "denied", reason }
 }
+
+#[cfg(test)]
+mod tests;

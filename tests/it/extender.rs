@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 use crate::guard::Guard;
-use crate::support::{Component, ControlPlane, GpuNode, Process, eventually};
+use crate::support::{Component, ControlPlane, GpuNode, Patience, Process, eventually, pause};
 
 const VRAM: &str = "vramguard.dev/vram";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,7 +114,7 @@ impl Cluster {
         self.plane.apply(&role.to_string()).await;
         eventually("the number to stay", PATIENCE, async || {
             self.plane.publish(node, VRAM, Some(vram)).await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            pause(Duration::from_secs(1)).await;
             let published = self.published(node).await;
             ensure!(published == vram, "{published}");
             Ok(())
@@ -174,11 +174,11 @@ async fn room_that_is_freed_is_found_whoever_sees_it_first() {
         let (goes, waits) = (format!("p{round}"), format!("p{}", round + 2));
         cluster.create(&waits, "8Gi", "gpu-0").await;
         cluster.failed(&waits, "Insufficient vramguard.dev/vram").await;
-        tokio::time::sleep(Duration::from_millis(1500)).await; // the back-off after a first attempt is a second
-        let freed = Instant::now();
+        pause(Duration::from_millis(1500)).await; // the back-off after a first attempt is a second
+        let mut freed = Patience::of(PATIENCE);
         pods.delete(&goes, &DeleteParams::default()).await.expect("it is there");
         cluster.bound(&waits).await;
-        took.push(freed.elapsed());
+        took.push(freed.spent());
     }
     took.sort();
     println!("freed → bound, {ROUNDS} times: {took:?}; refused by the extender {} times", cluster.answered("denied"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::support::{ControlPlane, Process, eventually, free_port};
+use crate::support::{ControlPlane, Process, eventually, free_port, pause};
 
 mod proxy;
 mod replicas;
@@ -150,7 +150,7 @@ async fn trusted(plane: &ControlPlane, log: impl Fn() -> String) {
     })
     .await;
     // The API server reads webhook configurations through a watch of its own.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    pause(Duration::from_secs(2)).await;
 }
 
 fn write_policies(plane: &ControlPlane, policies: &[(&str, &str)]) -> PathBuf {

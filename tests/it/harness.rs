@@ -59,6 +59,31 @@ async fn a_pod_waits_for_an_extended_resource_and_is_bound_when_it_is_published(
     assert!(node.contains(r#""vramguard.dev/vram":"23Gi""#) && node.contains(r#""nvidia.com/gpu":"4""#), "{node}");
 }
 
+/// The binding guard decides on what its watch has shown of a pod: that it is still that pod and still unbound is checked here.
+#[tokio::test]
+async fn the_api_server_commits_a_binding_for_the_pod_with_its_uid_and_without_a_node_alone() {
+    let plane = ControlPlane::start().await;
+    for node in ["gpu-0", "gpu-1"] {
+        plane.add_gpu_node(&GpuNode::new(node)).await;
+    }
+    plane.stop_component(Component::Scheduler);
+    plane.apply(&pod("llm", "nvidia.com/gpu: 1")).await;
+    let uid = plane.kubectl(&["get", "pod", "llm", "-o", "jsonpath={.metadata.uid}"]).await.expect_success();
+    let bind = async |uid: &str, node: &str| {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "llm", "namespace": "default", "uid": uid },
+            "target": { "apiVersion": "v1", "kind": "Node", "name": node },
+        });
+        let create = ["create", "--raw", "/api/v1/namespaces/default/pods/llm/binding", "-f", "-"];
+        plane.kubectl_with_input(&create, &binding.to_string()).await
+    };
+    let other = bind("00000000-0000-4000-8000-000000000000", "gpu-0").await.expect_failure();
+    assert!(other.contains("Precondition failed: UID in precondition"), "{other}");
+    bind(&uid, "gpu-0").await.expect_success();
+    let again = bind(&uid, "gpu-1").await.expect_failure();
+    assert!(again.contains("is already assigned to node"), "{again}");
+}
+
 #[tokio::test]
 async fn the_control_plane_survives_stops_of_its_parts() {
     let plane = ControlPlane::start().await;

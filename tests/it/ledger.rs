@@ -9,7 +9,7 @@ use kube::Api;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, ENFORCE, PATIENCE, deployment, gpu_pod, node_of};
-use crate::support::{Component, GpuNode, eventually};
+use crate::support::{Component, GpuNode, eventually, pause};
 
 const PIN: &str = "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: \
                    {mode: Enforce, environment: {visibleDevices: Pin}}\n";
@@ -182,7 +182,7 @@ async fn with_the_guard_away_kube_scheduler_fills_slots_and_nothing_larger() {
     // Also where there is room for it in all.
     cluster.plane.kubectl(&["scale", "deployment", "agent", "-n", "ml", "--replicas=4"]).await.expect_success();
     cluster.settles("ml", 4, 1).await;
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    pause(std::time::Duration::from_secs(5)).await;
     cluster.settles("ml", 4, 1).await;
 }
 
@@ -345,7 +345,7 @@ async fn with_serialize_per_gpu_one_pod_at_a_time_starts_on_a_gpu() {
     cluster.plane.pause_component(Component::Kwok);
     cluster.plane.apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 5Gi}")).await;
     cluster.settles("ml", 1, 1).await;
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    pause(std::time::Duration::from_secs(5)).await;
     cluster.settles("ml", 1, 1).await;
     cluster.plane.resume_component(Component::Kwok);
     cluster.settles("ml", 2, 0).await;

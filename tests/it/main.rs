@@ -9,6 +9,7 @@
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
 //! | `ledger` | the same, with nodes of several GPUs: bindings, `GpuLedger` objects |
+//! | `publishing` | the same: what is written on nodes and said about pods, and what is left of it |
 //! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
@@ -30,6 +31,7 @@ mod harness;
 mod hostile;
 mod kubelet;
 mod ledger;
+mod publishing;
 mod server;
 mod support;
 mod tiers;

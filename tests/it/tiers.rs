@@ -78,7 +78,7 @@ fn the_core_imports_nothing_but_std_thiserror_and_itself() {
 
 #[test]
 fn translation_imports_no_client_no_runtime_and_no_shell() {
-    let shells = ["cli", "controller", "index", "metrics", "policies", "tls", "watch", "webhook"];
+    let shells = ["cli", "controller", "index", "ledgers", "metrics", "policies", "tls", "unbound", "watch", "webhook"];
     let shells: Vec<String> = shells.iter().map(|shell| format!("crate::{shell}::")).collect();
     let mut words: Vec<&str> = shells.iter().map(String::as_str).collect();
     words.extend([

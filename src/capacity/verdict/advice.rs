@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{EnvConflict, Unaccounted, Violation, quoted};
+use super::{EnvConflict, NeverFits, Unaccounted, Violation, quoted};
 use crate::capacity::gpu::Resource;
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -22,8 +22,8 @@ pub enum Advice {
     RemovedEnvironment { container: String, conflict: EnvConflict },
     /// Its node affinity or nodeSelector named our label.
     ReplacedAffinity,
-    /// No node could take it, even an empty one.
-    NothingLargeEnough { demand: Vram, ceiling: Vram, resource: Resource },
+    /// No node that it may land on could take it, even an empty one.
+    NeverFits(NeverFits),
     /// Declared, but each GPU of the resource goes to one container, so there is nothing to account for.
     NotGuarded { key: String, resource: Resource },
     /// Declared, but nothing accounts for the resource.
@@ -53,11 +53,7 @@ impl fmt::Display for Advice {
             Advice::KeptEnvironment { container, conflict } => {
                 write!(f, "container {container:?} sets {conflict}; its own value is kept")
             }
-            Advice::NothingLargeEnough { demand, ceiling, resource } => write!(
-                f,
-                "{demand} demanded, but no node takes more than {ceiling} for one pod behind {resource}, even when \
-                 empty: the pod waits until a larger one joins"
-            ),
+            Advice::NeverFits(never) => write!(f, "the pod waits until the cluster changes: {never}"),
             Advice::RemovedEnvironment { container, conflict } => {
                 write!(f, "container {container:?} sets {conflict}; it was removed")
             }

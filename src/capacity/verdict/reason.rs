@@ -43,6 +43,8 @@ pub enum Reason {
     NodeNameSet,
     /// No room now, under `onShortfall: Deny`.
     VramShortfall,
+    /// No node that the pod may land on could take it, even when empty.
+    NeverFits,
     /// GPUs made visible without a request.
     VisibleDevicesWithoutGpu,
     /// The user's environment says otherwise than ours, under `onConflict: Deny`.
@@ -69,6 +71,8 @@ pub enum Reason {
     BoundPastGuard,
     /// More is promised of a GPU than can be, or may be.
     GpuOvercommitted,
+    /// Somebody keeps changing what a node publishes.
+    PublicationUndone,
 }
 
 impl fmt::Display for Reason {

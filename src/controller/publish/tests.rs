@@ -1,56 +1,18 @@
-//! Whose turn it is, and when.
+//! Which node waits for which.
 
+use axum::http::Method;
+
+use super::super::testing::{self, eventually};
 use super::*;
 
-fn names(names: &[&str]) -> BTreeSet<String> {
-    names.iter().map(|&name| name.to_owned()).collect()
-}
-
-#[test]
-fn a_node_whose_write_hangs_keeps_no_other_one_waiting_and_is_in_hand_once() {
-    let now = Instant::now();
-    let mut turns = Turns::default();
-    turns.add(names(&["hangs", "other"]));
-    assert_eq!(turns.take(now), ["hangs", "other"]);
-    turns.ended("other".into(), None);
-    turns.add(names(&["hangs", "other"]));
-    assert_eq!(turns.take(now), ["other"]);
-    assert!(turns.take(now).is_empty());
-    turns.ended("hangs".into(), None);
-    assert_eq!(turns.take(now), ["hangs"], "what changed while it was in hand is written after it");
-    turns.ended("hangs".into(), None);
-    assert!(turns.take(now).is_empty());
-}
-
-#[test]
-fn a_node_that_failed_waits_for_its_time_whatever_changes_and_is_then_written_once() {
-    let (now, later) = (Instant::now(), Instant::now() + RETRY);
-    let mut turns = Turns::default();
-    turns.add(names(&["node"]));
-    assert_eq!(turns.take(now), ["node"]);
-    turns.ended("node".into(), Some(later));
-    turns.add(names(&["node", "other"]));
-    assert_eq!(turns.take(now), ["other"]);
-    assert_eq!(turns.next_retry(), Some(later));
-    assert_eq!(turns.take(later), ["node"]);
-    assert_eq!(turns.next_retry(), None);
-    turns.ended("node".into(), None);
-    assert!(turns.take(later).is_empty());
-}
-
-#[test]
-fn no_more_nodes_are_in_hand_than_there_are_places_and_each_gets_its_turn() {
-    let now = Instant::now();
-    let mut turns = Turns::default();
-    let all: BTreeSet<String> = (0..3 * PARALLEL).map(|number| format!("node-{number:03}")).collect();
-    turns.add(all.clone());
-    let mut written = BTreeSet::new();
-    let mut in_hand = turns.take(now);
-    while let Some(name) = in_hand.pop() {
-        turns.ended(name.clone(), None);
-        assert!(written.insert(name), "twice");
-        in_hand.extend(turns.take(now));
-        assert!(in_hand.len() <= PARALLEL);
-    }
-    assert_eq!(written, all);
+#[tokio::test]
+async fn a_node_that_hangs_delays_the_number_of_no_other() {
+    let (controller, asked) = testing::controller();
+    let index = controller.index.clone();
+    let _running = tokio::spawn(run(controller));
+    let written = |times| asked.count(&Method::PATCH, "/nodes/node/status") == times;
+    eventually("the other node is written", || written(1)).await;
+    index.apply_pod(&testing::pod("pod", "node"));
+    eventually("it is written again for a pod that came", || written(2)).await;
+    assert_eq!(asked.hanging(), 1, "the one that hangs has not been given up meanwhile");
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{DEADLINE, Wanted, now};
+use super::{DEADLINE, now};
 use crate::capacity::binding::Grant;
 use crate::capacity::gpu::{Pool, Rules};
 use crate::capacity::ledger::NodeLedger;
@@ -24,8 +24,9 @@ use crate::capacity::ledger::Shared;
 use crate::capacity::verdict::{Refusal, Unplaced};
 use crate::index::Index;
 use crate::k8s::object::NodeObject;
-use crate::k8s::{node, publication};
+use crate::k8s::{node, ownership, publication};
 use crate::ledgers::{self, Known, WriteError};
+use crate::unbound::Guarded;
 
 /// Bindings that are written together at most; the others wait for the next turn.
 const MAX_TOGETHER: usize = 256;
@@ -44,7 +45,7 @@ pub struct Turn {
 /// One pod that wants a place on the node.
 pub struct Wish {
     /// The pod.
-    pub wanted: Arc<Wanted>,
+    pub wanted: Arc<Guarded>,
     /// Whether nothing is to come of it.
     pub dry_run: bool,
     /// What it is decided on.
@@ -157,7 +158,7 @@ impl Turn {
 
     /// One decision on what a draft says, which then says what it promises.
     fn draft(&self, index: &Index, wish: &Wish, draft: &mut Known) -> Drafted {
-        let Wanted { uid, pod, holder } = &*wish.wanted;
+        let Guarded { uid, pod, holder } = &*wish.wanted;
         let refused =
             |why| Drafted { verdict: Err(Refusal::Unplaced { node: self.node.clone(), why }), reserves: false };
         let Some(View { ledger, pools, rules }) = self.view(index, draft) else {
@@ -202,13 +203,14 @@ impl Turn {
         }
         let lite: Api<NodeObject> = Api::all(client.clone());
         let nodes: Api<Node> = Api::all(client.clone());
+        let parameters = PatchParams { field_manager: Some(ownership::RAISES.into()), ..PatchParams::default() };
         // Decided on the node as it is, and written only if it still is: else a higher number of somebody else could be
         // lowered.
         for _ in 0..MAX_ATTEMPTS {
             let object = lite.get_opt(&self.node).await.map_err(WriteError::Api)?.ok_or(WriteError::NodeGone)?;
             let Some(mut patch) = publication::raise(&node::advertised(&object), bound) else { return Ok(()) };
             patch["metadata"] = json!({ "resourceVersion": object.metadata.resource_version });
-            match nodes.patch_status(&self.node, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            match nodes.patch_status(&self.node, &parameters, &Patch::Strategic(patch)).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 written => return written.map(|_| ()).map_err(WriteError::Api),
             }

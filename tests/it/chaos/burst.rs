@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::hardware::{HANDOUT, Handout, SIZES};
 use super::seed::Chance;
-use crate::support::{ControlPlane, GpuNode, SECOND_SCHEDULER};
+use crate::support::{ControlPlane, GpuNode, Patience, SECOND_SCHEDULER};
 
 /// Label that keeps pods with an annotation for a GPU on nodes that honour it, and all others off them.
 const POOL: &str = "chaos.test/pool";
@@ -27,6 +27,8 @@ pub const OPEN: &str = "open";
 const URGENT: &str = "urgent";
 /// Requests in flight while the workload is created.
 const AT_ONCE: usize = 16;
+/// For an attempt that fails while parts of the cluster are away.
+const INSIST: Duration = Duration::from_secs(60);
 
 /// 24 GiB, 48 GiB.
 const SIZES_MIB: [u64; 2] = [24_576, 49_152];
@@ -236,15 +238,11 @@ where
 
 /// Repeats what fails while parts of the cluster are away.
 async fn insist<F: Future<Output = kube::Result<()>>>(mut attempt: impl FnMut() -> F) {
-    let mut last = None;
-    for _ in 0..300 {
-        match attempt().await {
-            Ok(()) => return,
-            Err(error) => last = Some(error),
-        }
+    let mut patience = Patience::of(INSIST);
+    while let Err(error) = attempt().await {
+        assert!(!patience.is_over(), "still refused after {patience}: {error}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    panic!("still refused after 300 attempts: {}", last.expect("there was an attempt"));
 }
 
 /// Metadata (without a name) and spec of a pod.

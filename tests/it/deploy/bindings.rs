@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::kubectl;
 use crate::guard::{Guard, manifests};
-use crate::support::{ControlPlane, GpuNode, eventually};
+use crate::support::{ControlPlane, GpuNode, eventually, pause};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -104,7 +104,7 @@ async fn failing_closed_binds_nothing_in_guarded_namespaces_and_everything_elsew
     guard.policy("cluster.yaml", &policy("ClusterVramPolicy", "", "Warn")).await;
     becomes(all_but(&["audited"])).await;
     // The API server reads webhook configurations through a watch of its own.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    pause(Duration::from_secs(2)).await;
 
     guard.server.stop();
     kubectl(&plane, "create namespace later", "").await.expect_success();

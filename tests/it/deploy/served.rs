@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::kubectl;
 use crate::guard::Guard;
-use crate::support::{ControlPlane, GpuNode, eventually};
+use crate::support::{ControlPlane, GpuNode, eventually, pause};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ENFORCE: &str =
@@ -48,7 +48,7 @@ async fn fail_open(plane: &ControlPlane) {
         kubectl(plane, &format!("patch {kind} vramguard --type=json -p {patch}"), "").await.expect_success();
     }
     // The API server reads webhook configurations through a watch of its own.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    pause(Duration::from_secs(2)).await;
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
     // Nothing is bound while nobody answers, and what waited is bound when somebody does.
     guard.server.stop();
     plane.apply("{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: ml}, spec: {containers: [{name: main, image: none}]}}").await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    pause(Duration::from_secs(3)).await;
     assert_eq!(json_of(&plane, "-n ml get pod web").await.unwrap()["spec"]["nodeName"], Value::Null);
     guard.server.start();
     guard.ready(&plane).await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{PATIENCE, VRAM};
 use crate::guard::{Guard, OnOutage, apply_manifests};
-use crate::support::{ControlPlane, GpuNode, eventually};
+use crate::support::{ControlPlane, GpuNode, eventually, pause};
 
 /// Label of nodes: the workload that they are for.
 const POOL: &str = "figures.test/pool";
@@ -158,7 +158,7 @@ impl Site {
             self.plane.publish(&node.name, VRAM, Some(&format!("{all}Mi"))).await;
         }
         // The API server reads webhook configurations through a watch of its own.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        pause(Duration::from_secs(2)).await;
     }
 
     /// The guard again, all entries of the webhook configurations included.

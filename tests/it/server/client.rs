@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::site::{PATIENCE, review};
+use crate::support::within;
 
 pub type Stream = TlsStream<TcpStream>;
 
@@ -77,7 +78,7 @@ async fn handshake(port: u16, config: ClientConfig) -> anyhow::Result<Stream> {
         socket.set_nodelay(true)?;
         TlsConnector::from(Arc::new(config)).connect(name, socket).await
     };
-    Ok(tokio::time::timeout(PATIENCE, connecting).await.context("no handshake in time")??)
+    Ok(within(PATIENCE, connecting).await.context("no handshake in time")??)
 }
 
 /// Verifies nothing.
@@ -177,7 +178,7 @@ impl Client {
             let status = response.status();
             Ok((status, response.into_body().collect().await?.to_bytes()))
         };
-        tokio::time::timeout(PATIENCE, answering).await.context("no answer in time")?
+        within(PATIENCE, answering).await.context("no answer in time")?
     }
 
     pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<(StatusCode, Bytes)> {

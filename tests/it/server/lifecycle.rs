@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, Verdict, connect};
 use super::site::{BINARY, PATIENCE, POLICIES, Server, Site, pod, review, write};
-use crate::support::{Finished, Process, eventually, run};
+use crate::support::{Finished, Process, eventually, run, within};
 
 fn exits(command: &mut Command, code: i32) -> Finished {
     let finished = run(command, PATIENCE);
@@ -183,7 +183,7 @@ impl InFlight {
         self.stream.write_all(self.rest.as_bytes()).await.expect("the other half");
         self.stream.flush().await.expect("the other half");
         let mut answer = Vec::new();
-        let reading = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut answer)).await;
+        let reading = within(PATIENCE, self.stream.read_to_end(&mut answer)).await;
         reading.expect("the server closes").expect("in an orderly way");
         String::from_utf8_lossy(&answer).into_owned()
     }

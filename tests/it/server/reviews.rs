@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, Verdict, patch_of, whole};
 use super::site::{PATIENCE, Server, pod, review};
+use crate::support::within;
 
 #[tokio::test]
 async fn reviews_are_answered_over_http_1_and_http_2() {
@@ -43,7 +44,7 @@ async fn a_client_without_tls_1_3_is_refused_for_its_protocol_version() {
     let mut stream = TcpStream::connect(("127.0.0.1", server.site.https)).await.expect("a connection");
     stream.write_all(&record).await.expect("a hello");
     let mut answer = Vec::new();
-    let reading = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    let reading = within(PATIENCE, stream.read_to_end(&mut answer)).await;
     reading.expect("the server closes").expect("in an orderly way");
     assert_eq!(answer.first(), Some(&0x15), "an alert, not a handshake: {answer:?}");
     assert_eq!(answer[5..], [2, 70], "fatal, protocol_version");

@@ -1,6 +1,6 @@
 //! Clients that stall. Deadlines are those of the server: 5 s for a handshake, 5 s for the first header, 2 s for a body.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use hyper::{Method, StatusCode};
@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, TRICKLE, Verdict, connect, stalling};
 use super::site::{PATIENCE, Server, pod, review};
+use crate::support::Patience;
 
 /// What a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(4);
@@ -17,8 +18,8 @@ const SLACK: Duration = Duration::from_secs(4);
 const LENIENT: Duration = Duration::from_secs(3);
 
 /// Sends `beginning`, then `again` every now and then, until the server closes; what it answered, and after how long.
-async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Duration) {
-    let start = Instant::now();
+async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Patience) {
+    let mut patience = Patience::of(PATIENCE);
     stream.write_all(beginning).await.expect("a beginning");
     stream.flush().await.expect("a beginning");
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
@@ -30,16 +31,14 @@ async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8
             Err(_) => _ = stream.write_all(again).await,
         }
         _ = stream.flush().await;
-        assert!(start.elapsed() < PATIENCE, "never cut off");
+        assert!(!patience.is_over(), "never cut off");
     }
-    (String::from_utf8_lossy(&answer).into_owned(), start.elapsed())
+    (String::from_utf8_lossy(&answer).into_owned(), patience)
 }
 
-fn expect_within(what: &str, took: Duration, deadline: Duration) {
-    assert!(
-        deadline / 2 < took && took < deadline + SLACK,
-        "{what}: cut off after {took:?}, the deadline is {deadline:?}"
-    );
+fn expect_within(what: &str, mut took: Patience, deadline: Duration) {
+    let in_time = deadline / 2 < took.elapsed() && took.spent() < deadline + SLACK;
+    assert!(in_time, "{what}: cut off after {took}, the deadline is {deadline:?}");
 }
 
 async fn stalls_before_the_first_request(server: &Server) {
@@ -85,11 +84,11 @@ async fn stalls_within_a_body(server: &Server) {
     };
     let http2 = async {
         let mut client = Client::connect(port, &ca, "h2").await.expect("a connection");
-        let start = Instant::now();
+        let patience = Patience::of(PATIENCE);
         let answered = client.send(Method::POST, "/mutate/pods", stalling(half.to_owned())).await;
         let (status, answer) = answered.expect("an answer");
         assert!(status.is_client_error(), "{status}: {answer:?}");
-        expect_within("half a body over h2", start.elapsed(), deadline);
+        expect_within("half a body over h2", patience, deadline);
     };
     tokio::join!(http1("half a body", b""), http1("a body that trickles", b" "), http2);
 }
@@ -102,10 +101,10 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
     };
     let others = async {
         loop {
-            let start = Instant::now();
+            let mut patience = Patience::of(PATIENCE);
             let verdict = server.client().await.verdict(&pod("lab", json!({}))).await;
             assert_eq!(verdict, Verdict::Denied("VramUndeclared".into()));
-            assert!(start.elapsed() < LENIENT, "held up for {:?}", start.elapsed());
+            assert!(patience.spent() < LENIENT, "held up for {patience}");
             tokio::time::sleep(TRICKLE).await;
         }
     };

@@ -129,6 +129,18 @@ impl ControlPlane {
         self.kubectl_with_input(arguments, "").await
     }
 
+    /// Runs a shell script as the administrator, with kubectl on its path.
+    pub async fn shell(&self, script: &str) -> Finished {
+        let mut command = Command::new("bash");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let folder = self.kubectl.parent().expect("a program is in a folder").display();
+        command.args(["-euo", "pipefail", "-c", script]).env("PATH", format!("{folder}:{path}"));
+        command.env("KUBECONFIG", &self.admin_kubeconfig).env("HOME", self.folder());
+        let call =
+            tokio::task::spawn_blocking(move || run_with_input(&mut command, String::new(), PATIENCE_FOR_KUBECTL));
+        call.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+    }
+
     /// `kubectl apply -f -`; panics with what kubectl says when anything of it is refused.
     pub async fn apply(&self, yaml: &str) {
         self.kubectl_with_input(&["apply", "-f", "-"], yaml).await.expect_success();

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::assets;
 use super::process::run;
+use super::wait::Patience;
 
 /// Pods live in this cgroup, not in the host's own `kubepods`.
 pub const CGROUP: &str = "vramguard-test";
@@ -102,9 +103,9 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         remove_bridge();
-        let start = Instant::now();
+        let mut patience = Patience::of(PATIENCE);
         // The kernel is still burying the processes that were in there.
-        while !self.cgroups.iter().all(|cgroup| removed(cgroup)) && start.elapsed() < PATIENCE {
+        while !self.cgroups.iter().all(|cgroup| removed(cgroup)) && !patience.is_over() {
             std::thread::sleep(Duration::from_millis(50));
         }
         if self.made_mount_point {

@@ -22,4 +22,4 @@ pub use control_plane::ControlPlane;
 pub use gpu_node::GpuNode;
 pub use process::{Finished, Process, run};
 pub use real_node::{RealNode, Skip};
-pub use wait::eventually;
+pub use wait::{Patience, eventually, pause, within};

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::wait::Patience;
 
 /// What is shown of a log when something went wrong.
 const TAIL_LINES: usize = 15;
@@ -79,13 +81,13 @@ impl Process {
     /// Sends SIGTERM and waits for the end; panics with the log's tail if it has not come `within` that time.
     pub fn terminate(&mut self, within: Duration) -> ExitStatus {
         self.signal("TERM");
-        let start = Instant::now();
+        let mut patience = Patience::of(within);
         loop {
             if let Some(status) = self.exit_status() {
                 self.child = None;
                 return status;
             }
-            assert!(start.elapsed() < within, "{} ignored SIGTERM for {within:?}:\n{}", self.name, self.log_tail());
+            assert!(!patience.is_over(), "{} ignored SIGTERM for {patience}:\n{}", self.name, self.log_tail());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -178,14 +180,14 @@ pub fn run_with_input(command: &mut Command, input: String, within: Duration) ->
     thread::spawn(move || stdin.write_all(input.as_bytes())); // a child that reads no input is no error
     let stdout = drain(child.stdout.take().expect("piped above"));
     let stderr = drain(child.stderr.take().expect("piped above"));
-    let start = Instant::now();
+    let mut patience = Patience::of(within);
     let status = loop {
         match child.try_wait().expect("a child that was not waited for can be asked") {
             Some(status) => break status,
-            None if start.elapsed() > within => {
+            None if patience.is_over() => {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("{shown} did not end within {within:?}: {}{}", collect(&stderr), collect(&stdout));
+                panic!("{shown} did not end within {patience}: {}{}", collect(&stderr), collect(&stdout));
             }
             None => thread::sleep(Duration::from_millis(5)),
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::host::{BRIDGE, Programs, SUBNET, child_of};
 use super::image::{self, IMAGE};
 use super::process::{Process, run, write};
-use super::wait::eventually;
+use super::wait::{Patience, eventually};
 
 /// As seen from inside the namespaces.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -88,8 +88,8 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         self.process.stop();
         // The folder is deleted next: let the kernel finish with those who still write there.
-        let start = Instant::now();
-        while PathBuf::from(format!("/proc/{}", self.init)).exists() && start.elapsed() < PATIENCE {
+        let mut patience = Patience::of(PATIENCE);
+        while PathBuf::from(format!("/proc/{}", self.init)).exists() && !patience.is_over() {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

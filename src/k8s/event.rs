@@ -1,0 +1,111 @@
+//! Events as the API server takes them: of `v1`, because an event of `events.k8s.io/v1` may not carry the `lastTimestamp` that
+//! `kubectl get events --sort-by=.lastTimestamp` sorts by. Owns their form and length; what they say is the core's.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::{Value, json};
+
+use crate::capacity::ledger::PodUid;
+use crate::capacity::pod::PodName;
+use crate::capacity::verdict::Reason;
+
+/// Who reports.
+pub const COMPONENT: &str = "vramguard";
+/// Bytes of a message that the API server takes.
+const MAX_MESSAGE: usize = 1024;
+/// Bytes of an object's name that the API server takes.
+const MAX_NAME: usize = 253;
+/// Namespace of events about objects that have none, as the kubelet has it.
+const NO_NAMESPACE: &str = "default";
+
+/// A pod, as events address it.
+pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(name.namespace.clone()),
+        name: Some(name.name.clone()),
+        uid: Some(uid.0.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+/// A node, as events address it: by its name as uid, as the kubelet does, so that `kubectl describe node` finds them.
+pub fn node(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// Namespace that events about an object stand in.
+pub fn namespace(about: &ObjectReference) -> &str {
+    about.namespace.as_deref().unwrap_or(NO_NAMESPACE)
+}
+
+/// A warning, said for the first time.
+pub fn warning(
+    about: &ObjectReference,
+    reason: Reason,
+    note: &str,
+    action: &str,
+    instance: &str,
+    now: Timestamp,
+) -> Event {
+    let stamp = format!(".{:x}", now.as_nanosecond());
+    let name = cut(about.name.as_deref().unwrap_or(COMPONENT), MAX_NAME - stamp.len());
+    Event {
+        metadata: ObjectMeta {
+            // A name that is cut must still end in a letter or digit.
+            name: Some(format!("{}{stamp}", name.trim_end_matches(['.', '-']))),
+            namespace: Some(namespace(about).to_owned()),
+            ..ObjectMeta::default()
+        },
+        involved_object: about.clone(),
+        type_: Some("Warning".into()),
+        reason: Some(reason.to_string()),
+        message: Some(cut(note, MAX_MESSAGE).to_owned()),
+        action: Some(action.to_owned()),
+        count: Some(1),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        source: Some(EventSource { component: Some(COMPONENT.into()), host: None }),
+        reporting_component: Some(COMPONENT.into()),
+        reporting_instance: Some(instance.to_owned()),
+        ..Event::default()
+    }
+}
+
+/// The merge patch of an event that is said again.
+pub fn again(count: i32, note: &str, now: Timestamp) -> Value {
+    json!({ "count": count, "lastTimestamp": Time(now), "message": cut(note, MAX_MESSAGE) })
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_carries_the_time_that_kubectl_sorts_by_and_fits_the_limits() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let name = PodName { namespace: "ml".into(), name: format!("{}-", "a".repeat(233)) + &"b".repeat(19) };
+        let about = pod(&PodUid("uid".into()), &name);
+        let event = warning(&about, Reason::VramShortfall, &"ü".repeat(600), "Scheduling", "vramguard-0", now);
+        assert_eq!(event.last_timestamp, Some(Time(now)));
+        assert_eq!((event.count, event.event_time), (Some(1), None));
+        assert_eq!(event.message.unwrap().len(), 1024);
+        let name = event.metadata.name.unwrap();
+        assert!(name.len() <= 253 && !name.contains("-."), "{name}");
+        let later: Timestamp = "2026-11-24T12:01:00Z".parse().unwrap();
+        let patch = json!({ "count": 2, "lastTimestamp": "2026-11-24T12:01:00Z", "message": "note" });
+        assert_eq!(again(2, "note", later), patch);
+    }
+}
