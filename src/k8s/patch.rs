@@ -144,7 +144,7 @@ fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[
     let empty = |list: &Option<Requirements>| list.as_ref().is_none_or(|list| list.is_empty());
     let needless = |index: &usize| {
         let term = &existing[*index];
-        !in_place.contains_key(index) && !(empty(&term.match_expressions) && empty(&term.match_fields))
+        !(in_place.contains_key(index) || empty(&term.match_expressions) && empty(&term.match_fields))
     };
     for index in (0..existing.len()).rev().filter(needless) {
         remove(patch, &[&REQUIRED[..], &[TERMS, &index.to_string()]].concat());

@@ -21,6 +21,9 @@ use super::connections::Exchange;
 pub(super) const MAX_BODY: usize = 8 << 20;
 /// What is small: reviews are tens of KiB. Larger bodies have a lane of their own.
 const SMALL_BODY: usize = 256 << 10;
+/// What nearly all reviews are smaller than. These are parsed without waiting for larger ones, which one by one may take some
+/// ten milliseconds to judge.
+const USUAL_BODY: usize = 32 << 10;
 /// For the whole body of a request to arrive. API servers send one at once, and give up after 2 to 5 s.
 const BODY_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -43,6 +46,8 @@ const PARSED_ROOM: usize = MAX_PARSED;
 /// Room for the bodies of a server.
 #[derive(Debug)]
 pub struct Intake {
+    /// KiB of what usual bodies are parsed to.
+    usual: Arc<Semaphore>,
     small: Lane,
     large: Lane,
 }
@@ -73,7 +78,8 @@ impl Lane {
 
 impl Default for Intake {
     fn default() -> Intake {
-        Intake { small: Lane::new(SMALL_ROOM, 4), large: Lane::new(LARGE_ROOM, 1) }
+        let usual = Arc::new(Semaphore::new(PARSED_ROOM / KIB));
+        Intake { usual, small: Lane::new(SMALL_ROOM, 4), large: Lane::new(LARGE_ROOM, 1) }
     }
 }
 
@@ -134,7 +140,9 @@ impl Received {
     pub(super) async fn room_to_parse(&self) -> OwnedSemaphorePermit {
         let parsed = self.bytes.len().saturating_mul(AMPLIFICATION).clamp(KIB, MAX_PARSED);
         let permits = u32::try_from(parsed / KIB).expect("at most 12 MiB");
-        self.lane().parsed.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed")
+        let usual = self.bytes.len() <= USUAL_BODY;
+        let room = if usual { &self.intake.usual } else { &self.lane().parsed };
+        room.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed")
     }
 
     /// Waits for its turn to make an answer that is as long as it is.

@@ -103,7 +103,7 @@ async fn bodies_that_have_all_the_room_together_end_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn one_large_body_is_parsed_at_a_time_and_many_small_ones() {
+async fn one_large_body_is_parsed_at_a_time_and_many_usual_ones_beside_it() {
     let intake = Arc::new(Intake::default());
     let receive = async |length: usize| intake.clone().receive(None, Body::from(vec![b'x'; length])).await.unwrap();
     let (first, second) = (receive(3 << 20).await, receive(3 << 20).await);
@@ -112,6 +112,18 @@ async fn one_large_body_is_parsed_at_a_time_and_many_small_ones() {
     assert!(poll!(waits.as_mut()).is_pending());
     let small = join_all((0..20).map(|_| receive(10 << 10))).await;
     let _parsing = join_all(small.iter().map(Received::room_to_parse)).await;
+    // A flood of bodies that just pass as small ones keeps no usual one waiting either.
+    let flood = join_all((0..20).map(|_| receive(250 << 10))).await;
+    let mut flood: Vec<_> = flood.iter().map(|body| Box::pin(body.room_to_parse())).collect();
+    let mut parsed = Vec::new();
+    for waits in &mut flood {
+        if let Poll::Ready(room) = poll!(waits) {
+            parsed.push(room);
+        }
+    }
+    assert_eq!(parsed.len(), 1);
+    let usual = receive(10 << 10).await;
+    let _usual = usual.room_to_parse().await;
     drop(parsing);
     assert!(poll!(waits.as_mut()).is_ready());
 }
