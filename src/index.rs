@@ -17,14 +17,14 @@ use crate::capacity::ledger::{PodUid, Shared};
 use crate::capacity::makeup::Makeup;
 use crate::capacity::moment::Moment;
 use crate::capacity::placement::Placement;
-use crate::capacity::pod::{Pod, PodName};
+use crate::capacity::pod::PodName;
 use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
-use crate::unbound::{Guarded, Unbound};
+use crate::unbound::{Guarded, Unbound, waiting};
 
 mod oversized;
 
@@ -385,19 +385,6 @@ impl State {
     pub fn advertised(&self, node: &str) -> Advertised {
         self.advertised.get(node).cloned().unwrap_or_default()
     }
-}
-
-fn waiting(object: &PodObject) -> Option<Waiting> {
-    if !pod::is_unschedulable(object) {
-        return None;
-    }
-    let pod = pod::translate(object, None, None);
-    let makeup = Makeup::of(&pod);
-    let Pod { name, containers, placement, .. } = pod;
-    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
-    let demand = crate::capacity::demand::of_pod(requests);
-    let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
-    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement, makeup })
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@
 use std::collections::BTreeMap;
 
 use crate::capacity::ledger::{Holder, PodUid};
+use crate::capacity::makeup::Makeup;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::Pod;
+use crate::index::Waiting;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod::{self, Stage};
 
@@ -103,6 +105,20 @@ impl Unbound {
     pub fn get(&self, uid: &PodUid) -> Option<&Guarded> {
         self.0.get(uid)
     }
+}
+
+/// What is kept of a pod that kube-scheduler found no node for and that requests VRAM.
+pub fn waiting(object: &PodObject) -> Option<Waiting> {
+    if !pod::is_unschedulable(object) {
+        return None;
+    }
+    let pod = pod::translate(object, None, None);
+    let makeup = Makeup::of(&pod);
+    let Pod { name, containers, placement, .. } = pod;
+    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+    let demand = crate::capacity::demand::of_pod(requests);
+    let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
+    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement, makeup })
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub mod lease;
 mod ledger;
 mod publish;
 #[cfg(test)]
-mod testing;
+mod tests;
 mod turns;
 mod waiting;
 pub mod webhook_configuration;

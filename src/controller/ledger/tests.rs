@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::super::testing::{self, eventually};
+use super::super::tests::{self as testing, eventually};
 use super::*;
 
 #[tokio::test]

@@ -22,7 +22,7 @@ fn node(handout: Handout, published: &str) -> Node {
 fn pod(name: &str, mib: u64, node: &str, gpu: &str) -> Pod {
     let quantity = format!("{mib}Mi");
     let resources = json!({"requests": {"nvidia.com/gpu": "1", "vramguard.dev/vram": quantity}});
-    let mut annotations = json!({"vramguard.dev/vram": format!("{}Mi", mib - 720)});
+    let mut annotations = json!({"vramguard.dev/vram": format!("{}Mi", mib.saturating_sub(720))});
     let mut container = json!({"name": "main", "resources": resources});
     if !gpu.is_empty() {
         annotations["vramguard.dev/gpu.main"] = json!(gpu);
