@@ -6,6 +6,7 @@
 //! what it did not name goes at its end, so that the picture is never empty in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use serde_json::Value;
@@ -15,20 +16,25 @@ use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::ledger::{PodUid, Shared};
 use crate::capacity::moment::Moment;
-use crate::capacity::placement::Placement;
-use crate::capacity::pod::{Pod, PodName};
-use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
 
+mod freshness;
+mod waiting;
+
+use freshness::Freshness;
+pub use freshness::{Kind, SILENT};
+pub use waiting::{Landing, Waiting, WaitingPods};
+
 /// The state that all parts of a server share.
 #[derive(Debug)]
 pub struct Index {
     state: RwLock<State>,
     changed: watch::Sender<()>,
+    freshness: Freshness,
 }
 
 /// What is behind the lock. Held for memory work only.
@@ -37,7 +43,7 @@ pub struct State {
     /// Nodes, GPUs and who holds what.
     pub cluster: Cluster,
     /// Pods that kube-scheduler found no node for, and that request VRAM.
-    pub waiting: BTreeMap<PodUid, Waiting>,
+    pub waiting: WaitingPods,
     overrides: Vec<Override>,
     several_schedulers: bool,
     advertised: BTreeMap<String, Advertised>,
@@ -63,25 +69,12 @@ pub struct SeenLedger {
     pub status: Value,
 }
 
-/// A pod that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Namespace and name.
-    pub name: PodName,
-    /// What it demands.
-    pub demand: Vram,
-    /// Of which resource.
-    pub resource: Resource,
-    /// Where it may land.
-    pub placement: Placement,
-}
-
 impl Index {
     /// An empty state under these rules.
     pub fn new(rules: Rules, overrides: Vec<Override>) -> Index {
         let state = State {
             cluster: Cluster::new(rules, node::guarded_by(&overrides)),
-            waiting: BTreeMap::new(),
+            waiting: WaitingPods::default(),
             overrides,
             several_schedulers: false,
             advertised: BTreeMap::new(),
@@ -92,7 +85,7 @@ impl Index {
             pods_listed: false,
             ledgers_listed: false,
         };
-        Index { state: RwLock::new(state), changed: watch::Sender::new(()) }
+        Index { state: RwLock::new(state), changed: watch::Sender::new(()), freshness: Freshness::default() }
     }
 
     /// A static picture of a cluster.
@@ -130,6 +123,22 @@ impl Index {
     pub fn is_synced(&self) -> bool {
         let state = self.state.read();
         state.nodes_listed && state.pods_listed && state.ledgers_listed
+    }
+
+    /// The API server has just sent something about objects of this kind, be it that nothing happened.
+    pub fn heard(&self, kind: Kind) {
+        self.freshness.heard(kind, Instant::now());
+    }
+
+    /// How long the API server has been silent about objects of a kind; `None` where it never said anything, as beside a
+    /// snapshot.
+    pub fn silent_for(&self, kind: Kind) -> Option<Duration> {
+        self.freshness.silent_for(kind, Instant::now())
+    }
+
+    /// Whether this replica has lost the API server: what it answers from is minutes old, and it can bind nothing.
+    pub fn is_cut_off(&self) -> bool {
+        Kind::ALL.iter().any(|kind| self.silent_for(*kind).is_some_and(|silent| silent >= SILENT))
     }
 
     /// Other rules. The nodes have to be listed again for other overrides to reach them; returns whether.
@@ -191,7 +200,7 @@ impl Index {
     pub fn apply_pod(&self, object: &PodObject) {
         let uid = pod::uid(&object.metadata);
         let stage = pod::stage(object);
-        let waiting = waiting(object);
+        let waiting = waiting::of(object);
         let bound = object.spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         let mut state = self.state.write();
         if stage == Stage::Unconcerned && !bound {
@@ -205,8 +214,8 @@ impl Index {
             Stage::Unconcerned | Stage::Unbound => {}
         }
         match waiting {
-            Some(waiting) => _ = state.waiting.insert(uid, waiting),
-            None => _ = state.waiting.remove(&uid),
+            Some(waiting) => state.waiting.insert(uid, waiting),
+            None => state.waiting.remove(&uid),
         }
         drop(state);
         self.changed.send_replace(());
@@ -234,7 +243,7 @@ impl Index {
         for uid in gone {
             state.cluster.delete_pod(&uid);
         }
-        state.waiting.retain(|uid, _| listed.contains(uid));
+        state.waiting.retain(|uid| listed.contains(uid));
         state.unconcerned.retain(|uid| listed.contains(uid));
         state.pods_listed = true;
         drop(state);
@@ -244,7 +253,7 @@ impl Index {
     /// Whether a pod is kept at all, so that a relist need not remember the others.
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
-        state.cluster.holds(uid) || state.waiting.contains_key(uid) || state.unconcerned.contains(uid)
+        state.cluster.holds(uid) || state.waiting.contains(uid) || state.unconcerned.contains(uid)
     }
 
     /// A `GpuLedger` was seen.
@@ -357,132 +366,5 @@ impl State {
     }
 }
 
-fn waiting(object: &PodObject) -> Option<Waiting> {
-    if !pod::is_unschedulable(object) {
-        return None;
-    }
-    let Pod { name, containers, placement, .. } = pod::translate(object, None, None);
-    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
-    let demand = crate::capacity::demand::of_pod(requests);
-    let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
-    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement })
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn index() -> Index {
-        Index::new(Rules::default(), Vec::new())
-    }
-
-    fn node(capacity: Value) -> NodeObject {
-        serde_json::from_value(json!({
-            "metadata": { "name": "gpu-0", "labels": {
-                "nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.count": "1", "nvidia.com/gpu.replicas": "4",
-                "nvidia.com/gpu.sharing-strategy": "time-slicing",
-            } },
-            "status": { "capacity": capacity, "allocatable": capacity },
-        }))
-        .unwrap()
-    }
-
-    fn gpus() -> Value {
-        json!({ "nvidia.com/gpu": "4" })
-    }
-
-    fn pod(uid: &str, node: Option<&str>, phase: &str) -> PodObject {
-        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
-        let conditions = if node.is_none() {
-            json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }])
-        } else {
-            json!([])
-        };
-        serde_json::from_value(json!({
-            "metadata": { "name": uid, "namespace": "ml", "uid": uid },
-            "spec": { "nodeName": node, "containers": [{ "name": "main", "resources": { "limits": resources } }] },
-            "status": { "phase": phase, "conditions": conditions },
-        }))
-        .unwrap()
-    }
-
-    fn placeable(index: &Index) -> Vram {
-        index.read().cluster.node("gpu-0").unwrap().2.placeable
-    }
-
-    #[test]
-    fn a_pod_counts_until_it_ends() {
-        let index = index();
-        index.apply_node(&node(gpus()));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870 - 8192));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Succeeded"));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870));
-    }
-
-    #[test]
-    fn it_is_not_synced_before_all_lists_are_read() {
-        let index = index();
-        assert!(!index.is_synced());
-        index.reset_nodes(&BTreeSet::new());
-        assert!(!index.is_synced());
-        index.reset_pods(&BTreeSet::new());
-        assert!(!index.is_synced());
-        index.reset_ledgers(&BTreeSet::new());
-        assert!(index.is_synced());
-    }
-
-    #[test]
-    fn a_relist_takes_away_what_it_does_not_name() {
-        let index = index();
-        index.apply_node(&node(gpus()));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
-        index.apply_pod(&pod("b", None, "Pending"));
-        index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870));
-        assert_eq!(index.read().waiting.len(), 1);
-        index.reset_pods(&BTreeSet::new());
-        assert!(index.read().waiting.is_empty());
-        index.reset_nodes(&BTreeSet::new());
-        assert!(index.read().cluster.node("gpu-0").is_none());
-    }
-
-    #[test]
-    fn a_pod_waits_until_it_is_bound() {
-        let index = index();
-        index.apply_pod(&pod("a", None, "Pending"));
-        assert_eq!(index.read().waiting.values().next().unwrap().demand, Vram::from_mib(8192));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
-        assert!(index.read().waiting.is_empty());
-    }
-
-    #[test]
-    fn a_figure_that_somebody_takes_away_makes_its_node_stale() {
-        let index = index();
-        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "23870Mi" });
-        index.apply_node(&node(published.clone()));
-        index.take_stale_nodes();
-        index.apply_node(&node(published));
-        assert_eq!(index.take_stale_nodes(), BTreeSet::new());
-        index.apply_node(&node(gpus()));
-        assert_eq!(index.take_stale_nodes(), BTreeSet::from(["gpu-0".to_owned()]));
-    }
-
-    #[test]
-    fn other_overrides_need_the_nodes_again() {
-        let index = index();
-        let described = Override {
-            names: ["gpu-0".to_owned()].into(),
-            labels: BTreeMap::new(),
-            resource: Resource("nvidia.com/gpu".into()),
-            sharing: crate::capacity::gpu::Sharing::SomeWay,
-            replicas: 2.try_into().unwrap(),
-            gpus: vec![Vram::from_mib(1000)],
-        };
-        assert!(index.set_rules(Rules::default(), std::slice::from_ref(&described)));
-        assert!(!index.set_rules(Rules::default(), &[described]));
-        assert!(index.read().cluster.guards(&Resource("nvidia.com/gpu".into())));
-    }
-}
+mod tests;

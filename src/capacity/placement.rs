@@ -108,6 +108,12 @@ pub struct Taint {
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 impl Placement {
+    /// Of a pod of which it is not known where it may land: no node is ruled out.
+    pub fn anywhere(priority: i32, preemption: Preemption) -> Placement {
+        let tolerations = vec![Toleration { key: None, value: None, effect: None }];
+        Placement { tolerations, priority, preemption, ..Placement::default() }
+    }
+
     /// Whether the pod may land on the node of that name.
     pub fn allows(&self, node: &str, site: &Site) -> bool {
         if let Some(name) = &self.node_name {

@@ -9,7 +9,8 @@ use futures::StreamExt;
 use super::{Controller, events};
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
-use crate::capacity::verdict::{self, Reason};
+use crate::capacity::verdict::{self, Reason, Shortfall};
+use crate::index::Landing;
 
 /// kube-scheduler has just said its own; ours follows within this time.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -64,19 +65,19 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUi
     let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
     let next: Vec<PodUid> = {
         let state = controller.index.read();
-        state.waiting.keys().filter(|uid| !quiet(uid)).take(LOOKS).cloned().collect()
+        state.waiting.iter().map(|(uid, _)| uid).filter(|uid| !quiet(uid)).take(LOOKS).cloned().collect()
     };
     let mut due = Vec::new();
     for uid in next {
         let state = controller.index.read();
         let Some(waiting) = state.waiting.get(&uid) else { continue };
         let shortfall = state.cluster.shortfall(&waiting.resource, waiting.demand, &waiting.placement);
-        let name = waiting.name.clone();
+        let (name, landing) = (waiting.name.clone(), waiting.landing);
         drop(state);
         let entry = told.entry(uid.clone()).or_insert(Told { looked: Instant::now(), said: None });
         entry.looked = Instant::now();
         // Where there is VRAM, it waits for something else.
-        let Some(note) = shortfall.as_ref().map(verdict::waiting) else { continue };
+        let Some(note) = shortfall.as_ref().map(|shortfall| told_of(shortfall, landing)) else { continue };
         let said = |(before, when): &(String, Instant)| *before == note && when.elapsed() < REPEAT;
         if !entry.said.as_ref().is_some_and(said) {
             due.push((uid, name, note));
@@ -86,7 +87,14 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<(PodUi
         }
     }
     let state = controller.index.read();
-    told.retain(|uid, _| state.waiting.contains_key(uid));
+    told.retain(|uid, _| state.waiting.get(uid).is_some());
     drop(state);
     due
+}
+
+fn told_of(shortfall: &Shortfall, landing: Landing) -> String {
+    match landing {
+        Landing::Kept => verdict::waiting(shortfall),
+        Landing::TooLong => verdict::waiting_anywhere(shortfall),
+    }
 }
