@@ -100,6 +100,7 @@ impl Server {
             .arg("--cert-dir")
             .arg(certificates)
             .env("RUST_LOG", "warn")
+            .env("MALLOC_ARENA_MAX", "1") // as the Deployment sets it
             .stderr(if std::env::var_os("VRAMGUARD_SHOW_LOG").is_some() { Stdio::inherit() } else { Stdio::null() })
             .spawn()
             .expect("the server starts");

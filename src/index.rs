@@ -121,8 +121,7 @@ impl Index {
 
     /// Whether nodes, pods and ledgers have all been listed once: before that every sum is too small.
     pub fn is_synced(&self) -> bool {
-        let state = self.state.read();
-        state.nodes_listed && state.pods_listed && state.ledgers_listed
+        self.state.read().is_synced()
     }
 
     /// The API server has just sent something about objects of this kind, be it that nothing happened.
@@ -152,6 +151,14 @@ impl Index {
         drop(state);
         self.changed.send_replace(());
         relist
+    }
+
+    /// A list begins. Before the first ones have all been read, nobody asks, and no node is ranked.
+    pub fn list_begins(&self) {
+        let mut state = self.state.write();
+        if !state.is_synced() {
+            state.cluster.hold();
+        }
     }
 
     /// A node was seen.
@@ -191,7 +198,7 @@ impl Index {
         for name in gone {
             state.forget_node(&name);
         }
-        state.nodes_listed = true;
+        state.is_listed(|state| &mut state.nodes_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -245,7 +252,7 @@ impl Index {
         }
         state.waiting.retain(|uid| listed.contains(uid));
         state.unconcerned.retain(|uid| listed.contains(uid));
-        state.pods_listed = true;
+        state.is_listed(|state| &mut state.pods_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -298,7 +305,7 @@ impl Index {
             state.cluster.apply_ledger(&name, None);
             state.ledgers.remove(&name);
         }
-        state.ledgers_listed = true;
+        state.is_listed(|state| &mut state.ledgers_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -342,6 +349,19 @@ impl Index {
 impl State {
     fn put_in_force(&mut self, rules: Rules, guarded: BTreeSet<Resource>) {
         self.cluster.set_rules(Rules { several_schedulers: self.several_schedulers, ..rules }, guarded);
+    }
+
+    fn is_synced(&self) -> bool {
+        self.nodes_listed && self.pods_listed && self.ledgers_listed
+    }
+
+    /// One kind has been listed. With the last one, all nodes are ranked.
+    fn is_listed(&mut self, kind: fn(&mut State) -> &mut bool) {
+        let was_synced = self.is_synced();
+        *kind(self) = true;
+        if !was_synced && self.is_synced() {
+            self.cluster.settle();
+        }
     }
 
     fn forget_node(&mut self, name: &str) {

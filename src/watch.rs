@@ -27,7 +27,10 @@ pub async fn pods(client: Client, index: Arc<Index>) {
     let tell = |event| {
         index.heard(Kind::Pods);
         match event {
-            Event::ListBegins => listed.clear(),
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
             Event::Listed(object) => {
                 let object: PodObject = object;
                 index.apply_pod(&object);
@@ -51,7 +54,10 @@ pub async fn ledgers(client: Client, index: Arc<Index>) {
     let tell = |event| {
         index.heard(Kind::Ledgers);
         match event {
-            Event::ListBegins => listed.clear(),
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
             Event::Listed(object) => {
                 let object: GpuLedger = object;
                 index.apply_ledger(&object);
@@ -94,7 +100,10 @@ async fn follow_nodes(client: Client, index: &Index) {
     let tell = |event| {
         index.heard(Kind::Nodes);
         match event {
-            Event::ListBegins => listed.clear(),
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
             Event::Listed(object) => {
                 let object: NodeObject = object;
                 index.apply_node(&object);

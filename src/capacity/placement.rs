@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use super::name::Name;
+use super::sharing::Labels;
 use super::vram::Vram;
 use crate::keys;
 
@@ -88,7 +90,7 @@ pub struct Toleration {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Taints that keep pods away (`NoSchedule`, `NoExecute`); `spec.unschedulable` shows as the taint it stands for.
     pub taints: Vec<Taint>,
 }
@@ -119,7 +121,7 @@ impl Placement {
         if let Some(name) = &self.node_name {
             return name == node;
         }
-        self.node_selector.iter().all(|(key, value)| site.labels.get(key) == Some(value))
+        self.node_selector.iter().all(|(key, value)| site.labels.get(key).is_some_and(|label| label == value))
             && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(node, site)))
             && site.taints.iter().all(|taint| self.tolerations.iter().any(|toleration| toleration.covers(taint)))
     }
@@ -171,7 +173,7 @@ impl Term {
 
     fn holds(&self, node: &str, site: &Site) -> bool {
         let field = |key: &str| (key == "metadata.name").then_some(node);
-        let label = |key: &str| site.labels.get(key).map(String::as_str);
+        let label = |key: &str| site.labels.get(key).map(Name::as_str);
         !self.is_empty()
             && self.labels.iter().all(|requirement| requirement.is_ours() || requirement.holds(label(&requirement.key)))
             && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))

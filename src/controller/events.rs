@@ -19,9 +19,9 @@ pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
-        namespace: Some(name.namespace.clone()),
-        name: Some(name.name.clone()),
-        uid: Some(uid.0.clone()),
+        namespace: Some(name.namespace.to_string()),
+        name: Some(name.name.to_string()),
+        uid: Some(uid.to_string()),
         ..ObjectReference::default()
     }
 }

@@ -71,7 +71,7 @@ fn a_relist_takes_away_what_it_does_not_name() {
     index.apply_node(&node(gpus()));
     index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
     index.apply_pod(&pod("b", None, "Pending"));
-    index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
+    index.reset_pods(&BTreeSet::from([PodUid::from("b")]));
     assert_eq!(placeable(&index), Vram::from_mib(23_870));
     assert_eq!(index.read().waiting.len(), 1);
     index.reset_pods(&BTreeSet::new());

@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn uid(number: usize) -> PodUid {
-        PodUid(format!("{number}"))
+        PodUid::from(format!("{number}"))
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use crate::capacity::gpu::Accounting;
+use crate::capacity::name::Name;
 use crate::capacity::vram::Vram;
 use crate::index::{Index, State};
 
@@ -28,7 +29,7 @@ struct NodeUsage {
 }
 
 struct PoolUsage {
-    resource: String,
+    resource: Name,
     mode: Accounting,
     allocatable: Option<Vram>,
     held: Vram,
