@@ -49,7 +49,7 @@ fn pod(node: Option<&str>) -> Pod {
     let main = Container {
         name: "main".into(),
         role: Role::App,
-        gpus: vec![(Resource(GPU.into()), 1)].into(),
+        gpus: vec![(Resource(GPU.into()), 1)],
         vram_request: VramRequest::Exactly(mib(5720)),
         env: vec![budget],
     };
