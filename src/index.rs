@@ -6,6 +6,7 @@
 //! what it did not name goes at its end, so that the picture is never empty in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use serde_json::Value;
@@ -14,21 +15,24 @@ use tokio::sync::watch;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::ledger::{PodUid, Shared};
-use crate::capacity::makeup::Makeup;
 use crate::capacity::moment::Moment;
-use crate::capacity::placement::Placement;
-use crate::capacity::pod::PodName;
-use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Stage};
 use crate::k8s::snapshot::Snapshot;
-use crate::unbound::{Guarded, Unbound, waiting};
+use crate::unbound::{Guarded, Unbound};
 
 mod oversized;
 
 use oversized::Oversized;
+
+mod freshness;
+mod waiting;
+
+use freshness::Freshness;
+pub use freshness::{Kind, SILENT};
+pub use waiting::{Landing, Waiting, WaitingPods};
 
 /// The state that all parts of a server share.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub struct Index {
     state: RwLock<State>,
     oversized: Oversized,
     changed: watch::Sender<()>,
+    freshness: Freshness,
 }
 
 /// What is behind the lock. Held for memory work only.
@@ -44,7 +49,7 @@ pub struct State {
     /// Nodes, GPUs and who holds what.
     pub cluster: Cluster,
     /// Pods that kube-scheduler found no node for, and that request VRAM.
-    pub waiting: BTreeMap<PodUid, Waiting>,
+    pub waiting: WaitingPods,
     overrides: Vec<Override>,
     several_schedulers: bool,
     advertised: BTreeMap<String, Advertised>,
@@ -71,27 +76,12 @@ pub struct SeenLedger {
     pub status: Value,
 }
 
-/// A pod that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Namespace and name.
-    pub name: PodName,
-    /// What it demands.
-    pub demand: Vram,
-    /// Of which resource.
-    pub resource: Resource,
-    /// Where it may land.
-    pub placement: Placement,
-    /// What the demand is made of, where its declaration says so.
-    pub makeup: Option<Makeup>,
-}
-
 impl Index {
     /// An empty state under these rules.
     pub fn new(rules: Rules, overrides: Vec<Override>) -> Index {
         let state = State {
             cluster: Cluster::new(rules, node::guarded_by(&overrides)),
-            waiting: BTreeMap::new(),
+            waiting: WaitingPods::default(),
             overrides,
             several_schedulers: false,
             advertised: BTreeMap::new(),
@@ -103,7 +93,12 @@ impl Index {
             pods_listed: false,
             ledgers_listed: false,
         };
-        Index { state: RwLock::new(state), oversized: Oversized::default(), changed: watch::Sender::new(()) }
+        Index {
+            state: RwLock::new(state),
+            oversized: Oversized::default(),
+            changed: watch::Sender::new(()),
+            freshness: Freshness::default(),
+        }
     }
 
     /// A static picture of a cluster.
@@ -139,8 +134,23 @@ impl Index {
 
     /// Whether nodes, pods and ledgers have all been listed once: before that every sum is too small.
     pub fn is_synced(&self) -> bool {
-        let state = self.state.read();
-        state.nodes_listed && state.pods_listed && state.ledgers_listed
+        self.state.read().is_synced()
+    }
+
+    /// The API server has just sent something about objects of this kind, be it that nothing happened.
+    pub fn heard(&self, kind: Kind) {
+        self.freshness.heard(kind, Instant::now());
+    }
+
+    /// How long the API server has been silent about objects of a kind; `None` where it never said anything, as beside a
+    /// snapshot.
+    pub fn silent_for(&self, kind: Kind) -> Option<Duration> {
+        self.freshness.silent_for(kind, Instant::now())
+    }
+
+    /// Whether this replica has lost the API server: what it answers from is minutes old, and it can bind nothing.
+    pub fn is_cut_off(&self) -> bool {
+        Kind::ALL.iter().any(|kind| self.silent_for(*kind).is_some_and(|silent| silent >= SILENT))
     }
 
     /// Other rules. The nodes have to be listed again for other overrides to reach them; returns whether.
@@ -154,6 +164,14 @@ impl Index {
         drop(state);
         self.changed.send_replace(());
         relist
+    }
+
+    /// A list begins. Before the first ones have all been read, nobody asks, and no node is ranked.
+    pub fn list_begins(&self) {
+        let mut state = self.state.write();
+        if !state.is_synced() {
+            state.cluster.hold();
+        }
     }
 
     /// A node was seen.
@@ -193,7 +211,7 @@ impl Index {
         for name in gone {
             state.forget_node(&name);
         }
-        state.nodes_listed = true;
+        state.is_listed(|state| &mut state.nodes_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -203,7 +221,7 @@ impl Index {
         let uid = pod::uid(&object.metadata);
         let stage = pod::stage(object);
         self.oversized.note(&uid, object, &stage);
-        let waiting = waiting(object);
+        let waiting = waiting::of(object);
         let bound = object.spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         let mut state = self.state.write();
         if stage == Stage::Unconcerned && !bound {
@@ -218,8 +236,8 @@ impl Index {
             Stage::Unconcerned | Stage::Unbound => {}
         }
         match waiting {
-            Some(waiting) => _ = state.waiting.insert(uid, waiting),
-            None => _ = state.waiting.remove(&uid),
+            Some(waiting) => state.waiting.insert(uid, waiting),
+            None => state.waiting.remove(&uid),
         }
         drop(state);
         self.changed.send_replace(());
@@ -250,10 +268,10 @@ impl Index {
         for uid in gone {
             state.cluster.delete_pod(&uid);
         }
-        state.waiting.retain(|uid, _| listed.contains(uid));
+        state.waiting.retain(|uid| listed.contains(uid));
         state.unconcerned.retain(|uid| listed.contains(uid));
         state.unbound.retain(|uid| listed.contains(uid));
-        state.pods_listed = true;
+        state.is_listed(|state| &mut state.pods_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -262,7 +280,7 @@ impl Index {
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
         state.cluster.holds(uid)
-            || state.waiting.contains_key(uid)
+            || state.waiting.contains(uid)
             || state.unconcerned.contains(uid)
             || state.unbound.get(uid).is_some()
     }
@@ -309,7 +327,7 @@ impl Index {
             state.cluster.apply_ledger(&name, None);
             state.ledgers.remove(&name);
         }
-        state.ledgers_listed = true;
+        state.is_listed(|state| &mut state.ledgers_listed);
         drop(state);
         self.changed.send_replace(());
     }
@@ -360,6 +378,19 @@ impl State {
         self.cluster.set_rules(Rules { several_schedulers: self.several_schedulers, ..rules }, guarded);
     }
 
+    fn is_synced(&self) -> bool {
+        self.nodes_listed && self.pods_listed && self.ledgers_listed
+    }
+
+    /// One kind has been listed. With the last one, all nodes are ranked.
+    fn is_listed(&mut self, kind: fn(&mut State) -> &mut bool) {
+        let was_synced = self.is_synced();
+        *kind(self) = true;
+        if !was_synced && self.is_synced() {
+            self.cluster.settle();
+        }
+    }
+
     fn forget_node(&mut self, name: &str) {
         self.cluster.delete_node(name);
         self.advertised.remove(name);
@@ -388,145 +419,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn index() -> Index {
-        Index::new(Rules::default(), Vec::new())
-    }
-
-    fn node(capacity: Value) -> NodeObject {
-        serde_json::from_value(json!({
-            "metadata": { "name": "gpu-0", "labels": {
-                "nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.count": "1", "nvidia.com/gpu.replicas": "4",
-                "nvidia.com/gpu.sharing-strategy": "time-slicing",
-            } },
-            "status": { "capacity": capacity, "allocatable": capacity },
-        }))
-        .unwrap()
-    }
-
-    fn gpus() -> Value {
-        json!({ "nvidia.com/gpu": "4" })
-    }
-
-    fn pod(uid: &str, node: Option<&str>, phase: &str) -> PodObject {
-        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
-        let conditions = if node.is_none() {
-            json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }])
-        } else {
-            json!([])
-        };
-        serde_json::from_value(json!({
-            "metadata": { "name": uid, "namespace": "ml", "uid": uid },
-            "spec": { "nodeName": node, "containers": [{ "name": "main", "resources": { "limits": resources } }] },
-            "status": { "phase": phase, "conditions": conditions },
-        }))
-        .unwrap()
-    }
-
-    fn placeable(index: &Index) -> Vram {
-        index.read().cluster.node("gpu-0").unwrap().2.placeable
-    }
-
-    #[test]
-    fn a_pod_counts_until_it_ends() {
-        let index = index();
-        index.apply_node(&node(gpus()));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870 - 8192));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Succeeded"));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870));
-    }
-
-    #[test]
-    fn it_is_not_synced_before_all_lists_are_read() {
-        let index = index();
-        assert!(!index.is_synced());
-        index.reset_nodes(&BTreeSet::new());
-        assert!(!index.is_synced());
-        index.reset_pods(&BTreeSet::new());
-        assert!(!index.is_synced());
-        index.reset_ledgers(&BTreeSet::new());
-        assert!(index.is_synced());
-    }
-
-    #[test]
-    fn a_relist_takes_away_what_it_does_not_name() {
-        let index = index();
-        index.apply_node(&node(gpus()));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Running"));
-        index.apply_pod(&pod("b", None, "Pending"));
-        index.reset_pods(&BTreeSet::from([PodUid("b".into())]));
-        assert_eq!(placeable(&index), Vram::from_mib(23_870));
-        assert_eq!(index.read().waiting.len(), 1);
-        index.reset_pods(&BTreeSet::new());
-        assert!(index.read().waiting.is_empty());
-        index.reset_nodes(&BTreeSet::new());
-        assert!(index.read().cluster.node("gpu-0").is_none());
-    }
-
-    #[test]
-    fn a_pod_waits_until_it_is_bound() {
-        let index = index();
-        index.apply_pod(&pod("a", None, "Pending"));
-        assert_eq!(index.read().waiting.values().next().unwrap().demand, Vram::from_mib(8192));
-        index.apply_pod(&pod("a", Some("gpu-0"), "Pending"));
-        assert!(index.read().waiting.is_empty());
-    }
-
-    #[test]
-    fn a_pod_that_is_not_read_whole_is_counted_by_what_was_read_and_named() {
-        let index = index();
-        index.apply_node(&node(gpus()));
-        let large = |containers: usize, node: Option<&str>| {
-            let idle = (0..containers).map(|n| json!({ "name": format!("idle-{n}") }));
-            let resources = json!({ "limits": { "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" } });
-            let containers: Vec<Value> = idle.chain([json!({ "name": "main", "resources": resources })]).collect();
-            serde_json::from_value(json!({
-                "metadata": { "name": "a", "namespace": "ml", "uid": "a" },
-                "spec": { "nodeName": node, "containers": containers },
-            }))
-            .unwrap()
-        };
-        index.apply_pod(&large(127, Some("gpu-0")));
-        assert_eq!(index.oversized_pods(), 0);
-        index.apply_pod(&large(10_000, Some("gpu-0")));
-        assert_eq!(index.oversized_pods(), 1);
-        assert_eq!(placeable(&index), Vram::from_mib(23_870 - 8192));
-        index.reset_pods(&BTreeSet::from([PodUid("a".into())]));
-        assert_eq!(index.oversized_pods(), 1);
-        index.delete_pod(&large(10_000, Some("gpu-0")));
-        assert_eq!((index.oversized_pods(), placeable(&index)), (0, Vram::from_mib(23_870)));
-    }
-
-    #[test]
-    fn a_figure_that_somebody_takes_away_makes_its_node_stale() {
-        let index = index();
-        let published = json!({ "nvidia.com/gpu": "4", "vramguard.dev/vram": "23870Mi" });
-        index.apply_node(&node(published.clone()));
-        index.take_stale_nodes();
-        index.apply_node(&node(published));
-        assert_eq!(index.take_stale_nodes(), BTreeSet::new());
-        index.apply_node(&node(gpus()));
-        assert_eq!(index.take_stale_nodes(), BTreeSet::from(["gpu-0".to_owned()]));
-    }
-
-    #[test]
-    fn other_overrides_need_the_nodes_again() {
-        let index = index();
-        let described = Override {
-            names: ["gpu-0".to_owned()].into(),
-            labels: BTreeMap::new(),
-            resource: Resource("nvidia.com/gpu".into()),
-            sharing: crate::capacity::gpu::Sharing::SomeWay,
-            replicas: 2.try_into().unwrap(),
-            gpus: vec![Vram::from_mib(1000)],
-        };
-        assert!(index.set_rules(Rules::default(), std::slice::from_ref(&described)));
-        assert!(!index.set_rules(Rules::default(), &[described]));
-        assert!(index.read().cluster.guards(&Resource("nvidia.com/gpu".into())));
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
-//! `/metrics`: counters of what was answered, and the state of every GPU computed from the index when it is scraped, so that
-//! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them).
+//! `/metrics`: counters of what was answered, and the state of every node computed from the index when it is scraped, so that
+//! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them), and that any number of
+//! scrapers cost no more than one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -14,10 +17,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::capacity::vram::Vram;
-use crate::index::Index;
+use crate::index::{Index, Kind};
 use crate::policies::PolicyStore;
 use crate::tls::CertificateStore;
+
+mod usage;
+
+pub use usage::Detail;
+use usage::Usage;
 
 /// Series of answered reviews. A cluster has some thousands at most; reviews are anyone's who reaches the port.
 const MAX_ANSWERS: usize = 20_000;
@@ -77,6 +84,11 @@ struct Webhook {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    index: Arc<Index>,
+    detail: Detail,
+    /// The latest answer, while somebody waits for it, and when its rendering began.
+    rendered: tokio::sync::Mutex<Option<(Instant, Bytes)>>,
+    scrapers: AtomicUsize,
     answers: Family<Answered, Counter>,
     distinct_answers: AtomicUsize,
     refused_bodies: Counter,
@@ -105,6 +117,10 @@ impl Metrics {
     pub fn new(index: Arc<Index>, policies: Arc<PolicyStore>, certificates: Arc<CertificateStore>) -> Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("vramguard"),
+            index: index.clone(),
+            detail: Detail::default(),
+            rendered: tokio::sync::Mutex::default(),
+            scrapers: AtomicUsize::new(0),
             answers: Family::default(),
             distinct_answers: AtomicUsize::new(0),
             refused_bodies: Counter::default(),
@@ -187,11 +203,54 @@ impl Metrics {
         self.refused_bodies.inc();
     }
 
-    /// The text that Prometheus scrapes.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+    /// Names each GPU in a scrape, or only nodes and pools.
+    #[must_use]
+    pub fn with_detail(self, detail: Detail) -> Metrics {
+        Metrics { detail, ..self }
+    }
+
+    /// The text that Prometheus scrapes. One is rendered at a time. Scrapers that wait meanwhile all get the next one, whose
+    /// figures are all read after they asked.
+    ///
+    /// # Errors
+    /// Where a metric cannot be written as text.
+    pub async fn scrape(&self) -> Result<Bytes, std::fmt::Error> {
+        let asked = Instant::now();
+        let _scraper = Scraper::of(&self.scrapers);
+        let mut rendered = self.rendered.lock().await;
+        let (began, text) = match rendered.take() {
+            Some((began, text)) if began >= asked => (began, text),
+            _ => (Instant::now(), Bytes::from(self.render().await?)),
+        };
+        if self.scrapers.load(Ordering::Relaxed) > 1 {
+            *rendered = Some((began, text.clone()));
+        }
         Ok(text)
+    }
+
+    async fn render(&self) -> Result<String, std::fmt::Error> {
+        let usage = Usage::read(&self.index, self.detail).await;
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode_registry(&mut text, &self.registry)?;
+        usage.write(&mut text).await?;
+        prometheus_client::encoding::text::encode_eof(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// Somebody who waits for an answer.
+struct Scraper<'m>(&'m AtomicUsize);
+
+impl Scraper<'_> {
+    fn of(scrapers: &AtomicUsize) -> Scraper<'_> {
+        scrapers.fetch_add(1, Ordering::Relaxed);
+        Scraper(scrapers)
+    }
+}
+
+impl Drop for Scraper<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -213,75 +272,8 @@ struct State {
     certificates: Arc<CertificateStore>,
 }
 
-/// One figure of a GPU, a pool or a node.
-struct Figure {
-    labels: Vec<(&'static str, String)>,
-    value: Vram,
-}
-
-/// All figures by metric, in the order of [`FIGURES`].
-type Figures = [Vec<Figure>; FIGURES.len()];
-
-const FIGURES: [(&str, &str); 10] = [
-    ("gpu_total", "Memory of a GPU, driver-reserved included"),
-    ("gpu_allocatable", "What a GPU can be promised"),
-    ("pool_allocatable", "What all GPUs behind a resource of a node can be promised"),
-    ("pool_held", "What is promised of them"),
-    ("pool_free", "The largest demand that can be placed on them now"),
-    ("pool_deficit", "By how much they are overcommitted, or may be where the GPU of each pod is not known"),
-    ("node_published", "What a node should advertise of vramguard.dev/vram"),
-    ("node_bound", "Requests of the pods on a node, or promised to be"),
-    ("gpu_held", "What is known to be promised of a GPU"),
-    ("gpu_free", "What a GPU can still take in the worst case, where that is known GPU by GPU"),
-];
-
-impl State {
-    fn figures(&self) -> Figures {
-        let mut figures: Figures = Default::default();
-        let state = self.index.read();
-        let rules = *state.cluster.rules();
-        for name in state.cluster.node_names() {
-            let Some((facts, _, standing)) = state.cluster.node(name) else {
-                continue;
-            };
-            let node = || ("node", name.to_owned());
-            for (pool, stands) in facts.pools.iter().zip(&standing.pools) {
-                let resource = || ("resource", pool.resource.0.clone());
-                let mode = || ("mode", stands.accounting.to_string());
-                for gpu in pool.contents.iter().flat_map(|contents| &contents.gpus) {
-                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
-                    figures[0].push(Figure { labels: labels.clone(), value: gpu.total });
-                    figures[1].push(Figure { labels, value: gpu.allocatable(&rules).room() });
-                }
-                for gpu in &stands.gpus {
-                    let labels = vec![node(), resource(), ("gpu", gpu.id.to_string()), mode()];
-                    figures[8].push(Figure { labels: labels.clone(), value: gpu.held });
-                    figures[9].extend(gpu.free.map(|value| Figure { labels, value }));
-                }
-                let labels = || vec![node(), resource(), mode()];
-                figures[2].extend(stands.allocatable.map(|value| Figure { labels: labels(), value }));
-                figures[3].push(Figure { labels: labels(), value: stands.held });
-                figures[4].push(Figure { labels: labels(), value: stands.room });
-                let deficit = stands.deficit.as_ref().map_or(Vram::ZERO, |deficit| deficit.by);
-                figures[5].push(Figure { labels: labels(), value: deficit });
-            }
-            figures[6].extend(standing.published.map(|value| Figure { labels: vec![node()], value }));
-            figures[7].push(Figure { labels: vec![node()], value: standing.bound });
-        }
-        figures
-    }
-}
-
 impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        for ((name, help), figures) in FIGURES.iter().zip(self.figures()) {
-            let gauge = ConstGauge::new(0_u64);
-            let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), gauge.metric_type())?;
-            for figure in figures {
-                let bytes = u64::try_from(figure.value.bytes()).unwrap_or(u64::MAX);
-                ConstGauge::new(bytes).encode(family.encode_family(&figure.labels)?)?;
-            }
-        }
         let generation = self.policies.current();
         let mut gauge = |name: &str, help: &str, value: i64| {
             let gauge = ConstGauge::new(value);
@@ -298,6 +290,17 @@ impl Collector for State {
             let help = "When the serving certificate ends, in seconds since 1970";
             gauge("certificate_not_after_timestamp_seconds", help, not_after.as_second())?;
         }
+        let not_kept = i64::try_from(self.index.read().waiting.not_kept()).unwrap_or(i64::MAX);
+        let help = "Pods that wait for VRAM and are told nothing, because more wait than are kept";
+        gauge("waiting_pods_not_kept", help, not_kept)?;
+        let help = "Time since the API server last sent anything about objects of a kind, be it that nothing happened";
+        let gauge = ConstGauge::new(0.0);
+        let mut ages = encoder.encode_descriptor("watch_age", help, Some(&Unit::Seconds), gauge.metric_type())?;
+        for kind in Kind::ALL {
+            if let Some(silent) = self.index.silent_for(kind) {
+                ConstGauge::new(silent.as_secs_f64()).encode(ages.encode_family(&[("kind", kind.plural())])?)?;
+            }
+        }
         let errors = ConstCounter::new(self.policies.reload_errors());
         let help = "Changed policies that could not be put in force";
         errors.encode(encoder.encode_descriptor("policy_reload_errors", help, None, errors.metric_type())?)
@@ -306,13 +309,84 @@ impl Collector for State {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    #[test]
-    fn forged_namespaces_do_not_add_up() {
+    /// Metrics of a cluster of nodes with eight GPUs each, all under slot accounting.
+    fn metrics_of(nodes: usize) -> Metrics {
         let policies = Arc::new(PolicyStore::new(&Vec::new(), "own").unwrap());
         let index = Arc::new(Index::new(*policies.current().policies.rules(), Vec::new()));
-        let metrics = Metrics::new(index, policies, Arc::default());
+        for number in 0..nodes {
+            let node = json!({
+                "metadata": { "name": format!("gpu-node-{number:05}.europe-west4-a.example.internal"), "labels": {
+                    "nvidia.com/gpu.memory": "81920", "nvidia.com/gpu.count": "8", "nvidia.com/gpu.replicas": "4",
+                    "nvidia.com/gpu.sharing-strategy": "time-slicing",
+                } },
+                "status": { "capacity": { "nvidia.com/gpu": "32" } },
+            });
+            index.apply_node(&serde_json::from_value(node).unwrap());
+        }
+        Metrics::new(index, policies, Arc::default())
+    }
+
+    async fn text(metrics: &Metrics) -> String {
+        String::from_utf8(metrics.scrape().await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_scrape_of_five_thousand_nodes_of_eight_gpus_is_at_most_5_mb() {
+        let metrics = metrics_of(5_000);
+        let length = metrics.scrape().await.unwrap().len();
+        assert!((1_000_000..=5_000_000).contains(&length), "{length} bytes");
+    }
+
+    #[tokio::test]
+    async fn each_gpu_is_named_only_where_that_is_asked_for() {
+        let of_gpus = |text: &str| text.lines().filter(|line| line.starts_with("vramguard_gpu_")).count();
+        assert_eq!(of_gpus(&text(&metrics_of(3)).await), 0);
+        assert_eq!(
+            of_gpus(&text(&metrics_of(3).with_detail(Detail::Gpus)).await),
+            3 * 8 * 3,
+            "total, allocatable, held"
+        );
+    }
+
+    #[tokio::test]
+    async fn scrapers_that_come_together_share_what_is_rendered() {
+        let metrics = metrics_of(1_000);
+        let scrapes = futures::future::join_all((0..8).map(|_| metrics.scrape())).await;
+        let texts: std::collections::BTreeSet<*const u8> =
+            scrapes.iter().map(|s| s.as_ref().unwrap().as_ptr()).collect();
+        assert_eq!(texts.len(), 2, "the first one's, and one for all who came while it was rendered");
+        assert!(metrics.rendered.lock().await.is_none(), "nothing is kept for nobody");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_what_happened_before_it_was_asked_for() {
+        let metrics = metrics_of(1);
+        let (first, second) = tokio::join!(text(&metrics), async {
+            metrics.refused_body();
+            text(&metrics).await
+        });
+        assert!(first.ends_with("# EOF\n"));
+        assert!(second.contains("vramguard_refused_bodies_total 1\n"), "{second}");
+    }
+
+    #[tokio::test]
+    async fn the_age_of_each_watch_is_known_once_something_was_heard() {
+        let metrics = metrics_of(1);
+        let ages = |text: &str| text.lines().filter(|line| line.starts_with("vramguard_watch_age_seconds{")).count();
+        assert_eq!(ages(&text(&metrics).await), 0);
+        metrics.index.heard(Kind::Pods);
+        let text = text(&metrics).await;
+        assert_eq!(ages(&text), 1);
+        assert!(text.contains("vramguard_watch_age_seconds{kind=\"pods\"} 0."), "{text}");
+    }
+
+    #[tokio::test]
+    async fn forged_namespaces_do_not_add_up() {
+        let metrics = metrics_of(0);
         for number in 0..MAX_ANSWERS * 2 {
             let answered = Answered {
                 webhook: "mutate",
@@ -322,7 +396,7 @@ mod tests {
             };
             metrics.answered(answered, Duration::ZERO);
         }
-        let text = metrics.encode().unwrap();
+        let text = text(&metrics).await;
         let series = text.lines().filter(|line| line.starts_with("vramguard_reviews_total{"));
         assert_eq!(series.count(), MAX_ANSWERS + 1);
         let others = format!("namespace=\"{OTHER}\"}} {MAX_ANSWERS}");

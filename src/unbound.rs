@@ -9,10 +9,8 @@
 use std::collections::BTreeMap;
 
 use crate::capacity::ledger::{Holder, PodUid};
-use crate::capacity::makeup::Makeup;
 use crate::capacity::placement::Placement;
 use crate::capacity::pod::Pod;
-use crate::index::Waiting;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod::{self, Stage};
 
@@ -107,20 +105,6 @@ impl Unbound {
     }
 }
 
-/// What is kept of a pod that kube-scheduler found no node for and that requests VRAM.
-pub fn waiting(object: &PodObject) -> Option<Waiting> {
-    if !pod::is_unschedulable(object) {
-        return None;
-    }
-    let pod = pod::translate(object, None, None);
-    let makeup = Makeup::of(&pod);
-    let Pod { name, containers, placement, .. } = pod;
-    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
-    let demand = crate::capacity::demand::of_pod(requests);
-    let (resource, _) = containers.into_iter().find_map(|container| container.gpus.into_iter().next())?;
-    (!demand.is_zero()).then_some(Waiting { name, demand, resource, placement, makeup })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -149,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_guarded_pod_is_kept_until_it_has_a_node() {
-        let (mut unbound, uid) = (Unbound::default(), PodUid("a".into()));
+        let (mut unbound, uid) = (Unbound::default(), PodUid::from("a"));
         see(&mut unbound, &pod("a", json!({}), json!({})));
         assert_eq!(unbound.get(&uid).unwrap().holder.request.unwrap().mib(), 8192);
         see(&mut unbound, &pod("a", json!({}), json!({ "nodeName": "gpu-0" })));
@@ -168,7 +152,7 @@ mod tests {
             see(&mut unbound, &pod(&format!("{number:05}"), json!({}), json!({})));
         }
         assert_eq!(unbound.0.len(), MAX_PODS);
-        assert!(unbound.get(&PodUid(format!("{:05}", MAX_PODS + 9))).is_some(), "a new pod is kept");
+        assert!(unbound.get(&PodUid::from(format!("{:05}", MAX_PODS + 9))).is_some(), "a new pod is kept");
     }
 
     #[test]

@@ -1,64 +1,75 @@
-//! The streams that feed the index: nodes and pods of the whole cluster, from every replica. Owns listing, watching and
-//! resuming; what an object means is the index's work.
+//! The streams that feed the index: nodes, pods and ledgers of the whole cluster, on every replica. Owns which objects are
+//! followed; how is [`stream`]'s, what an object means is the index's work.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use kube::Client;
 use tokio::sync::watch::Receiver;
 
-use crate::index::Index;
+use crate::index::{Index, Kind};
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod;
 use crate::policies::PolicyStore;
+
+pub mod json;
+pub mod stream;
+
+use stream::{Event, Source};
 
 /// Pods that ended hold nothing, so the API server need not send them: one that ends is seen as deleted.
 const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Follows the pods until cancelled.
 pub async fn pods(client: Client, index: Arc<Index>) {
-    let config = watcher::Config::default().fields(LIVE_PODS);
-    let mut events = watcher(Api::<PodObject>::all(client), config).default_backoff().boxed();
     let mut listed = BTreeSet::new();
-    while let Some(event) = events.next().await {
+    let tell = |event| {
+        index.heard(Kind::Pods);
         match event {
-            Ok(Event::Init) => listed = BTreeSet::new(),
-            Ok(Event::InitApply(object)) => {
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
+            Event::Listed(object) => {
+                let object: PodObject = object;
                 index.apply_pod(&object);
                 let uid = pod::uid(&object.metadata);
                 if index.knows(&uid) {
                     listed.insert(uid);
                 }
             }
-            Ok(Event::InitDone) => index.reset_pods(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => index.apply_pod(&object),
-            Ok(Event::Delete(object)) => index.delete_pod(&object),
-            Err(error) => tracing::warn!("watching pods: {error}; trying again"),
+            Event::ListEnds => index.reset_pods(&std::mem::take(&mut listed)),
+            Event::Applied(object) => index.apply_pod(&object),
+            Event::Deleted(object) => index.delete_pod(&object),
+            Event::Heard => {}
         }
-    }
+    };
+    Source { client, fields: LIVE_PODS }.follow(tell).await;
 }
 
 /// Follows the ledgers until cancelled. They are small in number and large in size: one for each node with several GPUs.
 pub async fn ledgers(client: Client, index: Arc<Index>) {
-    let mut events = watcher(Api::<GpuLedger>::all(client), watcher::Config::default()).default_backoff().boxed();
     let mut listed = BTreeSet::new();
-    while let Some(event) = events.next().await {
+    let tell = |event| {
+        index.heard(Kind::Ledgers);
         match event {
-            Ok(Event::Init) => listed = BTreeSet::new(),
-            Ok(Event::InitApply(object)) => {
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
+            Event::Listed(object) => {
+                let object: GpuLedger = object;
                 index.apply_ledger(&object);
                 listed.insert(object.node().to_owned());
             }
-            Ok(Event::InitDone) => index.reset_ledgers(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => index.apply_ledger(&object),
-            Ok(Event::Delete(object)) => index.delete_ledger(object.node()),
-            Err(error) => tracing::warn!("watching GpuLedgers: {error}; trying again"),
+            Event::ListEnds => index.reset_ledgers(&std::mem::take(&mut listed)),
+            Event::Applied(object) => index.apply_ledger(&object),
+            Event::Deleted(object) => index.delete_ledger(object.node()),
+            Event::Heard => {}
         }
-    }
+    };
+    Source { client, fields: "" }.follow(tell).await;
 }
 
 /// Follows the nodes until cancelled, from a new list whenever the policies say something else about nodes.
@@ -85,19 +96,24 @@ async fn other_overrides(changed: &mut Receiver<u64>, index: &Index, policies: &
 }
 
 async fn follow_nodes(client: Client, index: &Index) {
-    let mut events = watcher(Api::<NodeObject>::all(client), watcher::Config::default()).default_backoff().boxed();
     let mut listed = BTreeSet::new();
-    while let Some(event) = events.next().await {
+    let tell = |event| {
+        index.heard(Kind::Nodes);
         match event {
-            Ok(Event::Init) => listed = BTreeSet::new(),
-            Ok(Event::InitApply(object)) => {
+            Event::ListBegins => {
+                listed.clear();
+                index.list_begins();
+            }
+            Event::Listed(object) => {
+                let object: NodeObject = object;
                 index.apply_node(&object);
                 listed.extend(object.metadata.name);
             }
-            Ok(Event::InitDone) => index.reset_nodes(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => index.apply_node(&object),
-            Ok(Event::Delete(object)) => index.delete_node(&object.metadata.name.unwrap_or_default()),
-            Err(error) => tracing::warn!("watching nodes: {error}; trying again"),
+            Event::ListEnds => index.reset_nodes(&std::mem::take(&mut listed)),
+            Event::Applied(object) => index.apply_node(&object),
+            Event::Deleted(object) => index.delete_node(object.name()),
+            Event::Heard => {}
         }
-    }
+    };
+    Source { client, fields: "" }.follow(tell).await;
 }

@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::gpu::{Pool, Resource, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid, Standing, Viewpoint};
+use super::ledger::{Holder, NodeLedger, PodUid, Standing};
 use super::moment::Moment;
-use super::placement::{Placement, Preemption, Site};
+use super::name::Name;
+use super::placement::{Placement, Site};
+use super::sharing::Interner;
 use super::verdict::{BestNode, Shortfall, Unaccounted};
 use super::vram::Vram;
 
@@ -31,6 +33,10 @@ struct Node {
     facts: NodeFacts,
     ledger: NodeLedger,
     standing: Option<Standing>,
+    /// As what is kept of its pods names it.
+    name: Name,
+    /// The lowest priority of the pods on it that request VRAM.
+    lowest: Option<i32>,
 }
 
 /// What a pod counts as that declares nothing.
@@ -53,9 +59,10 @@ pub struct Cluster {
     rules: Rules,
     guarded: Guarded,
     nodes: BTreeMap<String, Node>,
-    node_of: BTreeMap<PodUid, String>,
-    /// The nodes whose `GpuLedger` has a reservation for a pod.
-    reserved_on: BTreeMap<PodUid, BTreeSet<String>>,
+    node_of: BTreeMap<PodUid, Name>,
+    /// The nodes whose `GpuLedger` has a reservation for a pod, sorted: mostly one, so no set.
+    reserved_on: BTreeMap<PodUid, Box<[Name]>>,
+    interner: Interner,
     /// Pods that ended lately, the second half since before `ended_since`.
     ended: [BTreeSet<PodUid>; 2],
     ended_since: Moment,
@@ -66,6 +73,8 @@ pub struct Cluster {
     ceilings: BTreeMap<Resource, Ranking>,
     changed: BTreeSet<String>,
     touched: BTreeSet<String>,
+    /// Whether no node is ranked, because the first lists are still being read.
+    held: bool,
 }
 
 impl Cluster {
@@ -77,6 +86,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             node_of: BTreeMap::new(),
             reserved_on: BTreeMap::new(),
+            interner: Interner::default(),
             ended: Default::default(),
             ended_since: Moment::default(),
             requested: BTreeMap::new(),
@@ -85,6 +95,7 @@ impl Cluster {
             ceilings: BTreeMap::new(),
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
+            held: false,
         }
     }
 
@@ -105,12 +116,14 @@ impl Cluster {
     }
 
     /// A node was seen.
-    pub fn apply_node(&mut self, name: &str, facts: NodeFacts) {
+    pub fn apply_node(&mut self, name: &str, mut facts: NodeFacts) {
         if facts.pools.is_empty() && !self.nodes.contains_key(name) {
             return; // without GPUs and without holders there is nothing to keep
         }
-        let node = self.nodes.entry(name.to_owned()).or_default();
-        let remembered = if node.standing.is_none() { self.guarded.remember(&facts) } else { BTreeSet::new() };
+        self.interner.site(&mut facts.site);
+        let is_new = self.node_mut(name).standing.is_none();
+        let remembered = if is_new { self.guarded.remember(&facts) } else { BTreeSet::new() };
+        let node = self.node_mut(name);
         node.facts.site = facts.site;
         let before = std::mem::replace(&mut node.labelled, facts.pools);
         let labelled_as_before = before == node.labelled;
@@ -149,19 +162,25 @@ impl Cluster {
     }
 
     /// A pod was seen on a node. One that ended does not come back: what says so is older than what said it ended.
-    pub fn apply_pod(&mut self, uid: &PodUid, node: &str, holder: Holder) {
+    pub fn apply_pod(&mut self, uid: &PodUid, node: &str, mut holder: Holder) {
         if self.has_ended(uid) {
             return;
         }
         if self.node_of.get(uid).is_some_and(|before| before != node) {
             self.leave(uid);
         }
-        if self.node_of.insert(uid.clone(), node.to_owned()).is_none() {
+        let name = self.node_mut(node).name.clone();
+        if self.node_of.insert(uid.clone(), name).is_none() {
             self.depart_but(uid, Some(node));
         }
-        let entry = self.nodes.entry(node.to_owned()).or_default();
+        let entry = self.node_mut(node);
         if entry.ledger.holders().get(uid) == Some(&holder) {
             return;
+        }
+        self.interner.holder(&mut holder);
+        let promised = self.nodes.get(node).and_then(|node| node.ledger.shared()?.reservations.of(uid));
+        if let Some(promised) = promised.filter(|promised| promised.holder.name == holder.name) {
+            holder.name = promised.holder.name.clone();
         }
         self.note_requested(&holder);
         if let Some(before) = self.nodes.get_mut(node).expect("made above").ledger.confirm(uid.clone(), holder) {
@@ -181,11 +200,11 @@ impl Cluster {
 
     fn leave(&mut self, uid: &PodUid) {
         let Some(node) = self.node_of.remove(uid) else { return };
-        let ledger = &mut self.nodes.get_mut(&node).expect("a pod's node is kept while the pod is").ledger;
+        let ledger = &mut self.nodes.get_mut(node.as_str()).expect("a pod's node is kept while the pod is").ledger;
         if let Some(before) = ledger.release(uid) {
             self.forget_requested(&before);
         }
-        self.touched.insert(node.clone());
+        self.touched.insert(node.to_string());
         self.unrank(&node);
         self.rank(&node);
         self.forget_if_empty(&node);
@@ -234,7 +253,7 @@ impl Cluster {
 
     /// The nodes on which a pod counts: it is seen there, or was promised a place.
     pub fn counts_on(&self, pod: &PodUid) -> impl Iterator<Item = &str> {
-        self.node_of.get(pod).into_iter().chain(self.reserved_on.get(pod).into_iter().flatten()).map(String::as_str)
+        self.node_of.get(pod).into_iter().chain(self.reserved_on.get(pod).into_iter().flatten()).map(Name::as_str)
     }
 
     /// Nodes other than this one on which a pod is promised a place.
@@ -295,12 +314,18 @@ impl Cluster {
         self.slots.get(resource).or_else(|| self.ceilings.get(resource))
     }
 
-    /// How a demand fits the nodes that it may land on now: `None` where it fits one, the best that there is otherwise.
+    /// How a demand fits the nodes that it may land on now: the best that there is; `None` where it fits one, or may fit one once
+    /// pods of lower priority are preempted.
     pub fn shortfall(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<Shortfall> {
         let rooms = self.rooms.get(resource);
         let best = rooms.and_then(|rooms| rooms.iter().rev().find(|(_, name)| self.allows(placement, name)));
-        if best.is_some_and(|(room, _)| demand <= *room) || self.fits_by_preemption(resource, demand, placement) {
+        if best.is_some_and(|(room, _)| demand <= *room) {
             return None;
+        }
+        match self.by_preemption(resource, demand, placement, LOOKS) {
+            // Nobody may be refused, or told, what was not looked at to the end.
+            ByPreemption::Fits | ByPreemption::Unknown => return None,
+            ByPreemption::Short => {}
         }
         Some(Shortfall {
             demand,
@@ -330,30 +355,6 @@ impl Cluster {
 
     fn allows(&self, placement: &Placement, name: &str) -> bool {
         self.nodes.get(name).is_some_and(|node| placement.allows(name, &node.facts.site))
-    }
-
-    /// Whether pods of lower priority hold enough. Looks at every node, but only for a pod that found no room and may preempt
-    /// somebody.
-    fn fits_by_preemption(&self, resource: &Resource, demand: Vram, placement: &Placement) -> bool {
-        let lowest = self.lowest_priority(resource);
-        if placement.preemption == Preemption::Never || lowest.is_none_or(|lowest| lowest >= placement.priority) {
-            return false; // nobody there to preempt
-        }
-        let viewpoint = Viewpoint::Preempting(placement.priority);
-        let candidates = self.rooms.get(resource).into_iter().flatten().filter_map(|(_, name)| {
-            self.nodes.get_key_value(name).filter(|(name, node)| placement.allows(name, &node.facts.site))
-        });
-        candidates.into_iter().any(|(_, node)| {
-            node.ledger.holders().values().any(|holder| holder.priority < placement.priority)
-                && node
-                    .facts
-                    .pools
-                    .iter()
-                    .filter(|pool| self.guards(&pool.resource))
-                    .map(|pool| node.ledger.pool_standing(pool, &self.rules, viewpoint).room)
-                    .min()
-                    .is_some_and(|room| demand <= room)
-        })
     }
 
     fn describe(&self, resource: &Resource, name: &str) -> Option<BestNode> {
@@ -389,6 +390,9 @@ impl Cluster {
 
     /// Computes where a node stands and puts it into the rankings.
     fn rank(&mut self, name: &str) {
+        if self.held {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(name) else { return };
         let guarded = &self.guarded;
         let standing = node.ledger.standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
@@ -408,6 +412,7 @@ impl Cluster {
             self.changed.insert(name.to_owned());
         }
         node.standing = Some(standing);
+        node.lowest = node.ledger.lowest_priority();
     }
 
     /// Ranks the nodes again that have one of these resources, which became guarded or unguarded.
@@ -431,6 +436,14 @@ impl Cluster {
         for name in names {
             self.rank(&name);
         }
+    }
+
+    /// What is kept of a node, from its first mention on.
+    fn node_mut(&mut self, name: &str) -> &mut Node {
+        if !self.nodes.contains_key(name) {
+            self.nodes.insert(name.to_owned(), Node { name: name.into(), ..Node::default() });
+        }
+        self.nodes.get_mut(name).expect("put there above")
     }
 
     /// A node that is gone, after its last pod. What it published went with it.
@@ -467,11 +480,13 @@ impl Cluster {
 
 mod guarded;
 mod outlook;
+mod preemption;
 mod shared;
 
 use self::guarded::Guarded;
 pub use guarded::LINGER;
 pub use outlook::Outlook;
+use preemption::{ByPreemption, LOOKS};
 pub use shared::STARTUP_DEADLINE;
 
 #[cfg(test)]

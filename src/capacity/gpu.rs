@@ -4,6 +4,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
+use super::name::Name;
 use super::vram::{Balance, Vram};
 use crate::keys;
 
@@ -13,7 +14,7 @@ pub use rules::{DriverReserve, Headroom, Overcommit, Rules};
 
 /// Name of an extended resource that stands for GPUs, such as `nvidia.com/gpu`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Resource(pub String);
+pub struct Resource(pub Name);
 
 impl Resource {
     /// Whether it stands for MIG devices, which are apart in hardware.
@@ -32,7 +33,7 @@ impl fmt::Display for Resource {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GpuId {
     /// As NVML names it. Known once the node agent reports it.
-    Uuid(String),
+    Uuid(Name),
     /// Its position, where no UUID is known.
     Index(u32),
 }
@@ -40,7 +41,7 @@ pub enum GpuId {
 impl From<&str> for GpuId {
     /// From an annotation or a report: a number is a position, anything else a UUID.
     fn from(text: &str) -> GpuId {
-        text.parse().map_or_else(|_| GpuId::Uuid(text.to_owned()), GpuId::Index)
+        text.parse().map_or_else(|_| GpuId::Uuid(text.into()), GpuId::Index)
     }
 }
 

@@ -24,15 +24,14 @@ use super::binding;
 use super::demand::{self, Role};
 use super::gpu::{Accounting, GpuId, Handout, Pool, Resource, Rules, Unknown};
 use super::moment::Moment;
+use super::name::Name;
+pub use super::name::PodUid;
 use super::occupancy::{self, Deficit, GpuStanding, Newcomer, Occupancy};
 use super::pod::PodName;
 use super::report::Report;
 use super::reservation::Reservations;
+use super::sharing::List;
 use super::vram::Vram;
-
-/// Identity of a pod for all its life, as the API server gives it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodUid(pub String);
 
 /// A pod that counts on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,9 +41,9 @@ pub struct Holder {
     /// What Kubernetes counts of `vramguard.dev/vram` for it; `None` where it requests none.
     pub request: Option<Vram>,
     /// How each of its GPU containers counts, in start order.
-    pub parts: Vec<Part>,
+    pub parts: List<Part>,
     /// GPU resources it takes, with the number of replicas (or whole GPUs).
-    pub gpus: Vec<(Resource, u64)>,
+    pub gpus: List<(Resource, u64)>,
     /// The least that the label [`POD_MAX_MIB`](crate::keys::POD_MAX_MIB) of its node may say for its required node affinity to
     /// hold; `None` where that asks for nothing.
     pub label_at_least: Option<Vram>,
@@ -62,7 +61,7 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Part {
     /// Its name.
-    pub container: String,
+    pub container: Name,
     /// When it runs.
     pub role: Role,
     /// What it holds.
@@ -407,7 +406,7 @@ impl NodeLedger {
             let reserved = shared.reservations.of(uid).and_then(|reservation| reservation.gpu_of(&part.container));
             return reserved.or(part.gpu.as_ref()).cloned();
         }
-        shared.report.as_ref()?.given.get(uid)?.get(&part.container).cloned()
+        shared.report.as_ref()?.given.get(uid)?.get(part.container.as_str()).cloned()
     }
 }
 
@@ -491,5 +490,6 @@ impl Part {
     }
 }
 
+mod kept;
 #[cfg(test)]
 mod tests;

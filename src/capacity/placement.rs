@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use super::name::Name;
+use super::sharing::Labels;
 use super::vram::Vram;
 use crate::keys;
 
@@ -88,7 +90,7 @@ pub struct Toleration {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Taints that keep pods away (`NoSchedule`, `NoExecute`); `spec.unschedulable` shows as the taint it stands for.
     pub taints: Vec<Taint>,
 }
@@ -108,12 +110,18 @@ pub struct Taint {
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 impl Placement {
+    /// Of a pod of which it is not known where it may land: no node is ruled out.
+    pub fn anywhere(priority: i32, preemption: Preemption) -> Placement {
+        let tolerations = vec![Toleration { key: None, value: None, effect: None }];
+        Placement { tolerations, priority, preemption, ..Placement::default() }
+    }
+
     /// Whether the pod may land on the node of that name.
     pub fn allows(&self, node: &str, site: &Site) -> bool {
         if let Some(name) = &self.node_name {
             return name == node;
         }
-        self.node_selector.iter().all(|(key, value)| site.labels.get(key) == Some(value))
+        self.node_selector.iter().all(|(key, value)| site.labels.get(key).is_some_and(|label| label == value))
             && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(node, site)))
             && site.taints.iter().all(|taint| self.tolerations.iter().any(|toleration| toleration.covers(taint)))
     }
@@ -165,7 +173,7 @@ impl Term {
 
     fn holds(&self, node: &str, site: &Site) -> bool {
         let field = |key: &str| (key == "metadata.name").then_some(node);
-        let label = |key: &str| site.labels.get(key).map(String::as_str);
+        let label = |key: &str| site.labels.get(key).map(Name::as_str);
         !self.is_empty()
             && self.labels.iter().all(|requirement| requirement.is_ours() || requirement.holds(label(&requirement.key)))
             && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))

@@ -6,6 +6,7 @@ use std::fmt;
 use super::declaration::Declarations;
 use super::demand::Role;
 use super::gpu::Resource;
+use super::name::Name;
 use super::placement::Placement;
 use super::vram::Vram;
 
@@ -13,9 +14,9 @@ use super::vram::Vram;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Name,
     /// Name, or generateName and `*`.
-    pub name: String,
+    pub name: Name,
 }
 
 impl fmt::Display for PodName {

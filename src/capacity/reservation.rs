@@ -111,6 +111,11 @@ impl Reservations {
         self.0.iter()
     }
 
+    /// By uid, to put equal values in the place of others.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&PodUid, &mut Reservation)> {
+        self.0.iter_mut()
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.0.len()

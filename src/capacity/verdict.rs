@@ -435,6 +435,13 @@ pub fn waiting(shortfall: &Shortfall) -> String {
     format!("waits for VRAM: {shortfall}")
 }
 
+/// The same of a pod whose selectors, affinity and tolerations are not kept.
+pub fn waiting_anywhere(shortfall: &Shortfall) -> String {
+    let why =
+        "its selectors, affinity and tolerations are too long to be kept, so nodes that rule it out are counted too";
+    format!("{}; {why}", waiting(shortfall))
+}
+
 /// The note of the event on a pod that was bound without the guard.
 pub fn slipped(node: &str) -> String {
     format!(

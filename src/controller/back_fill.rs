@@ -123,7 +123,7 @@ async fn annotate(client: &Client, lacking: &Lacking) -> anyhow::Result<()> {
     if annotations.is_empty() {
         return Ok(());
     }
-    let patch = json!({ "metadata": { "uid": uid.0, "annotations": annotations } });
+    let patch = json!({ "metadata": { "uid": uid.to_string(), "annotations": annotations } });
     let pods: Api<Pod> = Api::namespaced(client.clone(), &name.namespace);
     match pods.patch(&name.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),

@@ -11,7 +11,7 @@ use crate::capacity::cluster::Outlook;
 use crate::capacity::ledger::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::{self, NeverFits, Reason, Shortfall};
-use crate::index::Waiting;
+use crate::index::{Landing, Waiting};
 use crate::metrics::WaitsFor;
 
 /// kube-scheduler has just said its own; ours follows within this time.
@@ -79,7 +79,7 @@ struct Look {
 
 fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
     let state = controller.index.read();
-    let Waiting { name, demand, resource, placement, makeup } = state.waiting.get(uid)?;
+    let Waiting { name, demand, resource, placement, landing, makeup } = state.waiting.get(uid)?;
     let per_process = state.cluster.rules().per_process_overhead;
     let made_of = || makeup.and_then(|makeup| makeup.explains(*demand, per_process));
     let (waits_for, say) = match state.cluster.outlook(resource, *demand, placement) {
@@ -87,7 +87,7 @@ fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
         Outlook::Fits => (WaitsFor::Other, None),
         Outlook::Waits(shortfall) => {
             let shortfall = Shortfall { made_of: made_of(), ..shortfall };
-            (WaitsFor::VramShortfall, Some((Reason::VramShortfall, verdict::waiting(&shortfall))))
+            (WaitsFor::VramShortfall, Some((Reason::VramShortfall, told_of(&shortfall, *landing))))
         }
         Outlook::NeverFits(never) => {
             let never = NeverFits { made_of: made_of(), ..never };
@@ -103,7 +103,7 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
     let next: Vec<PodUid> = {
         let state = controller.index.read();
-        state.waiting.keys().filter(|uid| !quiet(uid)).take(LOOKS).cloned().collect()
+        state.waiting.iter().map(|(uid, _)| uid).filter(|uid| !quiet(uid)).take(LOOKS).cloned().collect()
     };
     let mut due = Vec::new();
     for uid in next {
@@ -122,7 +122,7 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     }
     let waiting = {
         let state = controller.index.read();
-        told.retain(|uid, _| state.waiting.contains_key(uid));
+        told.retain(|uid, _| state.waiting.get(uid).is_some());
         state.waiting.len()
     };
     let count = |reason| told.values().filter(|told| told.waits_for == reason).count();
@@ -131,4 +131,11 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
         WaitsFor::VramShortfall | WaitsFor::NeverFits | WaitsFor::Other => count(reason),
     });
     due
+}
+
+fn told_of(shortfall: &Shortfall, landing: Landing) -> String {
+    match landing {
+        Landing::Kept => verdict::waiting(shortfall),
+        Landing::TooLong => verdict::waiting_anywhere(shortfall),
+    }
 }

@@ -24,9 +24,9 @@ pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
-        namespace: Some(name.namespace.clone()),
-        name: Some(name.name.clone()),
-        uid: Some(uid.0.clone()),
+        namespace: Some(name.namespace.to_string()),
+        name: Some(name.name.to_string()),
+        uid: Some(uid.to_string()),
         ..ObjectReference::default()
     }
 }
@@ -96,8 +96,8 @@ mod tests {
     #[test]
     fn an_event_carries_the_time_that_kubectl_sorts_by_and_fits_the_limits() {
         let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
-        let name = PodName { namespace: "ml".into(), name: format!("{}-", "a".repeat(233)) + &"b".repeat(19) };
-        let about = pod(&PodUid("uid".into()), &name);
+        let name = PodName { namespace: "ml".into(), name: (format!("{}-", "a".repeat(233)) + &"b".repeat(19)).into() };
+        let about = pod(&PodUid::from("uid"), &name);
         let event = warning(&about, Reason::VramShortfall, &"ü".repeat(600), "Scheduling", "vramguard-0", now);
         assert_eq!(event.last_timestamp, Some(Time(now)));
         assert_eq!((event.count, event.event_time), (Some(1), None));

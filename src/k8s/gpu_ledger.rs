@@ -206,7 +206,7 @@ impl GpuLedger {
         let status: Status = self.read("status", &self.status)?;
         let mut rows: BTreeMap<PodUid, Vec<(usize, Row)>> = BTreeMap::new();
         for (index, row) in spec.reservations.into_iter().enumerate() {
-            rows.entry(PodUid(row.uid.clone())).or_default().push((index, row));
+            rows.entry(PodUid::from(row.uid.clone())).or_default().push((index, row));
         }
         let reservation = |(uid, rows): (PodUid, Vec<(usize, Row)>)| Ok((uid, self.reservation(&rows)?));
         let reservations: Result<Reservations, LedgerError> = rows.into_iter().map(reservation).collect();
@@ -253,9 +253,9 @@ impl GpuLedger {
             if row.basis == Basis::Request {
                 requests.extend(amount.map(|amount| (role, amount)));
             }
-            gpus.entry(Resource(row.resource.clone())).or_default().push((role, row.replicas));
+            gpus.entry(Resource(row.resource.as_str().into())).or_default().push((role, row.replicas));
             parts.push(Part {
-                container: row.container.clone(),
+                container: row.container.as_str().into(),
                 role,
                 amount: match (amount, row.basis) {
                     (None, _) => Amount::Slots(row.replicas),
@@ -267,9 +267,9 @@ impl GpuLedger {
             });
         }
         let holder = Holder {
-            name: PodName { namespace: first.namespace.clone(), name: first.pod.clone() },
+            name: PodName { namespace: first.namespace.as_str().into(), name: first.pod.as_str().into() },
             request: Some(demand::of_pod(requests)).filter(|request| !request.is_zero()),
-            parts,
+            parts: parts.into(),
             gpus: gpus.into_iter().map(|(resource, counts)| (resource, demand::replicas_of_pod(counts))).collect(),
             // Not known here. The highest, so that nobody counts on preempting it before it is seen.
             label_at_least: None,
@@ -306,7 +306,7 @@ impl GpuLedger {
             };
             let reported = Reported {
                 gpu: Gpu {
-                    id: GpuId::Uuid(gpu.uuid),
+                    id: GpuId::Uuid(gpu.uuid.into()),
                     index: gpu.index,
                     total: sized(gpu.total, "totalMiB")?,
                     driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
@@ -314,10 +314,10 @@ impl GpuLedger {
                 },
                 replicas: gpu.replicas,
             };
-            report.gpus.entry(Resource(gpu.resource)).or_default().push(reported);
+            report.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
         }
         for pod in agent.pods {
-            report.given.entry(PodUid(pod.uid)).or_default().insert(pod.container, GpuId::from(pod.gpu.as_str()));
+            report.given.entry(PodUid::from(pod.uid)).or_default().insert(pod.container, GpuId::from(pod.gpu.as_str()));
         }
         Ok(report)
     }
@@ -385,12 +385,12 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
             Amount::Slots(_) => Basis::Slot,
         };
         Some(Row {
-            uid: uid.0.clone(),
-            namespace: holder.name.namespace.clone(),
-            pod: holder.name.name.clone(),
-            container: part.container.clone(),
+            uid: uid.to_string(),
+            namespace: holder.name.namespace.to_string(),
+            pod: holder.name.name.to_string(),
+            container: part.container.to_string(),
             role: part.role.into(),
-            resource: resource.0.clone(),
+            resource: resource.0.to_string(),
             replicas: match part.amount {
                 Amount::Slots(replicas) => replicas,
                 _ if only => *count,

@@ -64,7 +64,14 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
         })
         .collect();
     let advertises_vram = node.status.capacity.contains_key(keys::VRAM_RESOURCE);
-    NodeFacts { site: Site { labels, taints: taints(node) }, pools, advertises_vram }
+    NodeFacts {
+        site: Site {
+            labels: labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            taints: taints(node),
+        },
+        pools,
+        advertises_vram,
+    }
 }
 
 /// How many of each GPU resource a node has; the text where it is no count.
@@ -83,7 +90,7 @@ impl Capacity {
     ) -> Capacity {
         let counted =
             node.status.capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name)).map(|(name, quantity)| {
-                (Resource(name.clone()), quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()))
+                (Resource(name.into()), quantity::count(&quantity.0).ok_or_else(|| quantity.0.clone()))
             });
         let mut counts: BTreeMap<Resource, Result<u64, String>> = counted.collect();
         let (gpu, shared) = (Resource(keys::GPU_RESOURCE.into()), Resource(keys::GPU_SHARED_RESOURCE.into()));
@@ -112,7 +119,7 @@ impl Capacity {
     }
 
     fn of_resource(&self, name: &str) -> u64 {
-        match self.counts.get(&Resource(name.to_owned())) {
+        match self.counts.get(&Resource(name.into())) {
             Some(Ok(count)) => *count,
             Some(Err(_)) | None => 0,
         }
@@ -208,7 +215,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
     }
     // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
-    let renamed = capacity.counts.contains_key(&Resource(keys::GPU_SHARED_RESOURCE.to_owned()));
+    let renamed = capacity.counts.contains_key(&Resource(keys::GPU_SHARED_RESOURCE.into()));
     let sharing = match (renamed, resource.0 == keys::GPU_SHARED_RESOURCE) {
         (true, false) => Sharing::Exclusive,
         (_, is_shared_name) => sharing(labels, is_shared_name),

@@ -81,7 +81,7 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
 pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &BTreeMap<String, String>) -> Patch {
     let mut patch = Vec::new();
     if let Some(pod) = pod.filter(|_| binding.metadata.uid.as_ref().is_none_or(String::is_empty)) {
-        add(&mut patch, &["metadata", "uid"], json!(pod.0));
+        add(&mut patch, &["metadata", "uid"], json!(pod.to_string()));
     }
     if annotations.is_empty() {
     } else if binding.metadata.annotations.is_none() {

@@ -85,8 +85,8 @@ pub fn would_hold(object: &PodObject) -> Option<Holder> {
     Some(Holder {
         name: name(&object.metadata, None),
         request,
-        parts: parts(&containers, &object.metadata),
-        gpus,
+        parts: parts(&containers, &object.metadata).into(),
+        gpus: gpus.into(),
         label_at_least: label_at_least(&object.spec),
         priority: object.spec.priority.unwrap_or(0),
         starting: starting(object),
@@ -144,7 +144,7 @@ pub fn is_unschedulable(object: &PodObject) -> bool {
 
 /// Its uid; in a hand-written snapshot, which may lack it, namespace and name.
 pub fn uid(metadata: &ObjectMeta) -> PodUid {
-    PodUid(metadata.uid.clone().unwrap_or_else(|| name(metadata, None).to_string()))
+    PodUid::from(metadata.uid.clone().unwrap_or_else(|| name(metadata, None).to_string()))
 }
 
 /// RFC 3339, as the API server writes times.
@@ -155,8 +155,8 @@ pub fn moment(text: &str) -> Option<Moment> {
 fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     let generated = || metadata.generate_name.as_ref().map(|prefix| format!("{prefix}*"));
     PodName {
-        namespace: metadata.namespace.as_deref().or(namespace).unwrap_or("default").to_owned(),
-        name: metadata.name.clone().filter(|name| !name.is_empty()).or_else(generated).unwrap_or_default(),
+        namespace: metadata.namespace.as_deref().or(namespace).unwrap_or("default").into(),
+        name: metadata.name.clone().filter(|name| !name.is_empty()).or_else(generated).unwrap_or_default().into(),
     }
 }
 
@@ -212,7 +212,7 @@ fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Reso
         let known = gpus.entry(name).or_default();
         *known = (*known).max(count);
     }
-    gpus.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (Resource(name.to_owned()), count)).collect()
+    gpus.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (Resource(name.into()), count)).collect()
 }
 
 fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> VramRequest {
@@ -277,7 +277,7 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
         let annotation = format!("{}{}", keys::GPU_OF, container.name);
         let gpu = metadata.annotations.as_ref().and_then(|annotations| annotations.get(&annotation));
         Some(Part {
-            container: container.name.clone(),
+            container: container.name.as_str().into(),
             role: container.role,
             amount,
             pinned: environment::is_pinned(container),

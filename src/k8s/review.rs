@@ -153,10 +153,10 @@ impl Request<BindingObject> {
             object,
             Binding {
                 pod: PodName {
-                    namespace: named(&self.namespace).or_else(|| named(&metadata.namespace))?,
-                    name: named(&metadata.name).or_else(|| named(&self.name))?,
+                    namespace: named(&self.namespace).or_else(|| named(&metadata.namespace))?.into(),
+                    name: named(&metadata.name).or_else(|| named(&self.name))?.into(),
                 },
-                uid: named(&metadata.uid).map(PodUid),
+                uid: named(&metadata.uid).map(PodUid::from),
                 node: object.target.name.clone(),
                 reserved_annotations: metadata
                     .annotations

@@ -522,7 +522,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     becomes("several", (81_559 - 40_780) / 4 * 16).await;
     let metrics = cluster.guard.metrics();
     assert!(
-        metrics.contains(r#"vramguard_gpu_total_bytes{node="several",resource="nvidia.com/gpu",gpu="3",mode="slot"}"#),
+        metrics.contains(r#"vramguard_pool_allocatable_bytes{node="several",resource="nvidia.com/gpu",mode="slot"}"#),
         "{metrics}"
     );
     cluster.plane.expect_running();

@@ -34,7 +34,7 @@ fn holder(resources: &[&str], pinned: bool) -> Holder {
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(mib(5720)),
-        parts: vec![part],
+        parts: vec![part].into(),
         gpus: resources.iter().map(|name| (Resource((*name).into()), 1)).collect(),
         label_at_least: None,
         priority: 0,
@@ -69,7 +69,7 @@ fn pod(node: Option<&str>) -> Pod {
 fn binding() -> Binding {
     Binding {
         pod: PodName { namespace: "ml".into(), name: "llm".into() },
-        uid: Some(PodUid("a".into())),
+        uid: Some(PodUid::from("a")),
         node: "gpu-0".into(),
         reserved_annotations: vec![],
         binder: "system:kube-scheduler".into(),
@@ -78,7 +78,7 @@ fn binding() -> Binding {
 
 fn reason(binding: &Binding, pod: &Pod, places: usize) -> Option<Reason> {
     let binders = BTreeSet::from(["system:kube-scheduler".to_owned()]);
-    judge(binding, &PodUid("a".into()), pod, &binders, places).err().map(|refusal| refusal.reason())
+    judge(binding, &PodUid::from("a"), pod, &binders, places).err().map(|refusal| refusal.reason())
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_binding_is_refused_by_rule() {
     assert_eq!(reason(&binding(), &pod(None), 0), None);
     let foreign = Binding { binder: "alice".into(), ..binding() };
     assert_eq!(reason(&foreign, &pod(None), 0), Some(Reason::ForeignBinder));
-    let other = Binding { uid: Some(PodUid("b".into())), ..binding() };
+    let other = Binding { uid: Some(PodUid::from("b")), ..binding() };
     assert_eq!(reason(&other, &pod(None), 0), Some(Reason::OtherUid));
     assert_eq!(reason(&Binding { uid: None, ..binding() }, &pod(None), 0), None);
     assert_eq!(reason(&binding(), &pod(Some("gpu-1")), 0), Some(Reason::AlreadyBound));
@@ -121,7 +121,7 @@ fn a_pinned_pod_whose_gpu_cannot_be_named_is_refused() {
     let refused = |pools: &[Pool]| {
         assert_eq!(task(&holder(&[GPU], true), pools, &rules), Task::Reserve);
         let placed =
-            NodeLedger::default().assume(&PodUid("a".into()), &holder(&[GPU], true), pools, &rules, Default::default());
+            NodeLedger::default().assume(&PodUid::from("a"), &holder(&[GPU], true), pools, &rules, Default::default());
         matches!(placed, Err(Unplaced::PinUnverified { .. }))
     };
     assert!(refused(&[pool(GPU, 2, 4)]), "which of two is the plugin's choice");
@@ -136,8 +136,7 @@ fn a_pod_that_takes_two_resources_of_a_node_has_no_place_there() {
     let pools = [pool(GPU, 1, 1), pool(SHARED, 2, 4)];
     let both = holder(&[GPU, SHARED], false);
     assert_eq!(task(&both, &pools, &Rules::default()), Task::Reserve);
-    let placed =
-        NodeLedger::default().assume(&PodUid("a".into()), &both, &pools, &Rules::default(), Default::default());
+    let placed = NodeLedger::default().assume(&PodUid::from("a"), &both, &pools, &Rules::default(), Default::default());
     assert!(matches!(placed, Err(Unplaced::SeveralResources)));
 }
 

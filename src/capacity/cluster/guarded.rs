@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::NodeFacts;
 use crate::capacity::gpu::{Pool, Resource, Sharing};
 use crate::capacity::moment::Moment;
+use crate::capacity::name::Name;
 use crate::keys;
 
 /// How long a resource stays guarded when no node says any more how it is shared. Labels vanish for minutes while GPU Feature
@@ -73,7 +74,7 @@ impl Guarded {
         let resources: BTreeSet<&Resource> = before.iter().chain(&facts.pools).map(|pool| &pool.resource).collect();
         let guarded_before: Vec<bool> = resources.iter().map(|resource| self.contains(resource)).collect();
         let labelled = matches!(
-            facts.site.labels.get(keys::GFD_SHARING).map(String::as_str),
+            facts.site.labels.get(keys::GFD_SHARING).map(Name::as_str),
             Some(keys::SHARING_TIME_SLICING | keys::SHARING_MPS)
         );
         for resource in &resources {

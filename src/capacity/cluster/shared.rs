@@ -9,6 +9,7 @@ use crate::capacity::binding;
 use crate::capacity::gpu::Pool;
 use crate::capacity::ledger::{NodeLedger, PodUid, Shared};
 use crate::capacity::moment::Moment;
+use crate::capacity::name::Name;
 
 /// How long a pod that starts keeps others off its GPU under `serializePerGpu`. One that hangs must not keep it for ever.
 pub const STARTUP_DEADLINE: Duration = Duration::from_secs(600);
@@ -21,7 +22,13 @@ impl Cluster {
         if shared.is_none() && !self.nodes.contains_key(name) {
             return;
         }
-        let node = self.nodes.entry(name.to_owned()).or_default();
+        let mut shared = shared;
+        if let Some(shared) = &mut shared {
+            let node = self.nodes.get(name);
+            self.interner.ledger(shared, |uid| node?.ledger.holders().get(uid));
+        }
+        let node = self.node_mut(name);
+        let known_as = node.name.clone();
         let reserved = |ledger: &NodeLedger| -> BTreeSet<PodUid> {
             let reservations = ledger.shared().into_iter().flat_map(|shared| shared.reservations.iter());
             reservations.map(|(uid, _)| uid.clone()).collect()
@@ -30,14 +37,17 @@ impl Cluster {
         node.ledger.share(shared);
         let after = reserved(&node.ledger);
         for uid in before.difference(&after) {
-            let nodes = self.reserved_on.get_mut(uid).expect("a reservation that is known is known by pod");
-            nodes.remove(name);
-            if nodes.is_empty() {
-                self.reserved_on.remove(uid);
+            let nodes = self.reserved_on.remove(uid).expect("a reservation that is known is known by pod");
+            let others: Box<[Name]> = nodes.into_iter().filter(|node| *node != name).collect();
+            if !others.is_empty() {
+                self.reserved_on.insert(uid.clone(), others);
             }
         }
         for uid in after.difference(&before) {
-            self.reserved_on.entry(uid.clone()).or_default().insert(name.to_owned());
+            let before = self.reserved_on.remove(uid).unwrap_or_default();
+            let mut nodes: Vec<Name> = before.into_iter().chain([known_as.clone()]).collect();
+            nodes.sort_unstable();
+            self.reserved_on.insert(uid.clone(), nodes.into());
         }
         self.depart_from(name, after);
         self.account(name, true);
@@ -83,6 +93,22 @@ impl Cluster {
         pools.into_iter().any(|pool| self.guards(&pool.resource) && binding::needs_reservations(pool, &self.rules))
     }
 
+    /// Leaves rankings alone until [`Cluster::settle`]. While the first lists are read, nobody may ask yet, and each node would be
+    /// computed once for each of its pods.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Ranks each node once, after the first lists. What is kept of pods moves together: maps that were filled in any order are
+    /// a third larger than those made of what is sorted.
+    pub fn settle(&mut self) {
+        self.held = false;
+        self.node_of = std::mem::take(&mut self.node_of).into_iter().collect();
+        self.reserved_on = std::mem::take(&mut self.reserved_on).into_iter().collect();
+        self.nodes.values_mut().for_each(|node| node.ledger.pack());
+        self.rebuild();
+    }
+
     /// Time passes: startups come to their deadline, and what ended long ago is forgotten.
     pub fn tick(&mut self, now: Moment) {
         if self.ended_since.after(REMEMBER_ENDED) <= now {
@@ -111,10 +137,10 @@ impl Cluster {
     /// Takes back what was promised to a pod on nodes that it is not on.
     pub(super) fn depart_but(&mut self, uid: &PodUid, bound: Option<&str>) {
         let nodes = self.reserved_on.get(uid).cloned().unwrap_or_default();
-        for name in nodes.iter().filter(|name| Some(name.as_str()) != bound) {
+        for name in nodes.iter().map(Name::as_str).filter(|name| Some(*name) != bound) {
             let Some(node) = self.nodes.get_mut(name) else { continue };
             if node.ledger.depart(uid) {
-                self.touched.insert(name.clone());
+                self.touched.insert(name.to_owned());
                 self.unrank(name);
                 self.rank(name);
             }

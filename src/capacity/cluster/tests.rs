@@ -9,14 +9,14 @@ use super::*;
 use crate::capacity::demand::Role;
 use crate::capacity::gpu::{Contents, Gpu, Handout, Sharing};
 use crate::capacity::ledger::{Amount, Part};
-use crate::capacity::placement::{Operator, Requirement, Term};
+use crate::capacity::placement::{Operator, Preemption, Requirement, Term};
 use crate::capacity::pod::PodName;
 
-fn gpu() -> Resource {
+pub(super) fn gpu() -> Resource {
     Resource("nvidia.com/gpu".into())
 }
 
-fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
+pub(super) fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
     let gpus = (0..gpus).map(|index| Gpu::of_size(index, Vram::from_mib(size))).collect();
     let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
     NodeFacts {
@@ -26,7 +26,7 @@ fn node(size: u64, gpus: u32, replicas: u32, sharing: Sharing) -> NodeFacts {
     }
 }
 
-fn holder(request: u64, priority: i32) -> Holder {
+pub(super) fn holder(request: u64, priority: i32) -> Holder {
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(Vram::from_mib(request)),
@@ -36,8 +36,9 @@ fn holder(request: u64, priority: i32) -> Holder {
             amount: Amount::Requested(Vram::from_mib(request)),
             pinned: false,
             gpu: None,
-        }],
-        gpus: vec![(gpu(), 1)],
+        }]
+        .into(),
+        gpus: vec![(gpu(), 1)].into(),
         label_at_least: None,
         priority,
         starting: None,
@@ -46,11 +47,11 @@ fn holder(request: u64, priority: i32) -> Holder {
     }
 }
 
-fn uid(number: usize) -> PodUid {
-    PodUid(number.to_string())
+pub(super) fn uid(number: usize) -> PodUid {
+    PodUid::from(number.to_string())
 }
 
-fn cluster() -> Cluster {
+pub(super) fn cluster() -> Cluster {
     Cluster::new(Rules::default(), BTreeSet::new())
 }
 

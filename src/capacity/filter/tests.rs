@@ -37,7 +37,7 @@ fn rules(serialize_per_gpu: bool) -> Rules {
 }
 
 fn uid(text: &str) -> PodUid {
-    PodUid(text.to_owned())
+    PodUid::from(text.to_owned())
 }
 
 fn pool(resource: &str, sizes: &[u64], replicas: u32, sharing: Sharing, handout: Handout) -> Pool {
@@ -59,8 +59,8 @@ fn one(request: u64, priority: i32) -> Holder {
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(mib(request)),
-        parts: vec![part(Amount::Requested(mib(request)), false)],
-        gpus: vec![(Resource(GPU.into()), 1)],
+        parts: vec![part(Amount::Requested(mib(request)), false)].into(),
+        gpus: vec![(Resource(GPU.into()), 1)].into(),
         label_at_least: None,
         priority,
         starting: None,
@@ -109,8 +109,8 @@ fn a_pod_without_a_share_in_a_guarded_gpu_passes_everywhere() {
     let whole = facts(vec![pool(OTHER, &[24_000], 1, Sharing::Exclusive, Handout::Unverified)]);
     let cluster = cluster([("full", time_sliced(&[1])), ("whole", whole)]);
     let unasked = Holder { request: None, ..one(8000, 0) };
-    let no_gpu = Holder { gpus: Vec::new(), ..one(8000, 0) };
-    let unguarded = Holder { gpus: vec![(Resource(OTHER.into()), 1)], ..one(30_000, 0) };
+    let no_gpu = Holder { gpus: Vec::new().into(), ..one(8000, 0) };
+    let unguarded = Holder { gpus: vec![(Resource(OTHER.into()), 1)].into(), ..one(30_000, 0) };
     for pod in [unasked, no_gpu, unguarded] {
         for node in ["full", "whole", "nobody"] {
             assert_eq!(ask(&cluster, &pod, node), Ok(()), "{pod:?} on {node}");
@@ -159,10 +159,11 @@ fn what_a_node_does_not_publish_is_no_surprise() {
         Some(Shared { reservations: Reservations::default(), report: Some(report), fault: None }),
     );
     let on_first = Part { gpu: Some(GpuId::Index(0)), ..part(Amount::Requested(mib(20_000)), true) };
-    cluster.apply_pod(&uid("a"), "pinned", Holder { parts: vec![on_first], ..one(20_000, 0) });
+    cluster.apply_pod(&uid("a"), "pinned", Holder { parts: vec![on_first].into(), ..one(20_000, 0) });
 
     let refused = |why, published| Err(Rejected { why, published });
-    let pinned = |request| Holder { parts: vec![part(Amount::Requested(mib(request)), true)], ..one(request, 0) };
+    let pinned =
+        |request| Holder { parts: vec![part(Amount::Requested(mib(request)), true)].into(), ..one(request, 0) };
     let (small, large) = (pinned(13_000), pinned(25_000));
     assert_eq!(ask(&cluster, &small, "pinned"), Ok(()), "on the second GPU");
     assert_eq!(ask(&cluster, &large, "pinned"), refused(shortfall(25_000, Accounting::Pinned), true));
@@ -224,7 +225,7 @@ fn holders() -> impl Strategy<Value = Holder> {
                 parts: (0..)
                     .zip(parts)
                     .map(|(number, (amount, pinned, gpu))| Part {
-                        container: format!("c{number}"),
+                        container: format!("c{number}").into(),
                         gpu: gpu.map(GpuId::Index),
                         ..part(amount, pinned)
                     })

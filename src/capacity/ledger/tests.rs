@@ -45,7 +45,7 @@ fn holder(parts: &[Amount]) -> Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),
         parts: parts.iter().map(|amount| part("main", *amount)).collect(),
-        gpus: vec![(Resource(GPU.into()), parts.len() as u64)],
+        gpus: vec![(Resource(GPU.into()), parts.len() as u64)].into(),
         label_at_least: None,
         priority: 0,
         starting: None,
@@ -69,7 +69,7 @@ fn declares(declared: u64, processes: u32) -> Amount {
 fn ledger(holders: impl IntoIterator<Item = Holder>) -> NodeLedger {
     let mut ledger = NodeLedger::default();
     for (number, holder) in holders.into_iter().enumerate() {
-        ledger.confirm(PodUid(number.to_string()), holder);
+        ledger.confirm(PodUid::from(number.to_string()), holder);
     }
     ledger
 }
@@ -166,7 +166,7 @@ fn a_pod_on_another_resource_that_raises_the_label_leaves_room_for_one_more() {
     let shared = Resource("nvidia.com/gpu.shared".into());
     let slots = Pool { resource: shared.clone(), ..pool(&[24_000, 24_000], 4, Sharing::TimeSlicing) };
     let whole = || pool(&[80_000], 1, Sharing::Exclusive);
-    let on_shared = Holder { gpus: vec![(shared, 1)], ..one(3000) };
+    let on_shared = Holder { gpus: vec![(shared, 1)].into(), ..one(3000) };
     let standing =
         |whole_gpu| ledger([on_shared.clone(), one(whole_gpu)]).standing(&[slots.clone(), whole()], &plain(), |_| true);
     assert_eq!((standing(60_000).pod_max, standing(60_000).published), (Some(mib(60_000)), Some(mib(63_000 + 6000))));
@@ -230,7 +230,7 @@ fn a_node_whose_gpus_are_not_known_publishes_only_what_is_bound() {
     let contents = Err(Unknown::Unlabelled { label: "nvidia.com/gpu.memory", capacity: 4 });
     let unknown = Pool { contents, ..pool(&[1], 1, Sharing::TimeSlicing) };
     let mut holders = requesting(&[100]);
-    holders.confirm(PodUid("x".into()), holder(&[Amount::Slots(1)]));
+    holders.confirm(PodUid::from("x"), holder(&[Amount::Slots(1)]));
     let standing = standing(&holders, unknown);
     assert_eq!((standing.published, standing.placeable), (Some(mib(100)), Vram::ZERO));
     assert_eq!((standing.pools[0].holders, standing.pools[0].uncounted), (2, 1));
@@ -270,10 +270,10 @@ fn pods_of_lower_priority_make_room_for_one_that_may_preempt() {
 #[test]
 fn the_same_pod_seen_twice_counts_once() {
     let mut ledger = requesting(&[8000]);
-    ledger.confirm(PodUid("0".into()), one(9000));
+    ledger.confirm(PodUid::from("0"), one(9000));
     assert_eq!(standing(&ledger, pool(&[24_000], 4, Sharing::TimeSlicing)).bound, mib(9000));
-    ledger.release(&PodUid("0".into()));
-    assert_eq!(ledger.release(&PodUid("0".into())), None);
+    ledger.release(&PodUid::from("0"));
+    assert_eq!(ledger.release(&PodUid::from("0")), None);
     assert_eq!(ledger, NodeLedger::default());
 }
 
@@ -334,17 +334,17 @@ proptest! {
                     let fits = want <= before.placeable.mib() && oracle.len() < sizes.len() * replicas;
                     if fits {
                         let uid = number.to_string();
-                        ledger.confirm(PodUid(uid.clone()), one(want));
+                        ledger.confirm(PodUid::from(uid.clone()), one(want));
                         oracle.push((uid, want));
                     }
                 }
                 Step::Leave(n) if n < oracle.len() => {
                     let (uid, _) = oracle.remove(n);
-                    ledger.release(&PodUid(uid));
+                    ledger.release(&PodUid::from(uid));
                 }
                 Step::Replay(n) if n < oracle.len() => {
                     let (uid, want) = &oracle[n];
-                    ledger.confirm(PodUid(uid.clone()), one(*want));
+                    ledger.confirm(PodUid::from(uid.clone()), one(*want));
                 }
                 Step::Leave(_) | Step::Replay(_) => {}
             }
@@ -384,14 +384,14 @@ proptest! {
                 let fits = standing.pod_max.is_none_or(|most| want <= most.mib()) && requested + want <= published;
                 if fits && legacy.len() + bound.len() < gpus * replicas {
                     let uid = numbers.next().unwrap().to_string();
-                    ledger.confirm(PodUid(uid.clone()), one(want));
+                    ledger.confirm(PodUid::from(uid.clone()), one(want));
                     bound.push((uid, want));
                 }
             }
             let held: Vec<u64> = sizes_of(&legacy).into_iter().chain(bound.iter().map(|(_, want)| *want)).collect();
             prop_assert!(worst_sum(&held, gpus, replicas) <= smallest, "{:?} of {:?}", held, sizes);
             if leaves < bound.len() {
-                ledger.release(&PodUid(bound.remove(leaves).0));
+                ledger.release(&PodUid::from(bound.remove(leaves).0));
             }
         }
     }
@@ -417,7 +417,7 @@ proptest! {
 #[test]
 fn whole_gpus_are_published_all_at_once_whoever_holds_them() {
     let node = || pool(&[80_000; 8], 1, Sharing::Exclusive);
-    let training = Holder { gpus: vec![(Resource(GPU.into()), 4)], ..holder(&[Amount::Slots(4)]) };
+    let training = Holder { gpus: vec![(Resource(GPU.into()), 4)].into(), ..holder(&[Amount::Slots(4)]) };
     for holders in [vec![], vec![one(10_000); 7], vec![one(10_000); 8], vec![training, one(80_000)]] {
         let standing = standing(&ledger(holders.clone()), node());
         assert_eq!((standing.published, standing.pod_max), (Some(mib(640_000)), Some(mib(80_000))), "{holders:?}");

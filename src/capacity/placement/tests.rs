@@ -208,8 +208,9 @@ fn holding(demand: Vram, placement: &Placement) -> Holder {
             amount: Amount::Requested(demand),
             pinned: false,
             gpu: None,
-        }],
-        gpus: vec![(Resource("nvidia.com/gpu".into()), 1)],
+        }]
+        .into(),
+        gpus: vec![(Resource("nvidia.com/gpu".into()), 1)].into(),
         label_at_least: above.map(|r| Vram::from_mib(r.values[0].parse::<u64>().unwrap() + 1)).max(),
         priority: 0,
         starting: None,
@@ -258,7 +259,7 @@ proptest! {
         let mut pods: Vec<(Vram, Placement)> = Vec::new();
         let mut bound: BTreeSet<usize> = BTreeSet::new();
         let mut ended: BTreeSet<usize> = BTreeSet::new();
-        let uid = |pod: usize| PodUid(pod.to_string());
+        let uid = |pod: usize| PodUid::from(pod.to_string());
         for step in steps {
             match step {
                 Step::Create { demand, zone } => {

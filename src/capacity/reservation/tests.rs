@@ -267,7 +267,7 @@ fn a_pod_that_nobody_assumed_is_adopted_where_its_annotation_says() {
     cluster.apply_pod(
         &uid("r"),
         "a",
-        Holder { gpus: vec![(Resource("amd.com/gpu".into()), 1)], request: None, ..pod(100) },
+        Holder { gpus: vec![(Resource("amd.com/gpu".into()), 1)].into(), request: None, ..pod(100) },
     );
     let kept = upkeep(&cluster, 6);
     assert_eq!(kept.adopted, [uid("p"), uid("q")]);
@@ -360,7 +360,7 @@ fn a_pod_is_not_placed_where_nothing_is_known_or_its_pin_is_not_honoured() {
     }
     assert_eq!(choose(Handout::Pinned, &pod(100)), Ok(None));
     let other = Resource("nvidia.com/mig-1g.10gb".into());
-    let elsewhere = Holder { gpus: vec![(other.clone(), 1)], ..pod(100) };
+    let elsewhere = Holder { gpus: vec![(other.clone(), 1)].into(), ..pod(100) };
     assert_eq!(choose(Handout::Pinned, &elsewhere), Err(Unplaced::NoGpu { resource: Some(other) }));
     let (ledger, mut pools) = cluster.with_shared("a", under(Reservations::default())).unwrap();
     let why = Unknown::ReportedNone { resource: resource() };

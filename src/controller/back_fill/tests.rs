@@ -57,8 +57,8 @@ fn lacking(names: &[String]) -> Vec<Lacking> {
     let holder = |name: &str| Holder {
         name: PodName { namespace: "ml".into(), name: name.into() },
         request: Some(request),
-        parts: vec![part.clone()],
-        gpus: vec![(resource.clone(), 1)],
+        parts: vec![part.clone()].into(),
+        gpus: vec![(resource.clone(), 1)].into(),
         label_at_least: None,
         priority: 0,
         starting: None,
@@ -67,7 +67,7 @@ fn lacking(names: &[String]) -> Vec<Lacking> {
     };
     let pools: Arc<[Pool]> = [pool].into();
     let of = |name: &String| Lacking {
-        uid: PodUid(name.clone()),
+        uid: PodUid::from(name.clone()),
         holder: holder(name),
         gpu: Some(GpuId::Index(0)),
         pools: pools.clone(),

@@ -453,7 +453,7 @@ impl<'de> Deserialize<'de> for GpuResource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<GpuResource, D::Error> {
         let name = String::deserialize(deserializer)?;
         if keys::is_gpu_resource(&name) {
-            return Ok(GpuResource(Resource(name)));
+            return Ok(GpuResource(Resource(name.into())));
         }
         Err(D::Error::custom(format_args!(
             "{name:?} is not a GPU resource; those are {0}, {0}.<name>, {0}-<name> and {1}<profile>",

@@ -54,7 +54,7 @@ fn gpus_of<'p>(facts: &'p NodeFacts, pool: &'p PoolStanding) -> impl Iterator<It
         let mut row = json!({
             "gpu": stands.id.to_string(),
             "index": gpu.index,
-            "resource": pool.resource.0,
+            "resource": pool.resource.0.as_str(),
             "mode": pool.accounting.to_string(),
             "totalMiB": stands.total.mib(),
             "allocatableMiB": stands.allocatable.mib(),

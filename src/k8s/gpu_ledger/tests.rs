@@ -35,11 +35,11 @@ fn what_is_read_is_what_would_be_written() {
 #[test]
 fn a_reservation_holds_what_its_rows_say() {
     let shared = ledger(rows(), Value::Null).shared().unwrap();
-    let first = shared.reservations.of(&PodUid("a".into())).unwrap();
+    let first = shared.reservations.of(&PodUid::from("a")).unwrap();
     assert_eq!((first.state, first.gpu.clone()), (State::Assumed, Some(GpuId::Uuid("GPU-1".into()))));
     assert_eq!(first.holder.request, Some(Vram::from_mib(8912)));
     assert_eq!(first.holder.starting, Some(first.since));
-    let second = shared.reservations.of(&PodUid("b".into())).unwrap();
+    let second = shared.reservations.of(&PodUid::from("b")).unwrap();
     assert_eq!((second.holder.request, second.holder.parts.len()), (None, 2));
     // The init container gives its replica back before the other starts.
     assert_eq!(second.holder.gpus, [(Resource("nvidia.com/gpu".into()), 1)]);
@@ -57,7 +57,7 @@ fn a_report_is_read_with_identity_and_size() {
     assert_eq!(report.handout, Handout::Packed);
     let gpu = &report.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
     assert_eq!((gpu.driver_reserved, gpu.out_of_band), (Some(Vram::from_mib(480)), Vram::from_mib(7)));
-    assert_eq!(report.given[&PodUid("a".into())]["main"], GpuId::Uuid("GPU-1".into()));
+    assert_eq!(report.given[&PodUid::from("a")]["main"], GpuId::Uuid("GPU-1".into()));
 }
 
 #[test]

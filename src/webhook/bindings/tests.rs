@@ -36,7 +36,7 @@ fn guard() -> (BindingGuard, Arc<Mutex<usize>>) {
 fn binding(name: &str, uid: Option<&str>) -> Binding {
     Binding {
         pod: PodName { namespace: "ml".into(), name: name.into() },
-        uid: uid.map(|uid| PodUid(uid.into())),
+        uid: uid.map(|uid| PodUid::from(uid)),
         node: "gpu-0".into(),
         reserved_annotations: Vec::new(),
         binder: "system:kube-scheduler".into(),
@@ -51,7 +51,7 @@ async fn a_pod_that_the_watch_has_shown_is_not_read_for_a_binding_with_its_uid_a
     let uid = async |binding: Binding| {
         let found = guard.pod(&binding, &index).await.expect("an answer").expect("a guarded pod");
         assert!(found.holder.starting.is_some());
-        found.uid.0
+        found.uid.to_string()
     };
     assert_eq!((uid(binding("llm", Some("shown"))).await, *asked.lock()), ("shown".into(), 0));
     // Which pod of that name is meant, and that it is this one, only a read says.

@@ -40,7 +40,7 @@ fn full() -> Webhook {
     webhook.index.apply_node(&serde_json::from_value(node).unwrap());
     webhook.index.apply_pod(&serde_json::from_value(pod("there", json!("gpu-0"))).unwrap());
     webhook.index.reset_nodes(&BTreeSet::from(["gpu-0".to_owned()]));
-    webhook.index.reset_pods(&BTreeSet::from([PodUid("there".into())]));
+    webhook.index.reset_pods(&BTreeSet::from([PodUid::from("there")]));
     webhook.index.reset_ledgers(&BTreeSet::new());
     webhook
 }

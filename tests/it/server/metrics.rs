@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::site::{Server, pod, review};
+use super::site::{Server, Site, pod, review};
 
 /// One line that is no comment.
 struct Sample {
@@ -139,7 +139,9 @@ fn the_checker_finds_what_scrapers_stumble_over() {
 
 #[tokio::test]
 async fn metrics_tell_of_reviews_gpus_and_the_build() {
-    let server = Server::start().await;
+    let mut server = Site::new().server(&["--self-signed", "--metrics-per-gpu"]);
+    server.process.start();
+    server.ready().await;
     let mut client = server.client().await;
     let undeclared = review(&pod("lab", json!({})));
     for _ in 0..3 {

@@ -15,7 +15,7 @@ fn gpu() -> Resource {
 fn add(cluster: &mut Cluster, name: &str, size: u64, gpus: u32, replicas: u32) {
     let gpus = (0..gpus).map(|index| Gpu::of_size(index, Vram::from_mib(size))).collect();
     let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
-    let labels = [("pool".to_owned(), name.split('-').next().unwrap().to_owned())].into();
+    let labels = [("pool".into(), name.split('-').next().unwrap().into())].into_iter().collect();
     let pool =
         Pool { resource: gpu(), sharing: Sharing::TimeSlicing, contents: Ok(contents), handout: Handout::Unverified };
     cluster.apply_node(

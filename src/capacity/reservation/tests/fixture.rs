@@ -55,8 +55,9 @@ pub fn pod(request: u64) -> Holder {
             amount: Amount::Requested(Vram::from_mib(request)),
             pinned: false,
             gpu: None,
-        }],
-        gpus: vec![(resource(), 1)],
+        }]
+        .into(),
+        gpus: vec![(resource(), 1)].into(),
         label_at_least: None,
         priority: 0,
         starting: None,
@@ -92,7 +93,7 @@ pub fn reservations(all: impl IntoIterator<Item = (&'static str, Reservation)>) 
 }
 
 pub fn uid(name: &str) -> PodUid {
-    PodUid(name.to_owned())
+    PodUid::from(name.to_owned())
 }
 
 /// A minute, and clocks half a minute apart.

@@ -101,7 +101,7 @@ impl World {
     }
 
     fn uid(pod: usize) -> PodUid {
-        PodUid(format!("uid-{pod}"))
+        PodUid::from(format!("uid-{pod}"))
     }
 
     fn tell(&mut self, event: &Event) {

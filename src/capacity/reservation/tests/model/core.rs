@@ -76,7 +76,7 @@ struct Question {
 type Times = [u8; 16];
 
 pub fn uid(pod: Index) -> PodUid {
-    PodUid(format!("pod-{pod}"))
+    PodUid::from(format!("pod-{pod}"))
 }
 
 fn name(node: Index) -> &'static str {

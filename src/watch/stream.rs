@@ -1,0 +1,236 @@
+//! LIST and WATCH of one kind of object, for ever: what to ask, when to go on and when to start again. Owns time limits, back-off
+//! and resource versions; how bytes become objects is [`super::json`]'s.
+//!
+//! kube's own watcher reads each page of a list as a whole, several times over. A page of 500 pods can be gigabytes that any
+//! tenant may write; here one object at a time is in memory.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use futures::TryFutureExt;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use kube::client::Body;
+use kube::core::Request;
+use kube::core::params::{ListParams, WatchParams};
+use serde::de::DeserializeOwned;
+
+use super::json::{ListMeta, ListReader, Malformed, Status, WatchEvent, WatchReader};
+
+/// Objects in one answer to a LIST: the API server has them all in memory, whatever we do.
+const PAGE: u32 = 500;
+/// How long a watch lasts. Its end is a sign of life of its own, and the next one costs nothing that a list does.
+pub const WATCH: Duration = Duration::from_secs(60);
+/// How much longer than it should a watch may be silent, before its connection counts as dead.
+const GRACE: Duration = Duration::from_secs(10);
+/// For the next bytes of a list: the API server's own request timeout.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Between attempts, doubling from the first to the second while nothing succeeds.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Of the answer to a request that failed.
+const MAX_STATUS: usize = 64 << 10;
+
+/// What happens to the objects of one kind.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<K> {
+    /// A list begins.
+    ListBegins,
+    /// An object in it.
+    Listed(K),
+    /// The list is whole: what it did not name is gone.
+    ListEnds,
+    /// An object was made or changed.
+    Applied(K),
+    /// An object is gone.
+    Deleted(K),
+    /// The API server is there, and nothing else happened.
+    Heard,
+}
+
+/// Why a list or a watch ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The request could not be made, or its connection broke.
+    #[error(transparent)]
+    Request(Box<dyn std::error::Error + Send + Sync>),
+    /// The API server refused it.
+    #[error("the API server answers {code}: {message}", code = .0.code, message = .0.message)]
+    Refused(Status),
+    /// The answer cannot be read on.
+    #[error("the answer {0}")]
+    Malformed(#[from] Malformed),
+    /// Nothing came for too long.
+    #[error("nothing heard for {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+impl StreamError {
+    /// Whether the version that a watch or a page goes on from is no longer there (410 Gone).
+    fn is_gone(&self) -> bool {
+        matches!(self, StreamError::Refused(status) if status.code == 410)
+    }
+}
+
+/// A kind that can be listed and watched.
+pub trait Watched: kube::Resource<DynamicType = ()> + DeserializeOwned + Debug {}
+impl<K: kube::Resource<DynamicType = ()> + DeserializeOwned + Debug> Watched for K {}
+
+/// One kind of object of the whole cluster.
+#[derive(Clone)]
+pub struct Source {
+    /// To the API server.
+    pub client: Client,
+    /// Which of them, as a field selector; empty for all.
+    pub fields: &'static str,
+}
+
+impl Source {
+    /// Lists and watches until cancelled. After an error it goes on from what was seen last, where the API server can, and lists
+    /// again where it cannot.
+    pub async fn follow<K: Watched>(&self, mut tell: impl FnMut(Event<K>)) {
+        let mut pause = BACK_OFF.0;
+        let mut version: Option<String> = None;
+        loop {
+            let (went_on_from, started) = (version.clone(), Instant::now());
+            let attempt = match &mut version {
+                None => self.list(&mut tell).await.map(|listed| version = Some(listed)),
+                Some(version) => self.watch(&mut tell, version).await,
+            };
+            if version != went_on_from || started.elapsed() > BACK_OFF.1 {
+                pause = BACK_OFF.0;
+            }
+            match attempt {
+                // From a list to the watch, or from one watch to the next. One that ends at once is no better than an error.
+                Ok(()) if version != went_on_from || started.elapsed() > BACK_OFF.1 => continue,
+                Ok(()) => {}
+                Err(error) => {
+                    let kind = K::kind(&());
+                    tracing::warn!("watching {kind}: {error}; going on in {} ms", pause.as_millis());
+                    if error.is_gone() {
+                        version = None;
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACK_OFF.1);
+        }
+    }
+
+    /// The version that the list is of.
+    async fn list<K: Watched>(&self, tell: &mut impl FnMut(Event<K>)) -> Result<String, StreamError> {
+        tell(Event::ListBegins);
+        let mut page = ListMeta::default();
+        loop {
+            page = self.page(&page.next, tell).await?;
+            if page.next.is_empty() {
+                break;
+            }
+        }
+        tell(Event::ListEnds);
+        Ok(page.resource_version)
+    }
+
+    async fn page<K: Watched>(&self, from: &str, tell: &mut impl FnMut(Event<K>)) -> Result<ListMeta, StreamError> {
+        let params = ListParams {
+            field_selector: self.selector(),
+            limit: Some(PAGE),
+            continue_token: (!from.is_empty()).then(|| from.to_owned()),
+            ..ListParams::default()
+        };
+        let request = Request::new(K::url_path(&(), None)).list(&params).map_err(request_error)?;
+        let mut body = self.send(request).await?;
+        let mut reader = ListReader::default();
+        while let Some(bytes) = next_bytes(&mut body, SILENCE).await? {
+            reader.feed(&bytes);
+            while let Some(object) = reader.item()? {
+                tell(Event::Listed(object));
+            }
+            tell(Event::Heard);
+        }
+        Ok(reader.finish()?)
+    }
+
+    /// Until the API server ends it. `version` follows what was seen, also where it ends with an error.
+    async fn watch<K: Watched>(
+        &self,
+        tell: &mut impl FnMut(Event<K>),
+        version: &mut String,
+    ) -> Result<(), StreamError> {
+        let params = WatchParams {
+            field_selector: self.selector(),
+            timeout: u32::try_from(WATCH.as_secs()).ok(),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = Request::new(K::url_path(&(), None)).watch(&params, version).map_err(request_error)?;
+        let mut body = self.send(request).await?;
+        tell(Event::Heard);
+        let mut reader = WatchReader::default();
+        while let Some(bytes) = next_bytes(&mut body, WATCH + GRACE).await? {
+            reader.feed(&bytes);
+            tell(Event::Heard);
+            while let Some(event) = reader.event::<K>()? {
+                match event {
+                    WatchEvent::Applied(object) => {
+                        note_version(version, object.meta());
+                        tell(Event::Applied(object));
+                    }
+                    WatchEvent::Deleted(object) => {
+                        note_version(version, object.meta());
+                        tell(Event::Deleted(object));
+                    }
+                    WatchEvent::Bookmark { version: seen } => *version = seen,
+                    WatchEvent::Failed(status) => return Err(StreamError::Refused(status)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn selector(&self) -> Option<String> {
+        (!self.fields.is_empty()).then(|| self.fields.to_owned())
+    }
+
+    /// The body of an answer that is none of failure.
+    async fn send(&self, request: hyper::Request<Vec<u8>>) -> Result<Body, StreamError> {
+        let answer = self.client.send(request.map(Body::from)).map_err(request_error);
+        let answer = tokio::time::timeout(SILENCE, answer).await.map_err(|_| StreamError::Silent(SILENCE))??;
+        let code = answer.status().as_u16();
+        if answer.status().is_success() {
+            return Ok(answer.into_body());
+        }
+        let mut text = Vec::new();
+        let mut body = answer.into_body();
+        while let Some(bytes) = next_bytes(&mut body, SILENCE).await? {
+            text.extend_from_slice(&bytes[..bytes.len().min(MAX_STATUS - text.len())]);
+        }
+        // Whatever is between here and there may answer something else than a Status.
+        let told = serde_json::from_slice::<Status>(&text).unwrap_or_default();
+        Err(StreamError::Refused(Status { code, ..told }))
+    }
+}
+
+fn note_version(version: &mut String, seen: &ObjectMeta) {
+    if let Some(seen) = &seen.resource_version {
+        version.clone_from(seen);
+    }
+}
+
+async fn next_bytes(body: &mut Body, silence: Duration) -> Result<Option<hyper::body::Bytes>, StreamError> {
+    loop {
+        let frame = tokio::time::timeout(silence, body.frame()).await.map_err(|_| StreamError::Silent(silence))?;
+        match frame.transpose().map_err(request_error)?.map(hyper::body::Frame::into_data) {
+            None => return Ok(None),
+            Some(Ok(bytes)) => return Ok(Some(bytes)),
+            Some(Err(_trailers)) => {}
+        }
+    }
+}
+
+fn request_error(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StreamError {
+    StreamError::Request(error.into())
+}
+
+#[cfg(test)]
+mod tests;
