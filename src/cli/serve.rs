@@ -471,7 +471,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let turn = health.scrapes.clone().acquire_owned().await.expect("the semaphore is never closed");
     match health.metrics.scrape().await {
         Ok(text) => {
-            let text = webhook::in_pieces(text.into(), turn, SCRAPE_DEADLINE);
+            let text = webhook::in_pieces(text, turn, SCRAPE_DEADLINE);
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }

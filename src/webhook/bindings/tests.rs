@@ -36,7 +36,7 @@ fn guard() -> (BindingGuard, Arc<Mutex<usize>>) {
 fn binding(name: &str, uid: Option<&str>) -> Binding {
     Binding {
         pod: PodName { namespace: "ml".into(), name: name.into() },
-        uid: uid.map(|uid| PodUid::from(uid)),
+        uid: uid.map(PodUid::from),
         node: "gpu-0".into(),
         reserved_annotations: Vec::new(),
         binder: "system:kube-scheduler".into(),
