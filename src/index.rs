@@ -12,7 +12,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::capacity::cluster::Cluster;
+use crate::capacity::cluster::{Cluster, Undeclared};
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::ledger::{PodUid, Shared};
 use crate::capacity::moment::Moment;
@@ -50,6 +50,8 @@ pub struct State {
     pub cluster: Cluster,
     /// Pods that kube-scheduler found no node for, and that request VRAM.
     pub waiting: WaitingPods,
+    /// What pods count as that declare nothing, as it was said last.
+    undeclared: BTreeMap<Resource, Undeclared>,
     overrides: Vec<Override>,
     several_schedulers: bool,
     advertised: BTreeMap<String, Advertised>,
@@ -82,6 +84,7 @@ impl Index {
         let state = State {
             cluster: Cluster::new(rules, node::guarded_by(&overrides)),
             waiting: WaitingPods::default(),
+            undeclared: BTreeMap::new(),
             overrides,
             several_schedulers: false,
             advertised: BTreeMap::new(),
@@ -334,7 +337,18 @@ impl Index {
 
     /// Time passes.
     pub fn tick(&self, now: Moment) {
-        self.state.write().cluster.tick(now);
+        let mut state = self.state.write();
+        state.cluster.tick(now);
+        let undeclared = if state.nodes_listed { state.cluster.undeclared() } else { BTreeMap::new() };
+        let before = std::mem::replace(&mut state.undeclared, undeclared.clone());
+        drop(state);
+        for (resource, Undeclared { demand, fitting, nodes }) in undeclared {
+            if before.get(&resource).is_none_or(|before| before.demand != demand) {
+                tracing::info!(
+                    %resource, %demand, fitting, nodes, "pods that declare nothing count as the smallest slot"
+                );
+            }
+        }
         self.changed.send_replace(());
     }
 

@@ -2,6 +2,7 @@
 //! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them), and that any number of
 //! scrapers cost no more than one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::capacity::cluster::Undeclared;
+use crate::capacity::verdict::Reason;
 use crate::index::{Index, Kind};
 use crate::policies::PolicyStore;
 use crate::tls::CertificateStore;
@@ -69,6 +72,11 @@ struct Waits {
     reason: WaitsFor,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    reason: String,
+}
+
 /// Field manager that changed what a node publishes; empty where managedFields name none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Undoer {
@@ -98,6 +106,7 @@ pub struct Metrics {
     /// Writes that the API server refused.
     pub publish_errors: Counter,
     undone: Family<Undoer, Counter>,
+    refused_if_created: Family<Refused, Gauge>,
     distinct_undoers: AtomicUsize,
     /// Pods seen bound without the guard on nodes with a ledger.
     pub slips: Counter,
@@ -128,6 +137,7 @@ impl Metrics {
             published: Counter::default(),
             publish_errors: Counter::default(),
             undone: Family::default(),
+            refused_if_created: Family::default(),
             distinct_undoers: AtomicUsize::new(0),
             slips: Counter::default(),
             displaced_connections: Counter::default(),
@@ -151,6 +161,8 @@ impl Metrics {
         r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
         let help = "Times that somebody else changed what a node publishes, by the field manager that did";
         r.register("node_publications_undone", help, metrics.undone.clone());
+        let help = "Pods that ran when the leader looked and would be refused if they were created again";
+        r.register("pods_refused_if_created", help, metrics.refused_if_created.clone());
         let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
         let help = "Connections closed to make room for others: more than any number of API servers opens";
@@ -186,6 +198,15 @@ impl Metrics {
         for reason in WaitsFor::ALL {
             let pods = i64::try_from(count(reason)).unwrap_or(i64::MAX);
             self.waiting.get_or_create(&Waits { reason }).set(pods);
+        }
+    }
+
+    /// Pods that would be refused if they were created again, by reason.
+    pub fn refused_if_created(&self, pods: &BTreeMap<Reason, usize>) {
+        self.refused_if_created.clear();
+        for (reason, pods) in pods {
+            let labels = Refused { reason: reason.to_string() };
+            self.refused_if_created.get_or_create(&labels).set(i64::try_from(*pods).unwrap_or(i64::MAX));
         }
     }
 
@@ -299,6 +320,23 @@ impl Collector for State {
         for kind in Kind::ALL {
             if let Some(silent) = self.index.silent_for(kind) {
                 ConstGauge::new(silent.as_secs_f64()).encode(ages.encode_family(&[("kind", kind.plural())])?)?;
+            }
+        }
+        let undeclared = self.index.read().cluster.undeclared();
+        let help = "What a pod without selectors counts as that declares nothing: the smallest slot";
+        let gauge = ConstGauge::new(0_u64);
+        let mut demands =
+            encoder.encode_descriptor("undeclared_demand", help, Some(&Unit::Bytes), gauge.metric_type())?;
+        for (resource, Undeclared { demand, .. }) in &undeclared {
+            let bytes = u64::try_from(demand.bytes()).unwrap_or(u64::MAX);
+            ConstGauge::new(bytes).encode(demands.encode_family(&[("resource", resource.0.as_str())])?)?;
+        }
+        let help = "Nodes with the resource, by whether such a pod fits them when they are empty";
+        let mut nodes = encoder.encode_descriptor("undeclared_nodes", help, None, gauge.metric_type())?;
+        for (resource, Undeclared { fitting, nodes: all, .. }) in &undeclared {
+            for (fits, count) in [("true", *fitting), ("false", all.saturating_sub(*fitting))] {
+                let labels = [("resource", resource.0.as_str()), ("fits", fits)];
+                ConstGauge::new(count as u64).encode(nodes.encode_family(&labels)?)?;
             }
         }
         let errors = ConstCounter::new(self.policies.reload_errors());

@@ -19,7 +19,7 @@ pub mod stream;
 use stream::{Event, Source};
 
 /// Pods that ended hold nothing, so the API server need not send them: one that ends is seen as deleted.
-const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
+pub const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Follows the pods until cancelled.
 pub async fn pods(client: Client, index: Arc<Index>) {

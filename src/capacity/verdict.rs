@@ -450,6 +450,15 @@ pub fn slipped(node: &str) -> String {
     )
 }
 
+/// The note of the event on a pod that runs and would be refused.
+pub fn refused_if_created(violations: &[Violation]) -> String {
+    let all: Vec<String> = violations.iter().map(Violation::to_string).collect();
+    format!(
+        "runs, but would be refused if it were created again, as when its node is replaced: {}; change it or exempt its namespace",
+        all.join("; also, ")
+    )
+}
+
 /// The message of a denial: the pod, then everything that is wrong with it.
 pub fn denial(pod: &super::pod::PodName, violations: &[Violation]) -> String {
     let all: Vec<String> = violations.iter().map(Violation::to_string).collect();

@@ -2,6 +2,7 @@
 //! certificate. Owns leadership and the life of those tasks. All of them write what the state says, whatever was there
 //! before, so that a leader that does not yet know it lost does no harm.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub mod certificate;
 mod events;
 pub mod lease;
 mod ledger;
+mod preflight;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -95,6 +97,7 @@ impl Controller {
         tasks.spawn(publish::run(self.clone()));
         tasks.spawn(ledger::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
+        tasks.spawn(preflight::run(self.clone()));
         let ca = self.certificate.clone().map(|kept| {
             let ((wanted, to_write), (seen, as_seen)) = (watch::channel(None), watch::channel(Trust::Unseen));
             tasks.spawn(kept.keep(Announce { wanted, seen: as_seen }));
@@ -107,6 +110,7 @@ impl Controller {
         };
         tasks.shutdown().await;
         self.metrics.waiting(|_| 0);
+        self.metrics.refused_if_created(&BTreeMap::new());
         self.metrics.leading.set(0);
         match ended {
             None => tracing::info!(identity = %self.identity, "not leading any more"),

@@ -160,6 +160,11 @@ fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     }
 }
 
+/// Whether a pod that is there is the mirror of a static pod: its kubelet runs that in any case.
+pub fn is_mirror(object: &PodObject) -> bool {
+    object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD))
+}
+
 /// Anyone may write the mirror annotation; a kubelet alone is believed. Outside of a review the pod is there already, and
 /// nothing is decided on it.
 fn origin(metadata: &ObjectMeta, user: Option<&str>) -> Origin {

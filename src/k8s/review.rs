@@ -323,6 +323,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::PinUnverified
         | Reason::GpuStarting
         | Reason::BoundPastGuard
+        | Reason::RefusedIfCreated
         | Reason::GpuOvercommitted
         | Reason::PublicationUndone => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,

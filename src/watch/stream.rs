@@ -117,6 +117,19 @@ impl Source {
         }
     }
 
+    /// Lists once, an object at a time.
+    ///
+    /// # Errors
+    /// When the list breaks off: what was seen until then is not all there is.
+    pub async fn once<K: Watched>(&self, mut each: impl FnMut(K)) -> Result<(), StreamError> {
+        let mut tell = |event| {
+            if let Event::Listed(object) = event {
+                each(object);
+            }
+        };
+        self.list(&mut tell).await.map(drop)
+    }
+
     /// The version that the list is of.
     async fn list<K: Watched>(&self, tell: &mut impl FnMut(Event<K>)) -> Result<String, StreamError> {
         tell(Event::ListBegins);

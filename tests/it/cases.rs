@@ -118,6 +118,7 @@ fn a_pod_that_would_be_refused_if_it_were_created_again_is_known_before() {
         matches!(
             reason,
             Reason::VramShortfall
+                | Reason::NeverFits
                 | Reason::NodeNameSet
                 | Reason::RequestMismatch
                 | Reason::PodMaxUnchecked

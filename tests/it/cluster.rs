@@ -208,7 +208,7 @@ async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
     let direct = gpu_pod("ml", "direct", "{vramguard.dev/vram: 20Gi}", "nodeName: gpu-0,");
     let refused = cluster.plane.kubectl_with_input(&["apply", "-f", "-"], &direct).await.expect_failure();
     assert!(refused.contains("spec.nodeName \"gpu-0\" passes by kube-scheduler"), "{refused}");
-    assert!(refused.contains("(21080Mi demanded, 15528Mi left there)"), "{refused}");
+    assert!(refused.contains("(21200Mi demanded, 14958Mi left there)"), "{refused}");
 }
 
 #[tokio::test]
@@ -341,7 +341,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
     for _ in 0..2 {
         let seen: Value =
             serde_json::from_str(&cluster.plane.kubectl_with_input(&dry, &pod).await.expect_success()).unwrap();
-        assert_eq!(seen["spec"]["containers"][0]["resources"]["limits"][VRAM], "21080Mi");
+        assert_eq!(seen["spec"]["containers"][0]["resources"]["limits"][VRAM], "21200Mi");
     }
     assert!(cluster.pods("ml").await.is_empty());
     assert_eq!(cluster.published("gpu-0").await, "23870Mi");
@@ -365,7 +365,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
         .kubectl(&["get", "node", "gpu-0", "-o", "jsonpath={.status.conditions[?(@.type==\"VramAccounted\")].message}"])
         .await
         .expect_success();
-    assert!(condition.starts_with("nvidia.com/gpu: the GPU is overcommitted by 181680Mi"), "{condition}");
+    assert!(condition.starts_with("nvidia.com/gpu: the GPU is overcommitted by 182370Mi"), "{condition}");
 }
 
 #[tokio::test]
@@ -488,8 +488,8 @@ async fn nodes_and_policies_may_change_while_it_runs() {
         })
         .await;
     };
-    becomes("several", (81_559 - 816) / 4 * 16).await;
-    becomes("whole", 40_960 - 410).await;
+    becomes("several", (81_559 - 490 - 816) / 4 * 16).await;
+    becomes("whole", 2 * (40_960 - 450 - 410)).await;
     becomes("odd", 0).await;
 
     // An operator describes the node; nothing is restarted.
@@ -501,16 +501,16 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     // A wider headroom, and nodes that go and come.
     let wider = ENFORCE.replace("mode: Enforce", "mode: Enforce, headroom: {percent: 50}");
     cluster.guard.policy("cluster.yaml", &wider).await;
-    becomes("several", (81_559 - 40_780) / 4 * 16).await;
+    becomes("several", (81_559 - 490 - 40_780) / 4 * 16).await;
     cluster.plane.kubectl(&["delete", "node", "odd"]).await.expect_success();
     cluster.plane.add_gpu_node(&GpuNode::new("late")).await;
-    becomes("late", 12_288).await;
+    becomes("late", 24_576 - 450 - 12_288).await;
     cluster
         .plane
         .kubectl(&["label", "node", "late", "nvidia.com/gpu.memory=40960", "--overwrite"])
         .await
         .expect_success();
-    becomes("late", 20_480).await;
+    becomes("late", 40_960 - 450 - 20_480).await;
 
     // A broken file changes nothing, and is counted.
     std::fs::write(cluster.guard.policies.join("cluster.yaml"), "kind: [").unwrap();
@@ -519,7 +519,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
         Ok(())
     })
     .await;
-    becomes("several", (81_559 - 40_780) / 4 * 16).await;
+    becomes("several", (81_559 - 490 - 40_780) / 4 * 16).await;
     let metrics = cluster.guard.metrics();
     assert!(
         metrics.contains(r#"vramguard_pool_allocatable_bytes{node="several",resource="nvidia.com/gpu",mode="slot"}"#),

@@ -144,7 +144,7 @@ async fn a_node_that_kube_scheduler_would_take_is_refused_with_our_reason_while_
     cluster.bound("small").await;
     assert!(cluster.answered("allowed") > 0, "it was asked{}", cluster.scheduler.log_tail());
 
-    // By its number the node has room for much more than a slot of 6,080 MiB, and nothing says that one pod gets no more.
+    // By its number the node has room for much more than a slot of 5,967 MiB, and nothing says that one pod gets no more.
     cluster.misreport("slots", "99Gi").await;
     cluster.plane.kubectl(&["label", "node", "slots", "vramguard.dev/pod-max-mib-"]).await.expect_success();
     cluster.create("large", "8Gi", "slots").await;

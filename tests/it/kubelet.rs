@@ -105,8 +105,8 @@ impl Host {
 #[tokio::test]
 async fn a_full_node_keeps_its_number_and_its_pods_whatever_its_kubelet_does() {
     let Some(mut host) = Host::start().await else { return };
-    // 2 × 8,792 + 6,736 = 24,320: not a MiB is left.
-    let names = [("first", "8Gi"), ("second", "8Gi"), ("third", "6136Mi")];
+    // 2 × 8,912 + 6,046 = 23,870: not a MiB is left.
+    let names = [("first", "8Gi"), ("second", "8Gi"), ("third", "5326Mi")];
     for (name, vram) in names {
         host.plane.apply(&pod(name, vram, &json!({}))).await;
         host.running(name).await;
@@ -167,12 +167,12 @@ async fn a_pod_larger_than_a_slot_outlives_a_kubelet_and_dies_where_its_nodes_la
         let arguments = [&["label", "node", RealNode::NAME, "--overwrite"], labels].concat();
         host.plane.kubectl(&arguments).await.expect_success();
     };
-    // From one GPU with four replicas to two with two each: a slot of 12,160 MiB, and one pod of 15,960.
+    // From one GPU with four replicas to two with two each: a slot of 11,935 MiB, and one pod of 16,080.
     label(&["nvidia.com/gpu.count=2", "nvidia.com/gpu.replicas=2"]).await;
     eventually("the label to say what one pod can get", PATIENCE, async || {
         let labels = ["get", "node", RealNode::NAME, "-o", "jsonpath={.metadata.labels}"];
         let labels: Value = serde_json::from_str(&host.plane.kubectl(&labels).await.expect_success())?;
-        ensure!(labels[MAX] == "15960", "{labels}{}", host.guard.server.log_tail());
+        ensure!(labels[MAX] == "16080", "{labels}{}", host.guard.server.log_tail());
         Ok(())
     })
     .await;
@@ -184,7 +184,7 @@ async fn a_pod_larger_than_a_slot_outlives_a_kubelet_and_dies_where_its_nodes_la
     }
 
     host.guard.server.stop();
-    label(&[&format!("{MAX}=12160")]).await;
+    label(&[&format!("{MAX}=11935")]).await;
     host.node.restart_kubelet(&host.plane).await;
     let pods: Api<Pod> = Api::namespaced(host.plane.client(), "ml");
     eventually("the kubelet to end it", PATIENCE, async || {

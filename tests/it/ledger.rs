@@ -14,7 +14,7 @@ use crate::support::{Component, GpuNode, eventually, pause};
 const PIN: &str = "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: \
                    {mode: Enforce, environment: {visibleDevices: Pin}}\n";
 
-/// Two A10 of 24 GiB, four replicas each: a slot is 6,080 MiB.
+/// Two A10 of 24 GiB, four replicas each: a slot is 5,967 MiB.
 fn two_gpus(name: &str) -> GpuNode {
     GpuNode { gpus: 2, ..GpuNode::new(name) }
 }
@@ -132,7 +132,7 @@ async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nob
         .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}")
         .await;
     // A full node: each replica has its slot. The controller of a DaemonSet names its node by a field of the pod's affinity.
-    cluster.plane.apply(&deployment("ml", "agent", 7, "{vramguard.dev/vram: 5480Mi}")).await;
+    cluster.plane.apply(&deployment("ml", "agent", 7, "{vramguard.dev/vram: 5247Mi}")).await;
     let daemon = deployment("ml", "exporter", 1, "{vramguard.dev/vram: 1Gi}");
     cluster.plane.apply(&daemon.replace("kind: Deployment", "kind: DaemonSet").replace("replicas: 1\n", "\n")).await;
     cluster.settles("ml", 8, 0).await;
@@ -173,7 +173,7 @@ async fn with_the_guard_away_kube_scheduler_fills_slots_and_nothing_larger() {
     let mut cluster = Cluster::start(&[two_gpus("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     cluster.plane.kubectl(&["cordon", "gpu-0"]).await.expect_success();
     cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
-    cluster.plane.apply(&deployment("ml", "agent", 9, "{vramguard.dev/vram: 5480Mi}")).await;
+    cluster.plane.apply(&deployment("ml", "agent", 9, "{vramguard.dev/vram: 5247Mi}")).await;
     cluster.settles("ml", 0, 10).await;
     cluster.guard.server.stop();
     cluster.plane.kubectl(&["uncordon", "gpu-0"]).await.expect_success();
@@ -259,7 +259,7 @@ async fn bindings_are_refused_by_rule_and_a_dry_run_promises_nothing() {
     let refused = cluster.bind("large", "gpu-0", none(), &scheduler).await.expect_err("larger than a slot");
     assert!(
         refused.contains(
-            "node \"gpu-0\" has no room: 21080Mi demanded, one slot there has 5967Mi left (0Mi of 47736Mi held by 0 pods, slot \
+            "node \"gpu-0\" has no room: 21200Mi demanded, one slot there has 5967Mi left (0Mi of 47740Mi held by 0 pods, slot \
              accounting)"
         ),
         "{refused}"
@@ -312,7 +312,7 @@ async fn what_is_bound_while_the_guard_is_away_is_counted_and_said_when_it_is_ba
     cluster.reservations("gpu-0", "Adopted", 4).await;
     cluster.event("ml", "BoundPastGuard", "bound to node \"gpu-0\" without the binding guard").await;
     // 21,080 + 3 × 5,720 on one GPU is what may be.
-    let said = cluster.event("default", "GpuOvercommitted", "one GPU may be overcommitted by 13920Mi").await;
+    let said = cluster.event("default", "GpuOvercommitted", "one GPU may be overcommitted by 14850Mi").await;
     assert!(said.contains("slot accounting"), "{said}");
     eventually("the ledger to say so", PATIENCE, async || {
         let ledger = cluster.ledger("gpu-0").await?;

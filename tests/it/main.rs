@@ -13,6 +13,7 @@
 //! | `deploy` | the manifests themselves: what the API server makes of each |
 //! | `chaos` | the same, with several replicas and everything going wrong |
 //! | `kubelet` | a real kubelet and containerd |
+//! | `edges` | what lived on the cluster before: device plugins, whole GPUs |
 //! | `extender` | a real kube-scheduler that asks the extender |
 //! | `hostile` | attacks, with the memory of the manifests: on the server alone, and the long form on a control plane |
 //! | `figures` | the same, measured: printed, not judged |
@@ -24,6 +25,7 @@ mod chaos;
 mod cluster;
 mod demo;
 mod deploy;
+mod edges;
 mod extender;
 mod figures;
 mod guard;

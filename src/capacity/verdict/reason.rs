@@ -69,6 +69,8 @@ pub enum Reason {
     Undecided,
     /// A pod is bound that the guard was not asked about.
     BoundPastGuard,
+    /// A pod runs that would be refused if it were created again.
+    RefusedIfCreated,
     /// More is promised of a GPU than can be, or may be.
     GpuOvercommitted,
     /// Somebody keeps changing what a node publishes.

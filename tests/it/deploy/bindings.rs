@@ -84,7 +84,16 @@ async fn failing_closed_binds_nothing_in_guarded_namespaces_and_everything_elsew
     ];
     let policies: Vec<(&str, &str)> = policies.iter().map(|(name, text)| (*name, text.as_str())).collect();
     let mut guard = Guard::start_from(&plane, "deploy/fail-closed", &policies).await;
-    let exempt = ["gpu-operator", "kube-node-lease", "kube-system", "vramguard-system"];
+    let exempt = [
+        "gpu-operator",
+        "gpu-operator-resources",
+        "kube-node-lease",
+        "kube-system",
+        "node-feature-discovery",
+        "nvidia-device-plugin",
+        "nvidia-gpu-operator",
+        "vramguard-system",
+    ];
     let all_but = |more: &[&str]| {
         let mut names: Vec<&str> = exempt.iter().chain(more).copied().collect();
         names.sort_unstable();

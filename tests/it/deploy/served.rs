@@ -61,7 +61,7 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
         plane.apply(&pod(name)).await;
     }
     let row = async |columns| row(&plane, columns).await;
-    println!("{}", row("gpu-0 slot 4 95Gi 11440Mi 5967Mi 2 True False").await);
+    println!("{}", row("gpu-0 slot 4 95480Mi 11680Mi 5967Mi 2 True False").await);
     let ledger = json_of(&plane, "get gpul gpu-0").await.unwrap();
     assert_eq!(ledger["metadata"]["ownerReferences"][0]["kind"], "Node");
     let states = ledger["spec"]["reservations"].as_array().unwrap().iter().map(|row| row["state"].clone());
@@ -71,7 +71,7 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
 
     // Taken away by hand, it comes back with who is there.
     kubectl(&plane, "delete gpul gpu-0", "").await.expect_success();
-    row("gpu-0 slot 4 95Gi 11440Mi 5967Mi 2 True False").await;
+    row("gpu-0 slot 4 95480Mi 11680Mi 5967Mi 2 True False").await;
 
     // Nothing is bound while nobody answers, and what waited is bound when somebody does.
     guard.server.stop();
@@ -96,7 +96,7 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
     })
     .await;
     guard.server.start();
-    row("gpu-0 slot 4 95Gi 17160Mi 5967Mi 3 True False").await;
+    row("gpu-0 slot 4 95480Mi 17520Mi 5967Mi 3 True False").await;
     eventually("the annotation to be filled in", PATIENCE, async || {
         let pod = json_of(&plane, "-n ml get pod slipped").await?;
         ensure!(

@@ -67,10 +67,10 @@ fn placed(checker: &mut Checker, pod: &str, gpu: usize, version: u64) {
 fn a_full_gpu_is_right_and_one_mib_more_is_overcommitted() {
     let mut checker = seen(Handout::Single, &[pod("a", ALLOCATABLE - 1000, "n", ""), pod("b", 1000, "n", "")]);
     assert_eq!(checker.findings(), []);
-    checker.see_pods(Seen::Now(pod("c", 601, "n", ""), 9), 500);
+    checker.see_pods(Seen::Now(pod("c", 721, "n", ""), 9), 500);
     let [finding] = checker.findings() else { panic!("{:?}", checker.findings()) };
     assert_eq!((finding.kind, finding.gpu.as_str()), (Kind::Overcommitted, uuid("n", 0).as_str()));
-    assert_eq!((finding.held_mib, finding.limit_mib, finding.from), (ALLOCATABLE + 601, ALLOCATABLE, (9, 500)));
+    assert_eq!((finding.held_mib, finding.limit_mib, finding.from), (ALLOCATABLE + 721, ALLOCATABLE, (9, 500)));
     assert_eq!(finding.pods.len(), 3);
     assert_eq!(checker.open().count(), 1);
 
