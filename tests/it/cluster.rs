@@ -217,7 +217,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
         (0..10).map(|number| GpuNode { replicas: 20, ..GpuNode::new(&format!("gpu-{number}")) }).collect();
     let cluster = Cluster::start(&nodes, &[("cluster.yaml", ENFORCE)]).await;
     let start = Instant::now();
-    // 24,320 MiB a node. Ten of 8Gi and a hundred and ninety of 512Mi: what fits is not left to chance, because one size
+    // 23,870 MiB a node. Ten of 8Gi and a hundred and ninety of 512Mi: what fits is not left to chance, because one size
     // divides the rest.
     let sizes = [("large", 10, "8Gi"), ("a", 60, "512Mi"), ("b", 60, "512Mi"), ("c", 70, "512Mi")];
     let together: Vec<String> = sizes
@@ -322,7 +322,7 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
         Ok(())
     })
     .await;
-    // What came in unmutated meanwhile holds without a request: one slot of 6,080 and, from kube-system, another.
+    // What came in unmutated meanwhile holds without a request: one slot of 5,967 and, from kube-system, another.
     eventually("what came meanwhile to be taken off", PATIENCE, async || {
         let published = cluster.published("gpu-0").await;
         ensure!(published == format!("{}Mi", 23_870 - 2 * 5967), "{published}");

@@ -176,7 +176,7 @@ async fn a_pod_larger_than_a_slot_outlives_a_kubelet_and_dies_where_its_nodes_la
         Ok(())
     })
     .await;
-    // Beside it there is room for what a GPU of 24,320 has left.
+    // Beside it there is room for what a GPU of 23,870 has left.
     host.publishes("23870Mi").await;
     for restart in 1..=2 {
         host.node.restart_kubelet(&host.plane).await;

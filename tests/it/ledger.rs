@@ -192,7 +192,7 @@ async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
     let cluster = Cluster::start(std::slice::from_ref(&node), &[("cluster.yaml", PIN)]).await;
     cluster.agent_reports(&node, "Pinned").await;
     cluster.mode("gpu-0", "pinned").await;
-    // 8,792 each: two on a GPU of 24,320.
+    // 8,912 each: two on a GPU of 23,870.
     cluster.plane.apply(&deployment("ml", "agent", 5, "{vramguard.dev/vram: 8Gi}")).await;
     let pods = cluster.settles("ml", 4, 1).await;
     let mut on: BTreeMap<String, usize> = BTreeMap::new();

@@ -28,7 +28,7 @@ enum Step {
 /// Measures and prints.
 pub async fn measure(workload: Workload) {
     let samples = times("VRAMGUARD_SAMPLES", 100);
-    // 8,792 MiB each: two on a GPU of 24,320.
+    // 8,912 MiB each: two on a GPU of 23,870.
     let gpus = if workload == Workload::Pinned { 2 } else { 1 };
     let full = 2 * gpus as usize;
     let site = Site::start(vec![workload.node(0, gpus, 4, 24_576)]).await;
