@@ -25,7 +25,9 @@ pub const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 pub async fn pods(client: Client, index: Arc<Index>) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
-        index.heard(Kind::Pods);
+        if !matches!(event, Event::ListBegins) {
+            index.heard(Kind::Pods);
+        }
         match event {
             Event::ListBegins => {
                 listed.clear();
@@ -52,7 +54,9 @@ pub async fn pods(client: Client, index: Arc<Index>) {
 pub async fn ledgers(client: Client, index: Arc<Index>) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
-        index.heard(Kind::Ledgers);
+        if !matches!(event, Event::ListBegins) {
+            index.heard(Kind::Ledgers);
+        }
         match event {
             Event::ListBegins => {
                 listed.clear();
@@ -98,7 +102,9 @@ async fn other_overrides(changed: &mut Receiver<u64>, index: &Index, policies: &
 async fn follow_nodes(client: Client, index: &Index) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
-        index.heard(Kind::Nodes);
+        if !matches!(event, Event::ListBegins) {
+            index.heard(Kind::Nodes);
+        }
         match event {
             Event::ListBegins => {
                 listed.clear();

@@ -16,6 +16,10 @@ use super::verdict::{Advice, NeverFits, Shortfall, Verdict, Violation};
 use super::vram::Vram;
 use crate::keys;
 
+mod undeclared;
+
+use self::undeclared::Slots;
+
 /// What is known of a pod under a policy, before it is asked which webhook wants to know.
 #[derive(Debug)]
 pub struct Assessment<'a> {
@@ -28,6 +32,7 @@ pub struct Assessment<'a> {
     injections: Vec<Injection>,
     violations: Vec<Violation>,
     advice: Vec<Advice>,
+    slots: Slots,
 }
 
 /// What `/mutate/pods` changes.
@@ -82,8 +87,10 @@ pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Ass
         injections: Vec::new(),
         violations: Vec::new(),
         advice: Vec::new(),
+        slots: Slots::default(),
     };
     assessment.demand();
+    assessment.unaccounted();
     assessment.environment();
     let unknown =
         pod.unknown_annotations.iter().take(MAX_SAID).map(|key| Advice::UnknownAnnotation { key: key.clone() });
@@ -327,7 +334,6 @@ impl Assessment<'_> {
         // To declare nothing is no way below the least that may be declared.
         let least = self.policy.min.and_then(|min| Demand::declared(min, self.policy.per_process_overhead, processes));
         let least = least.map_or(Vram::ZERO, |least| least.total);
-        let placement = &self.pod.placement;
         // What the pod was given a moment ago, if it is the slot of some node: nodes come and go between two reviews.
         let given = match vram_request {
             VramRequest::Exactly(request) if request >= least && self.is_given(&resource, request, least) => {
@@ -335,18 +341,13 @@ impl Assessment<'_> {
             }
             VramRequest::Absent | VramRequest::Exactly(_) | VramRequest::Odd { .. } => None,
         };
-        let slot = given.or_else(|| Some(self.cluster.slot_for(&resource, placement)?.max(least)));
+        let slot = given.or_else(|| Some(self.slot(&resource)?.max(least)));
         let Some(slot) = slot else {
             self.violations.push(Violation::SlotUnknown { container, resource });
             return None;
         };
         self.advice.push(Advice::CountsAsSlot { container, slot, key });
         Some(Demand::of_slot(slot, self.policy.per_process_overhead, processes))
-    }
-
-    /// Whether an undeclared container may have been given that request a moment ago.
-    fn is_given(&self, resource: &Resource, request: Vram, least: Vram) -> bool {
-        !request.is_zero() && (request == least || self.cluster.is_slot(resource, request, &self.pod.placement))
     }
 
     fn environment(&mut self) {
@@ -364,6 +365,9 @@ impl Assessment<'_> {
             } else {
                 Injection::default()
             };
+            // Also on a container whose GPU is not guarded: it could see those that are.
+            let chosen_gpus = environment::chosen_gpus(container).filter(|_| self.cluster.guards_any());
+            let injection = Injection { chosen_gpus, ..injection };
             for conflict in injection.conflicts.iter().cloned() {
                 let container = container.name.clone();
                 match self.policy.on_conflict {

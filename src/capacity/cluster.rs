@@ -10,7 +10,7 @@ use super::moment::Moment;
 use super::name::Name;
 use super::placement::{Placement, Site};
 use super::sharing::Interner;
-use super::verdict::{BestNode, Shortfall, Unaccounted};
+use super::verdict::{BestNode, Shortfall};
 use super::vram::Vram;
 
 /// What is known of a node.
@@ -37,17 +37,6 @@ struct Node {
     name: Name,
     /// The lowest priority of the pods on it that request VRAM.
     lowest: Option<i32>,
-}
-
-/// What a pod counts as that declares nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Undeclared {
-    /// Its demand: the smallest slot.
-    pub demand: Vram,
-    /// How many nodes take it when they are empty.
-    pub fitting: usize,
-    /// How many nodes have the resource.
-    pub nodes: usize,
 }
 
 /// By amount, then name: the first from the end is the best, and where it does not take the pod, the next one.
@@ -122,7 +111,7 @@ impl Cluster {
         }
         self.interner.site(&mut facts.site);
         let is_new = self.node_mut(name).standing.is_none();
-        let remembered = if is_new { self.guarded.remember(&facts) } else { BTreeSet::new() };
+        let remembered = if is_new { self.guarded.remember(name, &facts) } else { BTreeSet::new() };
         let node = self.node_mut(name);
         node.facts.site = facts.site;
         let before = std::mem::replace(&mut node.labelled, facts.pools);
@@ -225,6 +214,11 @@ impl Cluster {
         self.guarded.contains(resource)
     }
 
+    /// Whether any resource is guarded.
+    pub fn guards_any(&self) -> bool {
+        !self.guarded.is_empty()
+    }
+
     /// All guarded resources.
     pub fn guarded(&self) -> BTreeSet<Resource> {
         self.guarded.all()
@@ -270,48 +264,6 @@ impl Cluster {
     pub fn node(&self, name: &str) -> Option<(&NodeFacts, &NodeLedger, &Standing)> {
         let node = self.nodes.get(name)?;
         Some((&node.facts, &node.ledger, node.standing.as_ref()?))
-    }
-
-    /// The smallest slot of the nodes that share a resource and that a pod may land on; of all that share it where it may
-    /// land on none of them now. A pod that declares nothing counts as that: it fits each of these nodes, and one that joins makes
-    /// no other one too small. Where no node shares the resource (any more), a whole GPU is the slot. A slot of nothing would
-    /// fit everywhere, any number of times, so it is passed over.
-    pub fn slot_for(&self, resource: &Resource, placement: &Placement) -> Option<Vram> {
-        let mut slots = self.slot_ranking(resource)?.iter().filter(|(slot, _)| !slot.is_zero());
-        let smallest = slots.clone().next()?;
-        let allowed = slots.find(|(_, name)| self.allows(placement, name));
-        Some(allowed.unwrap_or(smallest).0)
-    }
-
-    /// Whether an amount is the slot of a node that a pod may land on.
-    pub fn is_slot(&self, resource: &Resource, amount: Vram, placement: &Placement) -> bool {
-        let slots = self.slot_ranking(resource).into_iter().flat_map(|slots| slots.range((amount, String::new())..));
-        slots.take_while(|(slot, _)| *slot == amount).any(|(_, name)| self.allows(placement, name))
-    }
-
-    /// What a pod without selectors counts as that declares nothing, for each guarded resource.
-    pub fn undeclared(&self) -> BTreeMap<Resource, Undeclared> {
-        let of = |resource: Resource| {
-            let demand = self.slot_for(&resource, &Placement::default())?;
-            let nodes = self.rooms.get(&resource).map_or(0, BTreeSet::len);
-            let from = (demand, String::new());
-            let fitting = self.ceilings.get(&resource).map_or(0, |ceilings| ceilings.range(from..).count());
-            Some((resource, Undeclared { demand, fitting, nodes }))
-        };
-        self.guarded().into_iter().filter_map(of).collect()
-    }
-
-    /// Why nothing accounts for a resource that is not guarded, as far as a pod is concerned; `None` where that is harmless, because
-    /// every node that the pod may land on says that each of its GPUs goes to one container.
-    pub fn unaccounted(&self, resource: &Resource, placement: &Placement) -> Option<Unaccounted> {
-        if let Some(node) = self.guarded.unstated(resource).find(|name| self.allows(placement, name)) {
-            return Some(Unaccounted::Unstated { node: node.to_owned() });
-        }
-        (!self.rooms.contains_key(resource) && !resource.is_mig()).then_some(Unaccounted::NoNode)
-    }
-
-    fn slot_ranking(&self, resource: &Resource) -> Option<&Ranking> {
-        self.slots.get(resource).or_else(|| self.ceilings.get(resource))
     }
 
     /// How a demand fits the nodes that it may land on now: the best that there is; `None` where it fits one, or may fit one once
@@ -482,12 +434,14 @@ mod guarded;
 mod outlook;
 mod preemption;
 mod shared;
+mod undeclared;
 
 use self::guarded::Guarded;
+use self::preemption::{ByPreemption, LOOKS};
 pub use guarded::LINGER;
 pub use outlook::Outlook;
-use preemption::{ByPreemption, LOOKS};
 pub use shared::STARTUP_DEADLINE;
+pub use undeclared::Undeclared;
 
 #[cfg(test)]
 mod tests;

@@ -46,11 +46,7 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
                 injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
             }
             injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
-            // A pin of a policy before is ours.
-            let theirs = container.env(keys::ENV_VISIBLE_DEVICES).filter(|_| !is_pinned(container));
-            injection.chosen_gpus = theirs
-                .filter(|entry| !hides_gpus(entry.value.as_deref()))
-                .map(|entry| EnvConflict { name: keys::ENV_VISIBLE_DEVICES, theirs: entry.value.clone(), ours: None });
+            injection.chosen_gpus = chosen_gpus(container);
             if visible == VisibleDevices::Pin && !is_pinned(container) {
                 let value = Value::Field(gpu_field(&container.name));
                 injection.missing.push(Variable { name: keys::ENV_VISIBLE_DEVICES, value });
@@ -64,6 +60,14 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
         None => {}
     }
     injection
+}
+
+/// The choice of GPUs that a container makes itself although it requests one. A pin, also one of a policy before, is ours.
+pub fn chosen_gpus(container: &Container) -> Option<EnvConflict> {
+    let theirs = container.env(keys::ENV_VISIBLE_DEVICES);
+    let theirs = theirs.filter(|_| !container.gpus.is_empty() && !is_pinned(container))?;
+    let chosen = !hides_gpus(theirs.value.as_deref());
+    chosen.then(|| EnvConflict { name: keys::ENV_VISIBLE_DEVICES, theirs: theirs.value.clone(), ours: None })
 }
 
 /// The field of a pod that names the GPU of one of its containers.

@@ -67,7 +67,7 @@ pub struct Excess {
 pub enum HostAccess {
     /// Nothing beyond what a container runtime gives to any container.
     None,
-    /// A privileged container, or a directory of the node: device plugins, exporters of metrics, drivers.
+    /// A privileged container, or a folder of the node that only device plugins, exporters of metrics and drivers mount.
     Host,
 }
 

@@ -104,6 +104,8 @@ async fn write(
     let Some(patch) = patch else { return Ok(None) };
     if published.dispute.owed().is_none() && published.written.as_ref().is_some_and(|written| *written != seen) {
         undone(controller, recorder, name, published).await?;
+        // That took calls to the API server, and a pod may have been promised a place meanwhile: decided anew.
+        return Ok(published.dispute.owed().map(|owed| owed.max(Instant::now())));
     }
     if let Some(owed) = published.dispute.owed().filter(|owed| *owed > Instant::now()) {
         return Ok(Some(owed));

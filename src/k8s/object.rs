@@ -153,10 +153,25 @@ pub struct Volume {
     pub host_path: Option<HostPath>,
 }
 
-/// `hostPath` of a volume; which path does not matter.
+/// `hostPath` of a volume.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct HostPath {}
+pub struct HostPath {
+    /// Whether it is at or below a folder that only infrastructure mounts.
+    #[serde(rename = "path", deserialize_with = "of_infrastructure")]
+    pub of_infrastructure: bool,
+}
+
+/// What device plugins, exporters and drivers mount of their node. `deploy/base/validatingadmissionpolicy-devices.yaml` has the
+/// same list.
+const INFRASTRUCTURE: [&str; 7] =
+    ["/dev", "/proc", "/run/nvidia", "/sys", "/var/lib/kubelet", "/var/run/cdi", "/var/run/nvidia"];
+
+fn of_infrastructure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let path = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+    let below = |folder: &&str| path.strip_prefix(*folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    Ok(INFRASTRUCTURE.iter().any(|folder| below(&folder)))
+}
 
 /// `resources` of a container.
 #[derive(Clone, Debug, Default, Deserialize)]

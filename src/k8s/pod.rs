@@ -176,7 +176,8 @@ fn access(spec: &PodSpec) -> HostAccess {
     let mut containers = spec.init_containers.iter().chain(&spec.containers);
     let privileged =
         |container: &object::Container| container.security_context.as_ref().is_some_and(|c| c.privileged == Some(true));
-    let host_path = spec.volumes.iter().any(|volume| volume.host_path.is_some());
+    let host_path =
+        spec.volumes.iter().any(|volume| volume.host_path.as_ref().is_some_and(|path| path.of_infrastructure));
     if host_path || containers.any(privileged) { HostAccess::Host } else { HostAccess::None }
 }
 

@@ -34,7 +34,7 @@ const MAX_STATUS: usize = 64 << 10;
 /// What happens to the objects of one kind.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<K> {
-    /// A list begins.
+    /// A list begins: it is about to be asked for, so this is no sign of life.
     ListBegins,
     /// An object in it.
     Listed(K),

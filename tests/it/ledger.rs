@@ -107,7 +107,7 @@ async fn pods_on_several_gpus_are_promised_a_slot_each_and_the_promise_ends_with
     cluster.reservations("gpu-0", "Confirmed", 1).await;
     // Larger than a slot: it waits, and is told.
     cluster.plane.apply(&gpu_pod("ml", "large", "{vramguard.dev/vram: 10Gi}", "")).await;
-    cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
+    cluster.event("ml", "NeverFits", "none takes more than 5967Mi for one pod").await;
 }
 
 /// By the node's one number there is room for a pod larger than a slot, and more once others are preempted: kube-scheduler would
@@ -143,7 +143,7 @@ async fn a_pod_larger_than_a_slot_is_kept_off_by_kube_scheduler_and_preempts_nob
     cluster
         .event("ml", "FailedScheduling", "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector")
         .await;
-    cluster.event("ml", "VramShortfall", "none may take more than one slot").await;
+    cluster.event("ml", "NeverFits", "none takes more than 5967Mi for one pod").await;
     cluster.settles("ml", 8, 1).await;
     let large: Api<Pod> = Api::namespaced(cluster.plane.client(), "ml");
     let nominated = large.get("large").await.expect("it waits").status.and_then(|status| status.nominated_node_name);

@@ -2,13 +2,15 @@
 //! stays guarded after the last node stopped saying so. Pods have no say: a tenant's request guards nothing.
 //!
 //! ```text
-//!              a node shares it                    the last such node is gone, or no longer says
+//!              a node shares it                    the last such node is gone
 //!   unguarded ─────────────────▶ guarded ──────────────────────────────────────▶ lingering
 //!       ▲                         │   ▲                                          │     │
 //!       │ its last node says that │   └────────── a node shares it ──────────────┘     │
 //!       ├─ its GPUs are exclusive ┘                                                    │
 //!       └──────────────────────────────── LINGER is over ──────────────────────────────┘
 //! ```
+//!
+//! A node that shared it and says nothing any more counts like one that shares it: its GPUs are most likely shared still.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,8 +21,8 @@ use crate::capacity::moment::Moment;
 use crate::capacity::name::Name;
 use crate::keys;
 
-/// How long a resource stays guarded when no node says any more how it is shared. Labels vanish for minutes while GPU Feature
-/// Discovery is replaced, and pods created meanwhile would land unaccounted.
+/// How long a resource stays guarded when the last node that shared it is gone: nodes are replaced, and pods created meanwhile
+/// would land unaccounted.
 pub const LINGER: Duration = Duration::from_secs(600);
 
 /// What is known of each resource.
@@ -34,6 +36,8 @@ pub(super) struct Guarded {
     unlabelled: BTreeMap<Resource, BTreeSet<String>>,
     /// The nodes that do not say whether they share a resource.
     unstated: BTreeMap<Resource, BTreeSet<String>>,
+    /// The nodes that shared a resource and do not say so any more. Labels vanish while GPU Feature Discovery is replaced.
+    silent: BTreeMap<Resource, BTreeSet<String>>,
     /// Guarded until then; `None` until time passes for the first time.
     lingering: BTreeMap<Resource, Option<Moment>>,
 }
@@ -52,11 +56,19 @@ impl Guarded {
     }
 
     pub fn contains(&self, resource: &Resource) -> bool {
-        self.sharing.contains_key(resource) || self.always.contains(resource) || self.lingering.contains_key(resource)
+        self.sharing.contains_key(resource)
+            || self.always.contains(resource)
+            || self.silent.contains_key(resource)
+            || self.lingering.contains_key(resource)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sharing.is_empty() && self.always.is_empty() && self.silent.is_empty() && self.lingering.is_empty()
     }
 
     pub fn all(&self) -> BTreeSet<Resource> {
-        self.sharing.keys().chain(&self.always).chain(self.lingering.keys()).cloned().collect()
+        let known = self.sharing.keys().chain(&self.always);
+        known.chain(self.silent.keys()).chain(self.lingering.keys()).cloned().collect()
     }
 
     /// Nodes that share a resource although their label does not say so.
@@ -80,14 +92,18 @@ impl Guarded {
         for resource in &resources {
             let sharing = facts.pools.iter().find(|pool| pool.resource == **resource).map(|pool| pool.sharing);
             let shared = sharing.is_some_and(Sharing::is_shared);
-            let stopped = !shared && self.sharing.get(resource).is_some_and(|nodes| nodes.contains(node));
+            let is_in = |nodes: &BTreeMap<Resource, BTreeSet<String>>| {
+                nodes.get(*resource).is_some_and(|nodes| nodes.contains(node))
+            };
+            let stopped = !shared && (is_in(&self.sharing) || is_in(&self.silent));
+            set(&mut self.silent, resource, node, stopped && sharing == Some(Sharing::Unstated));
             set(&mut self.sharing, resource, node, shared);
             set(&mut self.unlabelled, resource, node, shared && !labelled);
             // That a MIG device is shared is said by labels that are not read yet.
             set(&mut self.unstated, resource, node, sharing == Some(Sharing::Unstated) && !resource.is_mig());
             if shared {
                 self.lingering.remove(*resource);
-            } else if stopped && !self.sharing.contains_key(resource) && sharing != Some(Sharing::Exclusive) {
+            } else if stopped && sharing.is_none() && !self.sharing.contains_key(resource) {
                 self.lingering.insert((*resource).clone(), None);
             }
         }
@@ -97,14 +113,16 @@ impl Guarded {
 
     /// A node is seen for the first time, and it carries a number that vramguard wrote although nothing says how its GPUs are
     /// shared: its labels vanished while nobody looked. Returns the resources that became guarded.
-    pub fn remember(&mut self, facts: &NodeFacts) -> BTreeSet<Resource> {
+    pub fn remember(&mut self, node: &str, facts: &NodeFacts) -> BTreeSet<Resource> {
         if !facts.advertises_vram || facts.pools.iter().any(|pool| pool.sharing.is_shared()) {
             return BTreeSet::new();
         }
         let unexplained = |pool: &&Pool| pool.sharing == Sharing::Unstated && !pool.resource.is_mig();
-        let resources = facts.pools.iter().filter(unexplained).map(|pool| &pool.resource);
-        let new: BTreeSet<Resource> = resources.filter(|resource| !self.contains(resource)).cloned().collect();
-        self.lingering.extend(new.iter().cloned().map(|resource| (resource, None)));
+        let resources: Vec<&Resource> = facts.pools.iter().filter(unexplained).map(|pool| &pool.resource).collect();
+        let new = resources.iter().filter(|resource| !self.contains(resource)).map(|r| (*r).clone()).collect();
+        for resource in resources {
+            set(&mut self.silent, resource, node, true);
+        }
         new
     }
 

@@ -11,6 +11,7 @@ use crate::capacity::gpu::{Contents, Gpu, Handout, Sharing};
 use crate::capacity::ledger::{Amount, Part};
 use crate::capacity::placement::{Operator, Preemption, Requirement, Term};
 use crate::capacity::pod::PodName;
+use crate::capacity::verdict::Unaccounted;
 
 pub(super) fn gpu() -> Resource {
     Resource("nvidia.com/gpu".into())
@@ -86,14 +87,18 @@ fn minutes(minutes: u64) -> Moment {
 
 /// Labels vanish while GPU Feature Discovery is installed anew; pods created meanwhile would land unaccounted.
 #[test]
-fn a_resource_stays_guarded_for_a_while_when_no_node_says_any_more_how_it_is_shared() {
-    let gone: [fn(&mut Cluster); 2] =
-        [|cluster| cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated)), |cluster| cluster.delete_node("n")];
-    for gone in gone {
+fn a_resource_stays_guarded_while_a_node_that_shared_it_says_nothing_and_for_a_while_when_it_is_gone() {
+    for silent_before in [false, true] {
         let mut cluster = cluster();
         cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
         cluster.apply_node("whole", node(80_000, 2, 1, Sharing::Exclusive));
-        gone(&mut cluster);
+        if silent_before {
+            cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated));
+            cluster.tick(minutes(1));
+            cluster.tick(minutes(4));
+            assert!(cluster.guards(&gpu()), "its GPUs are most likely shared still");
+        }
+        cluster.delete_node("n");
         cluster.tick(minutes(5));
         cluster.tick(minutes(14));
         assert!(cluster.guards(&gpu()));
@@ -109,7 +114,7 @@ fn a_resource_stays_guarded_for_a_while_when_no_node_says_any_more_how_it_is_sha
 fn a_resource_that_is_shared_again_does_not_cease_to_be_guarded_when_its_time_is_over() {
     let mut cluster = cluster();
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
-    cluster.apply_node("n", node(24_576, 1, 4, Sharing::Unstated));
+    cluster.delete_node("n");
     cluster.tick(minutes(0));
     cluster.apply_node("n", node(24_576, 1, 4, Sharing::TimeSlicing));
     cluster.tick(minutes(60));
@@ -124,7 +129,9 @@ fn labels_that_vanished_before_the_start_are_remembered_by_the_number_on_the_nod
     assert!(cluster.guards(&gpu()));
     cluster.tick(minutes(0));
     cluster.apply_node("n", advertising);
-    cluster.tick(minutes(10));
+    cluster.tick(minutes(60));
+    assert!(cluster.guards(&gpu()));
+    cluster.apply_node("n", node(24_576, 1, 1, Sharing::Exclusive));
     assert!(!cluster.guards(&gpu()));
 }
 

@@ -26,6 +26,8 @@ pub enum Advice {
     NeverFits(NeverFits),
     /// Declared, but each GPU of the resource goes to one container, so there is nothing to account for.
     NotGuarded { key: String, resource: Resource },
+    /// Nothing declared, and nothing accounts for the resource.
+    NothingAccounts { container: String, resource: Resource, why: Unaccounted },
     /// Declared, but nothing accounts for the resource.
     Unaccounted { key: String, resource: Resource, why: Unaccounted },
     /// A violation in a namespace that only warns.
@@ -64,6 +66,9 @@ impl fmt::Display for Advice {
             ),
             Advice::NotGuarded { key, resource } => {
                 write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")
+            }
+            Advice::NothingAccounts { container, resource, why } => {
+                write!(f, "container {container:?} is not accounted for: {}", why.about(resource))
             }
             Advice::Unaccounted { key, resource, why } => {
                 write!(f, "annotation {key} is not accounted for: {}", why.about(resource))
