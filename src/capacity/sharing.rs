@@ -1,4 +1,4 @@
-//! How equal parts of what is kept of pods and nodes become one in memory. Owns [`List`] and [`Interner`]; what the parts mean is
+//! How equal parts of what is kept of pods and nodes become one in memory. Owns [`List`] and `Interner`; what the parts mean is
 //! their modules' own. Most pods of a workload differ in nothing but name and uid.
 
 use std::collections::BTreeSet;

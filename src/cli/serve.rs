@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_SNAPSHOT", value_delimiter = ',')]
     pub snapshot: Vec<PathBuf>,
 
-    /// Address that reviews are answered on (HTTPS). [::] serves IPv4 too; where the machine has no IPv6, 0.0.0.0 takes its
+    /// Address that reviews are answered on (HTTPS). `[::]` serves IPv4 too; where the machine has no IPv6, 0.0.0.0 takes its
     /// place
     #[arg(long, value_name = "ADDR", env = "VRAMGUARD_LISTEN", default_value = "[::]:8443")]
     pub listen: SocketAddr,

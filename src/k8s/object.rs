@@ -169,8 +169,8 @@ const INFRASTRUCTURE: [&str; 7] =
 
 fn of_infrastructure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let path = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-    let below = |folder: &&str| path.strip_prefix(*folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    Ok(INFRASTRUCTURE.iter().any(|folder| below(&folder)))
+    let below = |folder: &str| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    Ok(INFRASTRUCTURE.iter().any(|folder| below(folder)))
 }
 
 /// `resources` of a container.

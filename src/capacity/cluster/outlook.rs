@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     /// Why none of the nodes that a pod may land on could take a demand, even when empty, and what would help. `None` where one
-    /// could, where the pod may land on none at all, and where that was not found out within [`LOOKED_AT`] nodes.
+    /// could, where the pod may land on none at all, and where that was not found out within `LOOKED_AT` nodes.
     pub fn never_fits(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<NeverFits> {
         let ranked = self.ceilings.get(resource)?.iter().rev().take(LOOKED_AT);
         let mut allowed = ranked.filter(|(_, name)| self.allows(placement, name)).peekable();
