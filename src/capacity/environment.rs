@@ -33,7 +33,8 @@ pub struct Injection {
     /// The user's own values, which are never overwritten silently.
     pub conflicts: Vec<EnvConflict>,
     /// The user's own choice of GPUs on a container that requests one. The device plugin decides that, and where it hands GPUs
-    /// over by this variable, the user's value would win: it has to go, each entry of it.
+    /// over by this variable, the user's value would win: it has to go, each entry of it. Set by the caller, who knows whether any
+    /// resource is guarded: see [`chosen_gpus`].
     pub chosen_gpus: Option<EnvConflict>,
 }
 
@@ -46,7 +47,6 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
                 injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
             }
             injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
-            injection.chosen_gpus = chosen_gpus(container);
             if visible == VisibleDevices::Pin && !is_pinned(container) {
                 let value = Value::Field(gpu_field(&container.name));
                 injection.missing.push(Variable { name: keys::ENV_VISIBLE_DEVICES, value });
@@ -192,11 +192,11 @@ mod tests {
         assert!(is_pinned(&again));
         for policy in [VisibleDevices::Pin, VisibleDevices::Leave] {
             let injection = of_container(&again, Some(&demand()), policy);
-            assert_eq!((injection.chosen_gpus, injection.missing.len()), (None, 2));
+            assert_eq!((chosen_gpus(&again), injection.missing.len()), (None, 2));
         }
         let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("0"))]);
         let injection = of_container(&own, Some(&demand()), VisibleDevices::Pin);
-        assert!(injection.chosen_gpus.is_some());
+        assert!(chosen_gpus(&own).is_some());
         assert_eq!(injected(&injection)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
         assert!(!is_pinned(&own));
     }
@@ -206,12 +206,12 @@ mod tests {
     fn a_gpu_container_never_keeps_its_own_choice_of_gpus() {
         for value in [Some("all"), Some("0"), Some("GPU-3e095815-0000-4000-8000-000000000000"), None] {
             let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", value)]);
-            let chosen = of_container(&own, Some(&demand()), VisibleDevices::Leave).chosen_gpus;
+            let chosen = chosen_gpus(&own);
             assert_eq!(chosen.unwrap().theirs.as_deref(), value);
         }
         for hidden in ["void", "none", ""] {
             let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some(hidden))]);
-            assert_eq!(of_container(&own, Some(&demand()), VisibleDevices::Leave).chosen_gpus, None);
+            assert_eq!(chosen_gpus(&own), None);
         }
     }
 }

@@ -164,7 +164,7 @@ pub struct HostPath {
 
 /// What device plugins, exporters and drivers mount of their node. `deploy/base/validatingadmissionpolicy-devices.yaml` has the
 /// same list.
-const INFRASTRUCTURE: [&str; 7] =
+pub(super) const INFRASTRUCTURE: [&str; 7] =
     ["/dev", "/proc", "/run/nvidia", "/sys", "/var/lib/kubelet", "/var/run/cdi", "/var/run/nvidia"];
 
 fn of_infrastructure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {

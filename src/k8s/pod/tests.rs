@@ -169,3 +169,10 @@ fn environment_is_reduced_to_what_is_injected() {
     assert_eq!(env.len(), 2);
     assert_eq!((env[0].value.as_deref(), env[1].value.as_deref()), (Some(""), None));
 }
+
+#[test]
+fn the_admission_policy_and_the_webhook_excuse_the_same_folders() {
+    let policy = include_str!("../../../deploy/base/validatingadmissionpolicy-devices.yaml");
+    let listed = object::INFRASTRUCTURE.map(|folder| format!("'{folder}'")).join(", ");
+    assert!(policy.contains(&format!("[{listed}].exists(path,")), "{listed}");
+}
