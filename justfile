@@ -1,68 +1,85 @@
-# Recipes for people. `just` alone lists them.
+# Recipes for developers. `just` without a recipe lists them.
 
 _default:
     @just --list
 
-# The whole story on an embedded picture of a cluster; no Kubernetes, no GPU, under a minute once built
+# Runs the demo on an embedded example cluster, without Kubernetes or a GPU; takes less than a minute once built
 demo:
     cargo run --release -- demo
 
-# Everything that CI runs, the real control plane included
+# Runs everything that CI runs, with tests on a real control plane
 test:
     .ci/run
 
-# Unit tests only: seconds, no cluster
+# Runs the unit tests only, in seconds and without a cluster
 quick:
     cargo test --lib
 
-# The pure tiers alone, without the crates that talk
+# Visits every state of the larger models of the binding protocol; run it after a change of the protocol
+model:
+    cargo test --locked --lib -- --ignored --nocapture larger_worlds
+
+# Measures the memory of audits at the bounds of the server, alone in its process
+audit-memory:
+    cargo test --locked --lib -- --ignored --nocapture memory_of_full_audits
+
+# Checks the pure tiers alone, without the crates of the shells
 pure:
     cargo check --no-default-features --lib
 
-# Bursts, two schedulers, replicas that die and hang; VRAMGUARD_SEED repeats a run
+# Runs the chaos tests: bursts, two schedulers, replicas that die and hang; VRAMGUARD_SEED repeats a run
 chaos rounds="3":
     VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
 
-# Attacks with the shipped memory limit, on the server alone and on a control plane with 5,000 nodes: some ten minutes
+# Attacks a server under the shipped memory limit, alone and on a control plane with 5,000 nodes: some ten minutes
 hostile nodes="5000":
     VRAMGUARD_NODES={{ nodes }} cargo test --release --locked --test it -- --include-ignored --nocapture --test-threads 1 hostile::
 
-# Numbers; what they mean is in docs/benchmarks.md
+# Runs the benchmarks; docs/benchmarks.md explains the figures
 bench *args:
     cargo bench {{ args }}
 
-# Figures of a guarded cluster beside one without the guard, on the real control plane: some twenty minutes
+# Measures a cluster with and without the guard, on a real control plane: some twenty minutes
 figures which="":
     cargo test --release --locked --test it -- --ignored --nocapture figures::{{ which }}
 
+# Formats the code
 fmt:
     cargo fmt
 
-# Lints as CI has them: a warning is an error
+# Runs the lints as CI does: a warning is an error
 clippy:
     cargo clippy --all-targets --locked -- -D warnings
 
-# Documentation of the crate, private items included
+# Builds the documentation of the crate, with private items
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-# Licences, bans, sources, advisories (cargo install cargo-deny)
+# Checks licences, bans, sources and known vulnerabilities of the dependencies; installs cargo-deny into the cache
 deny:
-    cargo deny check
+    .ci/check deny advisories
 
-# Builds the control plane for the tests, once, and prints where it is
+# Checks the spelling; installs typos into the cache
+typos:
+    .ci/check typos
+
+# Checks links, anchors and paths in the Markdown files, and the map of ARCHITECTURE.md against the tree
+links:
+    cargo test --locked --test it -- docs::
+
+# Builds the control plane for the tests, once, and prints its folder
 controlplane:
     tests/controlplane/build
 
-# What `kubectl apply -k` would send
+# Prints the objects that `kubectl apply -k` sends
 render overlay="deploy":
     kubectl kustomize {{ overlay }}
 
-# Serves a picture of a cluster (kubectl get nodes,pods,deployments,hpa -A -o yaml) with a certificate made for it
+# Serves a snapshot of a cluster (kubectl get nodes,pods -A -o yaml) with a self-signed certificate
 serve snapshot:
     cargo run -- serve --policies policies --snapshot {{ snapshot }} --cert-dir certs/dev --self-signed
 
-# The container image, from a release build (needs a container engine)
+# Builds the container image (needs a container engine)
 image tag="vramguard:dev":
-    cargo build --release --locked
+    cargo build --profile dist --locked
     docker build -t {{ tag }} .

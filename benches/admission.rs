@@ -1,5 +1,5 @@
-//! What a decision costs as the cluster grows, and what the parts of a review cost. CPU per review over real TLS is
-//! `benches/review.rs`.
+//! The cost of a decision as the cluster grows, and the cost of each part of a review. `benches/review.rs` measures the
+//! CPU time per review over real TLS.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -13,17 +13,17 @@ use vramguard::capacity::policy::{ClusterPolicy, Documents, OnShortfall, Policie
 use vramguard::k8s::object::{NodeObject, PodObject};
 use vramguard::k8s::{node, patch, pod, review};
 
-mod picture;
+mod snapshot;
 
-/// A cluster with so many pods, 20 to a node.
+/// A cluster with this number of pods, 20 on each node.
 fn cluster(pods: usize) -> Cluster {
     let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
     for number in 0..pods.div_ceil(20) {
-        let object: NodeObject = serde_json::from_value(picture::node(&format!("n{number}"))).expect("a node");
+        let object: NodeObject = serde_json::from_value(snapshot::node(&format!("n{number}"))).expect("a node");
         cluster.apply_node(object.name(), node::facts(&object, &[]));
     }
     for number in 0..pods {
-        let object: PodObject = serde_json::from_value(picture::bound(number, number / 20)).expect("a pod");
+        let object: PodObject = serde_json::from_value(snapshot::bound(number, number / 20)).expect("a pod");
         let (uid, node, holder) = pod::holder(&object).expect("it holds");
         cluster.apply_pod(&uid, &node, holder);
     }
@@ -38,7 +38,7 @@ fn policies(on_shortfall: OnShortfall) -> Policies {
 
 fn decisions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
-    let object: PodObject = serde_json::from_value(picture::created()).expect("a pod");
+    let object: PodObject = serde_json::from_value(snapshot::created()).expect("a pod");
     let asks = pod::translate(&object, Some("ml"), None);
     for pods in [100, 1_000, 10_000, 100_000] {
         let cluster = cluster(pods);
@@ -46,7 +46,7 @@ fn decisions(criterion: &mut Criterion) {
             let policies = policies(on_shortfall);
             let policy = policies.of("ml").expect("not exempt");
             group.bench_function(BenchmarkId::new(format!("{on_shortfall:?}"), pods), |bencher| {
-                bencher.iter(|| admission::judge(black_box(&asks), policy, None, &cluster));
+                bencher.iter(|| admission::judge(black_box(&asks), policy, &[], &cluster));
             });
         }
     }
@@ -54,7 +54,7 @@ fn decisions(criterion: &mut Criterion) {
 }
 
 fn parts(criterion: &mut Criterion) {
-    let body = picture::review();
+    let body = snapshot::review();
     println!("review body: {} bytes", body.len());
     let cluster = cluster(1_000);
     let policies = policies(OnShortfall::Wait);

@@ -1,12 +1,14 @@
-//! What `POST /scheduler/filter` costs with 8 GPUs and 8 pods on each node: the handler's whole work in this process (read the
-//! body, decide, write the answer), then the same over TLS 1.3 and HTTP/1.1 as kube-scheduler asks, one question in flight.
-//! Beside the wall clock, which on a shared machine measures the neighbours too, stands the CPU time of the handler.
+//! The cost of `POST /scheduler/filter` with 8 GPUs and 8 pods on each node.
 //!
-//! All nodes have a `GpuLedger` with a reservation for each pod and are in mode `pinned`; on every second one each GPU is
-//! nearly full. The questions: a pod that fits everywhere; one that fits on half of the nodes, so that the other half are
-//! reasons; one that is not pinned; and one with two containers on GPUs.
+//! The first part measures the whole work of the handler in this process: read the body, decide, write the answer. The
+//! second part measures the same over TLS 1.3 and HTTP/1.1, as kube-scheduler calls it, with one request in flight. It
+//! also prints the CPU time of the handler, because other processes of a shared machine change the elapsed time.
+//!
+//! Every node has a `GpuLedger` with a reservation for each pod and is in mode `pinned`. On every second node each GPU
+//! is nearly full. The requests are for a pod that fits on all nodes, a pod that fits on half of the nodes, so that the
+//! answer holds a reason for the other half, a pod that is not pinned, and a pod with two containers that use GPUs.
 
-#![allow(clippy::disallowed_methods)] // what the pure tiers may not touch is what is measured here
+#![allow(clippy::disallowed_methods)] // a benchmark needs what the pure tiers deny
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -24,26 +26,26 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use vramguard::capacity::filter::Filter;
-use vramguard::index::Index;
 use vramguard::k8s::snapshot::Snapshot;
 use vramguard::k8s::{extender, pod};
 use vramguard::metrics::Metrics;
-use vramguard::policies::PolicyStore;
+use vramguard::state::index::Index;
+use vramguard::state::policies::PolicyStore;
 use vramguard::tls::{self, CertificateStore, Pair};
 use vramguard::webhook::client::ReviewClient;
 use vramguard::webhook::server::Server;
 use vramguard::webhook::{self, Webhook};
 
-mod picture;
+mod snapshot;
 
 const PATH: &str = "/scheduler/filter";
 const NODES: [usize; 2] = [1_000, 5_000];
 const GPUS: usize = 8;
-/// Questions over TLS for each figure, after some that are not counted.
+/// Requests over TLS for each figure, after the warm-up.
 const QUESTIONS: usize = 500;
 const WARM_UP: usize = 50;
 
-/// As a cloud names nodes.
+/// The name of a node, as long as in a cloud.
 fn name(number: usize) -> String {
     format!("gpu-node-{number:05}.europe-west4-a.example.internal")
 }
@@ -54,49 +56,51 @@ fn shared(nodes: usize, certificates: Arc<CertificateStore>) -> Webhook {
         Arc::new(PolicyStore::new(&vec![("c".into(), policy.to_string())], "vramguard-system").expect("a policy"));
     let mut snapshot = Snapshot::default();
     for node in 0..nodes {
-        snapshot.nodes.push(serde_json::from_value(picture::node_of(&name(node), GPUS)).expect("a node"));
+        snapshot.nodes.push(serde_json::from_value(snapshot::node_of(&name(node), GPUS)).expect("a node"));
         for gpu in 0..GPUS {
-            let pod = picture::pinned(node * GPUS + gpu, &name(node), gpu, held(node));
+            let pod = snapshot::pinned(node * GPUS + gpu, &name(node), gpu, held(node));
             snapshot.pods.push(serde_json::from_value(pod).expect("a pod"));
         }
     }
     let index = Arc::new(Index::of_snapshot(&snapshot, *policies.current().policies.rules(), Vec::new()));
     for node in 0..nodes {
         let pods = (0..GPUS).map(|gpu| (node * GPUS + gpu, gpu, held(node)));
-        index.apply_ledger(&serde_json::from_value(picture::ledger(&name(node), GPUS, pods)).expect("a ledger"));
+        index.apply_ledger(&serde_json::from_value(snapshot::ledger(&name(node), GPUS, pods)).expect("a ledger"));
     }
     let metrics = Arc::new(Metrics::new(index.clone(), policies.clone(), certificates));
     Webhook { index, policies, metrics }
 }
 
-/// MiB on each GPU of a node, of 81,100 that can be promised.
+/// MiB held on each GPU of a node; 81,100 MiB are allocatable.
 fn held(node: usize) -> u64 {
     if node.is_multiple_of(2) { 4_000 } else { 78_000 }
 }
 
-/// A pod, what it is to show, and on how many of 1,000 nodes it fits.
+/// The requests: a title, the pod, and the number of nodes out of 1,000 on which it fits.
 fn questions() -> [(&'static str, Value, usize); 4] {
-    let fits = picture::looking("1624Mi", picture::Gpu::Pinned);
-    let half = picture::looking("8912Mi", picture::Gpu::Pinned);
-    let loose = picture::looking("1624Mi", picture::Gpu::Any);
-    let mut two = loose.clone();
+    let fits = snapshot::looking("1624Mi", snapshot::Gpu::Pinned);
+    let half = snapshot::looking("8912Mi", snapshot::Gpu::Pinned);
+    let unassigned = snapshot::looking("1624Mi", snapshot::Gpu::Any);
+    let mut two = unassigned.clone();
     two["spec"]["containers"][1]["resources"] = two["spec"]["containers"][0]["resources"].clone();
     [
         ("fits everywhere", fits, 1_000),
         ("fits on half", half, 500),
-        ("not pinned", loose, 1_000),
+        ("not pinned", unassigned, 1_000),
         ("two containers on GPUs", two, 500),
     ]
 }
 
-/// kube-scheduler asks in the order in which nodes came, by zone: here in one that no order helps.
+/// The body of a request. Its nodes are in an order that no sorted structure profits from.
+///
+/// kube-scheduler sends nodes by zone, in the order in which they joined.
 fn body(pod: &Value, nodes: usize) -> Bytes {
-    const STRIDE: usize = 617; // prime, so that each comes once
+    const STRIDE: usize = 617; // prime, so that each node occurs once
     let names: Vec<String> = (0..nodes).map(|number| name(number * STRIDE % nodes)).collect();
     Bytes::from(json!({ "Pod": pod, "Nodes": null, "NodeNames": names }).to_string())
 }
 
-/// Asks once; the length of the answer.
+/// Sends one request and returns the body of the answer.
 async fn ask(routes: Router, body: Bytes) -> Bytes {
     let request = Request::post(PATH).body(Body::from(body)).expect("a request");
     let response = routes.oneshot(request).await.expect("infallible");
@@ -134,7 +138,7 @@ fn in_this_process(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Where the time of a question about 1,000 nodes goes.
+/// Measures each part of a request with 1,000 nodes.
 fn parts(criterion: &mut Criterion) {
     let (nodes, [(_, pod, _), ..]) = (NODES[0], questions());
     let webhook = shared(nodes, Arc::default());
@@ -156,7 +160,7 @@ fn parts(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A server with a thread of its own.
+/// Starts a server in a separate thread. Returns its address and CA.
 fn serve(nodes: usize) -> (std::net::SocketAddr, String) {
     let (ready, started) = mpsc::channel();
     std::thread::spawn(move || {
@@ -169,19 +173,19 @@ fn serve(nodes: usize) -> (std::net::SocketAddr, String) {
             ready.send((listener.local_addr().expect("bound"), issued.ca)).expect("somebody waits");
             let metrics = webhook.metrics.clone();
             let server = Server { listener, certificates, clients: None, metrics };
-            server.serve(webhook::routes(webhook), CancellationToken::new()).await.expect("it serves");
+            server.serve(served(webhook), CancellationToken::new()).await.expect("it serves");
         });
     });
     started.recv().expect("the server starts")
 }
 
-/// As the scheduler of the machine accounts it, in nanoseconds: the first field of schedstat.
+/// CPU time of this thread as Linux accounts it: the first field of schedstat, in nanoseconds.
 fn cpu_of_this_thread() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
     Duration::from_nanos(text.split(' ').next().and_then(|field| field.parse().ok()).expect("a number"))
 }
 
-/// CPU time of one question in this process.
+/// Mean CPU time of one request in this process.
 async fn cpu(routes: &Router, body: &Bytes) -> Duration {
     const ROUNDS: u32 = 100;
     let before = cpu_of_this_thread();

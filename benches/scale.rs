@@ -1,10 +1,12 @@
-//! Memory and CPU of a live server at the size of a large cluster: `vramguard serve --kubeconfig` in a process of its own against
-//! a stub API server in this one, from start to ready and some seconds after, then under concurrent scrapes.
+//! Memory and CPU time of a live server in a large cluster.
 //!
-//! `cargo bench --bench scale` measures all clusters; `-- NAME …` those named. `VRAMGUARD_BINARY` names another build to compare
-//! with, `VRAMGUARD_SHOW_LOG=1` shows its warnings.
+//! `vramguard serve --kubeconfig` runs as a separate process, and a stub API server runs in this one. The figures are
+//! taken when the server becomes ready, some seconds later, and under concurrent scrapes.
+//!
+//! `cargo bench --bench scale` measures all clusters, and `-- NAME …` only the named ones. `VRAMGUARD_BINARY` is the
+//! path of another build to compare with. `VRAMGUARD_SHOW_LOG=1` shows the warnings of the server.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // only the pure tiers may not use them
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // only the pure tiers deny these lints
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,16 +15,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-#[path = "picture/mod.rs"]
-mod picture;
+#[path = "snapshot/mod.rs"]
+mod snapshot;
 #[path = "scale/stub.rs"]
 mod stub;
 
 use stub::Cluster;
 
-/// For a server to get ready before the measurement gives up.
+/// Time limit for the server to become ready.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// After ready, before resident memory is read: the list's buffers are gone by then.
+/// Time between ready and the reading of resident memory, in which the buffers of the lists are freed.
 const SETTLE: Duration = Duration::from_secs(5);
 const SCRAPES: usize = 8;
 
@@ -72,7 +74,7 @@ fn measure(name: &str, cluster: Cluster) {
     );
 }
 
-/// The measured process.
+/// The server process that is measured.
 struct Server {
     child: Child,
     plain: SocketAddr,
@@ -100,7 +102,7 @@ impl Server {
             .arg("--cert-dir")
             .arg(certificates)
             .env("RUST_LOG", "warn")
-            .env("MALLOC_ARENA_MAX", "1") // as the Deployment sets it
+            .env("MALLOC_ARENA_MAX", "1") // as in the Deployment
             .stderr(if std::env::var_os("VRAMGUARD_SHOW_LOG").is_some() { Stdio::inherit() } else { Stdio::null() })
             .spawn()
             .expect("the server starts");
@@ -116,14 +118,14 @@ impl Server {
         self.started.elapsed()
     }
 
-    /// MiB, by a field of /proc/<pid>/status.
+    /// A field of `/proc/<pid>/status`, in MiB.
     fn memory(&self, field: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).expect("the field");
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
     }
 
-    /// Seconds of user and system time.
+    /// User and system time, in seconds.
     fn cpu(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("Linux");
         let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
@@ -139,7 +141,7 @@ impl Drop for Server {
     }
 }
 
-/// The answer's bytes where it is 200.
+/// The whole response, if its status is 200.
 fn get(address: SocketAddr, path: &str) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect(address).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: stub\r\nconnection: close\r\n\r\n").ok()?;

@@ -1,37 +1,35 @@
 //! vramguard makes GPU memory a first-class Kubernetes resource on NVIDIA time-sliced GPUs.
 //!
-//! Three tiers; imports only point down this list:
+//! The modules form three tiers. A module imports only from its own tier and the tiers above it in this list:
 //!
-//! 1. [`capacity`]: pure decisions.
-//! 2. [`k8s`]: translation between the Kubernetes API and those decisions.
-//! 3. shells (all other modules, feature `cluster`): I/O only.
+//! 1. [`capacity`] decides. It imports from no other tier.
+//! 2. [`k8s`] translates between the Kubernetes API and those decisions, and [`report`] from findings to text. Both
+//!    import `capacity`, and `k8s` does not import `report`.
+//! 3. The shells act: `state`, `webhook`, `controller`, `tls`, `metrics`, `server` and `cli` (feature `cluster`).
+//!    They do all I/O, and import both.
 //!
-//! `ARCHITECTURE.md` is the map.
+//! [`keys`] holds names only and imports nothing, so every tier may use it. `ARCHITECTURE.md` has the map of the
+//! modules.
 
-// The shells read clocks, files and the environment; `capacity` and `k8s` forbid it to themselves.
+// The shells read clocks, files and the environment. `capacity`, `k8s` and `report` deny these lints again.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod capacity;
 pub mod k8s;
 pub mod keys;
+pub mod report;
 
 #[cfg(feature = "cluster")]
 pub mod cli;
 #[cfg(feature = "cluster")]
 pub mod controller;
 #[cfg(feature = "cluster")]
-pub mod index;
-#[cfg(feature = "cluster")]
-pub mod ledgers;
-#[cfg(feature = "cluster")]
 pub mod metrics;
 #[cfg(feature = "cluster")]
-pub mod policies;
+pub mod server;
+#[cfg(feature = "cluster")]
+pub mod state;
 #[cfg(feature = "cluster")]
 pub mod tls;
-#[cfg(feature = "cluster")]
-pub mod unbound;
-#[cfg(feature = "cluster")]
-pub mod watch;
 #[cfg(feature = "cluster")]
 pub mod webhook;

@@ -1,6 +1,6 @@
-//! The `vramguard` binary: arguments in, exit code out. Everything else is the library's.
+//! The `vramguard` binary: parses the arguments and returns the exit code. The library does everything else.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // a shell: the pure tiers forbid these to themselves
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // a shell: only the pure tiers deny these lints
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! `/metrics`: counters of what was answered, and the state of every node computed from the index when it is scraped, so that
-//! the two cannot differ. Owns names, labels and units (bytes and seconds, as Prometheus wants them), and that any number of
-//! scrapers cost no more than one.
+//! The `/metrics` page: counters of answers, and the state of every node. The state is computed from the index at each
+//! scrape, so that the two cannot differ. Owns names, labels and units (bytes and seconds, as is usual for Prometheus),
+//! and the sharing of scrapes: any number of scrapers costs no more than one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 
+use k8s_openapi::jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -20,46 +21,50 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::capacity::cluster::Undeclared;
 use crate::capacity::verdict::Reason;
-use crate::index::{Index, Kind};
-use crate::policies::PolicyStore;
+use crate::report::document::Report;
+use crate::state::index::{Index, Kind};
+use crate::state::policies::PolicyStore;
 use crate::tls::CertificateStore;
 
+mod audit;
 mod usage;
 
+use audit::Audits;
 pub use usage::Detail;
 use usage::Usage;
 
-/// Series of answered reviews. A cluster has some thousands at most; reviews are anyone's who reaches the port.
+/// Series of answered reviews. A cluster has some thousands at most, but anyone who reaches the port can send reviews.
 const MAX_ANSWERS: usize = 20_000;
-/// Field managers that are counted by name. A cluster has a few that write nodes, but each may choose its name.
+/// Field managers that are counted by name. Few of them write nodes, but each writer may choose its name.
 const MAX_UNDOERS: usize = 32;
-/// Stands for a namespace that cannot be one, and for all that came after [`MAX_ANSWERS`].
+/// Label value for a namespace that cannot exist, for all namespaces past [`MAX_ANSWERS`], and for all field managers
+/// past [`MAX_UNDOERS`].
 const OTHER: &str = "(other)";
 
-/// Which review was answered how.
+/// Labels of an answered review.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Answered {
-    /// `mutate`, `validate` or `filter`.
+    /// `mutate`, `validate`, `bind` or `filter`.
     pub webhook: &'static str,
-    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`. Of a filter `denied` where no node can take the
-    /// pod.
+    /// `allowed`, `denied`, `patched` or, under Warn and Audit, `would_deny`. A filter request is `denied` if no node
+    /// can take the pod.
     pub verdict: &'static str,
-    /// Machine reason; empty where nothing was wrong.
+    /// Machine-readable reason; empty if nothing was wrong.
     pub reason: String,
     /// Namespace of the pod.
     pub namespace: String,
 }
 
-/// What an unschedulable pod waits for. The variant's name is the value of the label.
+/// What an unschedulable pod waits for. The name of the variant is the value of the label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum WaitsFor {
-    /// Others to leave.
+    /// A node that the pod may land on could take it, but has too little free VRAM now.
     VramShortfall,
-    /// In vain, as the cluster is.
+    /// No node that the pod may land on could take it, even when empty.
     NeverFits,
-    /// Something else than VRAM.
+    /// VRAM is free; something else is missing.
     Other,
-    /// It has not been looked at yet.
+    /// The leader has not examined the pod yet.
     Unexamined,
 }
 
@@ -77,7 +82,7 @@ struct Refused {
     reason: String,
 }
 
-/// Field manager that changed what a node publishes; empty where managedFields name none.
+/// The field manager that changed what a node publishes; empty if managedFields name none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Undoer {
     manager: String,
@@ -88,41 +93,42 @@ struct Webhook {
     webhook: &'static str,
 }
 
-/// The counters that handlers and controller add to.
+/// The counters that handlers and the controller increment, and the page that shows them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     index: Arc<Index>,
     detail: Detail,
-    /// The latest answer, while somebody waits for it, and when its rendering began.
+    /// The latest page and when its rendering began, kept while another scraper waits for it.
     rendered: tokio::sync::Mutex<Option<(Instant, Bytes)>>,
     scrapers: AtomicUsize,
     answers: Family<Answered, Counter>,
     distinct_answers: AtomicUsize,
     refused_bodies: Counter,
     latency: Family<Webhook, Histogram>,
-    /// Writes of a node's published figure.
+    /// Successful writes of the published amount of a node.
     pub published: Counter,
-    /// Writes that the API server refused.
+    /// Failed attempts to publish on a node.
     pub publish_errors: Counter,
     undone: Family<Undoer, Counter>,
     refused_if_created: Family<Refused, Gauge>,
     distinct_undoers: AtomicUsize,
-    /// Pods seen bound without the guard on nodes with a ledger.
+    /// Pods that were bound without a review by the binding guard, on nodes with a ledger.
     pub slips: Counter,
-    /// Connections that had to close for others.
+    /// Connections that were closed to make room for new ones.
     pub displaced_connections: Counter,
-    /// Clients refused for their certificate.
+    /// Connections that were refused because of the client's certificate, or because it sent none.
     pub refused_clients: Counter,
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Gauge<i64>,
     waiting: Family<Waits, Gauge>,
-    /// 1 while this replica leads.
+    /// 1 while this replica leads, otherwise 0.
     pub leading: Gauge<i64>,
+    audits: Audits,
 }
 
 impl Metrics {
-    /// All metrics of a server.
+    /// Creates and registers all metrics of a server.
     pub fn new(index: Arc<Index>, policies: Arc<PolicyStore>, certificates: Arc<CertificateStore>) -> Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("vramguard"),
@@ -145,40 +151,41 @@ impl Metrics {
             connections: Gauge::default(),
             waiting: Family::default(),
             leading: Gauge::default(),
+            audits: Audits::default(),
         };
         let r = &mut metrics.registry;
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "Version of the binary", build);
-        r.register("reviews", "Admission reviews answered, and questions of kube-scheduler", metrics.answers.clone());
+        r.register("reviews", "Admission reviews and filter requests that were answered", metrics.answers.clone());
         r.register(
             "refused_bodies",
-            "Requests with a body that is not what was asked for there",
+            "Requests refused because their body is malformed or of another kind",
             metrics.refused_bodies.clone(),
         );
-        let help = "Time from the whole body of a request to its answer";
+        let help = "Time from the complete body of a request to its answer";
         r.register_with_unit("review_duration", help, Unit::Seconds, metrics.latency.clone());
-        r.register("node_publications", "Writes of a node's published VRAM", metrics.published.clone());
-        r.register("node_publication_errors", "Writes of it that failed", metrics.publish_errors.clone());
-        let help = "Times that somebody else changed what a node publishes, by the field manager that did";
+        r.register("node_publications", "Writes of published VRAM to nodes", metrics.published.clone());
+        r.register("node_publication_errors", "Failed writes of published VRAM", metrics.publish_errors.clone());
+        let help = "Times that another writer changed what a node publishes, by its field manager";
         r.register("node_publications_undone", help, metrics.undone.clone());
-        let help = "Pods that ran when the leader looked and would be refused if they were created again";
+        let help = "Running pods that would be refused if they were created again, at the last check of the leader";
         r.register("pods_refused_if_created", help, metrics.refused_if_created.clone());
-        let help = "Pods with a VRAM request that were bound without the binding guard, where a node has a ledger";
+        let help = "Pods that request VRAM and were bound without the binding guard, on nodes with a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
-        let help = "Connections closed to make room for others: more than any number of API servers opens";
+        let help = "Connections closed to make room for new ones; API servers alone never open that many";
         r.register("displaced_connections", help, metrics.displaced_connections.clone());
-        let help = "Connections refused for their certificate, or for none";
+        let help = "Connections refused because the client's certificate is missing or not accepted";
         r.register("refused_clients", help, metrics.refused_clients.clone());
         r.register("connections", "Open HTTPS connections", metrics.connections.clone());
-        let help =
-            "Pods that kube-scheduler found no node for and that request VRAM, by what they wait for; on the leader";
+        let help = "Unschedulable pods that request VRAM, by what they wait for; only on the leader";
         r.register("waiting_pods", help, metrics.waiting.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
+        metrics.audits.register(r);
         r.register_collector(Box::new(State { index, policies, certificates }));
         metrics
     }
 
-    /// A review was answered.
+    /// Counts an answered review, and records how long it took.
     pub fn answered(&self, mut answered: Answered, took: Duration) {
         self.latency.get_or_create(&Webhook { webhook: answered.webhook }).observe(took.as_secs_f64());
         if let Some(counter) = self.answers.get(&answered) {
@@ -193,7 +200,7 @@ impl Metrics {
         self.answers.get_or_create(&answered).inc();
     }
 
-    /// How many pods wait for what.
+    /// Sets the numbers of waiting pods, by what they wait for.
     pub fn waiting(&self, count: impl Fn(WaitsFor) -> usize) {
         for reason in WaitsFor::ALL {
             let pods = i64::try_from(count(reason)).unwrap_or(i64::MAX);
@@ -201,7 +208,7 @@ impl Metrics {
         }
     }
 
-    /// Pods that would be refused if they were created again, by reason.
+    /// Sets the numbers of running pods that would be refused if they were created again, by reason.
     pub fn refused_if_created(&self, pods: &BTreeMap<Reason, usize>) {
         self.refused_if_created.clear();
         for (reason, pods) in pods {
@@ -210,7 +217,21 @@ impl Metrics {
         }
     }
 
-    /// Somebody changed what a node publishes.
+    /// Sets the numbers of the last audit and when it was; `None` once this replica does not lead any more.
+    pub fn audited(&self, audit: Option<(&Report, Timestamp)>) {
+        match audit {
+            Some((report, at)) => self.audits.set(report, at),
+            None => self.audits.clear(),
+        }
+    }
+
+    /// Counts an audit that failed, or whose policy reports could not all be kept.
+    pub fn audit_failed(&self) {
+        self.audits.failed();
+    }
+
+    /// Counts that another writer changed what a node publishes. `manager` is its field manager, if managedFields name
+    /// one.
     pub fn undone(&self, manager: Option<&str>) {
         let mut undoer = Undoer { manager: manager.unwrap_or_default().to_owned() };
         if self.undone.get(&undoer).is_none() && self.distinct_undoers.fetch_add(1, Ordering::Relaxed) >= MAX_UNDOERS {
@@ -219,22 +240,22 @@ impl Metrics {
         self.undone.get_or_create(&undoer).inc();
     }
 
-    /// A body was not what was asked for.
+    /// Counts a request whose body is malformed or of another kind.
     pub fn refused_body(&self) {
         self.refused_bodies.inc();
     }
 
-    /// Names each GPU in a scrape, or only nodes and pools.
+    /// Sets whether a scrape names each GPU, or only nodes and pools.
     #[must_use]
     pub fn with_detail(self, detail: Detail) -> Metrics {
         Metrics { detail, ..self }
     }
 
-    /// The text that Prometheus scrapes. One is rendered at a time. Scrapers that wait meanwhile all get the next one, whose
-    /// figures are all read after they asked.
+    /// Returns the text that Prometheus scrapes. One page is rendered at a time. Scrapers that wait meanwhile all get
+    /// the next page, whose values are all read after their requests.
     ///
     /// # Errors
-    /// Where a metric cannot be written as text.
+    /// If a metric cannot be encoded as text.
     pub async fn scrape(&self) -> Result<Bytes, std::fmt::Error> {
         let asked = Instant::now();
         let _scraper = Scraper::of(&self.scrapers);
@@ -259,7 +280,7 @@ impl Metrics {
     }
 }
 
-/// Somebody who waits for an answer.
+/// A scraper that waits for a page.
 struct Scraper<'m>(&'m AtomicUsize);
 
 impl Scraper<'_> {
@@ -275,12 +296,12 @@ impl Drop for Scraper<'_> {
     }
 }
 
-/// Whether the API server could have such a namespace; none is that of an object without one.
+/// Whether the API server could have a namespace of this name. The empty name stands for objects without a namespace.
 fn may_be_namespace(name: &str) -> bool {
     name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// 25 µs to 1.6 s: a review takes tens of microseconds, and what takes a second is what one wants to see.
+/// Buckets from 25 µs to 1.6 s: a review takes tens of microseconds, and one that takes a second must be visible.
 fn latencies() -> Histogram {
     Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(25e-6, 4.0, 9))
 }
@@ -301,20 +322,20 @@ impl Collector for State {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         let number = i64::try_from(generation.number).unwrap_or(i64::MAX);
-        gauge("policy_generation", "Counts the changes of the policies in force", number)?;
+        gauge("policy_generation", "Number of the policy generation in force; each change adds one", number)?;
         let overcommit = i64::from(generation.policies.rules().overcommit.is_on());
-        gauge("overcommit_enabled", "1 where policy promises more than there is", overcommit)?;
-        gauge("index_synced", "1 once nodes and pods have been listed", i64::from(self.index.is_synced()))?;
+        gauge("overcommit_enabled", "1 if the policies overcommit VRAM", overcommit)?;
+        gauge("index_synced", "1 once nodes, pods and ledgers have been listed", i64::from(self.index.is_synced()))?;
         let oversized = i64::try_from(self.index.oversized_pods()).unwrap_or(i64::MAX);
-        gauge("oversized_pods", "Pods that may hold a GPU and are larger than what is read of them", oversized)?;
+        gauge("oversized_pods", "Pods that may hold a GPU and are too large to be read completely", oversized)?;
         if let Some(not_after) = self.certificates.not_after() {
-            let help = "When the serving certificate ends, in seconds since 1970";
+            let help = "Expiry of the serving certificate, in seconds since 1970";
             gauge("certificate_not_after_timestamp_seconds", help, not_after.as_second())?;
         }
         let not_kept = i64::try_from(self.index.read().waiting.not_kept()).unwrap_or(i64::MAX);
-        let help = "Pods that wait for VRAM and are told nothing, because more wait than are kept";
+        let help = "Pods that wait for VRAM and get no event, because more pods wait than are kept";
         gauge("waiting_pods_not_kept", help, not_kept)?;
-        let help = "Time since the API server last sent anything about objects of a kind, be it that nothing happened";
+        let help = "Time since the API server last sent anything about a kind, even if no object changed";
         let gauge = ConstGauge::new(0.0);
         let mut ages = encoder.encode_descriptor("watch_age", help, Some(&Unit::Seconds), gauge.metric_type())?;
         for kind in Kind::ALL {
@@ -323,7 +344,7 @@ impl Collector for State {
             }
         }
         let undeclared = self.index.read().cluster.undeclared();
-        let help = "What a pod without selectors counts as that declares nothing: the smallest slot";
+        let help = "Demand of a pod that declares nothing and may land on any node: the smallest slot";
         let gauge = ConstGauge::new(0_u64);
         let mut demands =
             encoder.encode_descriptor("undeclared_demand", help, Some(&Unit::Bytes), gauge.metric_type())?;
@@ -331,7 +352,7 @@ impl Collector for State {
             let bytes = u64::try_from(demand.bytes()).unwrap_or(u64::MAX);
             ConstGauge::new(bytes).encode(demands.encode_family(&[("resource", resource.0.as_str())])?)?;
         }
-        let help = "Nodes with the resource, by whether such a pod fits them when they are empty";
+        let help = "Nodes with the resource, by whether a pod that declares nothing fits on them when they are empty";
         let mut nodes = encoder.encode_descriptor("undeclared_nodes", help, None, gauge.metric_type())?;
         for (resource, Undeclared { fitting, nodes: all, .. }) in &undeclared {
             for (fits, count) in [("true", *fitting), ("false", all.saturating_sub(*fitting))] {
@@ -340,7 +361,7 @@ impl Collector for State {
             }
         }
         let errors = ConstCounter::new(self.policies.reload_errors());
-        let help = "Changed policies that could not be put in force";
+        let help = "Changes of policy files that could not be put in force";
         errors.encode(encoder.encode_descriptor("policy_reload_errors", help, None, errors.metric_type())?)
     }
 }
@@ -351,7 +372,7 @@ mod tests {
 
     use super::*;
 
-    /// Metrics of a cluster of nodes with eight GPUs each, all under slot accounting.
+    /// Metrics of a cluster of nodes with eight GPUs each, all in mode slot.
     fn metrics_of(nodes: usize) -> Metrics {
         let policies = Arc::new(PolicyStore::new(&Vec::new(), "own").unwrap());
         let index = Arc::new(Index::new(*policies.current().policies.rules(), Vec::new()));
@@ -420,6 +441,29 @@ mod tests {
         let text = text(&metrics).await;
         assert_eq!(ages(&text), 1);
         assert!(text.contains("vramguard_watch_age_seconds{kind=\"pods\"} 0."), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_an_audit_does_not_know_has_no_sample() {
+        let metrics = metrics_of(0);
+        let samples = async |metrics: &Metrics| {
+            let text = text(metrics).await;
+            let lines = text.lines().filter(|line| line.starts_with("vramguard_audit_"));
+            lines.filter(|line| !line.contains("failures")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(samples(&metrics).await.is_empty(), "before the first audit");
+        let mut report = Report::default();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        metrics.audited(Some((&report, at)));
+        let known =
+            ["vramguard_audit_overcommitted_bytes 0", "vramguard_audit_last_success_timestamp_seconds 1700000000"];
+        assert_eq!(samples(&metrics).await, known);
+        report.summary.stranded_mib = Some(2);
+        metrics.audited(Some((&report, at)));
+        let seen = samples(&metrics).await;
+        assert!(seen.contains(&"vramguard_audit_stranded_bytes 2097152".to_owned()), "{seen:?}");
+        metrics.audited(None);
+        assert!(samples(&metrics).await.is_empty(), "another replica leads");
     }
 
     #[tokio::test]

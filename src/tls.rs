@@ -1,5 +1,7 @@
-//! The serving certificate: where it comes from, when it changes, when it ends. Owns PEM, expiry and the last good pair;
-//! does not listen (`webhook::server` does) and does not talk to the cluster (`controller::certificate` does).
+//! The serving certificate: reads, checks, issues and replaces it.
+//!
+//! Owns PEM, expiry and the last valid pair. Knows nothing of listening (`webhook::server`) or of Secrets in the
+//! cluster (`controller::certificate`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,22 +24,27 @@ use tokio::sync::watch;
 
 pub mod clients;
 
-/// How soon changed files are served.
+/// Interval at which the files are read; a change is served after at most this time.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long an issued certificate is valid, in days. A third of that before its end it is replaced.
+/// Validity of an issued certificate, in days. It is replaced when a third of that time is left.
 pub const VALID_DAYS: i32 = 90;
 
-/// A certificate chain with its key, read and checked to belong together.
+/// A certificate chain and its private key, which are known to match.
 #[derive(Debug)]
 pub struct Pair {
     key: Arc<CertifiedKey>,
-    /// When the first certificate of the chain ends.
+    /// Expiry of the first certificate of the chain.
     pub not_after: Timestamp,
 }
 
 impl Pair {
-    /// Reads PEM. Refuses a key that is not the certificate's.
+    /// Reads a certificate chain and its key from PEM.
+    ///
+    /// # Errors
+    ///
+    /// If either is not PEM, the chain is empty or cannot be parsed, the key cannot sign, or it does not belong to the
+    /// first certificate of the chain.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> anyhow::Result<Pair> {
         let chain: Vec<CertificateDer<'static>> =
             CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().context("the certificate is not PEM")?;
@@ -56,7 +63,7 @@ fn not_after(certificate: &CertificateDer<'_>) -> anyhow::Result<Timestamp> {
     Ok(Timestamp::from_second(parsed.validity().not_after.timestamp())?)
 }
 
-/// The pair that new connections are served with.
+/// The pair that the server presents on new connections.
 #[derive(Debug)]
 pub struct CertificateStore {
     current: ArcSwapOption<Pair>,
@@ -70,7 +77,7 @@ impl Default for CertificateStore {
 }
 
 impl CertificateStore {
-    /// Serves this pair from now on.
+    /// Replaces the current pair unconditionally.
     pub fn set(&self, pair: Pair) {
         if pair.not_after <= Timestamp::now() {
             tracing::error!(not_after = %pair.not_after, "the serving certificate has ended: clients will refuse it");
@@ -81,8 +88,11 @@ impl CertificateStore {
         self.changed.send_replace(());
     }
 
-    /// Serves this pair in place of the current one, unless it has ended and the current one has not. Where there is none,
-    /// one that has ended is served too: clients then say what is wrong, and so does the metric.
+    /// Replaces the current pair, unless `pair` has expired and the current one has not. `origin` names its source in
+    /// the log.
+    ///
+    /// If there is no current pair, an expired one is served too: the errors of clients and the metric then name the
+    /// cause.
     pub fn offer(&self, pair: Pair, origin: &str) {
         let now = Timestamp::now();
         let current = self.current.load();
@@ -96,12 +106,12 @@ impl CertificateStore {
         self.set(pair);
     }
 
-    /// When the certificate that is served ends; `None` before there is one.
+    /// Expiry of the certificate that is served; `None` until one is loaded.
     pub fn not_after(&self) -> Option<Timestamp> {
         self.current.load().as_ref().map(|pair| pair.not_after)
     }
 
-    /// Waits until there is a certificate.
+    /// Waits until a certificate is loaded.
     pub async fn ready(&self) {
         let mut changed = self.changed.subscribe();
         while self.current.load().is_none() {
@@ -109,7 +119,8 @@ impl CertificateStore {
         }
     }
 
-    /// Follows `tls.crt` and `tls.key` of a directory. What cannot be read leaves the last good pair in place.
+    /// Follows `tls.crt` and `tls.key` in a directory, for ever. Files that cannot be used leave the last valid pair in
+    /// place.
     pub async fn follow(&self, directory: PathBuf) {
         let (mut seen, mut complained) = (None, None);
         let mut ticks = tokio::time::interval(POLL);
@@ -123,12 +134,13 @@ impl CertificateStore {
                     complained = None;
                     match Pair::from_pem(&files.0, &files.1) {
                         Ok(pair) => self.offer(pair, &directory.display().to_string()),
-                        // A rotation may be half done; the other half is a change of its own.
+                        // A rotation may have replaced only one of the files so far. Replacing the other one is a
+                        // change too, and is read then.
                         Err(error) => tracing::error!("{}: {error:#}; the last good pair stays", directory.display()),
                     }
                     seen = Some(files);
                 }
-                // Said once, not every second.
+                // Logged once, not at every poll.
                 Err(error) if complained.as_ref() != Some(&error.to_string()) => {
                     match self.not_after() {
                         Some(_) => tracing::error!("{error:#}; the last good pair stays"),
@@ -156,21 +168,27 @@ fn read(directory: &Path) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     Ok((file("tls.crt")?, file("tls.key")?))
 }
 
-/// A certificate as issued, in PEM. The key of the CA is gone: a new certificate comes with a new CA.
+/// An issued certificate with its key and CA, in PEM.
+///
+/// The key of the CA is not kept, so every new certificate comes with a new CA.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The CA that clients have to trust.
+    /// Certificate of the CA, which clients have to trust.
     pub ca: String,
-    /// The serving certificate.
+    /// Serving certificate.
     pub certificate: String,
-    /// Its key.
+    /// Private key of the serving certificate.
     pub key: String,
 }
 
-/// Issues a serving certificate for these names.
+/// Issues a serving certificate for these DNS names and IP addresses, signed by a new CA.
+///
+/// # Errors
+///
+/// If a name is not valid in a certificate, or a key or signature cannot be made.
 pub fn issue(names: &[String], now: Timestamp) -> anyhow::Result<Issued> {
     let today = now.to_zoned(TimeZone::UTC).date();
-    // A day early: the clocks of API server and webhook need not agree.
+    // Valid from a day ago, because the clocks of the API server and of this server may differ.
     let from = today.checked_sub(Span::new().days(1))?;
     let until = today.checked_add(Span::new().days(VALID_DAYS))?;
     let day = |date: jiff::civil::Date| -> anyhow::Result<_> {
@@ -197,7 +215,11 @@ pub fn issue(names: &[String], now: Timestamp) -> anyhow::Result<Issued> {
     Ok(Issued { ca: ca_certificate.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// Checks that the first CA of a bundle vouches for a pair, now and for these names.
+/// Checks that the first CA of a bundle signed a pair, and that the pair is valid at `now` for all `names`.
+///
+/// # Errors
+///
+/// If the bundle holds no CA in PEM, the chain does not verify at `now`, or the certificate lacks one of the names.
 pub fn verify(pair: &Pair, bundle: &str, names: &[String], now: Timestamp) -> anyhow::Result<()> {
     let ca = CertificateDer::from_pem_slice(bundle.as_bytes()).context("ca.crt is not PEM")?;
     let mut roots = RootCertStore::empty();
@@ -216,18 +238,22 @@ pub fn verify(pair: &Pair, bundle: &str, names: &[String], now: Timestamp) -> an
     Ok(())
 }
 
-/// Whether a certificate that ends then should be replaced now.
+/// Whether a certificate that expires at `not_after` should be replaced at `now`.
 pub fn is_due(not_after: Timestamp, now: Timestamp) -> bool {
     let left = not_after.duration_since(now);
     left < jiff::SignedDuration::from_hours(i64::from(VALID_DAYS) * 24 / 3)
 }
 
-/// Creates `tls.crt`, `tls.key` and `ca.crt` in a directory, where the first two are missing.
+/// Creates `tls.crt`, `tls.key` and `ca.crt` in a directory if the first two are missing.
+///
+/// # Errors
+///
+/// If only one of the first two files exists, the certificate cannot be issued, or a file cannot be written.
 pub fn self_sign(directory: &Path, names: &[String], now: Timestamp) -> anyhow::Result<()> {
     match ["tls.crt", "tls.key"].map(|name| directory.join(name).exists()) {
         [true, true] => return Ok(()),
         [false, false] => {}
-        // Half a pair may be somebody's only copy of a key.
+        // The one file may be the only copy of a key, so it is not overwritten.
         _ => anyhow::bail!("{}: only one of tls.crt and tls.key is there; move it away first", directory.display()),
     }
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
@@ -240,7 +266,7 @@ pub fn self_sign(directory: &Path, names: &[String], now: Timestamp) -> anyhow::
     Ok(())
 }
 
-/// A file that its owner alone may read, the key above all.
+/// Writes a file that only its owner may read, because one of the files is the key.
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;

@@ -1,5 +1,6 @@
-//! A small API server that serves one cluster: LIST in pages, WATCH with bookmarks, nothing else. Objects are written from
-//! templates as they are asked for, so that the stub itself stays small beside what it measures.
+//! A stub API server for one cluster: LIST in pages and WATCH with bookmarks, nothing else.
+//!
+//! It writes objects from templates on request, so that its own memory stays small compared with what is measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,33 +9,33 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::picture;
+use super::snapshot;
 
-/// What the stub serves.
+/// Size of the cluster that the stub serves.
 #[derive(Clone, Debug)]
-pub struct Cluster {
-    /// Nodes, with 8 GPUs of 4 replicas each.
+pub(crate) struct Cluster {
+    /// Number of nodes, with 8 GPUs of 4 replicas each.
     pub nodes: usize,
-    /// Pods of all kinds, spread over the nodes.
+    /// Number of all pods, which are spread over the nodes.
     pub pods: usize,
-    /// How many of the pods request a GPU and VRAM.
+    /// Number of pods that request a GPU and VRAM.
     pub gpu_pods: usize,
     /// Whether each node has a `GpuLedger` with a reservation for each of its GPU pods.
     pub ledgers: bool,
-    /// Bytes of padding in each pod, beyond a usual one.
+    /// Bytes that each pod is larger than a usual one.
     pub padding: usize,
 }
 
 const GPUS: usize = 8;
 const NAMESPACES: usize = 200;
-/// A page where the client asks for none, as large as everything.
+/// Page size if the client sets no limit: all objects.
 const UNPAGED: usize = usize::MAX;
-/// Bytes gathered before they are written.
+/// Bytes that are buffered before a write.
 const CHUNK: usize = 64 << 10;
-/// Between two bookmarks, as an API server sends them.
+/// Time between two bookmarks.
 const BOOKMARK: Duration = Duration::from_secs(20);
 
-/// Objects of one kind: how many there are, and each as JSON.
+/// All objects of one kind: their number, and a function that writes each as JSON.
 struct Kind {
     list: &'static str,
     version: &'static str,
@@ -42,11 +43,11 @@ struct Kind {
     write: Box<WriteObject>,
 }
 
-/// Appends the object of that number.
+/// Appends the object with this number.
 type WriteObject = dyn Fn(usize, &mut String) + Send + Sync;
 
-/// Serves until the process ends.
-pub fn serve(cluster: Cluster) -> SocketAddr {
+/// Starts the stub, which serves until the process ends.
+pub(crate) fn serve(cluster: Cluster) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("bound");
     let kinds = Arc::new([
@@ -63,7 +64,7 @@ pub fn serve(cluster: Cluster) -> SocketAddr {
     address
 }
 
-/// The template, cut where the marks are.
+/// A template, split at its marks.
 struct Template(Vec<String>);
 
 impl Template {
@@ -84,14 +85,14 @@ fn node_name(number: usize) -> String {
 }
 
 fn uid(number: usize) -> String {
-    // As random as a real one is, so that no order of uids helps.
+    // As random as a real uid, so that no sorted structure profits from their order.
     let mixed = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     format!("{:08x}-0000-4000-8000-{number:012x}", mixed >> 32)
 }
 
 fn pods(cluster: &Cluster) -> Kind {
-    // In the order of the JSON's keys: metadata.name, namespace, uid, then spec.nodeName.
-    let mut pod = picture::created();
+    // Marks in the order of the JSON's keys: metadata.name, namespace, uid, then spec.nodeName.
+    let mut pod = snapshot::created();
     pod["metadata"]["name"] = json!("@@");
     pod["metadata"]["namespace"] = json!("@@");
     pod["metadata"]["uid"] = json!("@@");
@@ -134,15 +135,15 @@ fn namespace(number: usize) -> String {
     format!("team-{:03}", number % NAMESPACES)
 }
 
-/// Spreads so many over all.
+/// Whether pod `number` requests a GPU. Spreads `gpu_pods` evenly over all pods.
 fn is_gpu(number: usize, pods: usize, gpu_pods: usize) -> bool {
     number * gpu_pods / pods != (number + 1) * gpu_pods / pods
 }
 
 fn nodes(cluster: &Cluster) -> Kind {
-    let mut node = picture::node_of("@@", GPUS);
+    let mut node = snapshot::node_of("@@", GPUS);
     let labels = node["metadata"]["labels"].as_object_mut().expect("labels");
-    // What kubelet, cloud and GPU Feature Discovery write.
+    // Labels that the kubelet, the cloud and GPU Feature Discovery write.
     for (key, value) in [
         ("beta.kubernetes.io/arch", "amd64"),
         ("beta.kubernetes.io/instance-type", "a3-highgpu-8g"),
@@ -189,7 +190,7 @@ fn nodes(cluster: &Cluster) -> Kind {
     node["status"]["images"] = (0..50)
         .map(|n| json!({ "names": [format!("registry.example/image-{n}@sha256:{}", "0".repeat(64))], "sizeBytes": 1 }))
         .collect();
-    // Keys are sorted: the hostname label comes first, then the name, then the uid.
+    // The keys are sorted: the hostname label comes first, then the name, then the uid.
     let template = Template::of(&node, "@@");
     let write = move |number: usize, text: &mut String| {
         let name = node_name(number);
@@ -202,7 +203,7 @@ fn ledgers(cluster: &Cluster) -> Kind {
     let Cluster { nodes, pods, gpu_pods, ledgers, .. } = *cluster;
     let write = move |node: usize, text: &mut String| {
         let here = (node..pods).step_by(nodes).filter(|number| is_gpu(*number, pods, gpu_pods));
-        let mut ledger = picture::ledger(&node_name(node), GPUS, std::iter::empty());
+        let mut ledger = snapshot::ledger(&node_name(node), GPUS, std::iter::empty());
         ledger["metadata"]["uid"] = json!(uid(node));
         ledger["spec"]["reservations"] = here
             .enumerate()
@@ -273,7 +274,7 @@ fn list(out: &mut Chunked<'_>, kind: &Kind, from: usize, to: usize) -> std::io::
     out.stream.write_all(b"0\r\n\r\n")
 }
 
-/// Nothing ever happens; bookmarks say so.
+/// A watch without events, which only sends bookmarks.
 fn watch(out: &mut Chunked<'_>, kind: &Kind) -> std::io::Result<()> {
     let (list, version) = (kind.list.trim_end_matches("List"), kind.version);
     loop {

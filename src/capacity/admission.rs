@@ -1,83 +1,88 @@
-//! One pod against policy and cluster: what `/mutate/pods` changes and how `/validate/pods` answers. Owns the order of the
-//! decisions; the pieces are the other modules of this tier, the sentences are [`super::verdict`]'s.
+//! The review of one pod: what `/mutate/pods` changes and how `/validate/pods` answers. Owns the order of the
+//! decisions; their parts are in other modules of this tier, the messages in [`super::verdict`].
 //!
-//! Nothing is reserved here: reviews race, are dry-run, or are refused later by somebody else.
+//! A review reserves nothing: it may race with others, be a dry run, or be followed by another webhook's refusal.
 
-use super::cluster::{Cluster, Outlook};
-use super::declaration::{self, Fallback, Names, Refused};
-use super::demand::{self, Basis, Demand};
-use super::environment::{self, Injection};
-use super::gpu::Resource;
-use super::makeup::Makeup;
-use super::placement::{Affinity, NodeNeeds, Placement};
-use super::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
-use super::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
-use super::verdict::{Advice, NeverFits, Shortfall, Verdict, Violation};
-use super::vram::Vram;
+use std::collections::BTreeMap;
+
+use crate::capacity::admission::declaration::{Fallback, Names, Refused};
+use crate::capacity::admission::environment::Injection;
+use crate::capacity::admission::makeup::Makeup;
+use crate::capacity::cluster::{Cluster, Outlook};
+use crate::capacity::gpu::Resource;
+use crate::capacity::pod::demand::{self, Basis, Demand};
+use crate::capacity::pod::placement::{Affinity, NodeNeeds};
+use crate::capacity::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
+use crate::capacity::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
+use crate::capacity::verdict::{Advice, MAX_FINDINGS, NeverFits, Shortfall, Verdict, Violation};
+use crate::capacity::vram::Vram;
 use crate::keys;
 
+pub mod account;
+pub mod declaration;
+pub mod environment;
+pub mod makeup;
+mod reassessment;
 mod undeclared;
 
-use self::undeclared::Slots;
+pub use self::reassessment::{Reassessment, reassess, refused_if_created};
+use self::undeclared::Lookups;
 
-/// What is known of a pod under a policy, before it is asked which webhook wants to know.
+/// What is known of a pod under a policy, for both webhooks.
 #[derive(Debug)]
 pub struct Assessment<'a> {
     pod: &'a Pod,
     policy: &'a Policy,
     cluster: &'a Cluster,
-    /// For each container: what it demands; `None` where it requests no shared GPU, demands nothing of its own, or its
-    /// declaration is refused.
+    /// The demand of each container; `None` if it requests no shared GPU or several whole ones without a declaration,
+    /// or if its declaration is refused.
     demands: Vec<Option<Demand>>,
     injections: Vec<Injection>,
     violations: Vec<Violation>,
     advice: Vec<Advice>,
-    slots: Slots,
+    lookups: Lookups,
 }
 
 /// What `/mutate/pods` changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Annotations to take off.
+    /// Annotations to remove.
     pub strip: Vec<String>,
-    /// By container, in the pod's order.
+    /// The changes of each container, in the pod's order.
     pub containers: Vec<ContainerChange>,
-    /// What its required node affinity has to become; `None` where it is as it should be.
+    /// The new required node affinity; `None` if it needs no change.
     pub affinity: Option<Affinity>,
-    /// Whether its nodeSelector names our label, which has to go.
+    /// Whether to remove the label `vramguard.dev/pod-max-mib` from its nodeSelector.
     pub unselect: bool,
-    /// What its author is told.
+    /// Warnings for its author; at most [`MAX_FINDINGS`].
     pub advice: Vec<Advice>,
 }
 
-/// What changes in one container.
+/// What `/mutate/pods` changes in one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerChange {
-    /// The request for `vramguard.dev/vram` to set.
+    /// The request for `vramguard.dev/vram` to set, in MiB; `None` to set none.
     pub request: Option<Vram>,
-    /// To take out of its environment, each entry of that name.
+    /// Name of the variable to remove, in all its entries.
     pub remove_env: Option<&'static str>,
-    /// To put in front of its environment.
+    /// Variables to insert before its own.
     pub env: Vec<environment::Variable>,
 }
 
-/// How `/validate/pods` sees a pod.
+/// What `/validate/pods` finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// The namespace's mode, which decides what a violation does.
+    /// The policy mode of the namespace, which decides what a violation does.
     pub mode: Mode,
-    /// What the pod demands in all, as Kubernetes counts; `None` where it is not guarded or not readable.
+    /// The pod's demand as Kubernetes counts it, in MiB; `None` if no container has one or one is refused.
     pub demand: Option<Vram>,
-    /// What breaks policy.
+    /// What breaks policy; at most [`MAX_FINDINGS`].
     pub violations: Vec<Violation>,
-    /// What else there is to say.
+    /// Other warnings; at most [`MAX_FINDINGS`].
     pub advice: Vec<Advice>,
 }
 
-/// Violations, and pieces of advice, in one answer.
-pub const MAX_SAID: usize = 16;
-
-/// Looks at a pod under the policy of its namespace.
+/// Assesses a pod under the policy of its namespace.
 pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Assessment<'a> {
     let mut assessment = Assessment {
         pod,
@@ -87,54 +92,38 @@ pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Ass
         injections: Vec::new(),
         violations: Vec::new(),
         advice: Vec::new(),
-        slots: Slots::default(),
+        lookups: Lookups::default(),
     };
     assessment.demand();
     assessment.unaccounted();
     assessment.environment();
     let unknown =
-        pod.unknown_annotations.iter().take(MAX_SAID).map(|key| Advice::UnknownAnnotation { key: key.clone() });
+        pod.unknown_annotations.iter().take(MAX_FINDINGS).map(|key| Advice::UnknownAnnotation { key: key.clone() });
     assessment.advice.extend(unknown);
     assessment
 }
 
-/// Answers `/validate/pods`: under the policy in force, or the one before it where only the request for VRAM tells the
-/// two apart, because the pod was mutated a moment before the policy changed.
-pub fn judge(pod: &Pod, current: &Policy, previous: Option<&Policy>, cluster: &Cluster) -> Judgement {
+/// Answers `/validate/pods` under the current policy, or under an earlier one if the pod was mutated before a change.
+/// An earlier one counts if it finds no violation, and the current one only mismatches of VRAM request or environment.
+pub fn judge(pod: &Pod, current: &Policy, earlier: &[&Policy], cluster: &Cluster) -> Judgement {
     let now = assess(pod, current, cluster).judge();
     let mismatch = |violation: &Violation| {
         matches!(violation, Violation::RequestMismatch { .. } | Violation::EnvironmentConflict { .. })
     };
-    // A policy that did not inject has nothing to say on what should have been injected.
-    let previous = previous.filter(|policy| matches!(policy.mode, Mode::Enforce | Mode::Warn));
     if now.violations.is_empty() || !now.violations.iter().all(mismatch) {
         return now;
     }
-    match previous.map(|policy| assess(pod, policy, cluster).judge()) {
-        Some(before) if before.violations.is_empty() => Judgement { mode: now.mode, ..before },
-        _ => now,
+    // A policy in mode Audit or Off injected nothing, so the pod was not mutated under it.
+    let injecting = earlier.iter().filter(|policy| matches!(policy.mode, Mode::Enforce | Mode::Warn));
+    let mut judged = injecting.map(|policy| assess(pod, policy, cluster).judge());
+    match judged.find(|before| before.violations.is_empty()) {
+        Some(before) => Judgement { mode: now.mode, ..before },
+        None => now,
     }
-}
-
-/// What would keep a pod that runs from being created again, for instance when its node is replaced: what breaks policy and is
-/// not put right by `/mutate/pods`. Empty where the mode refuses nothing.
-pub fn refused_if_created(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Vec<Violation> {
-    if policy.mode != Mode::Enforce || pod.origin == Origin::Mirror {
-        return Vec::new();
-    }
-    // Its node was chosen by a scheduler.
-    let placement = Placement { node_name: None, ..pod.placement.clone() };
-    let pod = Pod { placement, ..pod.clone() };
-    let mut assessment = assess(&pod, policy, cluster);
-    let taken_out = |violation: &Violation| matches!(violation, Violation::EnvironmentConflict { conflict, .. } if conflict.ours.is_none());
-    let denies = assessment.denies_conflicts();
-    assessment.violations.retain(|violation| denies || !taken_out(violation));
-    assessment.violations.truncate(MAX_SAID);
-    assessment.violations
 }
 
 impl Judgement {
-    /// What the mode makes of it.
+    /// The answer under the policy mode.
     pub fn verdict(self) -> Verdict {
         let Judgement { mode, violations, mut advice, .. } = self;
         match mode {
@@ -155,19 +144,19 @@ impl Assessment<'_> {
         self.pod.containers.iter().any(|container| self.guarded_gpu(container).is_some())
     }
 
-    /// What `/mutate/pods` changes. Nothing where the mode says so; a container whose declaration is refused is left as it
-    /// is, for `/validate/pods` to say why.
+    /// What `/mutate/pods` changes; nothing under mode Audit or Off. It does not change a container whose declaration
+    /// is refused, because `/validate/pods` then reports the cause.
     pub fn changes(self) -> Changes {
         if matches!(self.policy.mode, Mode::Audit | Mode::Off) || self.pod.origin == Origin::Mirror {
             return Changes::default();
         }
-        // A patch of a pod that was not read whole could name the wrong places.
+        // If a part of the pod was not read, a patch could address the wrong entries.
         if self.pod.excess.is_some() {
             return Changes::default();
         }
         let strip = self.pod.reserved_annotations.clone();
         let mut advice: Vec<Advice> =
-            strip.iter().take(MAX_SAID).map(|key| Advice::Stripped { key: key.clone() }).collect();
+            strip.iter().take(MAX_FINDINGS).map(|key| Advice::Stripped { key: key.clone() }).collect();
         let placement = &self.pod.placement;
         let affinity = if self.is_guarded() { placement.affinity_for(&self.node_needs()) } else { None };
         let unselect = self.is_guarded() && placement.selects_our_label();
@@ -180,7 +169,7 @@ impl Assessment<'_> {
             Some(Advice::RemovedEnvironment { container: container.name.clone(), conflict: chosen(injection)? })
         });
         advice.extend(removed);
-        advice.truncate(MAX_SAID);
+        advice.truncate(MAX_FINDINGS);
         let injections = self.injections.into_iter();
         let containers = self
             .pod
@@ -189,7 +178,7 @@ impl Assessment<'_> {
             .zip(self.demands)
             .zip(injections)
             .map(|((container, demand), injection)| ContainerChange {
-                // A user's own figure is left for validation to compare, never overwritten.
+                // A user's own request is never overwritten; validation compares it with the demand.
                 request: demand.filter(|_| container.vram_request == VramRequest::Absent).map(|demand| demand.total),
                 remove_env: chosen(&injection).map(|conflict| conflict.name),
                 env: injection.missing,
@@ -198,14 +187,14 @@ impl Assessment<'_> {
         Changes { strip, containers, affinity, unselect, advice }
     }
 
-    /// How `/validate/pods` sees the pod, which is the final object.
+    /// What `/validate/pods` finds in the pod, which is the final object.
     pub fn judge(mut self) -> Judgement {
         let mode = self.policy.mode;
         if self.pod.origin == Origin::Mirror || mode == Mode::Off {
             return Judgement { mode, demand: None, violations: Vec::new(), advice: Vec::new() };
         }
         if let Some(excess) = self.excess() {
-            // What else there is to say was concluded from a part of it.
+            // The other findings come from an incomplete pod, so they are dropped.
             return Judgement { mode, demand: None, violations: vec![Violation::TooMany(excess)], advice: Vec::new() };
         }
         let reserved = self.pod.reserved_annotations.iter();
@@ -214,7 +203,7 @@ impl Assessment<'_> {
             self.requests();
             let several: Vec<Violation> = self.several_replicas().collect();
             self.violations.extend(several);
-            // Where more of what was injected is missing, that is what is said.
+            // If other injected parts are missing too, only those are reported.
             let missing =
                 |v: &Violation| matches!(v, Violation::RequestMismatch { .. } | Violation::SharedReplicas { .. });
             if !self.violations.iter().any(missing) {
@@ -226,13 +215,13 @@ impl Assessment<'_> {
         if self.is_guarded() {
             self.landing(demand);
         }
-        // A pod can be wrong in ten thousand places; nobody reads more than a few.
-        self.violations.truncate(MAX_SAID);
-        self.advice.truncate(MAX_SAID);
+        // A pod can have thousands of violations, and users read only a few.
+        self.violations.truncate(MAX_FINDINGS);
+        self.advice.truncate(MAX_FINDINGS);
         Judgement { mode, demand, violations: self.violations, advice: self.advice }
     }
 
-    /// What of a pod was not read, where it may be one with a guarded GPU.
+    /// The part of the pod that was not read, if the pod has a guarded GPU or may have one.
     fn excess(&self) -> Option<Excess> {
         self.pod.excess.clone().filter(|excess| excess.hides_gpus || self.is_guarded())
     }
@@ -242,7 +231,7 @@ impl Assessment<'_> {
         container.gpus.iter().find(|(resource, _)| self.cluster.guards(resource))
     }
 
-    /// What all containers demand, as Kubernetes counts; `None` where none does or one of them is refused.
+    /// The pod's demand as Kubernetes counts it, in MiB; `None` if no container has one or one is refused.
     fn total(&self) -> Option<Vram> {
         let guarded = |container: &Container| self.guarded_gpu(container).is_some_and(|(_, count)| *count == 1);
         let complete = self.pod.containers.iter().zip(&self.demands).all(|(c, demand)| demand.is_some() || !guarded(c));
@@ -281,7 +270,7 @@ impl Assessment<'_> {
             let key = if only { keys::VRAM.to_owned() } else { format!("{}{}", keys::VRAM_OF, container.name) };
             self.demands[index] = match declared {
                 Err(Refused) => None,
-                // A demand of nothing (a default of 0 without overhead) would fit everywhere, any number of times.
+                // A demand of zero (a default of 0 without overhead) would fit every node any number of times.
                 Ok(Some(declared)) if !declared.is_zero() || !self.policy.per_process_overhead.is_zero() => {
                     self.declared(container, declared, processes)
                 }
@@ -290,16 +279,16 @@ impl Assessment<'_> {
         }
     }
 
-    /// What a declaration means on GPUs that are not guarded. Where each goes to one container it is harmless: said, not
-    /// refused. Where nobody says how they are shared nothing accounts for it, and policy decides.
-    fn unguarded_instead(&self, violation: &Violation) -> Option<Result<Advice, Violation>> {
+    /// The finding for a declaration on GPUs that are not guarded. It is a warning if each GPU goes to one container.
+    /// If nothing accounts for the GPUs, the policy decides between a warning and a violation.
+    fn unguarded_instead(&mut self, violation: &Violation) -> Option<Result<Advice, Violation>> {
         let Violation::WithoutGpu { key, container } = violation else {
             return None;
         };
         let named = |c: &&Container| container.as_ref().is_none_or(|name| *name == c.name);
         let (resource, _) = self.pod.containers.iter().filter(named).find_map(|container| container.gpus.first())?;
         let (key, resource) = (key.clone(), resource.clone());
-        Some(match (self.cluster.unaccounted(&resource, &self.pod.placement), self.policy.on_unaccounted) {
+        Some(match (self.why_unaccounted(&resource), self.policy.on_unaccounted) {
             (None, _) => Ok(Advice::NotGuarded { key, resource }),
             (Some(why), OnUnaccounted::Warn) => Ok(Advice::Unaccounted { key, resource, why }),
             (Some(why), OnUnaccounted::Deny) => Err(Violation::Unaccounted { key, resource, why }),
@@ -324,24 +313,24 @@ impl Assessment<'_> {
     fn undeclared(&mut self, container: &Container, processes: u32, key: String) -> Option<Demand> {
         let (resource, count) = self.guarded_gpu(container).expect("only guarded containers are asked").clone();
         if count > 1 {
-            return None; // whole GPUs on a node that does not share: there is nothing to sum
+            return None; // whole GPUs on a node that does not share them need no sum
         }
         let (container, vram_request) = (container.name.clone(), container.vram_request.clone());
         if self.policy.required {
             self.violations.push(Violation::Undeclared { container, resource, key });
             return None;
         }
-        // To declare nothing is no way below the least that may be declared.
+        // A container must not get below `declaration.min` by declaring nothing.
         let least = self.policy.min.and_then(|min| Demand::declared(min, self.policy.per_process_overhead, processes));
         let least = least.map_or(Vram::ZERO, |least| least.total);
-        // What the pod was given a moment ago, if it is the slot of some node: nodes come and go between two reviews.
-        let given = match vram_request {
+        // Nodes come and go between two reviews, so a request that is the slot of any allowed node is kept.
+        let kept = match vram_request {
             VramRequest::Exactly(request) if request >= least && self.is_given(&resource, request, least) => {
                 Some(request)
             }
-            VramRequest::Absent | VramRequest::Exactly(_) | VramRequest::Odd { .. } => None,
+            VramRequest::Absent | VramRequest::Exactly(_) | VramRequest::Irregular { .. } => None,
         };
-        let slot = given.or_else(|| Some(self.slot(&resource)?.max(least)));
+        let slot = kept.or_else(|| Some(self.slot(&resource)?.max(least)));
         let Some(slot) = slot else {
             self.violations.push(Violation::SlotUnknown { container, resource });
             return None;
@@ -358,14 +347,14 @@ impl Assessment<'_> {
             if environment::shows_gpus_without_request(container) && !seen_anyway {
                 self.violations.push(Violation::VisibleDevices { container: container.name.clone() });
             }
-            // A container whose declaration is refused is not an injection without GPU.
+            // A container whose declaration is refused has no demand, but it does request a GPU.
             let refused = demand.is_none() && !container.gpus.is_empty();
             let injection = if guarded && !refused {
                 environment::of_container(container, demand.as_ref(), self.policy.visible_devices)
             } else {
                 Injection::default()
             };
-            // Also on a container whose GPU is not guarded: it could see those that are.
+            // A container whose GPU is not guarded could see guarded GPUs too.
             let chosen_gpus = environment::chosen_gpus(container).filter(|_| self.cluster.guards_any());
             let injection = Injection { chosen_gpus, ..injection };
             for conflict in injection.conflicts.iter().cloned() {
@@ -375,8 +364,8 @@ impl Assessment<'_> {
                     OnConflict::Warn => self.advice.push(Advice::KeptEnvironment { container, conflict }),
                 }
             }
-            // Found by `/validate/pods` it is one that was not taken out; under Audit nothing is, and what Enforce would take
-            // out is no violation.
+            // `/mutate/pods` removes such a choice, so `/validate/pods` finds one only if it was not removed. Audit
+            // removes nothing, so what Enforce would remove is no violation there.
             if let Some(conflict) = injection.chosen_gpus.clone().filter(|_| injects || self.denies_conflicts()) {
                 self.violations.push(Violation::EnvironmentConflict { container: container.name.clone(), conflict });
             }
@@ -388,20 +377,22 @@ impl Assessment<'_> {
         self.policy.on_conflict == OnConflict::Deny
     }
 
-    /// What the pod asks of its node's labels.
+    /// What the pod requires of the labels of its node.
     fn node_needs(&self) -> NodeNeeds {
         let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
-        NodeNeeds { avoid_shared, room_for: self.request() }
+        NodeNeeds { avoid_shared, pod_max_at_least: self.request() }
     }
 
-    /// Containers that ask for several replicas although the pod may land where those are one GPU.
+    /// A violation for each container with several replicas that may all be one GPU where the pod may land.
     fn several_replicas(&self) -> impl Iterator<Item = Violation> {
         let kept_off = self.kept_off_shared();
+        let mut unlabelled_of: BTreeMap<&Resource, Option<&str>> = BTreeMap::new();
         self.pod.containers.iter().filter_map(move |container| {
             let several = |(resource, count): &&(Resource, u64)| *count > 1 && self.cluster.guards(resource);
             let (resource, count) = container.gpus.iter().find(several)?;
-            // A node that shares without saying so in its label is not kept off by it.
-            let unlabelled = self.cluster.shares_unlabelled(resource, &self.pod.placement).map(str::to_owned);
+            // An affinity on the label does not exclude a node that shares its GPUs without that label.
+            let look = || self.cluster.shares_unlabelled(resource, &self.pod.placement);
+            let unlabelled = unlabelled_of.entry(resource).or_insert_with(look).map(str::to_owned);
             (!kept_off || unlabelled.is_some()).then(|| Violation::SharedReplicas {
                 container: container.name.clone(),
                 resource: resource.clone(),
@@ -411,14 +402,14 @@ impl Assessment<'_> {
         })
     }
 
-    /// Whether the pod requires nodes whose label does not say that they share.
+    /// Whether the pod's nodeSelector or affinity excludes all nodes whose label names a way of sharing.
     fn kept_off_shared(&self) -> bool {
         let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
         self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared)
     }
 
-    /// What a guarded pod requests once it is mutated; `None` where that is nothing. Its request and not its demand, which may
-    /// differ where the mode only warns: that is what is accounted for.
+    /// What a guarded pod requests once it is mutated, in MiB; `None` if that is zero. Nodes account for the request,
+    /// which may differ from the demand under mode Warn.
     fn request(&self) -> Option<Vram> {
         let of_container = |(container, demand): (&Container, &Option<Demand>)| {
             let request = match &container.vram_request {
@@ -431,18 +422,18 @@ impl Assessment<'_> {
         (self.is_guarded() && !request.is_zero()).then_some(request)
     }
 
-    /// The final request of each container is its demand.
+    /// Adds a violation for each container whose final request differs from its demand.
     fn requests(&mut self) {
         for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
             let text = match &container.vram_request {
                 VramRequest::Absent => None,
                 VramRequest::Exactly(amount) => Some(amount.to_string()),
-                VramRequest::Odd { text, .. } => Some(text.clone()),
+                VramRequest::Irregular { text, .. } => Some(text.clone()),
             };
             let (demand, basis) = match demand {
                 Some(demand) if container.vram_request == VramRequest::Exactly(demand.total) => continue,
                 Some(demand) => (demand.total, self.basis(demand)),
-                // Refused already, for what its declaration says; or nothing asked, nothing requested.
+                // Its declaration is refused already, or it has neither a demand nor a request.
                 None if self.guarded_gpu(container).is_some() || text.is_none() => continue,
                 None => (Vram::ZERO, String::new()),
             };
@@ -454,20 +445,20 @@ impl Assessment<'_> {
     fn basis(&self, demand: &Demand) -> String {
         match (demand.basis, demand.declared) {
             (Basis::Declared, Some(declared)) => {
-                let overhead = demand.total.less(declared).room();
+                let overhead = demand.total.minus(declared).free();
                 format!("{declared} declared + {overhead} for its CUDA contexts")
             }
             (Basis::Slot | Basis::Declared, _) => "one slot".to_owned(),
         }
     }
 
-    /// Where a guarded pod with that demand may land, now or at all.
+    /// Adds the findings about nodes for a guarded pod: `spec.nodeName`, no room now, or no room ever.
     fn landing(&mut self, demand: Option<Vram>) {
         let pod = self.pod;
         if let Some(node) = &pod.placement.node_name {
             let resources = pod.containers.iter().filter_map(|container| self.guarded_gpu(container));
-            let room = resources.filter_map(|(resource, _)| self.cluster.room_on(node, resource)).min();
-            self.violations.push(Violation::NodeNameSet { node: node.clone(), demand, room });
+            let free = resources.filter_map(|(resource, _)| self.cluster.free_on(node, resource)).min();
+            self.violations.push(Violation::NodeNameSet { node: node.clone(), demand, free });
             return;
         }
         let Some((resource, _)) = pod.containers.iter().find_map(|container| self.guarded_gpu(container)) else {

@@ -1,53 +1,65 @@
-//! One binding against the rules and the ledger of its node. Owns what may be bound by whom and what is written on the way;
-//! where a pod finds its place is [`super::reservation`]'s, how the promise is kept the shells'.
+//! Decides one binding against the rules and the ledger of its node.
+//!
+//! Owns who may bind which pod, whether a binding needs a reservation, and which annotations the pod gets. [`assume`]
+//! owns the choice of the GPU and the new reservation, [`upkeep`] its later life. The shells read the API and write
+//! the result.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::gpu::{Accounting, Contents, Gpu, GpuId, Pool, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid};
-use super::moment::Moment;
-use super::pod::{Container, Pod, PodName};
-use super::reservation::Reservations;
-use super::verdict::{Refusal, Unplaced};
-use super::vram::Vram;
+use crate::capacity::gpu::{Contents, Gpu, GpuId, Pool, Rules};
+use crate::capacity::name::PodUid;
+use crate::capacity::node::holder::Holder;
+use crate::capacity::node::ledger::NodeLedger;
+use crate::capacity::node::reservation::Reservations;
+use crate::capacity::pod::{Container, Pod, PodName};
+use crate::capacity::time::Moment;
+use crate::capacity::verdict::{Refusal, Unplaced};
+use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// What a scheduler wants.
+pub mod assume;
+pub mod upkeep;
+
+/// A scheduler's request to bind a pod to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The pod, by name.
+    /// Namespace and name of the pod.
     pub pod: PodName,
-    /// The pod, if the Binding says which one of that name.
+    /// UID of the pod; `None` if the Binding carries none.
     pub uid: Option<PodUid>,
-    /// Where it should go.
+    /// Name of the target node.
     pub node: String,
-    /// Annotations that it would put on the pod and that only vramguard sets.
+    /// Keys of the annotations in the Binding that only vramguard may set.
     pub reserved_annotations: Vec<String>,
-    /// Who binds.
+    /// User name of the client that creates the Binding.
     pub binder: String,
 }
 
-/// What there is to do about a binding.
+/// What the binding guard must do before it allows a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Nothing: its pod requests no VRAM, and is counted when it is seen bound.
+    /// Nothing: the pod requests no VRAM, and it counts once it is seen bound.
     None,
-    /// Say on the pod which GPU it gets: kube-scheduler's own sum holds on that node.
+    /// Annotate the pod with its GPU. No reservation is needed, because kube-scheduler's own sum holds on that node.
     Annotate,
-    /// Promise it a place first.
+    /// Reserve a place for the pod in the node's ledger first.
     Reserve,
 }
 
-/// What an allowed binding brings.
+/// What an allowed binding brings with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// Annotations that the pod gets with its node.
+    /// Annotations that the pod gets together with its node.
     pub annotations: BTreeMap<String, String>,
-    /// What has to be written before the binding may be allowed; `None` where nothing has to be.
+    /// Reservations to write before the binding may be allowed; `None` if nothing has to be written.
     pub write: Option<Reservations>,
 }
 
-/// The rules that need no look at the pod.
+/// Applies the rules that need only the Binding and not the pod.
+///
+/// # Errors
+///
+/// Fails if the Binding sets an annotation that only vramguard may set.
 pub fn screen(binding: &Binding) -> Result<(), Refusal> {
     match binding.reserved_annotations.first() {
         Some(key) => Err(Refusal::ReservedAnnotation { key: key.clone() }),
@@ -55,16 +67,26 @@ pub fn screen(binding: &Binding) -> Result<(), Refusal> {
     }
 }
 
-/// Other nodes on which a pod may be promised a place at the same time. A scheduler that gets no answer moves on to the next
-/// node, and each promise stands until it is old; without an end to that one pod could hold a place on every node.
-pub const MAX_PLACES: usize = 4;
+/// Maximum number of nodes on which one pod may have a reservation at the same time.
+///
+/// A scheduler that gets no answer tries the next node, and each reservation stays until it expires. Without a bound,
+/// one pod could hold a place on every node.
+pub const MAX_RESERVED_NODES: usize = 4;
 
-/// Whether a pod that is promised a place on so many other nodes gets none on one more.
-pub fn is_promised_enough(places: usize) -> bool {
-    places >= MAX_PLACES
+/// Returns whether a pod with reservations on `places` other nodes must not get one more.
+pub fn has_enough_reservations(places: usize) -> bool {
+    places >= MAX_RESERVED_NODES
 }
 
-/// The rules on a guarded pod, as it was read from the API. `places` are the other nodes on which it is promised one.
+/// Applies the rules for a guarded pod, as the pod was read from the API.
+///
+/// `uid` is the UID of that pod. `binders` are the users who may bind guarded pods. `places` is the number of other
+/// nodes on which the pod has a reservation.
+///
+/// # Errors
+///
+/// Fails if the binder is not one of `binders`, if the Binding names another UID, if the pod already has a node, or if
+/// it has reservations on too many other nodes.
 pub fn judge(
     binding: &Binding,
     uid: &PodUid,
@@ -82,15 +104,21 @@ pub fn judge(
     if let Some(node) = &pod.placement.node_name {
         return Err(Refusal::Bound { node: node.clone() });
     }
-    if is_promised_enough(places) {
-        return Err(Refusal::TooManyPlaces { places });
+    if has_enough_reservations(places) {
+        return Err(Refusal::Unplaced { node: binding.node.clone(), why: Unplaced::TooManyPlaces { places } });
     }
     Ok(())
 }
 
 impl NodeLedger {
-    /// What a pod that [`judge`] let pass gets on this node, or why it has no place there. `holder` as it will be when bound;
-    /// `pools` as [`NodeLedger::reported`] gives them.
+    /// Decides what a pod that [`judge`] accepted gets on this node.
+    ///
+    /// `holder` is the pod as it will count once it is bound. `pools` are the pools that [`NodeLedger::reported`]
+    /// returns.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the pod needs a reservation and the node has no place for it. The error is the reason.
     pub fn grant(
         &self,
         uid: &PodUid,
@@ -102,7 +130,7 @@ impl NodeLedger {
     ) -> Result<Grant, Unplaced> {
         let (gpu, write) = match task(holder, pools, rules) {
             Task::None => return Ok(Grant::default()),
-            Task::Annotate => (only_gpu(holder, pools), None),
+            Task::Annotate => (holder.only_gpu(pools), None),
             Task::Reserve => {
                 let assumed = self.assume(uid, holder, pools, rules, now)?;
                 (assumed.gpu, assumed.write)
@@ -112,46 +140,29 @@ impl NodeLedger {
     }
 }
 
-/// What there is to do for a pod that would hold `holder` on a node with these pools.
+/// Returns what a binding needs if its pod would count as `holder` on a node with these pools.
 pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
     if holder.request.is_none() {
         return Task::None;
     }
     let taken: Vec<&Pool> = pools.iter().filter(|pool| holder.takes(&pool.resource).is_some()).collect();
-    let nameless = holder.is_pinned() && only_gpu(holder, pools).is_none();
+    let nameless = holder.is_pinned() && holder.only_gpu(pools).is_none();
     match taken.as_slice() {
-        [pool] if !needs_reservations(pool, rules) && !nameless => Task::Annotate,
-        // Also where there is no place for it: refused with the reason, by the same path.
+        [pool] if !pool.needs_reservations(rules) && !nameless => Task::Annotate,
+        // This includes a pod without a place on the node: the attempt to reserve one refuses it with the reason.
         _ => Task::Reserve,
     }
 }
 
-/// Whether kube-scheduler's sum over the node does not keep the GPUs of a pool from being overcommitted.
-pub fn needs_reservations(pool: &Pool, rules: &Rules) -> bool {
-    match pool.accounting() {
-        Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
-        Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
-        Accounting::Exclusive => false,
-    }
-}
-
-/// The GPU behind the resource that a pod takes, where there is no other. A position says nothing on a node with several
-/// pools: each counts its own GPUs from zero.
-pub fn only_gpu(holder: &Holder, pools: &[Pool]) -> Option<GpuId> {
-    let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
-    match pool.contents.as_ref().ok()?.gpus.as_slice() {
-        [only] if pools.len() == 1 || matches!(only.id, GpuId::Uuid(_)) => Some(only.id.clone()),
-        _ => None,
-    }
-}
-
-/// The annotations that a pod gets with its node: which GPU each container is on and how large that is, as far as both are
-/// known, and each container's share of it.
+/// Returns the annotations that a pod gets together with its node.
+///
+/// They name the GPU of each container, the size of that GPU, and the container's share of it, as far as these are
+/// known.
 pub fn annotations(pod: &Pod, holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::new();
     let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some());
     let Some(contents) = pool.and_then(|pool| pool.contents.as_ref().ok()) else { return annotations };
-    let total = seen_total(contents, gpu);
+    let total = reported_total(contents, gpu);
     if let Some(total) = total {
         annotations.insert(keys::GPU_TOTAL_MIB.to_owned(), total.mib().to_string());
     }
@@ -166,20 +177,22 @@ pub fn annotations(pod: &Pod, holder: &Holder, gpu: Option<&GpuId>, pools: &[Poo
     annotations
 }
 
-/// Whether a pod that is bound lacks annotations that could be given to it.
+/// Returns whether a bound pod lacks annotations whose values are known.
 pub fn lacks_annotations(holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -> bool {
     let pool = pools.iter().find(|pool| holder.takes(&pool.resource).is_some());
     let Some(contents) = pool.and_then(|pool| pool.contents.as_ref().ok()) else { return false };
     let unnamed = gpu.is_some() && holder.parts.iter().any(|part| part.gpu.is_none());
-    holder.request.is_some() && (unnamed || !holder.annotated && seen_total(contents, gpu).is_some())
+    holder.request.is_some() && (unnamed || !holder.annotated && reported_total(contents, gpu).is_some())
 }
 
-/// What CUDA reports as the total of the pod's GPU: the driver's own part is not in it, once the agent reports that part. Known
-/// also where the GPU is not, if all of them are alike.
-fn seen_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
-    let seen = |gpu: &Gpu| gpu.total.less(gpu.driver_reserved.unwrap_or(Vram::ZERO)).room();
+/// Returns what CUDA reports as the total of the pod's GPU.
+///
+/// The total excludes the driver's own part once the agent reports that part. If the GPU is not known, the total is
+/// known only if all GPUs of the pool have the same one.
+fn reported_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
+    let seen = |gpu: &Gpu| gpu.total.minus(gpu.driver_reserved.unwrap_or(Vram::ZERO)).free();
     match gpu {
-        Some(id) => contents.gpus.iter().find(|gpu| gpu.is(id)).map(seen),
+        Some(id) => contents.gpus.iter().find(|gpu| gpu.has_id(id)).map(seen),
         None => {
             let mut totals = contents.gpus.iter().map(seen);
             let first = totals.next()?;
@@ -188,7 +201,7 @@ fn seen_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
     }
 }
 
-/// What a container was told to keep to.
+/// The amount that a container's environment allows it to use.
 fn budget(container: &Container) -> Option<Vram> {
     let mib = container.env(keys::ENV_VRAM_MIB)?.value.as_ref()?.parse().ok()?;
     Vram::checked_from_mib(mib)

@@ -1,73 +1,89 @@
-//! All nodes together: which resources are guarded, how large slots and GPUs are, where the most room is. Owns the
-//! picture that reviews are answered from and keeps it in orders that make each answer a lookup; events fold into it one
-//! by one, in any order, any number of times.
+//! [`Cluster`]: a snapshot of all nodes. It answers which resources are guarded, how large slots and GPUs are, and
+//! which node has the most room. Owns this snapshot, from which reviews are answered, and rankings of the nodes that
+//! make each answer a lookup; one node's accounting is [`crate::capacity::node`]'s. Events update the snapshot one by
+//! one, in any order, and may repeat.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::gpu::{Pool, Resource, Rules};
-use super::ledger::{Holder, NodeLedger, PodUid, Standing};
-use super::moment::Moment;
-use super::name::Name;
-use super::placement::{Placement, Site};
-use super::sharing::Interner;
-use super::verdict::{BestNode, Shortfall};
-use super::vram::Vram;
+use crate::capacity::cluster::interner::Interner;
+use crate::capacity::gpu::{Pool, Resource, Rules};
+use crate::capacity::list::List;
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::holder::Holder;
+use crate::capacity::node::ledger::NodeLedger;
+use crate::capacity::node::usage::NodeUsage;
+use crate::capacity::pod::placement::{NodeProfile, Placement};
+use crate::capacity::time::Moment;
+use crate::capacity::verdict::{BestNode, Shortfall};
+use crate::capacity::vram::Vram;
 
-/// What is known of a node.
+/// Facts about a node that do not depend on its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Who may land on it.
-    pub site: Site,
-    /// Its GPUs: as labels say, or as accounted for where [`Cluster::node`] gives them.
+    /// Its labels and taints, which decide which pods may land on it.
+    pub profile: NodeProfile,
+    /// Its pools: from its labels, or as accounted for if [`Cluster::node`] returns them.
     pub pools: Vec<Pool>,
-    /// Whether its status carries a number of `vramguard.dev/vram`, which only vramguard writes.
+    /// Whether its status has an amount of `vramguard.dev/vram`, which only vramguard writes.
     pub advertises_vram: bool,
 }
 
-/// One node: its facts, if it has been seen, and who holds on it, which may be seen before it.
+/// One node: its facts, once the node is seen, and its holders, which may be seen before the node.
 #[derive(Debug, Default)]
 struct Node {
-    /// Its pools as labels say.
+    /// Its pools from its labels alone.
     labelled: Vec<Pool>,
-    /// With what the agent reports in their place.
+    /// Its facts, with the agent's report applied to the pools.
     facts: NodeFacts,
     ledger: NodeLedger,
-    standing: Option<Standing>,
-    /// As what is kept of its pods names it.
+    usage: Option<NodeUsage>,
+    /// Its name, shared in memory with the records of its pods.
     name: Name,
-    /// The lowest priority of the pods on it that request VRAM.
+    /// The lowest priority of the pods on it that request VRAM; `None` without such pods.
     lowest: Option<i32>,
 }
 
-/// By amount, then name: the first from the end is the best, and where it does not take the pod, the next one.
+/// A view of one node of a cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeView<'c> {
+    /// Its pools, labels and taints. The report of its agent is applied to the pools.
+    pub facts: &'c NodeFacts,
+    /// Its holders and reservations.
+    pub ledger: &'c NodeLedger,
+    /// Its held, free and published amounts.
+    pub usage: &'c NodeUsage,
+}
+
+/// Nodes ordered by amount, then by name. A search for the most room reads it from the end.
 type Ranking = BTreeSet<(Vram, String)>;
 
-/// The picture of the cluster.
+/// A snapshot of the cluster.
 #[derive(Debug)]
 pub struct Cluster {
     rules: Rules,
     guarded: Guarded,
     nodes: BTreeMap<String, Node>,
     node_of: BTreeMap<PodUid, Name>,
-    /// The nodes whose `GpuLedger` has a reservation for a pod, sorted: mostly one, so no set.
-    reserved_on: BTreeMap<PodUid, Box<[Name]>>,
+    /// The nodes whose `GpuLedger` has a reservation for each pod, sorted. It is one node in most cases, so a list and
+    /// not a set.
+    reserved_on: BTreeMap<PodUid, List<Name>>,
     interner: Interner,
-    /// Pods that ended lately, the second half since before `ended_since`.
+    /// Pods that ended recently: the first set since `ended_since`, the second in the period before.
     ended: [BTreeSet<PodUid>; 2],
     ended_since: Moment,
-    /// How many pods of each priority on nodes request VRAM beside each resource.
+    /// The number of pods on nodes that request VRAM, by GPU resource and priority.
     requested: BTreeMap<Resource, BTreeMap<i32, usize>>,
-    rooms: BTreeMap<Resource, Ranking>,
+    by_free: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
-    ceilings: BTreeMap<Resource, Ranking>,
+    max_demands: BTreeMap<Resource, Ranking>,
     changed: BTreeSet<String>,
     touched: BTreeSet<String>,
-    /// Whether no node is ranked, because the first lists are still being read.
-    held: bool,
+    /// Whether ranking is suspended because the initial lists are still being read.
+    ranking_deferred: bool,
 }
 
 impl Cluster {
-    /// An empty cluster.
+    /// An empty cluster. `always_guarded` are the resources that configuration guards.
     pub fn new(rules: Rules, always_guarded: BTreeSet<Resource>) -> Cluster {
         Cluster {
             rules,
@@ -79,16 +95,16 @@ impl Cluster {
             ended: Default::default(),
             ended_since: Moment::default(),
             requested: BTreeMap::new(),
-            rooms: BTreeMap::new(),
+            by_free: BTreeMap::new(),
             slots: BTreeMap::new(),
-            ceilings: BTreeMap::new(),
+            max_demands: BTreeMap::new(),
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
-            held: false,
+            ranking_deferred: false,
         }
     }
 
-    /// Other rules: every node stands elsewhere.
+    /// Replaces the rules and the resources that configuration guards, and computes the usage of every node again.
     pub fn set_rules(&mut self, rules: Rules, always_guarded: BTreeSet<Resource>) {
         if self.rules == rules && *self.guarded.always() == always_guarded {
             return;
@@ -104,27 +120,28 @@ impl Cluster {
         &self.rules
     }
 
-    /// A node was seen.
+    /// Records a node that was seen.
     pub fn apply_node(&mut self, name: &str, mut facts: NodeFacts) {
         if facts.pools.is_empty() && !self.nodes.contains_key(name) {
-            return; // without GPUs and without holders there is nothing to keep
+            return; // a node without GPUs and holders needs no record
         }
-        self.interner.site(&mut facts.site);
-        let is_new = self.node_mut(name).standing.is_none();
+        self.interner.profile(&mut facts.profile);
+        let is_new = self.node_mut(name).usage.is_none();
         let remembered = if is_new { self.guarded.remember(name, &facts) } else { BTreeSet::new() };
         let node = self.node_mut(name);
-        node.facts.site = facts.site;
+        node.facts.profile = facts.profile;
         let before = std::mem::replace(&mut node.labelled, facts.pools);
         let labelled_as_before = before == node.labelled;
         self.account(name, !labelled_as_before);
         self.rerank(&remembered);
     }
 
-    /// The pools of a node as they are accounted for, from its labels and its agent's report.
+    /// Computes the pools of a node from its labels and its agent's report. If they changed, or `changed` is set, the
+    /// node is ranked again.
     fn account(&mut self, name: &str, changed: bool) {
         let Some(node) = self.nodes.get(name) else { return };
         let pools = node.ledger.reported(&node.labelled);
-        let facts = NodeFacts { site: node.facts.site.clone(), pools, advertises_vram: false };
+        let facts = NodeFacts { profile: node.facts.profile.clone(), pools, advertises_vram: false };
         let unchanged = !changed && node.facts.pools == facts.pools;
         let other_guarded = self.guarded.note(name, &node.facts.pools, &facts);
         if unchanged {
@@ -133,8 +150,8 @@ impl Cluster {
         self.touched.insert(name.to_owned());
         self.unrank(name);
         let node = self.nodes.get_mut(name).expect("found above");
-        if node.facts.pools != facts.pools || node.standing.is_none() {
-            // Also where it stands as before: why it is not known may have changed.
+        if node.facts.pools != facts.pools || node.usage.is_none() {
+            // Reported even if the usage stays equal: the reason why the GPUs are unknown may be another one.
             self.changed.insert(name.to_owned());
         }
         node.facts = facts;
@@ -142,7 +159,7 @@ impl Cluster {
         self.rerank(&other_guarded);
     }
 
-    /// A node is gone. Its pods hold on to nothing, but are remembered until they are gone too.
+    /// Records that a node is gone. Its pods then hold nothing, but are remembered until they are gone too.
     pub fn delete_node(&mut self, name: &str) {
         self.apply_node(name, NodeFacts::default());
         self.forget_if_empty(name);
@@ -150,7 +167,8 @@ impl Cluster {
         self.touched.remove(name);
     }
 
-    /// A pod was seen on a node. One that ended does not come back: what says so is older than what said it ended.
+    /// Records a pod that was seen on a node. A pod that ended is ignored: such an event is older than the event that
+    /// ended it.
     pub fn apply_pod(&mut self, uid: &PodUid, node: &str, mut holder: Holder) {
         if self.has_ended(uid) {
             return;
@@ -160,14 +178,14 @@ impl Cluster {
         }
         let name = self.node_mut(node).name.clone();
         if self.node_of.insert(uid.clone(), name).is_none() {
-            self.depart_but(uid, Some(node));
+            self.void_reservations_except(uid, Some(node));
         }
         let entry = self.node_mut(node);
         if entry.ledger.holders().get(uid) == Some(&holder) {
             return;
         }
         self.interner.holder(&mut holder);
-        let promised = self.nodes.get(node).and_then(|node| node.ledger.shared()?.reservations.of(uid));
+        let promised = self.nodes.get(node).and_then(|node| node.ledger.content()?.reservations.of(uid));
         if let Some(promised) = promised.filter(|promised| promised.holder.name == holder.name) {
             holder.name = promised.holder.name.clone();
         }
@@ -180,11 +198,11 @@ impl Cluster {
         self.rank(node);
     }
 
-    /// A pod ended or is gone: it holds nothing, wherever it was promised a place.
+    /// Records that a pod ended or is gone. It holds nothing any more, and its reservations on all nodes are void.
     pub fn delete_pod(&mut self, uid: &PodUid) {
         self.ended[0].insert(uid.clone());
         self.leave(uid);
-        self.depart_but(uid, None);
+        self.void_reservations_except(uid, None);
     }
 
     fn leave(&mut self, uid: &PodUid) {
@@ -199,17 +217,18 @@ impl Cluster {
         self.forget_if_empty(&node);
     }
 
-    /// Nodes that stand elsewhere than when this was last asked.
+    /// Returns the nodes whose usage or pools changed since the last call.
     pub fn take_changed(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Nodes on which a pod or a reservation came, went or changed since this was last asked.
+    /// Returns the nodes of which an input changed since the last call: holders, reservations, pools, rules or guarded
+    /// resources.
     pub fn take_touched(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.touched)
     }
 
-    /// Whether a resource is guarded: a node shares it, configuration names it, or a node shared it until lately.
+    /// Whether a resource is guarded: a node shares it, configuration names it, or a node shared it until recently.
     pub fn guards(&self, resource: &Resource) -> bool {
         self.guarded.contains(resource)
     }
@@ -224,58 +243,75 @@ impl Cluster {
         self.guarded.all()
     }
 
-    /// A node that a pod may land on and that shares a resource without the label that says so, by which the pod could be kept
-    /// off it.
+    /// The first node that the pod may land on and that shares the resource without stating so by label. The label is
+    /// `nvidia.com/gpu.sharing-strategy`; a node affinity on it could not keep the pod off this node.
     pub fn shares_unlabelled(&self, resource: &Resource, placement: &Placement) -> Option<&str> {
-        self.guarded.unlabelled(resource).find(|name| self.allows(placement, name))
+        self.first_allowed(self.guarded.unlabelled(resource), placement)
     }
 
-    /// Names of the nodes that have GPUs or holders.
+    /// The first of the nodes that the pod may land on.
+    ///
+    /// At most [`Placement::max_nodes_compared`] nodes are compared with the pod. If that finds none and there are more nodes, the
+    /// next node is returned without a comparison. Callers use the result to keep a pod off, so an unchecked node must
+    /// not let a pod in.
+    fn first_allowed<'n>(&self, names: impl Iterator<Item = &'n str>, placement: &Placement) -> Option<&'n str> {
+        let looks = placement.max_nodes_compared();
+        names.enumerate().find(|(number, name)| *number == looks || self.allows(placement, name)).map(|(_, name)| name)
+    }
+
+    /// Names of the nodes that have GPUs, holders or a `GpuLedger`.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
         self.nodes.keys().map(String::as_str)
     }
 
-    /// Pods that hold on some node.
+    /// The pods that are seen on a node.
     pub fn pods(&self) -> impl Iterator<Item = &PodUid> {
         self.node_of.keys()
     }
 
-    /// Whether a pod holds on some node.
+    /// Whether a pod is seen on a node.
     pub fn holds(&self, pod: &PodUid) -> bool {
         self.node_of.contains_key(pod)
     }
 
-    /// The nodes on which a pod counts: it is seen there, or was promised a place.
+    /// The nodes on which a pod counts: it is seen there, or has a reservation there.
     pub fn counts_on(&self, pod: &PodUid) -> impl Iterator<Item = &str> {
-        self.node_of.get(pod).into_iter().chain(self.reserved_on.get(pod).into_iter().flatten()).map(Name::as_str)
+        self.node_of
+            .get(pod)
+            .into_iter()
+            .chain(self.reserved_on.get(pod).into_iter().flat_map(|nodes| nodes.iter()))
+            .map(Name::as_str)
     }
 
-    /// Nodes other than this one on which a pod is promised a place.
-    pub fn places_but(&self, node: &str, pod: &PodUid) -> usize {
+    /// The number of places that a pod has on nodes other than `node`.
+    pub fn places_except(&self, node: &str, pod: &PodUid) -> usize {
         self.counts_on(pod).filter(|place| *place != node).count()
     }
 
-    /// The lowest priority of the pods that hold a resource with a request.
+    /// The lowest priority of the pods that take the resource and request VRAM.
     pub fn lowest_priority(&self, resource: &Resource) -> Option<i32> {
         self.requested.get(resource)?.keys().next().copied()
     }
 
-    /// What is known of a node and where it stands.
-    pub fn node(&self, name: &str) -> Option<(&NodeFacts, &NodeLedger, &Standing)> {
+    /// A view of one node, as of the last event that concerned it; `None` if the node is not known.
+    pub fn node(&self, name: &str) -> Option<NodeView<'_>> {
         let node = self.nodes.get(name)?;
-        Some((&node.facts, &node.ledger, node.standing.as_ref()?))
+        Some(NodeView { facts: &node.facts, ledger: &node.ledger, usage: node.usage.as_ref()? })
     }
 
-    /// How a demand fits the nodes that it may land on now: the best that there is; `None` where it fits one, or may fit one once
-    /// pods of lower priority are preempted.
+    /// Returns by how much a demand falls short on the nodes that the pod may land on.
+    ///
+    /// The result names the best of these nodes. `None` if the demand fits one of them now, or may fit once pods of
+    /// lower priority are preempted. `None` too if there are more nodes than may be checked for one answer.
     pub fn shortfall(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<Shortfall> {
-        let rooms = self.rooms.get(resource);
-        let best = rooms.and_then(|rooms| rooms.iter().rev().find(|(_, name)| self.allows(placement, name)));
-        if best.is_some_and(|(room, _)| demand <= *room) {
+        let looks = placement.max_nodes_compared();
+        let by_free = || self.by_free.get(resource).into_iter().flat_map(|by_free| by_free.iter().rev());
+        let best = by_free().take(looks).find(|(_, name)| self.allows(placement, name));
+        // Not all nodes were compared with the pod, so nothing may be refused or reported; or the best node has room.
+        if best.is_none() && by_free().nth(looks).is_some() || best.is_some_and(|(free, _)| demand <= *free) {
             return None;
         }
-        match self.by_preemption(resource, demand, placement, LOOKS) {
-            // Nobody may be refused, or told, what was not looked at to the end.
+        match self.by_preemption(resource, demand, placement, MAX_NODES_PREEMPTED) {
             ByPreemption::Fits | ByPreemption::Unknown => return None,
             ByPreemption::Short => {}
         }
@@ -287,34 +323,34 @@ impl Cluster {
         })
     }
 
-    /// Nodes that can take a demand now and that the pod may land on, the one with the least room first.
+    /// The nodes that can take the demand now and that the pod may land on, smallest free amount first.
     pub fn fitting<'a>(
         &'a self,
         resource: &Resource,
         demand: Vram,
         placement: &'a Placement,
     ) -> impl Iterator<Item = &'a str> {
-        let rooms = self.rooms.get(resource).into_iter();
-        let enough = rooms.flat_map(move |rooms| rooms.range((demand, String::new())..));
+        let by_free = self.by_free.get(resource).into_iter();
+        let enough = by_free.flat_map(move |by_free| by_free.range((demand, String::new())..));
         enough.map(|(_, name)| name.as_str()).filter(|name| self.allows(placement, name))
     }
 
-    /// The largest demand that a node can take now for a resource.
-    pub fn room_on(&self, node: &str, resource: &Resource) -> Option<Vram> {
-        let (facts, _, standing) = self.node(node)?;
-        facts.pools.iter().any(|pool| pool.resource == *resource).then_some(standing.placeable)
+    /// The largest demand that a node can take now; `None` if it does not have the resource.
+    pub fn free_on(&self, node: &str, resource: &Resource) -> Option<Vram> {
+        let NodeView { facts, usage, .. } = self.node(node)?;
+        facts.pools.iter().any(|pool| pool.resource == *resource).then_some(usage.free)
     }
 
     fn allows(&self, placement: &Placement, name: &str) -> bool {
-        self.nodes.get(name).is_some_and(|node| placement.allows(name, &node.facts.site))
+        self.nodes.get(name).is_some_and(|node| placement.allows(name, &node.facts.profile))
     }
 
     fn describe(&self, resource: &Resource, name: &str) -> Option<BestNode> {
-        let (_, _, standing) = self.node(name)?;
-        let pool = standing.pools.iter().find(|pool| pool.resource == *resource)?;
+        let NodeView { usage, .. } = self.node(name)?;
+        let pool = usage.pools.iter().find(|pool| pool.resource == *resource)?;
         Some(BestNode {
             node: name.to_owned(),
-            room: standing.placeable,
+            free: usage.free,
             allocatable: pool.allocatable,
             held: pool.held,
             holders: pool.holders,
@@ -322,14 +358,15 @@ impl Cluster {
         })
     }
 
-    /// Takes a node out of the rankings, under the amounts it is in with.
+    /// Removes a node from the rankings. Its entries have the amounts of its current usage and pools, so it must be
+    /// called before these change.
     fn unrank(&mut self, name: &str) {
         let Some(node) = self.nodes.get(name) else { return };
         for pool in &node.facts.pools {
-            for ranking in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
+            for ranking in [&mut self.by_free, &mut self.slots, &mut self.max_demands] {
                 if let Some(entries) = ranking.get_mut(&pool.resource) {
-                    let room = node.standing.as_ref().map(|standing| standing.placeable);
-                    for amount in [room, pool.slot(&self.rules), pool.ceiling(&self.rules)].into_iter().flatten() {
+                    let free = node.usage.as_ref().map(|usage| usage.free);
+                    for amount in [free, pool.slot(&self.rules), pool.max_demand(&self.rules)].into_iter().flatten() {
                         entries.remove(&(amount, name.to_owned()));
                     }
                     if entries.is_empty() {
@@ -340,48 +377,48 @@ impl Cluster {
         }
     }
 
-    /// Computes where a node stands and puts it into the rankings.
+    /// Computes the usage of a node and adds the node to the rankings.
     fn rank(&mut self, name: &str) {
-        if self.held {
+        if self.ranking_deferred {
             return;
         }
         let Some(node) = self.nodes.get_mut(name) else { return };
         let guarded = &self.guarded;
-        let standing = node.ledger.standing(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
+        let usage = node.ledger.usage(&node.facts.pools, &self.rules, |resource| guarded.contains(resource));
         for pool in &node.facts.pools {
             let enter = |rankings: &mut BTreeMap<Resource, Ranking>, amount: Vram| {
                 rankings.entry(pool.resource.clone()).or_default().insert((amount, name.to_owned()));
             };
-            enter(&mut self.rooms, standing.placeable);
-            if let Some(ceiling) = pool.ceiling(&self.rules) {
-                enter(&mut self.ceilings, ceiling);
+            enter(&mut self.by_free, usage.free);
+            if let Some(max_demand) = pool.max_demand(&self.rules) {
+                enter(&mut self.max_demands, max_demand);
             }
             if let Some(slot) = pool.slot(&self.rules).filter(|_| pool.sharing.is_shared()) {
                 enter(&mut self.slots, slot);
             }
         }
-        if node.standing.as_ref() != Some(&standing) {
+        if node.usage.as_ref() != Some(&usage) {
             self.changed.insert(name.to_owned());
         }
-        node.standing = Some(standing);
+        node.usage = Some(usage);
         node.lowest = node.ledger.lowest_priority();
     }
 
-    /// Ranks the nodes again that have one of these resources, which became guarded or unguarded.
+    /// Ranks the nodes again that have one of these resources, because it became guarded or unguarded.
     fn rerank(&mut self, resources: &BTreeSet<Resource>) {
-        let ranked = resources.iter().filter_map(|resource| self.rooms.get(resource)).flatten();
+        let ranked = resources.iter().filter_map(|resource| self.by_free.get(resource)).flatten();
         let names: BTreeSet<String> = ranked.map(|(_, name)| name.clone()).collect();
         for name in names {
             self.unrank(&name);
             self.rank(&name);
-            // What its condition says depends on what is guarded, also where the amounts stay.
+            // Reported even if no amount changed: the condition of the node depends on what is guarded.
             self.touched.insert(name.clone());
             self.changed.insert(name);
         }
     }
 
     fn rebuild(&mut self) {
-        for rankings in [&mut self.rooms, &mut self.slots, &mut self.ceilings] {
+        for rankings in [&mut self.by_free, &mut self.slots, &mut self.max_demands] {
             rankings.clear();
         }
         let names: Vec<String> = self.nodes.keys().cloned().collect();
@@ -390,7 +427,7 @@ impl Cluster {
         }
     }
 
-    /// What is kept of a node, from its first mention on.
+    /// The record of a node, created at its first mention.
     fn node_mut(&mut self, name: &str) -> &mut Node {
         if !self.nodes.contains_key(name) {
             self.nodes.insert(name.to_owned(), Node { name: name.into(), ..Node::default() });
@@ -398,10 +435,11 @@ impl Cluster {
         self.nodes.get_mut(name).expect("put there above")
     }
 
-    /// A node that is gone, after its last pod. What it published went with it.
+    /// Removes the record of a node that is gone, after its last pod and its ledger. Its published amount is gone with
+    /// it.
     fn forget_if_empty(&mut self, name: &str) {
         let empty = |node: &Node| {
-            node.facts.pools.is_empty() && node.ledger.holders().is_empty() && node.ledger.shared().is_none()
+            node.facts.pools.is_empty() && node.ledger.holders().is_empty() && node.ledger.content().is_none()
         };
         if self.nodes.get(name).is_some_and(empty) {
             self.nodes.remove(name);
@@ -431,16 +469,19 @@ impl Cluster {
 }
 
 mod guarded;
+mod interner;
+mod ledgers;
 mod outlook;
 mod preemption;
-mod shared;
+mod room;
 mod undeclared;
 
 use self::guarded::Guarded;
-use self::preemption::{ByPreemption, LOOKS};
+use self::preemption::{ByPreemption, MAX_NODES_PREEMPTED};
 pub use guarded::LINGER;
+pub use ledgers::STARTUP_DEADLINE;
 pub use outlook::Outlook;
-pub use shared::STARTUP_DEADLINE;
+pub use room::Room;
 pub use undeclared::Undeclared;
 
 #[cfg(test)]

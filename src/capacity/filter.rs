@@ -1,49 +1,62 @@
-//! Which of some nodes can take a pod now, and why the others cannot: what the scheduler extender answers. Owns the short way
-//! to the answer of [`NodeLedger::choose`](super::ledger::NodeLedger::choose), which is the binding guard's: most pods come to their GPU as the room of a node is
-//! computed for, so that a comparison with where the node stands is enough. Nothing is reserved here, and nodes that
-//! were not asked for are not looked at.
+//! Decides which of some nodes can take a pod now, and why the others cannot, for the scheduler extender.
+//!
+//! Owns a fast path to the answer of the binding guard, [`NodeLedger::choose`]. A node's usage contains the largest
+//! demand that it can take, computed for the usual ways in which a pod gets its GPU. For most pods, one comparison
+//! with that amount is enough. Nothing is reserved here, and nodes that are not in the request are not read.
+//!
+//! [`NodeLedger::choose`]: crate::capacity::node::ledger::NodeLedger::choose
 
-use super::binding;
-use super::cluster::Cluster;
-use super::gpu::{Pool, Resource};
-use super::ledger::{Holder, PodUid, Standing};
-use super::reservation::pool_for;
-use super::verdict::{Unfit, Unplaced};
-use super::vram::Vram;
+use crate::capacity::binding;
+use crate::capacity::binding::assume::pool_for;
+use crate::capacity::cluster::{Cluster, NodeView};
+use crate::capacity::gpu::{Pool, Resource};
+use crate::capacity::name::PodUid;
+use crate::capacity::node::holder::Holder;
+use crate::capacity::node::usage::NodeUsage;
+use crate::capacity::verdict::Unplaced;
+use crate::capacity::vram::Vram;
 
-/// A pod that looks for a node. Made once, asked for each node.
+/// A pod that looks for a node. One filter answers for each node of a request.
 #[derive(Debug)]
 pub struct Filter<'c, 'p> {
     cluster: &'c Cluster,
     uid: &'c PodUid,
     holder: &'p Holder,
-    /// Whether it has a share in any guarded GPU.
+    /// Whether the pod requests VRAM on any guarded GPU.
     guarded: bool,
-    /// What it demands wherever it goes; `None` where that depends on the node.
+    /// The demand of the pod; `None` if it depends on the node.
     demand: Option<Vram>,
-    /// Where it counts already: there it must not stand in its own way, and there cannot be many.
+    /// Nodes on which the pod already counts; there cannot be many.
+    ///
+    /// Their usage includes the pod, which must not count against itself. So these nodes take the full choice of a
+    /// GPU.
     counts_on: Vec<&'c str>,
 }
 
 /// Why a node cannot take the pod now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rejected<'p> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
     /// The reason.
-    pub why: Unfit<'p>,
-    /// Whether the number that the node publishes says the same. kube-scheduler asks about nodes whose number is large enough,
-    /// so either it or this picture has not seen yet what the other has.
+    pub why: Unplaced,
+    /// Whether the amount that the node publishes leads to the same answer.
+    ///
+    /// kube-scheduler asks only about nodes whose published amount is large enough. So if this is true, either
+    /// kube-scheduler or this replica of the server lags behind the other.
     pub published: bool,
 }
 
-/// Whether answers for all nodes together leave a doubt: none can take the pod, and kube-scheduler should have known.
-pub fn is_doubtful(answers: &[Result<(), Rejected<'_>>]) -> bool {
-    let refused = |answer: &Result<(), Rejected<'_>>| answer.is_err();
-    let known = |answer: &Result<(), Rejected<'_>>| answer.is_err_and(|rejected| rejected.published);
+/// Returns whether the answers for all nodes together are doubtful.
+///
+/// They are if no node can take the pod, and the published amount of at least one node should have shown that to
+/// kube-scheduler.
+pub fn is_doubtful(answers: &[Result<(), Rejected>]) -> bool {
+    let refused = |answer: &Result<(), Rejected>| answer.is_err();
+    let known = |answer: &Result<(), Rejected>| answer.as_ref().is_err_and(|rejected| rejected.published);
     answers.iter().all(refused) && answers.iter().any(known)
 }
 
 impl<'c, 'p> Filter<'c, 'p> {
-    /// For a pod that would hold `holder`.
+    /// Creates the filter for a pod that would count as `holder` on a node.
     pub fn of(cluster: &'c Cluster, uid: &'c PodUid, holder: &'p Holder) -> Filter<'c, 'p> {
         let guarded = |(resource, _): &(Resource, u64)| cluster.guards(resource);
         Filter {
@@ -56,58 +69,46 @@ impl<'c, 'p> Filter<'c, 'p> {
         }
     }
 
-    /// Whether a node can take the pod now.
-    pub fn node(&self, name: &str) -> Result<(), Rejected<'p>> {
+    /// Decides whether a node can take the pod now.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the reason if the node cannot take the pod.
+    pub fn node(&self, name: &str) -> Result<(), Rejected> {
         if !self.guarded {
             return Ok(());
         }
         let places = self.counts_on.iter().filter(|place| **place != name).count();
-        if binding::is_promised_enough(places) {
-            return Err(Rejected { why: Unfit::TooManyPlaces { places }, published: false });
+        if binding::has_enough_reservations(places) {
+            return Err(Rejected { why: Unplaced::TooManyPlaces { places }, published: false });
         }
-        let Some((facts, ledger, standing)) = self.cluster.node(name) else {
-            let resource = self.holder.gpus.first().map(|(resource, _)| resource);
-            return Err(Rejected { why: Unfit::NoGpu { resource }, published: true });
+        let Some(NodeView { facts, ledger, usage }) = self.cluster.node(name) else {
+            let resource = self.holder.gpus.first().map(|(resource, _)| resource.clone());
+            return Err(Rejected { why: Unplaced::NoGpu { resource }, published: true });
         };
-        let at_a_glance = if self.counts_on.contains(&name) { None } else { self.at_a_glance(&facts.pools, standing) };
-        at_a_glance.unwrap_or_else(|| {
+        let by_usage = if self.counts_on.contains(&name) { None } else { self.by_usage(&facts.pools, usage) };
+        by_usage.unwrap_or_else(|| {
             let chosen = ledger.choose(self.uid, self.holder, &facts.pools, self.cluster.rules());
-            chosen.map(|_| ()).map_err(|unplaced| Rejected { why: self.unfit(&unplaced), published: false })
+            chosen.map(|_| ()).map_err(|why| Rejected { why, published: false })
         })
     }
 
-    /// The answer, where it follows from where the node stands.
-    fn at_a_glance(&self, pools: &[Pool], standing: &Standing) -> Option<Result<(), Rejected<'p>>> {
+    /// Returns the answer if it follows from the usage of the node, and `None` otherwise.
+    fn by_usage(&self, pools: &[Pool], usage: &NodeUsage) -> Option<Result<(), Rejected>> {
         let pool = match pool_for(self.holder, pools) {
             Ok(pool) => pool,
-            Err(unplaced) => {
-                let why = self.unfit(&unplaced);
-                return Some(Err(Rejected { why, published: matches!(why, Unfit::NoGpu { .. } | Unfit::Unknown) }));
+            Err(why) => {
+                let published = matches!(why, Unplaced::NoGpu { .. } | Unplaced::Unknown(_));
+                return Some(Err(Rejected { why, published }));
             }
         };
         let demand = self.demand?;
-        let stands = standing.pools.iter().find(|stands| stands.resource == pool.resource)?;
-        let room = stands.room_for(self.holder.comes_to(pool))?;
-        if demand <= room {
+        let pool_usage = usage.pools.iter().find(|pool_usage| pool_usage.resource == pool.resource)?;
+        let free = pool_usage.free_for(self.holder.comes_to(pool))?;
+        if demand <= free {
             return Some(Ok(()));
         }
-        Some(Err(Rejected { why: Unfit::short(demand, room, stands), published: demand > stands.room }))
-    }
-
-    fn unfit(&self, unplaced: &Unplaced) -> Unfit<'p> {
-        match unplaced {
-            // It is one that the pod asks for.
-            Unplaced::NoGpu { resource } => Unfit::NoGpu { resource: self.asked(resource.as_ref()) },
-            Unplaced::SeveralResources => Unfit::SeveralResources,
-            Unplaced::Unknown(_) => Unfit::Unknown,
-            Unplaced::PinUnverified { .. } => Unfit::PinUnverified,
-            Unplaced::Starting => Unfit::Starting,
-            Unplaced::Shortfall { demand, room, stands } => Unfit::short(*demand, *room, stands),
-        }
-    }
-
-    fn asked(&self, resource: Option<&Resource>) -> Option<&'p Resource> {
-        self.holder.gpus.iter().map(|(asked, _)| asked).find(|asked| Some(*asked) == resource)
+        Some(Err(Rejected { why: Unplaced::short(demand, free, pool_usage), published: demand > pool_usage.free }))
     }
 }
 

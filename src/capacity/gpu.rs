@@ -1,23 +1,25 @@
-//! Physical GPUs, the pools that stand behind one resource name, and what of them can be promised. Owns `allocatable`
-//! and the choice of accounting mode; does not know who holds what (see [`super::ledger`]).
+//! Physical GPUs, pools of GPUs behind one resource name, and how much of their memory can be given to pods.
+//!
+//! Owns `allocatable` and the choice of the accounting mode. It does not know which pods hold what: that is the
+//! [`ledger`](crate::capacity::node::ledger).
 
 use std::fmt;
 use std::num::NonZeroU32;
 
-use super::name::Name;
-use super::vram::{Balance, Vram};
+use crate::capacity::name::Name;
+use crate::capacity::vram::{Balance, Vram};
 use crate::keys;
 
 mod rules;
 
 pub use rules::{DriverReserve, Headroom, Overcommit, Rules};
 
-/// Name of an extended resource that stands for GPUs, such as `nvidia.com/gpu`.
+/// Name of an extended resource that GPUs or their replicas are requested by, such as `nvidia.com/gpu`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(pub Name);
 
 impl Resource {
-    /// Whether it stands for MIG devices, which are apart in hardware.
+    /// Whether the resource is a MIG profile. MIG devices are isolated from each other in hardware.
     pub fn is_mig(&self) -> bool {
         self.0.starts_with(keys::MIG_RESOURCE_OF)
     }
@@ -29,17 +31,17 @@ impl fmt::Display for Resource {
     }
 }
 
-/// Which physical GPU (or MIG device) of a node.
+/// Identity of a physical GPU, or of a MIG device, on its node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GpuId {
-    /// As NVML names it. Known once the node agent reports it.
+    /// The UUID that NVML reports. It is known once the node agent reports it.
     Uuid(Name),
-    /// Its position, where no UUID is known.
+    /// The index of the GPU, used as long as its UUID is not known.
     Index(u32),
 }
 
 impl From<&str> for GpuId {
-    /// From an annotation or a report: a number is a position, anything else a UUID.
+    /// Reads an annotation or a report: a number is an index, and any other text a UUID.
     fn from(text: &str) -> GpuId {
         text.parse().map_or_else(|_| GpuId::Uuid(text.into()), GpuId::Index)
     }
@@ -54,194 +56,196 @@ impl fmt::Display for GpuId {
     }
 }
 
-/// One physical GPU (or one MIG device). Never a replica.
+/// One physical GPU, or one MIG device. Never a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// Which one of its node.
+    /// Identity on the node.
     pub id: GpuId,
-    /// Its position, as NVML and `CUDA_DEVICE_ORDER=PCI_BUS_ID` count.
+    /// Index on the node, in the order of NVML and of `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
     pub index: u32,
-    /// All its memory, driver-reserved included.
+    /// Total memory, including what the driver keeps.
     pub total: Vram,
-    /// What the driver keeps for itself, as the agent reports it; `None` until then.
+    /// Memory that the driver keeps, as the node agent reports it; `None` until then.
     pub driver_reserved: Option<Vram>,
-    /// Used by processes that no pod accounts for; zero until the agent reports it.
+    /// Memory that processes outside of any pod use; zero until the node agent reports it.
     pub out_of_band: Vram,
 }
 
 impl Gpu {
-    /// A GPU of which only the size is known.
+    /// Makes a GPU of which only the index and the size are known.
     pub fn of_size(index: u32, total: Vram) -> Gpu {
         Gpu { id: GpuId::Index(index), index, total, driver_reserved: None, out_of_band: Vram::ZERO }
     }
 
-    /// Whether that names it: its position stays a name for it once the UUID is known.
-    pub fn is(&self, id: &GpuId) -> bool {
+    /// Whether `id` names this GPU. Its index stays valid as a name once the UUID is known.
+    pub fn has_id(&self, id: &GpuId) -> bool {
         self.id == *id || GpuId::Index(self.index) == *id
     }
 
-    /// floor((total − driver-reserved − headroom) × overcommit) − out-of-band use. Negative when out-of-band use alone
-    /// exceeds it.
+    /// Memory of this GPU that pods can be given.
+    ///
+    /// It is floor((total − driver reserve − headroom) × overcommit) − out-of-band use. A driver reserve and headroom
+    /// that exceed the total leave zero; out-of-band use that exceeds the rest makes it negative.
     pub fn allocatable(&self, rules: &Rules) -> Balance {
-        let usable = self.total.less(rules.driver_reserve.of(self)).less(rules.headroom.of(self.total)).room();
-        rules.overcommit.of(usable).less(self.out_of_band)
+        let usable = self.total.minus(rules.driver_reserve.of(self)).minus(rules.headroom.of(self.total)).free();
+        rules.overcommit.of(usable).minus(self.out_of_band)
     }
 }
 
-/// How the GPUs of a pool are shared, as far as the node says.
+/// How the GPUs of a pool are shared, as far as the node's labels, a `GpuInventory` or the node agent tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// Each GPU goes to one container.
+    /// Each GPU is given to one container.
     Exclusive,
-    /// Time-slicing: replicas without memory.
+    /// NVIDIA time-slicing: replicas that carry no memory.
     TimeSlicing,
-    /// The Multi-Process Service.
+    /// NVIDIA Multi-Process Service (MPS).
     Mps,
-    /// Shared for certain (by its name, say), the way is not known.
-    SomeWay,
-    /// The node does not say.
+    /// The GPUs are shared for certain, for instance because of the resource's name. The method is not known.
+    UnknownMethod,
+    /// It is not known whether the GPUs are shared.
     Unstated,
 }
 
 impl Sharing {
-    /// Whether the node says that several containers may get one GPU.
+    /// Whether it is known that several containers may get the same GPU.
     pub fn is_shared(self) -> bool {
         match self {
-            Sharing::TimeSlicing | Sharing::Mps | Sharing::SomeWay => true,
+            Sharing::TimeSlicing | Sharing::Mps | Sharing::UnknownMethod => true,
             Sharing::Exclusive | Sharing::Unstated => false,
         }
     }
 }
 
-/// How the device plugin hands out the replicas of several GPUs, as far as the node agent has verified it.
+/// How the device plugin chooses a GPU for a replica, as far as the node agent has verified it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Handout {
-    /// Nobody knows.
+pub enum AllocationPolicy {
+    /// No node agent has verified it.
     #[default]
     Unverified,
-    /// From the GPU with the fewest replicas taken; ties at random.
+    /// The GPU with the fewest allocated replicas; ties are broken at random.
     Distributed,
-    /// From the GPU with the most replicas taken that has one left; ties at random.
+    /// The GPU with the most allocated replicas that has a free one; ties are broken at random.
     Packed,
-    /// By `NVIDIA_VISIBLE_DEVICES`, where a pod sets it: the pod's value beats the plugin's.
+    /// The GPU in `NVIDIA_VISIBLE_DEVICES`, if the pod sets it: the pod's value overrides the plugin's.
     Pinned,
 }
 
 /// The GPUs of a node behind one resource name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// What containers request.
+    /// The resource that containers request.
     pub resource: Resource,
-    /// How it is shared.
+    /// How the GPUs are shared.
     pub sharing: Sharing,
-    /// What is behind it, or why that cannot be known.
+    /// The GPUs and their replicas, or the reason why they are not known.
     pub contents: Result<Contents, Unknown>,
-    /// How containers come to their GPU.
-    pub handout: Handout,
+    /// How the device plugin chooses the GPU of a container.
+    pub allocation_policy: AllocationPolicy,
 }
 
-/// The physical side of a [`Pool`].
+/// The GPUs of a [`Pool`] and their replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// At least one.
+    /// The GPUs, at least one.
     pub gpus: Vec<Gpu>,
-    /// How many replicas the device plugin makes of each.
+    /// Replicas that the device plugin makes of each GPU.
     pub replicas: NonZeroU32,
 }
 
-/// Why the GPUs of a pool are not known. Never "none": an unreadable size is not zero.
+/// Why the GPUs of a pool are not known. An amount that cannot be read is unknown, never zero.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unknown {
-    /// No size on the node.
+    /// A label that describes the GPUs is missing on the node.
     #[error("the node carries no {label} label")]
     Unlabelled {
-        /// The label that is missing.
+        /// Key of the missing label.
         label: &'static str,
         /// Capacity of the resource.
         capacity: u64,
     },
-    /// A label that is not a number of the expected kind.
+    /// A label is not a whole number above zero, or its size is too large for a GPU.
     #[error("label {label}={value:?} is not a whole number above zero")]
     BadLabel {
-        /// The label.
+        /// Key of the label.
         label: &'static str,
-        /// What stands there.
+        /// Text that was found.
         value: String,
         /// Capacity of the resource.
         capacity: u64,
     },
-    /// Labels that describe other GPUs than the node has, as on a node with two models.
+    /// Labels or a `GpuInventory` contradict the capacity, as labels do on a node with two GPU models.
     #[error("the labels say {gpus} GPUs with {replicas} replicas each, but the capacity of {resource} is {capacity}")]
     Contradiction {
-        /// Physical GPUs by label.
+        /// Physical GPUs that they describe.
         gpus: u32,
-        /// Replicas each by label.
+        /// Replicas of each GPU that they describe.
         replicas: u32,
-        /// The resource that contradicts.
+        /// Resource whose capacity contradicts this.
         resource: Resource,
-        /// Its capacity.
+        /// Capacity of the resource.
         capacity: u64,
     },
-    /// A quantity in the node's status that cannot be read.
+    /// The capacity of the resource in the node's status cannot be read.
     #[error("the capacity of {resource}, {value:?}, is not a whole number")]
     BadCapacity {
         /// The resource.
         resource: Resource,
-        /// What stands there.
+        /// Text that was found.
         value: String,
     },
-    /// A node agent that reports other GPUs than the node has replicas of.
+    /// The node agent reports other GPUs than the node has replicas of.
     #[error(
         "the node agent reports {gpus} GPUs with {replicas} replicas each, but the capacity of {resource} is {capacity}"
     )]
     ReportContradicts {
-        /// Physical GPUs reported.
+        /// Physical GPUs that the agent reports.
         gpus: usize,
-        /// Replicas each, as reported.
+        /// Replicas of each GPU that the agent reports.
         replicas: u32,
-        /// The resource that contradicts.
+        /// Resource whose capacity contradicts this.
         resource: Resource,
-        /// Its capacity.
+        /// Capacity of the resource.
         capacity: u64,
     },
-    /// A node agent that knows the resource and no GPU behind it.
+    /// The node agent reports the resource, and no GPU behind it.
     #[error("the node agent reports no GPU behind {resource}")]
     ReportedNone {
         /// The resource.
         resource: Resource,
     },
-    /// GPUs of one resource with different numbers of replicas.
+    /// The node agent reports GPUs of one resource with different numbers of replicas.
     #[error("the node agent reports GPUs with different numbers of replicas behind {resource}")]
     UnevenReplicas {
         /// The resource.
         resource: Resource,
     },
-    /// The object that all replicas share cannot be read.
+    /// The `GpuLedger` of the node, which all replicas of the server share, cannot be read.
     #[error("its promises cannot be read: {why}")]
     Ledger {
-        /// Object, field and what is wrong there.
+        /// Object, field, and what is wrong there.
         why: String,
     },
-    /// A resource that the device plugin was told to rename.
+    /// The device plugin is configured to rename the resource, so labels do not describe its GPUs.
     #[error("labels do not tell which GPUs are behind the renamed resource {resource}; name them in a GpuInventory")]
     Renamed {
         /// The resource.
         resource: Resource,
-        /// Its capacity.
+        /// Capacity of the resource.
         capacity: u64,
     },
-    /// A kind of GPU whose size is not read yet.
+    /// The size of this kind of GPU is not read from labels yet.
     #[error("sizes of {resource} are not read from labels; name them in a GpuInventory")]
     Unsupported {
         /// The resource.
         resource: Resource,
-        /// Its capacity.
+        /// Capacity of the resource.
         capacity: u64,
     },
 }
 
 impl Unknown {
-    /// How many of the resource the node has all the same, where that is readable.
+    /// Capacity of the resource on the node, or `None` where it is unreadable or not recorded here.
     pub fn capacity(&self) -> Option<u64> {
         match self {
             Unknown::Unlabelled { capacity, .. }
@@ -258,20 +262,20 @@ impl Unknown {
     }
 }
 
-/// How sure the sum on a GPU is, and so what may be placed. The least sure comes last.
+/// How certain the sum on a GPU is, which decides what may be placed. The least certain mode comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Accounting {
-    /// One GPU behind the resource: certain.
+    /// One shared GPU behind the resource: the sum is certain.
     Exact,
-    /// Not shared: whole GPUs.
+    /// The GPUs are not shared: whole GPUs are given out.
     Exclusive,
-    /// The annotation decides the GPU, verified.
+    /// The annotation decides the GPU, and the node agent verified that it takes effect.
     Pinned,
-    /// Predicted from the device plugin's verified policy, corrected from PodResources.
+    /// The GPU is predicted from the device plugin's verified policy, and corrected from PodResources.
     Confirmed,
-    /// Several GPUs, nothing verified: safe by pigeonhole.
+    /// Several shared GPUs with nothing verified, or MPS. One slot per replica is safe by the pigeonhole principle.
     Slot,
-    /// Nothing can be promised.
+    /// The GPUs are not known: no more pods are placed.
     Unknown,
 }
 
@@ -289,30 +293,35 @@ impl fmt::Display for Accounting {
 }
 
 impl Pool {
-    /// The accounting mode that what is known of the pool allows. `confirmed` and `pinned` need what only the agent
-    /// brings.
+    /// The accounting mode that the known facts about the pool allow.
+    ///
+    /// The modes `confirmed` and `pinned` need facts that only the node agent reports.
     pub fn accounting(&self) -> Accounting {
         match &self.contents {
             Err(_) => Accounting::Unknown,
             Ok(_) if !self.sharing.is_shared() => Accounting::Exclusive,
-            // The MPS daemon limits each client to total / replicas, also where one GPU has all of them.
+            // The MPS daemon limits each client to total / replicas, even if all clients share one GPU.
             Ok(_) if self.sharing == Sharing::Mps => Accounting::Slot,
             Ok(contents) if contents.gpus.len() == 1 => Accounting::Exact,
-            Ok(_) => match self.handout {
-                Handout::Unverified => Accounting::Slot,
-                Handout::Distributed | Handout::Packed => Accounting::Confirmed,
-                Handout::Pinned => Accounting::Pinned,
+            Ok(_) => match self.allocation_policy {
+                AllocationPolicy::Unverified => Accounting::Slot,
+                AllocationPolicy::Distributed | AllocationPolicy::Packed => Accounting::Confirmed,
+                AllocationPolicy::Pinned => Accounting::Pinned,
             },
         }
     }
 
-    /// Allocatable of the smallest GPU: what any container is sure to find, whichever GPU it gets.
+    /// Allocatable memory of the smallest GPU; `None` if the GPUs are not known.
+    ///
+    /// Any container finds at least this much, whichever GPU it gets.
     pub fn smallest_gpu(&self, rules: &Rules) -> Option<Vram> {
         self.allocatables(rules)?.min()
     }
 
-    /// The largest demand that it could take if it were empty: a container that demands more never fits.
-    pub fn ceiling(&self, rules: &Rules) -> Option<Vram> {
+    /// The largest demand of one container that the pool could take if it were empty.
+    ///
+    /// A larger demand never fits. It is `None` if the GPUs are not known.
+    pub fn max_demand(&self, rules: &Rules) -> Option<Vram> {
         match self.accounting() {
             Accounting::Slot => self.slot(rules),
             Accounting::Exact | Accounting::Exclusive => self.smallest_gpu(rules),
@@ -321,48 +330,65 @@ impl Pool {
         }
     }
 
-    /// Allocatable / replicas of the smallest GPU: with no container above it, no GPU can be overcommitted.
+    /// One slot: the allocatable memory of the smallest GPU divided by its replicas, rounded down.
+    ///
+    /// If no container holds more than a slot, no GPU can be overcommitted, whichever GPU each container gets.
     pub fn slot(&self, rules: &Rules) -> Option<Vram> {
         let replicas = self.contents.as_ref().ok()?.replicas;
         Some(self.smallest_gpu(rules)?.share(replicas.get()))
     }
 
-    /// The largest number of replicas with which one of them holds a demand that the pool never takes as it is; `None` where
-    /// fewer replicas do not help: a whole GPU is too small, or one pod may take all of it already.
+    /// The largest number of replicas for which one slot holds a demand that never fits the pool as configured.
+    ///
+    /// It is `None` if fewer replicas do not help: one GPU is too small, or one pod may take all of it already.
     pub fn replicas_for(&self, demand: Vram, rules: &Rules) -> Option<u32> {
         let (slot, gpu) = (self.slot(rules)?, self.smallest_gpu(rules)?);
-        let bound_by_slot = self.sharing.is_shared() && self.ceiling(rules) == Some(slot);
+        let bound_by_slot = self.sharing.is_shared() && self.max_demand(rules) == Some(slot);
         let holds = |replicas: &u32| demand <= gpu.share(*replicas);
         let most = self.contents.as_ref().ok()?.replicas.get();
         (1..most).rev().find(holds).filter(|_| bound_by_slot && !demand.is_zero())
     }
 
-    /// The slots of all its replicas; `None` where the GPUs are not known, or past what a quantity can say.
-    pub fn slots(&self, rules: &Rules) -> Option<Vram> {
+    /// The slots of all replicas together; `None` if the GPUs are not known or the sum exceeds [`Vram::MAX`].
+    pub fn total_slots(&self, rules: &Rules) -> Option<Vram> {
         let contents = self.contents.as_ref().ok()?;
         let gpus = u64::try_from(contents.gpus.len()).ok()?;
         self.slot(rules)?.checked_times(u64::from(contents.replicas.get()).checked_mul(gpus)?)
     }
 
-    /// The most that one pod can ever get, where kube-scheduler's sum over the node does not say it.
+    /// The most that one pod can ever get, for the label of the node; `None` where no label is needed.
+    ///
+    /// The label is needed where kube-scheduler's sum over the node does not bound a single pod.
     pub fn pod_max(&self, rules: &Rules) -> Option<Vram> {
         match self.accounting() {
-            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => self.ceiling(rules),
+            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => self.max_demand(rules),
             Accounting::Exclusive if self.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1) => {
-                self.ceiling(rules)
+                self.max_demand(rules)
             }
-            // The number is that of one GPU; of unknown ones nothing is published.
+            // With one GPU, the published amount is that of the GPU. For unknown GPUs nothing is published.
             Accounting::Exact | Accounting::Exclusive | Accounting::Unknown => None,
         }
     }
 
-    /// What all its GPUs can be promised; zero where they are not known.
+    /// Whether kube-scheduler's sum over the node does not keep each GPU of the pool from being overcommitted.
+    ///
+    /// With one GPU that is so only if startups are serialized or several schedulers place pods.
+    pub fn needs_reservations(&self, rules: &Rules) -> bool {
+        match self.accounting() {
+            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
+            Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
+            Accounting::Exclusive => false,
+        }
+    }
+
+    /// The allocatable memory of all GPUs together; zero if they are not known.
     pub fn allocatable(&self, rules: &Rules) -> Vram {
         self.allocatables(rules).into_iter().flatten().sum()
     }
 
+    /// The allocatable memory of each GPU, at least zero; `None` if the GPUs are not known.
     fn allocatables(&self, rules: &Rules) -> Option<impl Iterator<Item = Vram>> {
-        Some(self.contents.as_ref().ok()?.gpus.iter().map(|gpu| gpu.allocatable(rules).room()))
+        Some(self.contents.as_ref().ok()?.gpus.iter().map(|gpu| gpu.allocatable(rules).free()))
     }
 }
 
@@ -374,23 +400,23 @@ mod tests {
         Gpu { driver_reserved: Some(Vram::from_mib(480)), ..Gpu::of_size(0, Vram::from_mib(81_559)) }
     }
 
-    /// Each takes 8 GiB and up to 682 MiB next to that; the card has 81,559 MiB, of which the driver keeps 480.
+    /// Each agent takes 8 GiB and up to 682 MiB on top. The GPU has 81,559 MiB, of which the driver keeps 480.
     #[test]
     fn nine_agents_of_8gi_fit_an_h100_of_which_only_the_label_is_known_and_ten_do_not() {
         let rules = Rules::default();
-        let allocatable = Gpu::of_size(0, Vram::from_mib(81_559)).allocatable(&rules).room();
+        let allocatable = Gpu::of_size(0, Vram::from_mib(81_559)).allocatable(&rules).free();
         assert_eq!(allocatable, Vram::from_mib(81_559 - 490 - 816));
         let demand = Vram::from_mib(8192).plus(rules.per_process_overhead);
         assert!(demand.checked_times(9).unwrap() <= allocatable);
         assert!(demand.checked_times(10).unwrap() > allocatable);
     }
 
-    /// With an overhead of 600 MiB all 16 were admitted, and 4 of them died.
+    /// With an overhead of 600 MiB, all 16 agents were admitted, and 4 of them died.
     #[test]
     fn sixteen_agents_that_fill_an_h100_with_their_contexts_are_not_all_admitted() {
         let rules = Rules::default();
         let demand = Vram::from_mib(4446).plus(rules.per_process_overhead);
-        let allocatable = h100().allocatable(&rules).room();
+        let allocatable = h100().allocatable(&rules).free();
         assert!(demand.checked_times(15).unwrap() <= allocatable);
         assert!(demand.checked_times(16).unwrap() > allocatable);
     }
@@ -406,16 +432,16 @@ mod tests {
             (&small, with(DriverReserve::Amount(Vram::from_mib(100))), 100),
             (&reports_nothing, with(DriverReserve::Amount(Vram::from_mib(100))), 100),
         ] {
-            assert_eq!(gpu.allocatable(&rules).room(), Vram::from_mib(24_576 - reserve - 256));
+            assert_eq!(gpu.allocatable(&rules).free(), Vram::from_mib(24_576 - reserve - 256));
         }
-        assert_eq!(h100().allocatable(&with(DriverReserve::Auto)).room(), Vram::from_mib(80_263));
+        assert_eq!(h100().allocatable(&with(DriverReserve::Auto)).free(), Vram::from_mib(80_263));
     }
 
     #[test]
     fn overcommit_scales_before_out_of_band_use_is_taken_off() {
         let rules = Rules { overcommit: Overcommit::from_thousandths(1500).unwrap(), ..Rules::default() };
         let gpu = Gpu { out_of_band: Vram::from_mib(1000), ..h100() };
-        assert_eq!(gpu.allocatable(&rules).room(), Vram::from_mib(80_263 * 3 / 2 - 1000));
+        assert_eq!(gpu.allocatable(&rules).free(), Vram::from_mib(80_263 * 3 / 2 - 1000));
     }
 
     #[test]
@@ -428,7 +454,7 @@ mod tests {
     fn a_headroom_larger_than_the_gpu_leaves_nothing() {
         let headroom = Headroom { percent: 100, minimum: Vram::from_mib(200_000) };
         let rules = Rules { headroom, ..Rules::default() };
-        assert_eq!(h100().allocatable(&rules).room(), Vram::ZERO);
+        assert_eq!(h100().allocatable(&rules).free(), Vram::ZERO);
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! [`Name`], a text that many records have in common, and [`PodUid`]. Owns how little of them is in memory: a cluster has 150,000
-//! pods, but some hundred namespaces, resources and names of containers.
+//! Texts that many records have in common, [`Name`], and the identity of a pod, [`PodUid`].
+//!
+//! Owns how they are kept in memory: a cluster may have 150,000 pods, but only some hundred namespaces, resources and
+//! container names.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A text that is shared where it is cloned.
+/// A text that its clones share instead of copying it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
@@ -16,7 +18,7 @@ impl Name {
         &self.0
     }
 
-    /// How many records have it.
+    /// The number of values that share the text, this one included.
     pub(super) fn owners(&self) -> usize {
         Arc::strong_count(&self.0)
     }
@@ -95,22 +97,24 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Identity of a pod for all its life, as the API server gives it.
+/// The UID of a pod, which the API server assigns and never changes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodUid(Repr);
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Repr {
-    /// As API servers make them.
+    /// A UUID, which is what API servers assign.
     Uuid([u8; 16]),
-    /// Of a snapshot that somebody wrote.
+    /// Any other text, as in a snapshot that was written by hand.
     Text(Box<str>),
 }
 
-/// Places of the hyphens in a UUID.
+/// Positions of the hyphens in the text of a UUID.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
-/// The bytes of a UUID that is written as it would be written back: in small letters, with hyphens.
+/// Reads a UUID in its canonical form: lower case, with hyphens.
+///
+/// Another spelling is not read, because it would be written back differently.
 fn uuid(text: &str) -> Option<[u8; 16]> {
     let text = text.as_bytes();
     let digit = |byte: u8| match byte {

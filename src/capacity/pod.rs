@@ -1,21 +1,27 @@
-//! [`Pod`]: everything vramguard wants to know of a pod, validated once at the edge. Owns the shape only; the
-//! translation from the API object is `k8s::pod`, the decisions are the other modules of this tier.
+//! [`Pod`]: everything that vramguard needs to know of a pod, validated once at the edge.
+//!
+//! Owns the shape only. `k8s::pod` translates the API object, and the other modules of this tier decide.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::declaration::Declarations;
-use super::demand::Role;
-use super::gpu::Resource;
-use super::name::Name;
-use super::placement::Placement;
-use super::vram::Vram;
+use crate::capacity::gpu::Resource;
+use crate::capacity::name::Name;
+use crate::capacity::pod::demand::Role;
+use crate::capacity::pod::placement::Placement;
+use crate::capacity::vram::Vram;
 
-/// Namespace and name, written `"ml/llm-0"`. The name ends in `*` while the API server has not generated it yet.
+pub mod demand;
+pub mod placement;
+
+/// Namespace and name of a pod, displayed as `"ml/llm-0"`.
+///
+/// While the API server has not generated the name, it ends in `*`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodName {
     /// Namespace.
     pub namespace: Name,
-    /// Name, or generateName and `*`.
+    /// Name, or `generateName` and `*`.
     pub name: Name,
 }
 
@@ -25,99 +31,146 @@ impl fmt::Display for PodName {
     }
 }
 
-/// What a pod asks for.
+/// What a pod requests, what it declares, and where it may be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Namespace and name.
     pub name: PodName,
-    /// In start order: init containers and sidecars, then app containers.
+    /// Containers in start order: init containers and sidecars, then app containers.
     pub containers: Vec<Container>,
-    /// What its annotations declare.
+    /// Declarations in its annotations.
     pub declarations: Declarations,
-    /// Annotations that only vramguard sets, found on it.
+    /// Keys of annotations that only vramguard sets, but that the pod carries.
     pub reserved_annotations: Vec<String>,
-    /// Annotations under our prefix that mean nothing.
+    /// Keys of annotations with the prefix `vramguard.dev/` that vramguard does not know.
     pub unknown_annotations: Vec<String>,
-    /// Where it may land.
+    /// Constraints on the node.
     pub placement: Placement,
-    /// What it reaches of its node by itself.
+    /// Access to the node that the pod has by itself.
     pub access: HostAccess,
-    /// Whether it comes from a kubelet's own manifest. The annotation alone does not make it one: see `k8s::pod`.
+    /// Who created the pod. The annotation of a mirror pod alone is not trusted: see `k8s::pod`.
     pub origin: Origin,
-    /// The first part of it that is larger than what was read; what follows from the rest is not known.
+    /// The first part of the pod that exceeds a bound and was not read completely, preferably one that hides GPUs.
+    ///
+    /// What follows from the unread rest is not known.
     pub excess: Option<Excess>,
 }
 
-/// A part of a pod of which not all was read, so that no pod, however it is written, takes more than a bounded memory.
+/// The declarations in a pod's annotations, each as it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declarations {
+    /// `vramguard.dev/vram`.
+    pub pod: Option<Written>,
+    /// `vramguard.dev/vram.<container>`, by container.
+    pub containers: BTreeMap<String, Written>,
+    /// `vramguard.dev/model`.
+    pub model: Option<String>,
+    /// KAI's `nvidia.com/container.<container>.gpu-memory.*`, by container: request, limit or both.
+    pub foreign: BTreeMap<String, Vec<Written>>,
+    /// `vramguard.dev/processes`: the count, or the text if it is not a count.
+    pub processes: Option<Result<u32, String>>,
+}
+
+/// An amount as it was written in an annotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Key of the annotation.
+    pub key: String,
+    /// Value of the annotation.
+    pub text: String,
+    /// The amount, or the reason why the text is not one.
+    pub amount: Result<Vram, String>,
+}
+
+/// The amount of `vramguard.dev/vram` that Kubernetes counts for these containers.
+///
+/// A request for zero is `None`, because it tells nothing about what the pod takes.
+pub fn requested(containers: &[Container]) -> Option<Vram> {
+    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
+    Some(demand::of_pod(requests)).filter(|request| !request.is_zero())
+}
+
+impl Pod {
+    /// The amount of `vramguard.dev/vram` that Kubernetes counts for the pod: see [`requested`].
+    pub fn requested(&self) -> Option<Vram> {
+        requested(&self.containers)
+    }
+}
+
+/// A part of a pod that exceeds a bound and was not read completely.
+///
+/// The bounds limit the memory that a pod takes here, however the pod is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excess {
-    /// Its path in the object.
+    /// Path of the part in the object.
     pub field: String,
-    /// How many entries it has; of a name, how many bytes.
+    /// Number of its entries; of a name, its length in bytes.
     pub count: usize,
-    /// How many are read at most.
+    /// Largest number of entries, or of bytes, that is read.
     pub most: usize,
-    /// Whether what was not read could request a GPU or show one.
+    /// Whether the unread rest could request a GPU or make one visible.
     pub hides_gpus: bool,
 }
 
-/// What a pod reaches of its node, whatever vramguard says. The admission of the cluster (Pod Security, say) decides who may
-/// create such pods, so a tenant cannot claim it; and who may has every GPU of the node within reach anyway.
+/// Access of a pod to its node that does not depend on vramguard.
+///
+/// Other admission in the cluster, such as Pod Security, decides who may create pods with access to the host. So a
+/// tenant cannot claim it, and a user who may create such pods can reach every GPU of the node anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostAccess {
-    /// Nothing beyond what a container runtime gives to any container.
+    /// Nothing beyond what a container runtime gives to every container.
     None,
-    /// A privileged container, or a folder of the node that only device plugins, exporters of metrics and drivers mount.
+    /// A privileged container, or a host folder that only device plugins, metrics exporters and drivers mount.
     Host,
 }
 
-/// Who made a pod.
+/// Who created a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A user or a controller, through the API.
     Api,
-    /// A kubelet mirrors a static pod that already runs: refusing it only hides it.
+    /// A kubelet, which mirrors a static pod that already runs: refusing the mirror only hides that pod.
     Mirror,
 }
 
 /// One container of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// Its name, unique in the pod.
+    /// Name, unique in the pod.
     pub name: String,
     /// When it runs.
     pub role: Role,
-    /// GPU resources it requests, each with the count, which is above zero.
+    /// GPU resources that it requests, each with a count above zero.
     pub gpus: Vec<(Resource, u64)>,
-    /// Its own `vramguard.dev/vram` request.
+    /// Its own request for `vramguard.dev/vram`.
     pub vram_request: VramRequest,
-    /// The entries of its environment that vramguard has a say in, in order.
+    /// Entries of its environment that vramguard reads or changes, in order.
     pub env: Vec<EnvEntry>,
 }
 
 /// A container's request for the `vramguard.dev/vram` resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VramRequest {
-    /// None.
+    /// No request.
     Absent,
-    /// Limits and requests alike, a whole number of MiB.
+    /// Limits and requests that are equal: a whole number of MiB.
     Exactly(Vram),
-    /// Anything else: limits and requests that differ, a fraction of a MiB, or no quantity at all.
-    Odd {
-        /// As written, for the message.
+    /// Anything else: limits and requests that differ, a fraction of a MiB, or a text that is not a quantity.
+    Irregular {
+        /// The request as written, for the message.
         text: String,
-        /// What Kubernetes will count, rounded up; `None` where it is no quantity.
+        /// What Kubernetes will count, rounded up to MiB; `None` if the text is not a quantity.
         counted: Option<Vram>,
     },
 }
 
 impl VramRequest {
-    /// What Kubernetes counts for it.
+    /// The amount that Kubernetes counts for this request.
     pub fn counted(&self) -> Option<Vram> {
         match self {
             VramRequest::Absent => None,
             VramRequest::Exactly(amount) => Some(*amount),
-            VramRequest::Odd { counted, .. } => *counted,
+            VramRequest::Irregular { counted, .. } => *counted,
         }
     }
 }
@@ -127,14 +180,14 @@ impl VramRequest {
 pub struct EnvEntry {
     /// Name.
     pub name: String,
-    /// The literal value, or `None` where it is taken from elsewhere (`valueFrom`).
+    /// The literal value; `None` if it comes from a source (`valueFrom`).
     pub value: Option<String>,
-    /// The field of the pod that it is taken from, where it is one.
+    /// Path of the pod's field that the value comes from, if it comes from one (`fieldRef`).
     pub field: Option<String>,
 }
 
 impl Container {
-    /// The last entry of that name, which is the one that counts.
+    /// The last entry with that name, which is the one that takes effect.
     pub fn env(&self, name: &str) -> Option<&EnvEntry> {
         self.env.iter().rev().find(|entry| entry.name == name)
     }

@@ -1,52 +1,54 @@
-//! Policy as authored and policy in force: the fields, their defaults, the layers and `locked`. Owns what wins; does not
-//! parse documents (`k8s::document` does) and does not read files (`policies` does).
+//! Policy in force: the value of each field, its default, and the namespaces in which it holds.
+//!
+//! `layer` has the documents as they are written, `merge` decides which value wins, and [`Setting`] says where each
+//! value comes from. `k8s::document` parses the documents, and `state::policies` reads their files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::gpu::{DriverReserve, Headroom, Overcommit, Rules};
-use super::vram::Vram;
+use crate::capacity::gpu::{Headroom, Rules};
+use crate::capacity::vram::Vram;
 
-/// What a violation does.
+mod layer;
+mod merge;
+mod origin;
+
+pub use layer::{ClusterPolicy, Field, Layer};
+pub use origin::{Origin, PassedOver, Setting, Why};
+
+/// What happens to a pod that violates the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Injects and refuses.
+    /// Pods get their request injected; a violation is refused.
     Enforce,
-    /// Injects and warns.
+    /// Pods get their request injected; a violation is admitted with a warning.
     Warn,
-    /// Changes nothing, records.
+    /// Pods are not changed; a violation is recorded.
     Audit,
-    /// Does nothing.
+    /// Pods are not changed; a violation is ignored.
     Off,
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The variant's name is how it is written in a policy.
-        fmt::Debug::fmt(self, f)
-    }
-}
-
-/// What happens to a pod that fits nowhere now.
+/// What happens to a pod that no node has room for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnShortfall {
-    /// Created, pending until there is room.
+    /// The pod is created and stays pending until there is room.
     Wait,
-    /// Refused at creation.
+    /// The pod is refused at creation.
     Deny,
-    /// As `Wait`, with the pools of `reroute` beside its own.
+    /// Like `Wait`, with the pools of `reroute` in addition to its own. Those have no effect yet.
     Reroute,
 }
 
-/// Which framework's environment is injected.
+/// The framework whose environment variables are injected. It has no effect yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framework {
-    /// As far as it can be recognised.
+    /// The framework that is recognised, if any.
     Auto,
-    /// Only what concerns every framework.
+    /// Only variables that concern every framework.
     None,
-    /// PyTorch on its own.
+    /// PyTorch without a serving framework.
     PyTorch,
     /// vLLM.
     Vllm,
@@ -66,208 +68,96 @@ pub enum Framework {
     Triton,
 }
 
-/// What happens to `NVIDIA_VISIBLE_DEVICES` of GPU containers.
+/// What decides `NVIDIA_VISIBLE_DEVICES` of GPU containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VisibleDevices {
-    /// The device plugin decides.
+    /// The device plugin.
     Leave,
-    /// The annotation that names the GPU decides.
+    /// The annotation that names the GPU.
     Pin,
 }
 
-/// What a declaration leads to where nothing accounts for it.
+/// What happens to a pod whose declaration nothing accounts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnUnaccounted {
-    /// The pod is let in, with a warning.
+    /// The pod is admitted with a warning.
     Warn,
     /// The pod is refused.
     Deny,
 }
 
-/// What a user's own value of an injected variable leads to.
+/// What happens to a user's own value of an injected variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnConflict {
-    /// Kept, with a warning.
+    /// The value is kept, with a warning.
     Warn,
-    /// Refused.
+    /// The pod is refused.
     Deny,
 }
 
-/// The fields that a ClusterVramPolicy and a VramPolicy share, as authored: `None` where a document is silent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layer {
-    /// `mode`.
-    pub mode: Option<Mode>,
-    /// `onShortfall`.
-    pub on_shortfall: Option<OnShortfall>,
-    /// `declaration.required`.
-    pub required: Option<bool>,
-    /// `declaration.onUnaccounted`.
-    pub on_unaccounted: Option<OnUnaccounted>,
-    /// `declaration.default`.
-    pub default: Option<Vram>,
-    /// `declaration.min`.
-    pub min: Option<Vram>,
-    /// `declaration.max`.
-    pub max: Option<Vram>,
-    /// `quota`.
-    pub quota: Option<Vram>,
-    /// `models`.
-    pub models: BTreeMap<String, Vram>,
-    /// `environment.framework`.
-    pub framework: Option<Framework>,
-    /// `environment.visibleDevices`.
-    pub visible_devices: Option<VisibleDevices>,
-    /// `environment.onConflict`.
-    pub on_conflict: Option<OnConflict>,
+/// Displays values as a policy file writes them: by the name of the variant.
+macro_rules! displayed_by_name {
+    ($($values:ident),+) => {
+        $(impl fmt::Display for $values {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self, f)
+            }
+        })+
+    };
 }
+displayed_by_name!(Mode, OnShortfall, VisibleDevices, OnUnaccounted, OnConflict);
 
-/// A ClusterVramPolicy as authored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClusterPolicy {
-    /// What namespaces may set too.
-    pub layer: Layer,
-    /// `perProcessOverhead`.
-    pub per_process_overhead: Option<Vram>,
-    /// `headroom.percent`.
-    pub headroom_percent: Option<u8>,
-    /// `headroom.minimum`.
-    pub headroom_minimum: Option<Vram>,
-    /// `headroom.driverReserve`.
-    pub driver_reserve: Option<DriverReserve>,
-    /// `overcommit`.
-    pub overcommit: Option<Overcommit>,
-    /// `startup.serializePerGpu`.
-    pub serialize_per_gpu: Option<bool>,
-    /// `exemptNamespaces`.
-    pub exempt_namespaces: Option<BTreeSet<String>>,
-    /// `reroute.pools`.
-    pub reroute_pools: Vec<String>,
-    /// `locked`.
-    pub locked: BTreeSet<Field>,
-}
-
-/// A field that namespaces may set, and that `locked` may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Field {
-    /// `mode`.
-    Mode,
-    /// `onShortfall`.
-    OnShortfall,
-    /// `declaration.required`.
-    Required,
-    /// `declaration.onUnaccounted`.
-    OnUnaccounted,
-    /// `declaration.default`.
-    Default,
-    /// `declaration.min`.
-    Min,
-    /// `declaration.max`.
-    Max,
-    /// `quota`.
-    Quota,
-    /// `models`.
-    Models,
-    /// `environment.framework`.
-    Framework,
-    /// `environment.visibleDevices`.
-    VisibleDevices,
-    /// `environment.onConflict`.
-    OnConflict,
-}
-
-impl Field {
-    /// All of them, in the order of the documentation.
-    pub const ALL: [Field; 12] = [
-        Field::Mode,
-        Field::OnShortfall,
-        Field::Required,
-        Field::OnUnaccounted,
-        Field::Default,
-        Field::Min,
-        Field::Max,
-        Field::Quota,
-        Field::Models,
-        Field::Framework,
-        Field::VisibleDevices,
-        Field::OnConflict,
-    ];
-
-    /// As it is written in a policy.
-    pub fn path(self) -> &'static str {
-        match self {
-            Field::Mode => "mode",
-            Field::OnShortfall => "onShortfall",
-            Field::Required => "declaration.required",
-            Field::OnUnaccounted => "declaration.onUnaccounted",
-            Field::Default => "declaration.default",
-            Field::Min => "declaration.min",
-            Field::Max => "declaration.max",
-            Field::Quota => "quota",
-            Field::Models => "models",
-            Field::Framework => "environment.framework",
-            Field::VisibleDevices => "environment.visibleDevices",
-            Field::OnConflict => "environment.onConflict",
-        }
+/// Displays the framework as a policy file writes it.
+impl fmt::Display for Framework {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Framework::Auto => "Auto",
+            Framework::None => "None",
+            Framework::PyTorch => "PyTorch",
+            Framework::Vllm => "vLLM",
+            Framework::SgLang => "SGLang",
+            Framework::Tgi => "TGI",
+            Framework::Jax => "JAX",
+            Framework::TensorFlow => "TensorFlow",
+            Framework::LlamaCpp => "llama.cpp",
+            Framework::Ollama => "Ollama",
+            Framework::Triton => "Triton",
+        })
     }
 }
 
-impl Layer {
-    /// The fields that this document sets.
-    pub fn set_fields(&self) -> BTreeSet<Field> {
-        Field::ALL.into_iter().filter(|field| self.sets(*field)).collect()
-    }
-
-    fn sets(&self, field: Field) -> bool {
-        match field {
-            Field::Mode => self.mode.is_some(),
-            Field::OnShortfall => self.on_shortfall.is_some(),
-            Field::Required => self.required.is_some(),
-            Field::OnUnaccounted => self.on_unaccounted.is_some(),
-            Field::Default => self.default.is_some(),
-            Field::Min => self.min.is_some(),
-            Field::Max => self.max.is_some(),
-            Field::Quota => self.quota.is_some(),
-            Field::Models => !self.models.is_empty(),
-            Field::Framework => self.framework.is_some(),
-            Field::VisibleDevices => self.visible_devices.is_some(),
-            Field::OnConflict => self.on_conflict.is_some(),
-        }
-    }
-}
-
-/// The policy in force in one namespace: every field has a value.
+/// The policy in force in one namespace, with the defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// What a violation does.
+    /// What happens to a pod that violates the policy.
     pub mode: Mode,
-    /// What a shortfall does.
+    /// What happens to a pod that no node has room for now.
     pub on_shortfall: OnShortfall,
-    /// Whether a GPU container must declare.
+    /// Whether a GPU container must have a declaration.
     pub required: bool,
-    /// What a declaration leads to that nothing accounts for.
+    /// What happens to a declaration that nothing accounts for.
     pub on_unaccounted: OnUnaccounted,
-    /// For containers that declare nothing.
+    /// Declared amount of containers that declare nothing.
     pub default: Option<Vram>,
-    /// Lower bound on what is declared.
+    /// Lower bound on a declared amount.
     pub min: Option<Vram>,
-    /// Upper bound on what is declared.
+    /// Upper bound on a declared amount.
     pub max: Option<Vram>,
-    /// The namespace's budget.
+    /// Budget of the namespace. It has no effect yet.
     pub quota: Option<Vram>,
-    /// Model catalogue.
+    /// Model catalogue: declared amounts by model name.
     pub models: BTreeMap<String, Vram>,
-    /// Environment: framework.
+    /// Framework whose environment variables are injected. It has no effect yet.
     pub framework: Framework,
-    /// Environment: visible devices.
+    /// What decides `NVIDIA_VISIBLE_DEVICES` of GPU containers.
     pub visible_devices: VisibleDevices,
-    /// Environment: a user's own value.
+    /// What happens to a user's own value of an injected variable.
     pub on_conflict: OnConflict,
-    /// Cluster-wide: CUDA context for each process.
+    /// Memory of a CUDA context that is added for each process. It is set for the whole cluster.
     pub per_process_overhead: Vram,
 }
 
-/// All documents together, as authored.
+/// All policy documents, as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Documents {
     /// The ClusterVramPolicy, if there is one.
@@ -276,7 +166,9 @@ pub struct Documents {
     pub namespaces: BTreeMap<String, Layer>,
 }
 
-/// The policies in force: computed once from [`Documents`], so that a lookup on the admission path is one map access.
+/// The policies in force, computed once from [`Documents`].
+///
+/// So a lookup on the admission path merges nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policies {
     rules: Rules,
@@ -286,7 +178,9 @@ pub struct Policies {
     ignored: Vec<(String, Field)>,
 }
 
-/// Never touched unless `exemptNamespaces` says otherwise, beside vramguard's own namespace.
+/// Namespaces that are exempt unless `exemptNamespaces` replaces the list.
+///
+/// The namespace of vramguard itself is always exempt.
 pub const EXEMPT_BY_DEFAULT: [&str; 7] = [
     "kube-system",
     "kube-node-lease",
@@ -298,55 +192,40 @@ pub const EXEMPT_BY_DEFAULT: [&str; 7] = [
 ];
 
 impl Policies {
+    /// Computes the policies in force.
+    ///
     /// `own_namespace` is exempt whatever the documents say: a guard that guards itself cannot start.
     pub fn new(documents: &Documents, own_namespace: &str) -> Policies {
         let built_in = ClusterPolicy::default();
         let cluster = documents.cluster.as_ref().unwrap_or(&built_in);
-        let defaults = Rules::default();
-        let rules = Rules {
-            per_process_overhead: cluster.per_process_overhead.unwrap_or(defaults.per_process_overhead),
-            driver_reserve: cluster.driver_reserve.unwrap_or(defaults.driver_reserve),
-            headroom: Headroom {
-                percent: cluster.headroom_percent.unwrap_or(defaults.headroom.percent),
-                minimum: cluster.headroom_minimum.unwrap_or(defaults.headroom.minimum),
-            },
-            overcommit: cluster.overcommit.unwrap_or(defaults.overcommit),
-            serialize_per_gpu: cluster.serialize_per_gpu.unwrap_or(defaults.serialize_per_gpu),
-            several_schedulers: defaults.several_schedulers,
-        };
-        let mut exempt = cluster
-            .exempt_namespaces
-            .clone()
-            .unwrap_or_else(|| EXEMPT_BY_DEFAULT.iter().map(|name| (*name).to_owned()).collect());
+        let rules = rules(cluster);
+        let mut exempt = cluster.exempt_namespaces.clone().unwrap_or_else(exempt_by_default);
         exempt.insert(own_namespace.to_owned());
-        let mode_if_silent = if documents.cluster.is_some() { Mode::Enforce } else { Mode::Audit };
-        let merge = |namespace: &Layer| Arc::new(merge(&cluster.layer, namespace, mode_if_silent, &rules));
-        let mut ignored = Vec::new();
-        let mut namespaces = BTreeMap::new();
-        for (name, layer) in &documents.namespaces {
-            let locked: Vec<Field> = layer.set_fields().intersection(&cluster.locked).copied().collect();
-            namespaces.insert(name.clone(), merge(&without(layer, &locked)));
-            ignored.extend(locked.into_iter().map(|field| (name.clone(), field)));
-        }
-        Policies { rules, exempt, everywhere: merge(&Layer::default()), namespaces, ignored }
+        let merge = |layer: &Layer| Arc::new(merge::merge(documents, layer, &rules).0);
+        let namespaces = documents.namespaces.iter().map(|(name, layer)| (name.clone(), merge(layer))).collect();
+        let ignored = documents.namespaces.iter().flat_map(|(name, layer)| {
+            let locked = layer.set_fields().into_iter().filter(|field| cluster.locked.contains(field));
+            locked.map(|field| (name.clone(), field))
+        });
+        Policies { rules, exempt, everywhere: merge(&Layer::default()), namespaces, ignored: ignored.collect() }
     }
 
-    /// The policy in force in a namespace, or `None` where it is exempt.
+    /// The policy in force in a namespace, or `None` if it is exempt.
     pub fn of(&self, namespace: &str) -> Option<&Arc<Policy>> {
         (!self.exempt.contains(namespace)).then(|| self.namespaces.get(namespace).unwrap_or(&self.everywhere))
     }
 
-    /// What turns sizes into promises.
+    /// The rules from which allocatable memory and demands are computed.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// Fields that a namespace sets although they are locked: the cluster's value is in force.
+    /// Locked fields that a namespace sets anyway, by namespace. The cluster's value is in force.
     pub fn ignored(&self) -> &[(String, Field)] {
         &self.ignored
     }
 
-    /// Namespaces in which a violation is refused, so that the API server can be told.
+    /// Namespaces in which a violation is refused, for the webhook configuration of the API server.
     pub fn enforced(&self) -> Namespaces {
         self.in_modes(&[Mode::Enforce])
     }
@@ -367,65 +246,39 @@ impl Policies {
         }
     }
 
-    /// Never touched.
+    /// Exempt namespaces, which vramguard never touches.
     pub fn exempt(&self) -> &BTreeSet<String> {
         &self.exempt
     }
 }
 
-/// A set of namespaces that stays right when one is created.
+/// The cluster-wide settings in force, with the defaults filled in.
+fn rules(cluster: &ClusterPolicy) -> Rules {
+    let defaults = Rules::default();
+    Rules {
+        per_process_overhead: cluster.per_process_overhead.unwrap_or(defaults.per_process_overhead),
+        driver_reserve: cluster.driver_reserve.unwrap_or(defaults.driver_reserve),
+        headroom: Headroom {
+            percent: cluster.headroom_percent.unwrap_or(defaults.headroom.percent),
+            minimum: cluster.headroom_minimum.unwrap_or(defaults.headroom.minimum),
+        },
+        overcommit: cluster.overcommit.unwrap_or(defaults.overcommit),
+        serialize_per_gpu: cluster.serialize_per_gpu.unwrap_or(defaults.serialize_per_gpu),
+        several_schedulers: defaults.several_schedulers,
+    }
+}
+
+fn exempt_by_default() -> BTreeSet<String> {
+    EXEMPT_BY_DEFAULT.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A set of namespaces that stays correct when a namespace is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
-    /// Every namespace, now or later, that is not listed.
+    /// Every namespace, present or future, that is not listed.
     AllBut(BTreeSet<String>),
-    /// The listed ones.
+    /// The listed namespaces.
     Only(BTreeSet<String>),
-}
-
-fn without(layer: &Layer, locked: &[Field]) -> Layer {
-    let mut layer = layer.clone();
-    for field in locked {
-        match field {
-            Field::Mode => layer.mode = None,
-            Field::OnShortfall => layer.on_shortfall = None,
-            Field::Required => layer.required = None,
-            Field::OnUnaccounted => layer.on_unaccounted = None,
-            Field::Default => layer.default = None,
-            Field::Min => layer.min = None,
-            Field::Max => layer.max = None,
-            Field::Quota => layer.quota = None,
-            Field::Models => layer.models.clear(),
-            Field::Framework => layer.framework = None,
-            Field::VisibleDevices => layer.visible_devices = None,
-            Field::OnConflict => layer.on_conflict = None,
-        }
-    }
-    layer
-}
-
-/// Bounds and quota: the stricter. Everything else: the namespace's. Models by name.
-fn merge(cluster: &Layer, namespace: &Layer, mode_if_silent: Mode, rules: &Rules) -> Policy {
-    let stricter = |pick: fn(Vram, Vram) -> Vram, a: Option<Vram>, b: Option<Vram>| match (a, b) {
-        (Some(a), Some(b)) => Some(pick(a, b)),
-        (one, other) => one.or(other),
-    };
-    let mut models = cluster.models.clone();
-    models.extend(namespace.models.clone());
-    Policy {
-        mode: namespace.mode.or(cluster.mode).unwrap_or(mode_if_silent),
-        on_shortfall: namespace.on_shortfall.or(cluster.on_shortfall).unwrap_or(OnShortfall::Wait),
-        required: namespace.required.or(cluster.required).unwrap_or(false),
-        on_unaccounted: namespace.on_unaccounted.or(cluster.on_unaccounted).unwrap_or(OnUnaccounted::Deny),
-        default: namespace.default.or(cluster.default),
-        min: stricter(Vram::max, cluster.min, namespace.min),
-        max: stricter(Vram::min, cluster.max, namespace.max),
-        quota: stricter(Vram::min, cluster.quota, namespace.quota),
-        models,
-        framework: namespace.framework.or(cluster.framework).unwrap_or(Framework::Auto),
-        visible_devices: namespace.visible_devices.or(cluster.visible_devices).unwrap_or(VisibleDevices::Leave),
-        on_conflict: namespace.on_conflict.or(cluster.on_conflict).unwrap_or(OnConflict::Warn),
-        per_process_overhead: rules.per_process_overhead,
-    }
 }
 
 #[cfg(test)]

@@ -1,23 +1,27 @@
-//! `vramguard demo`: the main job, end to end, on an embedded picture of a cluster. Owns the story and how it is told; the
-//! server, TLS, both webhooks and every verdict are the real ones.
+//! `vramguard demo`: creates pods on an embedded example cluster, and prints what happens to them.
+//!
+//! Owns the simulated cluster and the sequence of steps; `story` owns the output. The server, TLS, both webhooks and
+//! every verdict are those of `serve`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use crate::index::Index;
 use crate::k8s::object::PodObject;
-use crate::k8s::{pod, snapshot};
+use crate::k8s::pod::Guarded;
+use crate::k8s::review::{self, Answered};
+use crate::k8s::simulation::{self, Admission, Creation, Scheduled};
+use crate::k8s::snapshot;
+use crate::keys;
 use crate::metrics::Metrics;
-use crate::policies::PolicyStore;
+use crate::state::index::Index;
+use crate::state::policies::PolicyStore;
 use crate::tls::{self, CertificateStore, Pair};
 use crate::webhook::client::ReviewClient;
 use crate::webhook::server::Server;
@@ -25,10 +29,10 @@ use crate::webhook::{self, Webhook};
 
 mod story;
 
-/// Arguments of `demo`
+/// Arguments of `demo`.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// Milliseconds between steps, to watch it happen [default: 400 on a terminal, 0 elsewhere]
+pub(super) struct Args {
+    /// Pause before each step, in milliseconds [default: 400 on a terminal, otherwise 0]
     #[arg(long, value_name = "MS")]
     pace: Option<u64>,
 }
@@ -50,20 +54,8 @@ struct Named {
     name: String,
 }
 
-/// What both webhooks answered.
-#[derive(Debug, Default)]
-struct Reviewed {
-    /// As patched.
-    pod: Value,
-    /// What the patch added, for people.
-    changes: Vec<String>,
-    warnings: Vec<String>,
-    /// Code, reason and message, where it was refused.
-    denial: Option<(u64, String, String)>,
-}
-
-/// Tells the story to its end.
-pub async fn run(args: Args) -> Result<(), Failure> {
+/// Runs all steps of the workload.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let steps: Vec<Step> = serde_saphyr::from_str(WORKLOAD).expect("the embedded workload is read by a test");
     let mut demo = Demo::start().await?;
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
@@ -82,7 +74,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A running server and the simulated rest of a cluster.
+/// A running server, and the simulated rest of a cluster.
 struct Demo {
     index: Arc<Index>,
     client: ReviewClient,
@@ -96,7 +88,7 @@ struct Demo {
 impl Demo {
     async fn start() -> anyhow::Result<Demo> {
         let snapshot = snapshot::read([("demo", CLUSTER)]).expect("the embedded cluster is read by a test");
-        let policies = Arc::new(PolicyStore::new(&snapshot.policies, "vramguard-system")?);
+        let policies = Arc::new(PolicyStore::new(&snapshot.policies, keys::NAMESPACE)?);
         let generation = policies.current();
         let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
         let index = Arc::new(index);
@@ -115,10 +107,10 @@ impl Demo {
     }
 
     async fn create(&mut self, number: u32, pod: Value) -> anyhow::Result<()> {
-        let reviewed = self.review(pod).await?;
-        story::reviewed(number, &reviewed);
-        if reviewed.denial.is_none() {
-            let mut pod = reviewed.pod;
+        let changes_of = pod.clone();
+        let Admission { mut pod, patch, warnings, denial, .. } = self.review(pod).await?;
+        story::reviewed(number, &pod, &story::changes(&patch, &changes_of), &warnings, denial.as_ref());
+        if denial.is_none() {
             pod["metadata"]["uid"] = json!(format!("demo-{number}"));
             if !self.schedule(pod.clone()) {
                 self.waiting.push(pod);
@@ -145,56 +137,32 @@ impl Demo {
         Ok(())
     }
 
-    /// What the API server does with a new pod: mutate, patch, validate.
-    async fn review(&mut self, mut pod: Value) -> anyhow::Result<Reviewed> {
-        let mut reviewed = Reviewed::default();
-        let mutated = self.ask("/mutate/pods", &pod).await?;
-        reviewed.add_warnings(&mutated);
-        if let Some(patch) = mutated["patch"].as_str() {
-            let patch: json_patch::Patch = serde_json::from_slice(&BASE64_STANDARD.decode(patch)?)?;
-            reviewed.changes = story::changes(&patch, &pod);
-            json_patch::patch(&mut pod, &patch)?;
-        }
-        let validated = self.ask("/validate/pods", &pod).await?;
-        reviewed.add_warnings(&validated);
-        if validated["allowed"] != true {
-            let status = &validated["status"];
-            let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
-            reviewed.denial = Some((status["code"].as_u64().unwrap_or_default(), text("reason"), text("message")));
-        }
-        reviewed.pod = pod;
-        Ok(reviewed)
+    /// Stands in for the API server: sends a new pod through both webhooks.
+    async fn review(&mut self, pod: Value) -> anyhow::Result<Admission> {
+        let mut creation = Creation::new(pod, "demo");
+        let mutated = self.ask("/mutate/pods", &creation.review()).await?;
+        creation.mutated(mutated)?;
+        let validated = self.ask("/validate/pods", &creation.review()).await?;
+        Ok(creation.validated(validated))
     }
 
-    async fn ask(&mut self, path: &str, pod: &Value) -> anyhow::Result<Value> {
-        let review = json!({
-            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-            "request": {
-                "uid": "demo", "operation": "CREATE", "resource": { "group": "", "version": "v1", "resource": "pods" },
-                "namespace": pod["metadata"]["namespace"], "userInfo": { "username": "demo" }, "object": pod,
-            },
-        });
-        let (status, body) = self.client.post(path, serde_json::to_vec(&review)?).await?;
+    async fn ask(&mut self, path: &str, review: &Value) -> anyhow::Result<Answered> {
+        let (status, body) = self.client.post(path, serde_json::to_vec(review)?).await?;
         ensure!(status.is_success(), "{path} answered {status}: {}", String::from_utf8_lossy(&body));
-        let answer: Value = serde_json::from_slice(&body)?;
-        Ok(answer["response"].clone())
+        Ok(review::answered(&body)?)
     }
 
-    /// Stands in for kube-scheduler: the node with the least room that still fits, by what the node publishes.
+    /// Stands in for kube-scheduler and for the API server that binds the pod. Returns whether the pod was bound.
     fn schedule(&mut self, mut pod: Value) -> bool {
         let object: PodObject = serde_json::from_value(pod.clone()).expect("a pod that was reviewed is one");
-        let asks = pod::translate(&object, None, None);
-        let state = self.index.read();
-        let (resource, _) =
-            asks.containers.iter().find_map(|c| c.gpus.first()).expect("every pod of the demo has a GPU");
-        let requests = asks.containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
-        let demand = crate::capacity::demand::of_pod(requests);
-        let node = state.cluster.fitting(resource, demand, &asks.placement).next().map(str::to_owned);
-        let shortfall = state.cluster.shortfall(resource, demand, &asks.placement);
-        drop(state);
-        let Some(node) = node else {
-            story::waits(shortfall.as_ref());
-            return false;
+        let wanted = Guarded::of(&object).expect("every pod of the demo has a GPU");
+        let placed = simulation::schedule(&self.index.read().cluster, &wanted);
+        let node = match placed {
+            Scheduled::On(node) => node,
+            Scheduled::Pending(shortfall) => {
+                story::waits(shortfall.as_ref());
+                return false;
+            }
         };
         pod["spec"]["nodeName"] = json!(node);
         self.index.apply_pod(&serde_json::from_value(pod.clone()).expect("still a pod"));
@@ -202,12 +170,5 @@ impl Demo {
         story::bound(&node);
         story::bar_of(&self.index, &node);
         true
-    }
-}
-
-impl Reviewed {
-    fn add_warnings(&mut self, response: &Value) {
-        let warnings = response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        self.warnings.extend(warnings.map(str::to_owned));
     }
 }

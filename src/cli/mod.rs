@@ -1,13 +1,25 @@
-//! The command line. Owns arguments and exit codes: 0 clean, 1 findings or failure, 2 usage or unreadable input.
+//! The command line: parses arguments and runs a command.
+//!
+//! Owns arguments and exit codes: 0 for success, 1 for findings or a failure, 2 for wrong usage or unreadable input.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-mod demo;
-pub mod serve;
+use crate::server;
 
-/// GPU memory as a first-class Kubernetes resource on NVIDIA time-sliced GPUs
+mod audit;
+mod convert;
+mod demo;
+mod explain;
+mod files;
+mod live;
+mod outputs;
+mod plan;
+pub mod serve;
+mod test;
+
+/// Makes GPU memory a first-class Kubernetes resource on NVIDIA time-sliced GPUs
 #[derive(Debug, Parser)]
 #[command(name = "vramguard", version, about, max_term_width = 110)]
 pub struct Cli {
@@ -17,19 +29,31 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the webhook and, in a cluster, control what its nodes publish
+    /// Run the webhook server and, in a cluster, the controller
     Serve(Box<serve::Args>),
-    /// Show what it does, end to end, on an embedded picture of a cluster
+    /// Report what the GPUs of a cluster are promised to, and what is wrong with it
+    Audit(Box<audit::Args>),
+    /// Explain the policy in force in a namespace, and what it makes of a pod
+    Explain(explain::Args),
+    /// Test policies offline, with cases of pods and what is expected of them
+    Test(test::Args),
+    /// Plan time-slicing replicas, or check a device plugin's configuration
+    Plan(plan::Args),
+    /// Convert manifests of other GPU sharing projects, or to and from DRA claims
+    Convert(convert::Args),
+    /// Show how pods are admitted and placed, on an embedded example cluster
     Demo(demo::Args),
 }
 
-/// Why a command ended early.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Usage or unreadable input: exit code 2.
+    /// Wrong usage or unreadable input: exit code 2.
     Input(anyhow::Error),
-    /// Anything else: exit code 1.
+    /// Any other failure: exit code 1.
     Run(anyhow::Error),
+    /// The command did its work, and what it reports fails the run: exit code 1 without a further message.
+    Findings,
 }
 
 impl From<anyhow::Error> for Failure {
@@ -38,18 +62,29 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Threads that answer. What is parsed at once, and so memory, grows with them; a review takes tens of microseconds, so four
-/// are tens of thousands a second. Two at least: while one parses a large body the other answers.
+impl From<server::Error> for Failure {
+    fn from(error: server::Error) -> Failure {
+        match error {
+            server::Error::Input(error) => Failure::Input(error),
+            server::Error::Run(error) => Failure::Run(error),
+        }
+    }
+}
+
+/// Number of threads that answer requests: as many as CPUs, but 2 to 4.
+///
+/// Each thread may parse a body, so memory grows with their number. A review takes tens of microseconds, so four
+/// threads answer tens of thousands a second. With two threads, one still answers while the other parses a large body.
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
-/// Threads that read files and resolve names.
+/// Maximum number of threads for blocking work: reading files and resolving names.
 const MAX_BLOCKING: usize = 4;
 
-/// Runs a command to its end.
+/// Runs a command to its end, and prints its error.
 pub fn run(cli: Cli) -> ExitCode {
-    // Two providers could be linked in by dependencies; whichever is installed first counts, so it is ours.
+    // Dependencies could link a second crypto provider. The first one that is installed counts, so this one is.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers())
@@ -66,13 +101,19 @@ pub fn run(cli: Cli) -> ExitCode {
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
+            Command::Audit(args) => audit::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
+            Command::Test(args) => test::run(&args),
+            Command::Explain(args) => explain::run(&args).await,
+            Command::Plan(args) => plan::run(args),
+            Command::Convert(args) => convert::run(args),
         }
     });
-    // Blocking file reads of the followers end with the process.
+    // Blocking file reads may still run. They end with the process.
     runtime.shutdown_background();
     let (code, error) = match ended {
         Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Findings) => return ExitCode::from(1),
         Err(Failure::Input(error)) => (2, error),
         Err(Failure::Run(error)) => (1, error),
     };

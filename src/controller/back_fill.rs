@@ -1,8 +1,8 @@
-//! Puts onto pods the annotations that they should have and have not, because their binding passed by the guard or their GPU was
-//! not known then. Owns how many are in hand at a time and for how long; what is written is the core's.
+//! Adds missing annotations to pods whose binding bypassed the guard, or whose GPU was not known at the binding. Owns
+//! how many pods are in progress and for how long; the annotations are decided in `capacity`.
 //!
-//! A write to a pod goes through the webhooks of others, and one of those may hang. So the upkeep of ledgers waits for no pod,
-//! and a pod that hangs gives its turn back after the time of one call.
+//! A write to a pod goes through the webhooks of others, and one of those may hang. So the upkeep of ledgers waits for
+//! no pod, and a pod whose write hangs frees its permit after the time limit of one call.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,59 +19,60 @@ use tokio::task::JoinSet;
 use super::CALL_DEADLINE;
 use crate::capacity::binding;
 use crate::capacity::gpu::{GpuId, Pool};
-use crate::capacity::ledger::{Holder, PodUid};
+use crate::capacity::name::PodUid;
+use crate::capacity::node::holder::Holder;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
 
 /// Pods that are written at a time.
 const PARALLEL: usize = 8;
-/// Pods in hand, those that wait for their turn included.
+/// Pods in progress, including those that wait for a permit.
 const MAX_IN_HAND: usize = 256;
 
-/// A pod that lacks annotations, and what they are made of.
-pub struct Lacking {
-    /// The pod.
+/// A pod that lacks annotations, and what they are derived from.
+pub(super) struct MissingAnnotations {
+    /// The pod's uid.
     pub uid: PodUid,
-    /// What it holds.
+    /// What the pod holds.
     pub holder: Holder,
-    /// Its GPU, where that is known.
+    /// The pod's GPU, if it is known.
     pub gpu: Option<GpuId>,
-    /// The pools of its node.
+    /// The pools of the pod's node.
     pub pools: Arc<[Pool]>,
 }
 
-/// The pods in hand. Dropped, it gives them all up.
-pub struct BackFills {
+/// The pods in progress. Dropping this cancels all of them.
+pub(super) struct BackFills {
     client: Client,
-    /// For one pod, once it is its turn.
+    /// Time limit for one pod, counted from when it gets a permit.
     deadline: Duration,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     in_hand: BTreeSet<PodUid>,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<BackFilled>,
 }
 
-/// What became of one pod.
-struct Done {
+/// The outcome for one pod.
+struct BackFilled {
     uid: PodUid,
     node: String,
     written: anyhow::Result<()>,
 }
 
 impl BackFills {
-    /// None in hand.
-    pub fn new(client: Client) -> BackFills {
+    /// Creates an empty set.
+    pub(super) fn new(client: Client) -> BackFills {
         BackFills {
             client,
             deadline: CALL_DEADLINE,
-            turns: Arc::new(Semaphore::new(PARALLEL)),
+            permits: Arc::new(Semaphore::new(PARALLEL)),
             in_hand: BTreeSet::new(),
             tasks: JoinSet::new(),
         }
     }
 
-    /// Takes the pods of a node in hand that are not yet. Returns whether there was a place for each; if not, the node has to
-    /// be looked at again.
-    pub fn begin(&mut self, node: &str, lacking: Vec<Lacking>) -> bool {
+    /// Starts the writes to pods of a node that are not in progress yet. Returns `false` if there was no room for one
+    /// of them; the caller then retries the node.
+    pub(super) fn begin(&mut self, node: &str, lacking: Vec<MissingAnnotations>) -> bool {
         for pod in lacking {
             if self.in_hand.contains(&pod.uid) {
                 continue;
@@ -80,24 +81,25 @@ impl BackFills {
                 return false;
             }
             self.in_hand.insert(pod.uid.clone());
-            let (client, turns, node) = (self.client.clone(), self.turns.clone(), node.to_owned());
+            let (client, permits, node) = (self.client.clone(), self.permits.clone(), node.to_owned());
             let deadline = self.deadline;
             self.tasks.spawn(async move {
-                let _turn = turns.acquire().await.expect("the semaphore is never closed");
+                let _permit = permits.acquire().await.expect("the semaphore is never closed");
                 let written = tokio::time::timeout(deadline, annotate(&client, &pod)).await;
                 let written = written.context("no answer from the API server").flatten();
                 let written = written.with_context(|| format!("annotations of pod {}", pod.holder.name));
-                Done { uid: pod.uid, node, written }
+                BackFilled { uid: pod.uid, node, written }
             });
         }
         true
     }
 
-    /// The nodes of pods that could not be written, of those that are done with since this was last asked.
-    pub fn failed(&mut self) -> BTreeSet<String> {
+    /// Returns the nodes of pods whose write failed, among the pods finished since the last call.
+    pub(super) fn failed(&mut self) -> BTreeSet<String> {
         let mut failed = BTreeSet::new();
         while let Some(done) = self.tasks.try_join_next() {
-            let Done { uid, node, written } = done.expect("a back-fill does not panic and is not aborted by itself");
+            let BackFilled { uid, node, written } =
+                done.expect("a back-fill does not panic and is not aborted by itself");
             self.in_hand.remove(&uid);
             if let Err(error) = written {
                 tracing::warn!("node {node:?}: {error:#}; trying again");
@@ -108,8 +110,8 @@ impl BackFills {
     }
 }
 
-async fn annotate(client: &Client, lacking: &Lacking) -> anyhow::Result<()> {
-    let Lacking { uid, holder, gpu, pools } = lacking;
+async fn annotate(client: &Client, lacking: &MissingAnnotations) -> anyhow::Result<()> {
+    let MissingAnnotations { uid, holder, gpu, pools } = lacking;
     let name = &holder.name;
     let lite: Api<PodObject> = Api::namespaced(client.clone(), &name.namespace);
     let Some(object) = lite.get_opt(&name.name).await? else { return Ok(()) };
@@ -117,7 +119,7 @@ async fn annotate(client: &Client, lacking: &Lacking) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut annotations = binding::annotations(&pod::translate(&object, None, None), holder, gpu.as_ref(), pools);
-    // What is there was there when the containers started.
+    // An annotation that the pod has is kept: its containers started with that value.
     let there = object.metadata.annotations.unwrap_or_default();
     annotations.retain(|key, _| !there.contains_key(key));
     if annotations.is_empty() {

@@ -1,10 +1,13 @@
 //! The self-managed certificate: a Secret that the leader creates and renews, and that every replica follows. Owns the
-//! order of a rotation; issuing, reading and checking PEM is `tls`'s.
+//! order of a rotation; `tls` issues certificates and reads and checks PEM.
 //!
-//! A new certificate comes with a new CA, whose key is thrown away. So a rotation first has both CAs written into the webhook
-//! configurations, waits until they have been seen there, and a while longer for the API servers to have seen them too; only
-//! then is the Secret replaced, in one write, and with it what is served. The first CA of the Secret's `ca.crt` is always that
-//! of its `tls.crt`, the second that of the one before. A rotation that is cut off leaves the Secret as it was.
+//! A new certificate comes with a new CA, whose key is discarded. So a rotation takes three steps. First, both CAs are
+//! written into the webhook configurations. Then the leader waits until its watch reports them there, and a while
+//! longer, until the API servers have got them too. Only then does one write replace the Secret, and with it the
+//! certificate that is served.
+//!
+//! In the Secret's `ca.crt`, the first CA is always that of its `tls.crt`, and the second is that of the certificate
+//! before. An interrupted rotation leaves the Secret as it was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,36 +26,36 @@ use super::webhook_configuration::Trust;
 use super::{RETRY, bounded, now};
 use crate::tls::{self, CertificateStore, Issued, Pair};
 
-/// How often the end of the certificate is looked at while the Secret does not change.
+/// Interval at which the expiry of the certificate is checked while the Secret does not change.
 const CHECK: Duration = Duration::from_secs(3600);
-/// For the webhook configurations to be seen with a new CA.
+/// Time limit for a new CA to appear in the webhook configurations.
 const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(60);
-/// API servers see a changed webhook configuration within a second or two; this is for slow ones.
+/// Time for slow API servers to get a changed webhook configuration. Usually they get it within a second or two.
 const TRUST_SPREADS: Duration = Duration::from_secs(30);
 
-/// A Secret with a certificate for these names.
+/// A Secret that holds a serving certificate for some names.
 #[derive(Clone)]
-pub struct Kept {
-    /// The cluster.
+pub struct CertificateSecret {
+    /// Client of the cluster's API server.
     pub client: Client,
     /// Namespace of the Secret.
     pub namespace: String,
     /// Name of the Secret.
     pub secret: String,
-    /// DNS names and addresses.
+    /// DNS names and IP addresses of the certificate.
     pub names: Vec<String>,
 }
 
-/// The keeper's side of [`super::webhook_configuration::Ca`].
+/// The counterpart of [`super::webhook_configuration::Ca`], held by the task that keeps the certificate.
 pub struct Announce {
-    /// Which CAs are to be trusted.
+    /// The CA bundle (PEM) that the API servers are to trust; `None` until it is known.
     pub wanted: watch::Sender<Option<String>>,
-    /// Which are.
+    /// The CA bundle that the webhook configurations carry now.
     pub seen: watch::Receiver<Trust>,
 }
 
-impl Kept {
-    /// Serves what the Secret holds, on every replica, until cancelled.
+impl CertificateSecret {
+    /// Serves the certificate of the Secret, until cancelled. Runs on every replica.
     pub async fn follow(self, store: Arc<CertificateStore>) {
         let secret = &self.secret;
         let mut seen = watcher::watch_object(self.api(), secret).default_backoff().boxed();
@@ -68,7 +71,7 @@ impl Kept {
         }
     }
 
-    /// Creates and renews it, on the leader, until cancelled.
+    /// Creates and renews the Secret, until cancelled. Runs on the leader.
     pub async fn keep(self, mut announce: Announce) {
         let mut seen = watcher::watch_object(self.api(), &self.secret).default_backoff().boxed();
         let mut current: Option<Option<Secret>> = None;
@@ -110,12 +113,13 @@ impl Kept {
                 announce.announce(&in_use_first(&old, &issued.ca)).await?;
                 self.replace(secret, &issued, &in_use_first(&issued.ca, &old)).await
             }
-            // Nothing that anybody trusts is served: there is nobody to be gentle to.
+            // No API server trusts what is served now, so no gradual rotation is needed.
             (Some(Err(error)), Some(secret)) => {
                 tracing::error!("secret {:?} is replaced: {error:#}", self.secret);
                 self.replace(secret, &issued, &issued.ca).await
             }
-            // Gone. Replicas still serve what it held, so the CA of that stays trusted until they serve the new one.
+            // The Secret was deleted. Replicas still serve its certificate, so its CA stays trusted until they serve
+            // the new one.
             _ => {
                 let trusted = announce.trusted().await?;
                 if !trusted.is_empty() {
@@ -130,7 +134,8 @@ impl Kept {
         }
     }
 
-    /// One write, refused if somebody else was faster. The watch brings it back, and what it says is announced then.
+    /// Replaces the Secret in one write, which fails if another writer was first. The watch then delivers the new
+    /// Secret, and its CAs are announced.
     async fn replace(&self, secret: &Secret, issued: &Issued, trusted: &str) -> anyhow::Result<()> {
         let secret = with(secret.clone(), issued, trusted);
         bounded(self.api().replace(&self.secret, &PostParams::default(), &secret)).await?;
@@ -139,7 +144,7 @@ impl Kept {
 }
 
 impl Announce {
-    /// Has a bundle trusted, and waits until it is.
+    /// Announces a CA bundle, and waits until the API servers trust it.
     async fn announce(&mut self, bundle: &str) -> anyhow::Result<()> {
         self.wanted.send_replace(Some(bundle.to_owned()));
         let there = |seen: &Trust| *seen == Trust::Bundle(bundle.to_owned());
@@ -150,17 +155,17 @@ impl Announce {
         Ok(())
     }
 
-    /// What is trusted now; empty for nothing.
+    /// The CA bundle that the webhook configurations carry now; empty if there is none.
     async fn trusted(&mut self) -> anyhow::Result<String> {
-        let known = tokio::time::timeout(ANNOUNCE_DEADLINE, self.seen.wait_for(|seen| *seen != Trust::Unseen)).await;
+        let known = tokio::time::timeout(ANNOUNCE_DEADLINE, self.seen.wait_for(|seen| *seen != Trust::Unknown)).await;
         match &*known.context("the webhook configurations have not been read yet")?? {
             Trust::Bundle(bundle) => Ok(bundle.clone()),
-            Trust::Nobody | Trust::Unseen => Ok(String::new()),
+            Trust::Untrusted | Trust::Unknown => Ok(String::new()),
         }
     }
 }
 
-/// The pair of a Secret, if its own CA vouches for it and it is made out to these names.
+/// The certificate pair of a Secret, if the Secret's CA signed it and it is valid for these names now.
 fn usable(secret: &Secret, names: &[String], now: Timestamp) -> anyhow::Result<Pair> {
     let pair = pair(secret)?;
     let ca = text(secret, "ca.crt").context("it holds no ca.crt")?;
@@ -186,7 +191,7 @@ fn pair(secret: &Secret) -> anyhow::Result<Pair> {
     Pair::from_pem(&part("tls.crt")?.0, &part("tls.key")?.0)
 }
 
-/// The first CA of one bundle, then the first of the other: the one in use, and the one that comes or that was.
+/// Bundles the first CA in `in_use` and the first CA in `other` (the next CA, or the previous one).
 fn in_use_first(in_use: &str, other: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let first = |bundle: &str| bundle.find(END).map(|end| format!("{}\n", bundle[..end + END.len()].trim()));

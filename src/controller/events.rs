@@ -1,5 +1,5 @@
-//! Events on pods and nodes. Owns which of them are said again in place of anew; their form is `k8s::event`'s, what they say is
-//! the core's.
+//! Events on pods and nodes. Owns when a repeated event raises a count instead of creating an object. `k8s::event` owns
+//! their form, and `capacity::verdict` their text.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,27 +10,27 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use super::{Controller, bounded, now};
-use crate::capacity::ledger::PodUid;
+use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::Reason;
 use crate::k8s::event;
 
-/// An event that comes again within this time raises the count of the one before.
+/// An event that repeats within this time raises the count of the previous one.
 const SERIES: Duration = Duration::from_secs(2 * 3600);
-/// Events that are remembered for that; past it, an event is said anew.
+/// Events that are remembered for that. Past it, a repeated event creates a new object.
 const MAX_SERIES: usize = 4096;
 
-/// Says events, and remembers them.
-pub struct Recorder {
+/// Records events, and remembers which it recorded.
+pub(super) struct Recorder {
     client: Client,
     identity: String,
     series: Mutex<BTreeMap<Key, Series>>,
 }
 
-/// Uid or name of the object, and the reason.
+/// Uid of the object (for a node, its name), and the reason.
 type Key = (String, Reason);
 
-/// An event that was said.
+/// An event that was recorded.
 #[derive(Clone)]
 struct Series {
     name: String,
@@ -39,19 +39,26 @@ struct Series {
 }
 
 impl Recorder {
-    /// Remembers none.
-    pub fn new(controller: &Controller) -> Recorder {
+    /// Creates a recorder that remembers no events.
+    pub(super) fn new(controller: &Controller) -> Recorder {
         let (client, identity) = (controller.client.clone(), controller.identity.clone());
         Recorder { client, identity, series: Mutex::default() }
     }
 
-    /// A warning on a pod. Returns whether it could be said; one that could not is logged.
-    pub async fn warn_pod(&self, uid: &PodUid, name: &PodName, reason: Reason, note: String, action: &str) -> bool {
+    /// Records a warning on a pod. Returns whether that succeeded; a failure is logged.
+    pub(super) async fn warn_pod(
+        &self,
+        uid: &PodUid,
+        name: &PodName,
+        reason: Reason,
+        note: String,
+        action: &str,
+    ) -> bool {
         self.warn(&event::pod(uid, name), reason, &note, action).await
     }
 
-    /// A warning on a node.
-    pub async fn warn_node(&self, node: &str, reason: Reason, note: String) {
+    /// Records a warning on a node. A failure is logged.
+    pub(super) async fn warn_node(&self, node: &str, reason: Reason, note: String) {
         self.warn(&event::node(node), reason, &note, "Accounting").await;
     }
 
@@ -72,7 +79,7 @@ impl Recorder {
             let patch = Patch::Merge(event::again(count, note, now()));
             let patched = bounded(async {
                 match events.patch(&name, &PatchParams::default(), &patch).await {
-                    // Forgotten by the API server: said anew.
+                    // The API server has deleted the event, so a new one is created.
                     Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
                     patched => patched.map(|_| true),
                 }

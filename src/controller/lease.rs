@@ -1,8 +1,8 @@
-//! Leadership by a `coordination.k8s.io` Lease. Owns acquiring, renewing and giving back; who leads does what is
-//! [`super::Controller`]'s.
+//! Leadership by a `coordination.k8s.io` Lease. Owns how the Lease is acquired, renewed and given back;
+//! [`super::Controller`] owns what the leader does.
 //!
-//! Expiry is judged by the local clock, from the moment a change of the Lease was seen, so clocks need not agree. Whoever
-//! cannot renew stops leading before anybody else may start.
+//! Expiry is measured by the local clock, from when this replica saw the Lease change, so the clocks of replicas need
+//! not agree. A replica that cannot renew stops leading before any other may start.
 
 use std::time::{Duration, Instant};
 
@@ -17,42 +17,42 @@ use super::now;
 
 /// Name of the Lease.
 pub const NAME: &str = "vramguard";
-/// After so long without a renewal others may take over.
+/// Time without a renewal after which other replicas may take over.
 const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long stops leading.
+/// Time without a renewal after which the leader stops leading.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between attempts.
+/// Pause between attempts.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// One candidate.
+/// A candidate for the Lease.
 pub struct Lease {
     api: Api<LeaseObject>,
     identity: String,
-    /// The resourceVersion last seen, and since when.
+    /// The last resourceVersion seen, and when it was first seen.
     seen: Option<(String, Instant)>,
 }
 
-/// What one attempt led to.
-enum Held {
-    Mine,
-    Anothers,
-    /// Somebody wrote the Lease in between; the next attempt reads who.
+/// Outcome of one attempt.
+enum Attempt {
+    Ours,
+    Theirs,
+    /// Another replica wrote the Lease in between. The next attempt reads the result.
     Unclear,
 }
 
 impl Lease {
-    /// A candidate for the Lease of a namespace.
+    /// Creates a candidate for the Lease of a namespace.
     pub fn new(client: Client, namespace: &str, identity: &str) -> Lease {
         Lease { api: Api::namespaced(client, namespace), identity: identity.to_owned(), seen: None }
     }
 
-    /// Tries to hold it until `stop`, and tells whether it does.
+    /// Tries to hold the Lease until `stop`, and sends whether this replica leads.
     pub async fn keep(mut self, leading: watch::Sender<bool>, stop: CancellationToken) {
         let mut renewed = Instant::now();
         loop {
             let began = Instant::now();
             let leads = *leading.borrow();
-            // A leader has only what is left until it must have stopped; a candidate has time.
+            // A leader has only the time left until it must stop; a candidate has more time.
             let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
             let limit = if leads { left.min(RENEW_DEADLINE / 2) } else { RENEW_DEADLINE / 2 };
             let held = tokio::select! {
@@ -60,13 +60,13 @@ impl Lease {
                 () = stop.cancelled() => break,
             };
             match held {
-                Ok(Ok(Held::Mine)) => {
-                    // Others count from the write, which was after this.
+                Ok(Ok(Attempt::Ours)) => {
+                    // Other replicas measure from the write, which came after this instant.
                     renewed = began;
                     leading.send_if_modified(|leads| !std::mem::replace(leads, true));
                 }
-                Ok(Ok(Held::Anothers)) => _ = leading.send_if_modified(|leads| std::mem::replace(leads, false)),
-                Ok(Ok(Held::Unclear)) => {}
+                Ok(Ok(Attempt::Theirs)) => _ = leading.send_if_modified(|leads| std::mem::replace(leads, false)),
+                Ok(Ok(Attempt::Unclear)) => {}
                 Ok(Err(error)) => tracing::warn!("lease {NAME}: {error}"),
                 Err(_) => tracing::warn!("lease {NAME}: no answer"),
             }
@@ -86,7 +86,7 @@ impl Lease {
         }
     }
 
-    async fn attempt(&mut self) -> kube::Result<Held> {
+    async fn attempt(&mut self) -> kube::Result<Attempt> {
         let Some(current) = self.api.get_opt(NAME).await? else {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let lease = LeaseObject { metadata, spec: Some(self.spec(&LeaseSpec::default())) };
@@ -100,7 +100,7 @@ impl Lease {
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         let expired = self.seen.as_ref().is_some_and(|(_, since)| since.elapsed() > DURATION);
         if holder != self.identity && !holder.is_empty() && !expired {
-            return Ok(Held::Anothers);
+            return Ok(Attempt::Theirs);
         }
         let lease = LeaseObject { spec: Some(self.spec(&spec)), ..current };
         settled(self.api.replace(NAME, &PostParams::default(), &lease).await)
@@ -120,7 +120,7 @@ impl Lease {
         }
     }
 
-    /// Nobody's, so that the next candidate need not wait.
+    /// Clears the holder, so that the next candidate need not wait for the expiry.
     async fn give_back(&self) -> kube::Result<()> {
         let Some(current) = self.api.get_opt(NAME).await? else {
             return Ok(());
@@ -135,11 +135,11 @@ impl Lease {
     }
 }
 
-/// Of a write, which is refused if somebody was faster.
-fn settled(written: kube::Result<LeaseObject>) -> kube::Result<Held> {
+/// Converts the result of a write. A conflict means that another replica was first.
+fn settled(written: kube::Result<LeaseObject>) -> kube::Result<Attempt> {
     match written {
-        Ok(_) => Ok(Held::Mine),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Held::Unclear),
+        Ok(_) => Ok(Attempt::Ours),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Attempt::Unclear),
         Err(error) => Err(error),
     }
 }

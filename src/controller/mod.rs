@@ -1,6 +1,7 @@
-//! What one replica at a time does to the cluster: publish, keep the ledgers, explain waiting, keep the webhook configurations, keep the
-//! certificate. Owns leadership and the life of those tasks. All of them write what the state says, whatever was there
-//! before, so that a leader that does not yet know it lost does no harm.
+//! The tasks that one replica at a time performs in the cluster: publish amounts, keep ledgers, explain waiting pods,
+//! keep the webhook configurations, keep the certificate. Owns leadership and the life of those tasks. Each task writes
+//! what follows from the state, whatever the cluster contains, so a leader that has not noticed the loss of its Lease
+//! does no harm.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::policies::PolicyStore;
+use crate::state::index::Index;
+use crate::state::policies::PolicyStore;
 
+pub mod audit;
 mod back_fill;
 pub mod certificate;
 mod events;
@@ -24,9 +26,9 @@ pub mod lease;
 mod ledger;
 mod preflight;
 mod publish;
+mod queue;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod waiting;
 pub mod webhook_configuration;
 
@@ -36,34 +38,37 @@ use webhook_configuration::{Ca, Trust};
 /// What the tasks share.
 #[derive(Clone)]
 pub struct Controller {
-    /// The cluster.
+    /// Client of the cluster's API server.
     pub client: Client,
-    /// The picture of it.
+    /// The state that the watches feed.
     pub index: Arc<Index>,
     /// The policies in force.
     pub policies: Arc<PolicyStore>,
-    /// Counters.
+    /// The metrics that the tasks update.
     pub metrics: Arc<Metrics>,
-    /// Own namespace, for the Lease and the Secret.
+    /// Namespace of this server, which holds the Lease and the Secret.
     pub namespace: String,
-    /// Own name, for the Lease and the events.
+    /// Name of this replica, used in the Lease and in events.
     pub identity: String,
     /// The API server's `--request-timeout`.
     pub api_request_timeout: Duration,
-    /// Name of both webhook configurations.
+    /// Name of both webhook configurations, the mutating and the validating one.
     pub webhook_configuration: String,
-    /// The certificate to keep, if it is ours to keep.
-    pub certificate: Option<certificate::Kept>,
+    /// The certificate to keep; `None` if it is provided by others.
+    pub certificate: Option<certificate::CertificateSecret>,
+    /// Audits at an interval; `None` if nobody asked for them.
+    pub audits: Option<audit::Audits>,
 }
 
-/// For one call to the API server.
+/// Time limit of one call to the API server.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Between a failed attempt and the next.
+/// Pause between a failed attempt and the next.
 const RETRY: Duration = Duration::from_secs(2);
 
 impl Controller {
-    /// Leads whenever the Lease allows, until `stop`; then gives the Lease back. Not before nodes and pods have been listed:
-    /// whoever knows nothing yet leaves the lead to those who do, and points nobody at a webhook that cannot answer.
+    /// Leads while this replica holds the Lease, until `stop`; then gives the Lease back. It does not compete for the
+    /// Lease before nodes, pods and ledgers have been listed. A replica without state leaves the lead to others, and
+    /// directs no API server to a webhook that cannot answer.
     pub async fn run(self, stop: CancellationToken) {
         let mut changed = self.index.subscribe();
         while !self.index.is_synced() {
@@ -74,7 +79,8 @@ impl Controller {
         }
         let lease = lease::Lease::new(self.client.clone(), &self.namespace, &self.identity);
         let (leading, mut leads) = watch::channel(false);
-        // Beside the tasks and ended with them: a Lease that is kept with nobody at work would be the worst of all.
+        // The Lease is kept concurrently with the tasks and ends with them: if it were renewed while no task runs,
+        // nobody would do the work.
         let keep = lease.keep(leading, stop);
         let lead = async {
             while leads.wait_for(|leading| *leading).await.is_ok() {
@@ -98,8 +104,11 @@ impl Controller {
         tasks.spawn(ledger::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
         tasks.spawn(preflight::run(self.clone()));
+        if let Some(audits) = self.audits.clone() {
+            tasks.spawn(audit::run(self.clone(), audits));
+        }
         let ca = self.certificate.clone().map(|kept| {
-            let ((wanted, to_write), (seen, as_seen)) = (watch::channel(None), watch::channel(Trust::Unseen));
+            let ((wanted, to_write), (seen, as_seen)) = (watch::channel(None), watch::channel(Trust::Unknown));
             tasks.spawn(kept.keep(Announce { wanted, seen: as_seen }));
             Ca { wanted: to_write, seen }
         });
@@ -111,6 +120,10 @@ impl Controller {
         tasks.shutdown().await;
         self.metrics.waiting(|_| 0);
         self.metrics.refused_if_created(&BTreeMap::new());
+        self.metrics.audited(None);
+        if let Some(page) = self.audits.as_ref().and_then(|audits| audits.page.as_ref()) {
+            page.store(None);
+        }
         self.metrics.leading.set(0);
         match ended {
             None => tracing::info!(identity = %self.identity, "not leading any more"),
@@ -122,13 +135,16 @@ impl Controller {
     }
 }
 
-/// A call to the API server that does not hang for ever: on a connection that nobody answers, and nobody closes, a client
-/// would wait for minutes, and whatever waits for it too.
+/// Limits the time of a call to the API server. On a connection that is neither answered nor closed, a client waits for
+/// minutes, and everything that depends on the call waits with it.
+///
+/// # Errors
+/// If the call fails or exceeds [`CALL_DEADLINE`].
 async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     Ok(tokio::time::timeout(CALL_DEADLINE, call).await.context("no answer from the API server")??)
 }
 
-/// The clock, in one place.
+/// The current time. All tasks read the clock here.
 fn now() -> Timestamp {
     Timestamp::now()
 }

@@ -1,35 +1,35 @@
-//! Looks for pods that run and would be refused if they were created again: a device plugin that is refused when its node is
-//! replaced is noticed only when the node has no GPUs. Owns when it looks and how many pods it names; what would refuse them is
-//! the core's.
+//! Finds running pods that would be refused if they were created again. A device plugin, say, that is refused when its
+//! node is replaced would be noticed only when the node has no GPUs. Owns when the check runs and how many pods it
+//! names; which pods would be refused is decided in `capacity`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Controller, RETRY, events};
 use crate::capacity::admission;
-use crate::capacity::ledger::PodUid;
+use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::{self, Reason};
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
-use crate::watch::{self, stream::Source};
+use crate::state::watch::{self, stream::Source};
 
-/// After this replica began to lead: what has to be published and repaired comes first.
+/// Delay after this replica begins to lead: publishing and repairing come first.
 const DELAY: Duration = Duration::from_secs(10);
-/// Between two looks, each of which lists all pods. Policies that change more often wait.
+/// Pause between two checks, because each check lists all pods. Policies that change more often have to wait.
 const GAP: Duration = Duration::from_secs(300);
 /// Pods that are named in the log and in events. The metric counts all of them.
 const NAMED: usize = 20;
 
-/// What one look found.
+/// Result of one check.
 #[derive(Default)]
 struct Found {
     by_reason: BTreeMap<Reason, usize>,
     named: Vec<(PodUid, PodName, String)>,
 }
 
-/// Looks once, and again when policies change.
-pub async fn run(controller: Controller) {
+/// Checks once, and again whenever policies change.
+pub(super) async fn run(controller: Controller) {
     let recorder = events::Recorder::new(&controller);
     let mut changed = controller.policies.subscribe();
     tokio::time::sleep(DELAY).await;
@@ -46,7 +46,7 @@ pub async fn run(controller: Controller) {
             );
         }
         for (uid, name, note) in found.named {
-            // As debug text: a message quotes what a tenant wrote, and may not end the line.
+            // Logged as debug text: the message quotes a tenant's text, which must not be able to end the log line.
             tracing::warn!(namespace = ?name.namespace.as_str(), pod = ?name.name.as_str(), "{note:?}");
             recorder.warn_pod(&uid, &name, Reason::RefusedIfCreated, note, "Admission").await;
         }
@@ -72,7 +72,7 @@ async fn look(controller: &Controller) -> Found {
 impl Found {
     fn judge(&mut self, controller: &Controller, object: &PodObject) {
         if pod::is_mirror(object) {
-            return; // a static pod runs whether its mirror is refused or not
+            return; // a static pod runs even if its mirror pod is refused
         }
         let generation = controller.policies.current();
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();

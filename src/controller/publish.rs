@@ -1,5 +1,5 @@
-//! Writes what each node stands for into its status, and puts it back when somebody takes it away. Owns when and how
-//! often; what is written is `k8s::publication`'s, how long to wait for somebody who keeps undoing it is [`dispute`]'s.
+//! Publishes the usage of each node in its status, and restores it when another writer changes it. Owns when and how
+//! often; `k8s::publication` owns what is written, and [`dispute`] how long to wait for a writer who keeps changing it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,37 +12,38 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::events::Recorder;
-use super::turns::Turns;
+use super::queue::WorkQueue;
 use super::{Controller, RETRY, bounded, now};
+use crate::capacity::cluster::NodeView;
 use crate::capacity::verdict::{self, Reason};
 use crate::k8s::node::{self, Advertised};
 use crate::k8s::object::NodeObject;
 use crate::k8s::ownership::{self, Field};
-use crate::k8s::publication;
+use crate::k8s::publication::{self, Publication};
 
 mod dispute;
 
 use dispute::{Dispute, MOST_DELAY};
 
-/// Events come in bursts; a node is written once for all that came within this time. Short, because a waiting pod is bound
-/// only after the write.
+/// Time during which changes are collected. Events come in bursts, and a node is written once for all of a burst. It is
+/// short, because a waiting pod is bound only after the write.
 const GATHER: Duration = Duration::from_millis(10);
-/// Writes in flight.
+/// Nodes that are written at a time.
 const PARALLEL: usize = 16;
 
-/// What this leader wrote to a node last, and who disputes it.
+/// What this leader last wrote to a node, and the dispute with another writer about it.
 #[derive(Debug, Default)]
 struct Published {
-    /// As the node advertised it right after the write.
+    /// The values that the node advertised right after the write.
     written: Option<Advertised>,
     dispute: Dispute,
 }
 
-pub async fn run(controller: Controller) {
+pub(super) async fn run(controller: Controller) {
     let mut changed = controller.index.subscribe();
-    let mut turns = Turns::new(PARALLEL);
+    let mut turns = WorkQueue::new(PARALLEL);
     turns.add(controller.index.all_nodes());
-    // Of nodes that are there and in no task.
+    // The nodes that were written, still exist and are in no task now.
     let mut published: BTreeMap<String, Published> = BTreeMap::new();
     let recorder = Arc::new(Recorder::new(&controller));
     let mut writes = JoinSet::new();
@@ -80,42 +81,41 @@ pub async fn run(controller: Controller) {
     }
 }
 
-/// Brings one node to where it stands. Returns when to come back, where somebody else keeps another value.
+/// Publishes one node. Returns when to try again, if another writer keeps another value there.
 async fn write(
     controller: &Controller,
     recorder: &Recorder,
     name: &str,
     published: &mut Published,
 ) -> anyhow::Result<Option<Instant>> {
-    let (patch, seen) = {
+    let (publication, seen) = {
         let state = controller.index.read();
         let cluster = &state.cluster;
         let none = Default::default();
-        let (facts, standing) =
-            cluster.node(name).map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
+        let (facts, usage) =
+            cluster.node(name).map_or((&none, None), |NodeView { facts, usage, .. }| (facts, Some(usage)));
         let guards = |resource: &_| cluster.guards(resource);
         let advertised = state.advertised(name);
-        let patch = publication::status_patch(facts, standing, cluster.rules(), guards, &advertised, now());
-        if standing.is_none() && advertised == Advertised::default() {
+        let publication = publication::status_patch(facts, usage, cluster.rules(), guards, &advertised, now());
+        if usage.is_none() && advertised == Advertised::default() {
             *published = Published::default(); // the node is gone
         }
-        (patch, advertised)
+        (publication, advertised)
     };
-    let Some(patch) = patch else { return Ok(None) };
-    if published.dispute.owed().is_none() && published.written.as_ref().is_some_and(|written| *written != seen) {
+    let Some(Publication { patch, overcommitted }) = publication else { return Ok(None) };
+    if published.dispute.next_write().is_none() && published.written.as_ref().is_some_and(|written| *written != seen) {
         undone(controller, recorder, name, published).await?;
-        // That took calls to the API server, and a pod may have been promised a place meanwhile: decided anew.
-        return Ok(published.dispute.owed().map(|owed| owed.max(Instant::now())));
+        // Those calls took time, in which a pod may have got a reservation. So the next attempt decides on fresh state.
+        return Ok(published.dispute.next_write().map(|owed| owed.max(Instant::now())));
     }
-    if let Some(owed) = published.dispute.owed().filter(|owed| *owed > Instant::now()) {
+    if let Some(owed) = published.dispute.next_write().filter(|owed| *owed > Instant::now()) {
         return Ok(Some(owed));
     }
-    let overcommitted = publication::says_overcommitted(&patch);
     let nodes: Api<NodeObject> = Api::all(controller.client.clone());
-    let parameters = PatchParams { field_manager: Some(ownership::PUBLISHES.into()), ..PatchParams::default() };
+    let parameters = PatchParams { field_manager: Some(ownership::PUBLISH_MANAGER.into()), ..PatchParams::default() };
     let written = async {
         match nodes.patch_status(name, &parameters, &Patch::Strategic(&patch)).await {
-            // Gone between its last event and now.
+            // The node was deleted after its last event.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             written => written.map(Some),
         }
@@ -135,8 +135,8 @@ async fn write(
     Ok(None)
 }
 
-/// Notes it, and says so, if somebody changed what was written here last. What the watch shows may be older than that write,
-/// so the node is read once more; who it was is read only where somebody did.
+/// Detects and reports that another writer changed what this leader wrote last. The watch may lag behind that write, so
+/// the node is read again. Its managedFields are read only if it was changed.
 async fn undone(
     controller: &Controller,
     recorder: &Recorder,
@@ -148,22 +148,27 @@ async fn undone(
     let Some(found) = bounded(nodes.get_opt(name)).await? else { return Ok(()) };
     let Some(field) = Field::undone(written, &node::advertised(&found)) else { return Ok(()) };
     let manager = last_manager(&controller.client, name, field).await?;
-    if manager.as_deref() == Some(ownership::RAISES) {
+    if manager.as_deref() == Some(ownership::RAISE_MANAGER) {
         return Ok(());
     }
     let times = published.dispute.undone(Instant::now());
     controller.metrics.undone(manager.as_deref());
     tracing::warn!(node = name, ?manager, times, "what was published is undone: {field}");
-    // Once is a kubelet that starts, or a person. After that, said less and less often too.
+    // One change is usually a starting kubelet, or a person. Events follow at the second, fourth, eighth change, and
+    // so on.
     if times > 1 && times.is_power_of_two() {
-        let note =
-            verdict::undone(&field.to_string(), manager.as_deref(), times, &format!("{}s", MOST_DELAY.as_secs()));
+        let note = verdict::publication_undone(
+            &field.to_string(),
+            manager.as_deref(),
+            times,
+            &format!("{}s", MOST_DELAY.as_secs()),
+        );
         recorder.warn_node(name, Reason::PublicationUndone, note).await;
     }
     Ok(())
 }
 
-/// Who wrote a field of ours last, as far as the node's managedFields tell.
+/// The field manager that last wrote a field of vramguard's, as far as managedFields show.
 async fn last_manager(client: &Client, name: &str, field: Field) -> anyhow::Result<Option<String>> {
     let nodes: Api<Node> = Api::all(client.clone());
     let metadata = bounded(nodes.get_metadata_opt(name)).await?.map(|node| node.metadata);

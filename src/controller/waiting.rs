@@ -1,5 +1,5 @@
-//! Tells pods that wait for VRAM what they wait for, or that waiting does not help, as events with numbers; and counts them.
-//! Owns how often; the sentences are `capacity::verdict`'s.
+//! Explains to waiting pods, in events with numbers, what they wait for, or that waiting does not help; and counts
+//! these pods. Owns how often; `capacity::verdict` owns the sentences.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,33 +8,33 @@ use futures::StreamExt;
 
 use super::{Controller, events};
 use crate::capacity::cluster::Outlook;
-use crate::capacity::ledger::PodUid;
+use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::{self, NeverFits, Reason, Shortfall};
-use crate::index::{Landing, Waiting};
 use crate::metrics::WaitsFor;
+use crate::state::index::{PlacementKept, Waiting};
 
-/// kube-scheduler has just said its own; ours follows within this time.
+/// Interval between two passes. The event of kube-scheduler comes first, and ours follows within this time.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A pod is told again when the numbers have changed, but not sooner.
+/// Least time between two looks at a pod. An event with changed numbers comes no sooner.
 const QUIET: Duration = Duration::from_secs(60);
-/// And again when they have not: events are forgotten after an hour.
+/// Time after which an unchanged event is repeated: the API server deletes events after an hour.
 const REPEAT: Duration = Duration::from_secs(1800);
-/// Pods looked at in one period. Each look is a lock of its own, so that reviews come in between.
+/// Pods that one pass looks at. Each look takes the lock by itself, so that reviews get it in between.
 const LOOKS: usize = 200;
-/// Events in one period, so that a thousand waiting pods do not become a flood.
+/// Events of one pass, so that a thousand waiting pods do not cause a flood of events.
 const BURST: usize = 50;
 /// Events in flight.
 const PARALLEL: usize = 8;
 
-/// When a pod was looked at last, what it waits for, and what it was told.
-struct Told {
+/// When a pod was last looked at, what it waits for, and its last event.
+struct Notified {
     looked: Instant,
     waits_for: WaitsFor,
     said: Option<(String, Instant)>,
 }
 
-/// An event to be said.
+/// An event that is to be recorded.
 struct Due {
     uid: PodUid,
     name: PodName,
@@ -42,10 +42,10 @@ struct Due {
     note: String,
 }
 
-pub async fn run(controller: Controller) {
+pub(super) async fn run(controller: Controller) {
     let recorder = events::Recorder::new(&controller);
     let mut changed = controller.index.subscribe();
-    let mut told: BTreeMap<PodUid, Told> = BTreeMap::new();
+    let mut told: BTreeMap<PodUid, Notified> = BTreeMap::new();
     loop {
         let due = due(&controller, &mut told);
         let recorder = &recorder;
@@ -55,13 +55,13 @@ pub async fn run(controller: Controller) {
         });
         let mut events = futures::stream::iter(events).buffer_unordered(PARALLEL);
         while let Some((uid, said)) = events.next().await {
-            // One that could not be said is said later.
+            // An event that failed is retried in a later pass.
             if let (Some(told), Some(said)) = (told.get_mut(&uid), said) {
                 told.said = Some(said);
             }
         }
         tokio::time::sleep(PERIOD).await;
-        // With pods left to be told, time alone is a reason to look again.
+        // While pods wait, time alone is a reason for another pass.
         let waiting = !controller.index.read().waiting.is_empty();
         if !waiting && told.is_empty() && changed.changed().await.is_err() {
             return;
@@ -69,11 +69,11 @@ pub async fn run(controller: Controller) {
     }
 }
 
-/// What one look at a pod showed.
+/// Result of one look at a pod.
 struct Look {
     name: PodName,
     waits_for: WaitsFor,
-    /// What to tell it.
+    /// Reason and text of the event that the pod should get.
     say: Option<(Reason, String)>,
 }
 
@@ -83,7 +83,7 @@ fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
     let per_process = state.cluster.rules().per_process_overhead;
     let made_of = || makeup.and_then(|makeup| makeup.explains(*demand, per_process));
     let (waits_for, say) = match state.cluster.outlook(resource, *demand, placement) {
-        // There is VRAM, so it waits for something else.
+        // VRAM is free, so the pod waits for something else.
         Outlook::Fits => (WaitsFor::Other, None),
         Outlook::Waits(shortfall) => {
             let shortfall = Shortfall { made_of: made_of(), ..shortfall };
@@ -97,9 +97,9 @@ fn look(controller: &Controller, uid: &PodUid) -> Option<Look> {
     Some(Look { name: name.clone(), waits_for, say })
 }
 
-/// Pods to be told now, with what; forgets those that wait no longer, and counts the others. A pod that was looked at is quiet
-/// for a while, so the next period comes to others.
-fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
+/// The events that are due now. Also forgets the pods that wait no longer, and updates the metric. A pod that was
+/// looked at is skipped for [`QUIET`], so that the next pass gets to other pods.
+fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Notified>) -> Vec<Due> {
     let quiet = |uid: &PodUid| told.get(uid).is_some_and(|told| told.looked.elapsed() < QUIET);
     let next: Vec<PodUid> = {
         let state = controller.index.read();
@@ -109,7 +109,7 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     for uid in next {
         let Some(Look { name, waits_for, say }) = look(controller, &uid) else { continue };
         let looked = Instant::now();
-        let entry = told.entry(uid.clone()).or_insert(Told { looked, waits_for, said: None });
+        let entry = told.entry(uid.clone()).or_insert(Notified { looked, waits_for, said: None });
         (entry.looked, entry.waits_for) = (looked, waits_for);
         let Some((reason, note)) = say else { continue };
         let said = |(before, when): &(String, Instant)| *before == note && when.elapsed() < REPEAT;
@@ -133,9 +133,9 @@ fn due(controller: &Controller, told: &mut BTreeMap<PodUid, Told>) -> Vec<Due> {
     due
 }
 
-fn told_of(shortfall: &Shortfall, landing: Landing) -> String {
+fn told_of(shortfall: &Shortfall, landing: PlacementKept) -> String {
     match landing {
-        Landing::Kept => verdict::waiting(shortfall),
-        Landing::TooLong => verdict::waiting_anywhere(shortfall),
+        PlacementKept::Yes => verdict::waiting(shortfall),
+        PlacementKept::Dropped => verdict::waiting_anywhere(shortfall),
     }
 }

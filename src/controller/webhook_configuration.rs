@@ -1,5 +1,6 @@
-//! Keeps selectors and CA of the webhook configurations: from the watch, so that a re-applied manifest or a hand is
-//! corrected at once. Owns the two watches; what is written is `k8s::webhook_configuration`'s.
+//! Keeps the selectors and the CA bundle of the webhook configurations. It acts on watch events, so that a re-applied
+//! manifest or a manual edit is corrected at once. Owns the two watches; `k8s::webhook_configuration` owns what is
+//! written.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -16,30 +17,32 @@ use tokio::sync::watch;
 use super::{Controller, RETRY, bounded};
 use crate::k8s::webhook_configuration::{self, Entries};
 
-/// Between two writes: somebody else may hold another opinion, and two controllers must not fight at full speed.
+/// Pause after a write. Another controller may write other values, and two of them must not undo each other at full
+/// speed.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Whom the API servers trust, as seen in the watch.
+/// The CA bundle that the API servers trust, as the watch reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Not seen yet.
-    Unseen,
-    /// The configurations are not there, or our entries trust nobody or different CAs.
-    Nobody,
-    /// All our entries trust this bundle (PEM).
+    /// The configurations have not been read yet.
+    Unknown,
+    /// A configuration is missing, or our entries carry no CA or different ones.
+    Untrusted,
+    /// All our entries carry this bundle (PEM).
     Bundle(String),
 }
 
-/// Ties the keeper of the certificate to the configurations: which CA to write, and what has come of it.
+/// The link to the task that keeps the certificate: which CA bundle to write, and which one is in place.
 pub struct Ca {
-    /// To be trusted; `None` until it is known.
+    /// The bundle (PEM) to write; `None` until it is known.
     pub wanted: watch::Receiver<Option<String>>,
-    /// As seen.
+    /// The bundle that the watch reports.
     pub seen: watch::Sender<Trust>,
 }
 
-/// With `ca`, the CA is ours to write, and nothing is written before it is known: a selector that asks a webhook nobody
-/// trusts would refuse every GPU pod.
+/// Keeps both webhook configurations up to date. With `ca`, it also writes the CA bundle, and writes nothing before the
+/// bundle is known: a selector that activates a webhook with an untrusted certificate would make the API server refuse
+/// every GPU pod.
 pub async fn run(controller: Controller, mut ca: Option<Ca>) {
     let mut policies = controller.policies.subscribe();
     let name = controller.webhook_configuration.clone();
@@ -54,7 +57,7 @@ pub async fn run(controller: Controller, mut ca: Option<Ca>) {
         let bundle = wanted.clone().flatten();
         let mut wrote = Ok(false);
         if wanted.is_none() || bundle.is_some() {
-            // Each for itself: what is wrong with one object must not keep the other as it was.
+            // Each object is written by itself: an error in one must not keep the other out of date.
             let first = bring(&controller, &mutating_is, bundle.as_deref()).await;
             let second = bring(&controller, &validating_is, bundle.as_deref()).await;
             wrote = first.and_then(|first| second.map(|second| first || second));
@@ -85,13 +88,13 @@ fn trust(
     validating: &Option<ValidatingWebhookConfiguration>,
 ) -> Trust {
     let (Some(mutating), Some(validating)) = (mutating, validating) else {
-        return Trust::Nobody;
+        return Trust::Untrusted;
     };
     let entries = [mutating.entries(), validating.entries()].concat();
-    webhook_configuration::trusted(&entries).map_or(Trust::Nobody, Trust::Bundle)
+    webhook_configuration::trusted(&entries).map_or(Trust::Untrusted, Trust::Bundle)
 }
 
-/// Waits for another CA; for ever where it is not ours.
+/// Waits for another CA bundle; forever if others manage the CA.
 async fn changed(ca: Option<&mut Ca>) {
     let changed = match ca {
         Some(ca) => ca.wanted.changed().await.is_ok(),
@@ -102,7 +105,7 @@ async fn changed(ca: Option<&mut Ca>) {
     }
 }
 
-/// One object as it is, whenever it changes; `None` while it does not exist.
+/// Streams one object whenever it changes; `None` while it does not exist.
 fn follow<K>(controller: &Controller, name: &str) -> BoxStream<'static, Option<K>>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
@@ -115,7 +118,7 @@ where
     .boxed()
 }
 
-/// Writes what one object lacks; returns whether anything.
+/// Writes what one object lacks. Returns whether anything was written.
 async fn bring<K>(controller: &Controller, seen: &Option<Option<K>>, ca: Option<&str>) -> anyhow::Result<bool>
 where
     K: Resource<DynamicType = ()> + Entries + DeserializeOwned + Clone + Debug,

@@ -1,8 +1,9 @@
-//! Lists and maps of a pod that are kept up to a named bound, whatever the JSON holds. Owns what is kept beyond a bound and
-//! how many entries there were; what an object over a bound means is [`super::object`]'s.
+//! Lists and maps of a pod, kept up to a named bound however long the JSON is. Owns which entries beyond a bound are
+//! kept, and the count of all entries. [`super::object`] owns what an exceeded bound means for an object.
 //!
-//! One byte of JSON can become dozens of bytes in memory: `""` is an entry of three bytes with its comma, a `String` in a `Vec` is
-//! 24 and a block of its own. So entries beyond a bound are counted and skipped, and short strings are kept end to end.
+//! One byte of JSON can become dozens of bytes in memory: the entry `"",` has three bytes of JSON, while a `String` in
+//! a `Vec` takes 24 bytes and its own allocation. Entries beyond a bound are therefore counted and skipped, and short
+//! strings share one buffer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,18 +15,19 @@ use serde::{Deserialize, de};
 
 use crate::keys;
 
-/// An entry of a [`Bounded`] list.
+/// An entry of a [`Bounded`] list, or a value of a [`BoundedMap`].
 pub trait Entry {
-    /// Whether entries beyond the bound are read at all, to see which of them matter.
+    /// Whether a list reads its entries beyond the bound, to find those that matter.
     const READ_BEYOND: bool = false;
 
-    /// Whether it is kept beyond the bound, for as many entries again.
+    /// Whether the entry is kept beyond the bound; up to `MOST` more entries are. In a map, the key of the entry must
+    /// also have NVIDIA's or our prefix.
     fn matters(&self) -> bool {
         false
     }
 }
 
-/// A list that keeps its first `MOST` entries.
+/// A list that keeps its first `MOST` entries, and up to `MOST` later ones that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounded<T, const MOST: usize> {
     kept: Vec<T>,
@@ -54,17 +56,25 @@ impl<'l, T, const MOST: usize> IntoIterator for &'l Bounded<T, MOST> {
 }
 
 impl<T, const MOST: usize> Bounded<T, MOST> {
-    /// How many entries the JSON held, if that is more than the bound.
+    /// Number of entries in the JSON.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Number of entries in the JSON and the bound, if the bound is exceeded.
     pub fn excess(&self) -> Option<(usize, usize)> {
         (self.count > MOST).then_some((self.count, MOST))
     }
 
-    /// The same list of something else.
+    /// Converts each entry; the count stays.
     pub(super) fn map<U>(self, into: impl FnMut(T) -> U) -> Bounded<U, MOST> {
         Bounded { kept: self.kept.into_iter().map(into).collect(), count: self.count }
     }
 
-    /// The same list of something else, where all of it can be that.
+    /// Converts each entry; the count stays.
+    ///
+    /// # Errors
+    /// The first error of a conversion.
     pub(super) fn try_map<U, E>(self, into: impl FnMut(T) -> Result<U, E>) -> Result<Bounded<U, MOST>, E> {
         let kept = self.kept.into_iter().map(into).collect::<Result<_, E>>()?;
         Ok(Bounded { kept, count: self.count })
@@ -107,7 +117,16 @@ impl<'de, T: Deserialize<'de> + Entry, const MOST: usize> Deserialize<'de> for B
     }
 }
 
-/// A map that keeps its first `MOST` entries, and as many again whose keys are NVIDIA's or ours.
+impl Entry for String {
+    fn matters(&self) -> bool {
+        true
+    }
+}
+
+/// A map that keeps its first `MOST` entries, and up to `MOST` later ones that matter.
+///
+/// Later entries must also have a key with NVIDIA's or our prefix. An entry that matters under [`keys::VRAM`], which
+/// declares and requests VRAM, is kept at any position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundedMap<V, const MOST: usize> {
     kept: BTreeMap<String, V>,
@@ -128,7 +147,12 @@ impl<V, const MOST: usize> Deref for BoundedMap<V, MOST> {
 }
 
 impl<V, const MOST: usize> BoundedMap<V, MOST> {
-    /// How many entries the JSON held, if that is more than the bound.
+    /// Number of entries in the JSON.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Number of entries in the JSON and the bound, if the bound is exceeded.
     pub fn excess(&self) -> Option<(usize, usize)> {
         (self.count > MOST).then_some((self.count, MOST))
     }
@@ -137,11 +161,11 @@ impl<V, const MOST: usize> BoundedMap<V, MOST> {
         self.kept
     }
 
-    /// Reads the entries whose keys are `wanted`; the others neither count nor are copied.
+    /// Reads the entries whose keys are `wanted`. Other entries are not counted, and their values are not copied.
     pub(super) fn of_wanted<'de, A>(mut map: A, wanted: impl Fn(&str) -> bool) -> Result<Self, A::Error>
     where
         A: MapAccess<'de>,
-        V: Deserialize<'de>,
+        V: Deserialize<'de> + Entry,
     {
         let mut entries = BoundedMap::default();
         while let Some(key) = map.next_key::<String>()? {
@@ -151,8 +175,13 @@ impl<V, const MOST: usize> BoundedMap<V, MOST> {
             }
             entries.count += 1;
             let ours = key.starts_with(keys::PREFIX) || key.starts_with(keys::NVIDIA);
-            if entries.kept.len() < MOST || ours && entries.kept.len() < 2 * MOST {
+            if entries.kept.len() < MOST {
                 entries.kept.insert(key, map.next_value()?);
+            } else if ours && (entries.kept.len() < 2 * MOST || key == keys::VRAM) {
+                let value: V = map.next_value()?;
+                if value.matters() {
+                    entries.kept.insert(key, value);
+                }
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -161,10 +190,10 @@ impl<V, const MOST: usize> BoundedMap<V, MOST> {
     }
 }
 
-impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for BoundedMap<V, MOST> {
+impl<'de, V: Deserialize<'de> + Entry, const MOST: usize> Deserialize<'de> for BoundedMap<V, MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries<V, const MOST: usize>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>, const MOST: usize> Visitor<'de> for Entries<V, MOST> {
+        impl<'de, V: Deserialize<'de> + Entry, const MOST: usize> Visitor<'de> for Entries<V, MOST> {
             type Value = BoundedMap<V, MOST>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map")
@@ -177,7 +206,7 @@ impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for BoundedMa
     }
 }
 
-/// Strings end to end: five bytes and its own length for each.
+/// A list of strings in one buffer. Each string costs its own bytes and four bytes for its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Texts {
     text: String,
@@ -185,23 +214,23 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// How many there are.
+    /// Number of strings.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether the list has no strings.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// All of them, in order.
+    /// All strings, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         let starts = std::iter::once(&0).chain(&self.ends);
         starts.zip(&self.ends).map(|(start, end)| &self.text[*start as usize..*end as usize])
     }
 
-    /// Keeps the first `most`.
+    /// Keeps the first `most` strings and frees the memory of the others.
     pub(super) fn truncate(&mut self, most: usize) {
         self.ends.truncate(most);
         self.text.truncate(self.ends.last().map_or(0, |end| *end as usize));
@@ -232,7 +261,7 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
-/// Reads one string to the end of others.
+/// Reads one string and appends it to the buffer.
 struct Push<'t>(&'t mut Texts);
 
 impl<'de> DeserializeSeed<'de> for Push<'_> {
@@ -276,13 +305,20 @@ mod tests {
         assert_eq!(read("[1, 2]").excess(), None);
     }
 
+    impl Entry for u32 {
+        fn matters(&self) -> bool {
+            *self > 0
+        }
+    }
+
     #[test]
     fn a_map_keeps_its_first_entries_and_those_of_ours() {
-        let text = r#"{"a": 1, "b": 2, "c": 3, "nvidia.com/gpu": 4, "vramguard.dev/vram": 5, "nvidia.com/late": 6}"#;
+        let text = r#"{"a": 1, "b": 0, "c": 3, "nvidia.com/a": 0, "nvidia.com/gpu": 4, "nvidia.com/next": 5,
+            "nvidia.com/late": 6, "vramguard.dev/vram": 7}"#;
         let map: BoundedMap<u32, 2> = serde_json::from_str(text).unwrap();
         let kept: Vec<&str> = map.keys().map(String::as_str).collect();
-        assert_eq!(kept, ["a", "b", "nvidia.com/gpu", "vramguard.dev/vram"]);
-        assert_eq!(map.excess(), Some((6, 2)));
+        assert_eq!(kept, ["a", "b", "nvidia.com/gpu", "nvidia.com/next", "vramguard.dev/vram"]);
+        assert_eq!(map.excess(), Some((8, 2)));
     }
 
     #[test]

@@ -1,351 +1,278 @@
-//! Case files: a cluster, policies, pods and what is expected of each. Owns the format and the comparison, and plays the API
-//! server's part (mutate, patch, validate) around the pure core. The same file runs through the handlers and
-//! the binding guard in `tests/it/cases.rs`, and `vramguard test` will offer it to users.
+//! Case files: a cluster, policies, pods, and the expected outcome of each pod. Owns the format, and how a case is played.
+//! [`simulation`](super::simulation) creates, filters and binds the pods. `tests/it/cases.rs` runs the same files
+//! through the handlers and the binding guard.
 //!
-//! ```yaml
-//! cluster: [ … ]         # nodes, pods and GpuLedgers, as kubectl prints them
-//! policies: [ … ]        # policy documents
-//! cases:
-//!   - name: eight on a full node
-//!     pod: { … }         # as its author writes it
-//!     user: alice        # who creates it; left out: nobody in particular
-//!     expect:
-//!       verdict: Deny    # or Allow
-//!       reason: VramShortfall
-//!       message: "…"     # of the denial, whole
-//!       demand: 8912Mi   # of the pod, as Kubernetes counts
-//!       warnings: [ … ]  # of both webhooks, in order
-//!       patch: [ … ]     # JSON Patch of the mutating one
-//!       filter:          # of the scheduler extender, by node
-//!         gpu-0: fits
-//!         gpu-1: "…"     # why not, whole
-//!       bind:            # of the binding guard, by node, to kube-scheduler
-//!         gpu-0:         # bound, and all that the pod is annotated with
-//!           annotations: {vramguard.dev/gpu-total-mib: "24576"}
-//!         gpu-1:         # refused
-//!           reason: VramShortfall
-//!           message: "…" # whole
-//! ```
-//!
-//! What is not written under `expect` is not compared; `verdict` must be.
+//! `docs/policy-tests.md` describes the format for users, and `tests/cases/case.schema.json` for their editors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use json_patch::Patch;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::document::{self, DocumentError};
-use super::object::PodObject;
-use super::review::{Answer, Response};
-use super::{node, patch, pod, snapshot};
-use crate::capacity::admission;
-use crate::capacity::binding::{self, Binding};
-use crate::capacity::cluster::Cluster;
-use crate::capacity::filter::Filter;
-use crate::capacity::ledger::PodUid;
-use crate::capacity::moment::Moment;
-use crate::capacity::pod::Pod;
-use crate::capacity::policy::{Mode, Policies};
-use crate::capacity::verdict::{Refusal, Unplaced};
+use super::document::{Configuration, DocumentError};
+use super::pod;
+use super::simulation::{Admission, Simulation};
+use super::snapshot::Snapshot;
+use crate::capacity::pod::PodName;
+use crate::capacity::policy::Policies;
+use crate::capacity::verdict::Refusal;
+use crate::keys;
 
-/// A case file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+mod difference;
+mod format;
+mod node;
+mod resolve;
+
+pub use difference::{Difference, Wanted};
+
+/// A case file, with the content of all files that it refers to.
+#[derive(Debug)]
 pub struct Suite {
-    /// Nodes and pods.
-    #[serde(default)]
+    /// Nodes, pods and ledgers: those written in full, in shorthand, and in snapshots.
     pub cluster: Vec<Value>,
     /// Policy documents.
-    #[serde(default)]
     pub policies: Vec<Value>,
-    /// What is tried.
+    /// The cases, in the order of the file.
     pub cases: Vec<Case>,
+    objects: Snapshot,
+    configuration: Configuration,
 }
 
-/// One pod and what is expected of it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// One pod and its expected outcome.
+#[derive(Clone, Debug)]
 pub struct Case {
-    /// A fact.
+    /// A fact, so that a failure reads as a sentence; unique in its file.
     pub name: String,
-    /// The pod as its author writes it.
+    /// Line of the name in the case file, from 1.
+    pub line: u64,
+    /// The pod object as its author writes it.
     pub pod: Value,
-    /// Who creates it.
-    #[serde(default)]
+    /// User name of the pod's creator; empty if the case leaves it out.
     pub user: String,
-    /// What should come of it.
+    /// The expected outcome. A field that is left out is not compared.
     pub expect: Expectation,
 }
 
-/// What should come of a case.
+/// The expected outcome of a case.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "format::ExpectationText")]
 pub struct Expectation {
-    /// Of the validating webhook.
+    /// Verdict of the validating webhook. If it is left out, `filter` or `bind` is present, and it is Allow.
     pub verdict: Expected,
-    /// Machine reason of the denial, or of what Warn and Audit would have denied.
+    /// Reason of the denial, or of the violation that modes Warn and Audit admit.
     pub reason: Option<String>,
     /// Message of the denial.
-    pub message: Option<String>,
-    /// What the pod demands.
+    pub message: Option<TextMatch>,
+    /// Demand of the pod, as the validating webhook records it: `4816Mi`.
     pub demand: Option<String>,
-    /// Warnings of both webhooks.
-    pub warnings: Option<Vec<String>>,
-    /// JSON Patch of the mutating webhook.
+    /// All warnings of both webhooks, in order, each by a part of its text or as a whole.
+    pub warnings: Option<Vec<TextMatch>>,
+    /// The whole JSON Patch of the mutating webhook.
     pub patch: Option<Value>,
-    /// Of the scheduler extender, by node: [`FITS`], or why not.
-    #[serde(default)]
-    pub filter: BTreeMap<String, String>,
-    /// Of the binding guard, by node.
-    #[serde(default)]
-    pub bind: BTreeMap<String, Bound>,
+    /// Answers of the scheduler extender, by node.
+    pub filter: BTreeMap<String, FilterExpectation>,
+    /// Answers of the binding guard, by node.
+    pub bind: BTreeMap<String, BindExpectation>,
 }
 
-/// Stands where the extender lets a node pass.
+/// The text in place of a reason for a node that the extender accepts.
 pub const FITS: &str = "fits";
 
-/// Who binds in a case: the one scheduler that may without being named.
-pub const SCHEDULER: &str = "system:kube-scheduler";
+/// An expected text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextMatch {
+    /// Any text that contains each of these parts, in any order.
+    Contains(Vec<String>),
+    /// This text and no other.
+    Exactly(String),
+}
 
-/// What comes of a binding.
+/// The expected answer of the extender about one node.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
-pub enum Bound {
-    /// Allowed.
+#[serde(from = "TextMatch")]
+pub enum FilterExpectation {
+    /// The node can take the pod.
+    Fits,
+    /// The node cannot take the pod, for this reason.
+    Rejected(TextMatch),
+}
+
+/// The expected answer of the binding guard about one node.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "format::BindText")]
+pub enum BindExpectation {
+    /// The binding is allowed.
     Allow {
-        /// What vramguard puts on the pod with its node.
+        /// All annotations that the binding puts on the pod; `None` is not compared.
+        annotations: Option<BTreeMap<String, String>>,
+    },
+    /// The binding is refused.
+    Deny {
+        /// Reason of the denial; `None` is not compared.
+        reason: Option<String>,
+        /// Message of the denial; `None` is not compared.
+        message: Option<TextMatch>,
+    },
+}
+
+/// The answer of the binding guard about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The binding is allowed.
+    Allow {
+        /// All annotations that the binding puts on the pod.
         annotations: BTreeMap<String, String>,
     },
-    /// Refused.
+    /// The binding is refused.
     Deny {
-        /// Machine reason.
+        /// Reason of the denial.
         reason: String,
         /// Message of the denial.
         message: String,
     },
 }
 
-/// Admitted or not.
+/// Whether a pod is admitted or a binding allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Expected {
-    /// Created.
+    /// The pod is created, or bound.
     Allow,
-    /// Refused.
+    /// The pod or the binding is refused.
     Deny,
 }
 
-/// What came of a case, whichever mouth answered.
+/// The outcome of a case, from the core or from the handlers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Of the validating webhook.
+    /// Verdict of the validating webhook.
     pub verdict: Expected,
-    /// Machine reason, of a denial or of its audit annotation.
+    /// Reason of the denial, or of the violation in the audit annotations.
     pub reason: Option<String>,
-    /// Message of a denial.
+    /// Message of the denial.
     pub message: Option<String>,
-    /// Demand, as recorded.
+    /// Demand from the audit annotations; `None` if they have none.
     pub demand: Option<String>,
-    /// Of both webhooks.
+    /// Warnings of both webhooks, in order.
     pub warnings: Vec<String>,
-    /// Of the mutating webhook; an empty list where there is none.
+    /// JSON Patch of the mutating webhook; an empty list if it changed nothing.
     pub patch: Value,
-    /// Of the scheduler extender, for each of [`Stage::nodes`].
+    /// [`FITS`] or the reason of the scheduler extender, for each of [`Case::nodes`].
     pub filter: BTreeMap<String, String>,
-    /// Of the binding guard, for each of [`Stage::nodes`], were the pod bound there.
+    /// Answer of the binding guard to a binding of the pod to each of [`Case::nodes`].
     pub bind: BTreeMap<String, Bound>,
 }
 
-/// Reads a case file.
-pub fn read(file: &str, text: &str) -> Result<Suite, DocumentError> {
-    document::parse(file, 0, text)
+/// Reads a file that a case file refers to, and returns its text, or why it cannot be read. The path is given as
+/// written, relative to the folder of the case file. It may contain `..`, and is never absolute.
+pub type Load<'a> = &'a dyn Fn(&str) -> Result<String, String>;
+
+/// Reads a case file and, through `load`, the files that it refers to.
+///
+/// # Errors
+/// At least one of the files is wrong. The list has all errors; each names the case file, the line and the field, then
+/// the referenced file.
+pub fn read(file: &str, text: &str, load: Load<'_>) -> Result<Suite, Vec<DocumentError>> {
+    resolve::read(file, text, load)
 }
 
-impl Outcome {
-    /// From the answers of both webhooks and the patch that was applied in between. No node is asked about yet.
-    pub fn of(mutated: &Response, patch: &Patch, validated: &Response) -> Outcome {
-        let recorded = |key: &str| validated.audit_annotations.get(key).cloned();
-        let status = validated.status.as_ref();
-        Outcome {
-            verdict: if validated.allowed { Expected::Allow } else { Expected::Deny },
-            reason: status.map(|status| status.reason.clone()).or_else(|| recorded("reason")),
-            message: status.map(|status| status.message.clone()),
-            demand: recorded("demand"),
-            warnings: [mutated.warnings.clone(), validated.warnings.clone()].concat(),
-            patch: serde_json::to_value(patch).expect("a patch is JSON"),
-            filter: BTreeMap::new(),
-            bind: BTreeMap::new(),
-        }
-    }
-}
-
-impl Expectation {
-    /// What differs, each difference a line.
-    pub fn compare(&self, outcome: &Outcome) -> Vec<String> {
-        let mut differences = Vec::new();
-        let mut differ = |what: &str, expected: String, got: String| {
-            if expected != got {
-                differences.push(format!("{what}: expected {expected}, got {got}"));
-            }
-        };
-        differ("verdict", format!("{:?}", self.verdict), format!("{:?}", outcome.verdict));
-        let texts = [
-            ("reason", &self.reason, &outcome.reason),
-            ("message", &self.message, &outcome.message),
-            ("demand", &self.demand, &outcome.demand),
-        ];
-        for (what, expected, got) in texts {
-            if let Some(expected) = expected {
-                differ(what, expected.clone(), got.clone().unwrap_or_else(|| "none".into()));
-            }
-        }
-        if let Some(expected) = &self.warnings {
-            differ("warnings", format!("{expected:#?}"), format!("{:#?}", outcome.warnings));
-        }
-        if let Some(expected) = &self.patch {
-            differ("patch", expected.to_string(), outcome.patch.to_string());
-        }
-        for (node, expected) in &self.filter {
-            let got = outcome.filter.get(node).expect("each node that is named is asked about");
-            differ(&format!("filter of {node}"), expected.clone(), got.clone());
-        }
-        for (node, expected) in &self.bind {
-            let got = outcome.bind.get(node).expect("each node that is named is asked about");
-            differ(&format!("bind to {node}"), format!("{expected:#?}"), format!("{got:#?}"));
-        }
-        differences
+impl Suite {
+    /// A simulation of the suite's cluster with its policies.
+    pub fn simulation(&self) -> Simulation {
+        let policies = Policies::new(&self.configuration.documents, keys::NAMESPACE);
+        Simulation::new(&self.objects, policies, &self.configuration.overrides)
     }
 }
 
-/// A suite made ready: its cluster and its policies.
-#[derive(Debug)]
-pub struct Stage {
-    cluster: Cluster,
-    policies: Policies,
+/// Why a case fails.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Failure {
+    /// These fields of the outcome are not as expected; at least one.
+    Differs(Vec<Difference>),
+    /// The case cannot be played.
+    Unplayable(String),
 }
 
-impl Stage {
-    /// Builds cluster and policies.
-    pub fn of(suite: &Suite) -> Result<Stage, Vec<DocumentError>> {
-        let texts = |name: &str, values: &[Value]| -> Vec<(String, String)> {
-            (0..).zip(values).map(|(index, value)| (format!("{name}[{index}]"), value.to_string())).collect()
-        };
-        fn borrowed(texts: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
-            texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
-        }
-        let configuration = document::read(borrowed(&texts("policies", &suite.policies)))?;
-        let objects = snapshot::read(borrowed(&texts("cluster", &suite.cluster)))?;
-        let policies = Policies::new(&configuration.documents, "vramguard-system");
-        let mut cluster = Cluster::new(*policies.rules(), node::guarded_by(&configuration.overrides));
-        for object in &objects.nodes {
-            let name = object.name();
-            cluster.apply_node(name, node::facts(object, &configuration.overrides));
-        }
-        for (uid, node, holder) in objects.pods.iter().filter_map(pod::holder) {
-            cluster.apply_pod(&uid, &node, holder);
-        }
-        for ledger in &objects.ledgers {
-            cluster.apply_ledger(ledger.node(), Some(ledger.shared_or_fault()));
-        }
-        Ok(Stage { cluster, policies })
+impl Case {
+    /// Plays the case through the core, and compares the outcome with what is expected.
+    ///
+    /// # Errors
+    /// The outcome differs, or the case cannot be played.
+    pub fn check(&self, simulation: &Simulation) -> Result<(), Failure> {
+        let outcome = self.play(simulation).map_err(Failure::Unplayable)?;
+        let differences = self.expect.compare(&outcome);
+        if differences.is_empty() { Ok(()) } else { Err(Failure::Differs(differences)) }
     }
 
-    /// Its cluster.
-    pub fn cluster(&self) -> &Cluster {
-        &self.cluster
+    /// The nodes that extender and binding guard are asked about: those of the cluster, and those that the case names.
+    pub fn nodes<'a>(&'a self, simulation: &'a Simulation) -> BTreeSet<&'a str> {
+        let named = self.expect.filter.keys().chain(self.expect.bind.keys());
+        simulation.cluster().node_names().chain(named.map(String::as_str)).collect()
     }
 
-    /// Its policies.
-    pub fn policies(&self) -> &Policies {
-        &self.policies
-    }
-
-    /// The nodes that extender and binding guard are asked about: those of the cluster, and others that the case names.
-    pub fn nodes<'a>(&'a self, case: &'a Case) -> BTreeSet<&'a str> {
-        let named = case.expect.filter.keys().chain(case.expect.bind.keys());
-        self.cluster.node_names().chain(named.map(String::as_str)).collect()
-    }
-
-    fn filter(&self, case: &Case, object: &PodObject) -> BTreeMap<String, String> {
-        let (uid, holder) = (pod::uid(&object.metadata), pod::would_hold(object));
-        let filter = holder.as_ref().map(|holder| Filter::of(&self.cluster, &uid, holder));
-        let answer = |node: &str| match filter.as_ref().map(|filter| filter.node(node)) {
-            None | Some(Ok(())) => FITS.to_owned(),
-            Some(Err(rejected)) => rejected.why.to_string(),
-        };
-        self.nodes(case).into_iter().map(|node| (node.to_owned(), answer(node))).collect()
-    }
-
-    fn bind(&self, case: &Case, object: &PodObject) -> BTreeMap<String, Bound> {
-        let (uid, pod) = (pod::uid(&object.metadata), pod::translate(object, None, None));
-        let answer = |node: &str| match self.granted(object, &uid, &pod, node) {
-            Ok(annotations) => Bound::Allow { annotations },
-            Err(refusal) => Bound::Deny { reason: refusal.reason().to_string(), message: refusal.message(&pod.name) },
-        };
-        self.nodes(case).into_iter().map(|node| (node.to_owned(), answer(node))).collect()
-    }
-
-    fn granted(
-        &self,
-        object: &PodObject,
-        uid: &PodUid,
-        pod: &Pod,
-        node: &str,
-    ) -> Result<BTreeMap<String, String>, Refusal> {
-        let binding = Binding {
-            pod: pod.name.clone(),
-            uid: Some(uid.clone()),
-            node: node.to_owned(),
-            reserved_annotations: Vec::new(),
-            binder: SCHEDULER.to_owned(),
-        };
-        binding::screen(&binding)?;
-        let Some(holder) = pod::would_hold(object).filter(|holder| holder.request.is_some()) else {
-            return Ok(BTreeMap::new());
-        };
-        let binders = BTreeSet::from([SCHEDULER.to_owned()]);
-        binding::judge(&binding, uid, pod, &binders, self.cluster.places_but(node, uid))?;
-        let unplaced = |why| Refusal::Unplaced { node: node.to_owned(), why };
-        let (facts, ledger, _) = self.cluster.node(node).ok_or_else(|| unplaced(Unplaced::NoGpu { resource: None }))?;
-        let granted = ledger.grant(uid, pod, &holder, &facts.pools, self.cluster.rules(), Moment::default());
-        Ok(granted.map_err(unplaced)?.annotations)
-    }
-
-    /// Plays a case through the core.
-    pub fn play(&self, case: &Case) -> Result<Outcome, String> {
-        let namespace = case.pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
-        let read = |pod: &Value| PodObject::deserialize(pod).map_err(|error| format!("pod: {error}"));
-        let Some(policy) = self.policies.of(namespace) else {
-            let untouched = Answer::untouched(String::new());
-            let object = read(&case.pod)?;
-            let (filter, bind) = (self.filter(case, &object), self.bind(case, &object));
-            let outcome = Outcome::of(untouched.response(), &Patch(Vec::new()), untouched.response());
-            return Ok(Outcome { filter, bind, ..outcome });
-        };
-        let mutate = |object: &PodObject| {
-            let pod = pod::translate(object, Some(namespace), Some(&case.user));
-            let changes = admission::assess(&pod, policy, &self.cluster).changes();
-            (patch::operations(object, &changes), changes)
-        };
-        let (operations, changes) = mutate(&read(&case.pod)?);
-        let mutated = Answer::mutated(String::new(), &operations, &changes);
-        let mut patched = case.pod.clone();
-        json_patch::patch(&mut patched, &operations).map_err(|error| format!("the patch does not apply: {error}"))?;
-        let object = read(&patched)?;
-        let (again, _) = mutate(&object);
+    /// Plays the case through the core. The simulation stays as it was.
+    ///
+    /// # Errors
+    /// The pod cannot be simulated, or a second mutation changes it again.
+    pub fn play(&self, simulation: &Simulation) -> Result<Outcome, String> {
+        let admission = simulation.review(&self.pod, &self.user).map_err(|error| error.to_string())?;
+        let again = simulation.review(&admission.pod, &self.user).map_err(|error| error.to_string())?.patch;
         if !again.0.is_empty() {
             return Err(format!(
                 "mutated again, it changes again: {}",
                 serde_json::to_string(&again).unwrap_or_default()
             ));
         }
-        let pod = pod::translate(&object, Some(namespace), Some(&case.user));
-        let judged = if policy.mode == Mode::Off {
-            Answer::untouched(String::new())
-        } else {
-            Answer::judged(String::new(), &pod.name, admission::judge(&pod, policy, None, &self.cluster))
-        };
-        let (filter, bind) = (self.filter(case, &object), self.bind(case, &object));
-        Ok(Outcome { filter, bind, ..Outcome::of(mutated.response(), &operations, judged.response()) })
+        let object = admission.object().map_err(|error| error.to_string())?;
+        let pod = pod::translate(&object, None, None).name;
+        let mut outcome = Outcome::of(admission);
+        for node in self.nodes(simulation) {
+            let filtered = simulation.filter(&object, node).err().unwrap_or_else(|| FITS.to_owned());
+            outcome.filter.insert(node.to_owned(), filtered);
+            let bound = match simulation.would_bind(&object, node, keys::KUBE_SCHEDULER) {
+                Ok(annotations) => Bound::Allow { annotations },
+                Err(refusal) => Bound::refused(&refusal, &pod),
+            };
+            outcome.bind.insert(node.to_owned(), bound);
+        }
+        Ok(outcome)
     }
 }
+
+impl Bound {
+    fn refused(refusal: &Refusal, pod: &PodName) -> Bound {
+        Bound::Deny { reason: refusal.reason().to_string(), message: refusal.message(pod) }
+    }
+}
+
+impl Outcome {
+    /// The outcome of both webhooks. `filter` and `bind` are empty; the caller fills them.
+    pub fn of(admission: Admission) -> Outcome {
+        let Admission { patch, warnings, denial, mut record, .. } = admission;
+        let (verdict, reason, message) = match denial {
+            Some(denial) => (Expected::Deny, Some(denial.reason), Some(denial.message)),
+            None => (Expected::Allow, record.remove("reason"), None),
+        };
+        Outcome {
+            verdict,
+            reason,
+            message,
+            demand: record.remove("demand"),
+            warnings,
+            patch: serde_json::to_value(&patch).expect("a patch is JSON"),
+            filter: BTreeMap::new(),
+            bind: BTreeMap::new(),
+        }
+    }
+}
+
+impl From<TextMatch> for FilterExpectation {
+    fn from(text: TextMatch) -> FilterExpectation {
+        match text {
+            TextMatch::Contains(parts) if parts == [FITS] => FilterExpectation::Fits,
+            text => FilterExpectation::Rejected(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
-//! Policy documents: `ClusterVramPolicy`, `VramPolicy` and `GpuInventory`, strictly. Owns their schema, which is that of the
-//! future custom resources too, and errors that name file, line and field. Reading files is the `policies` shell's work.
+//! Policy documents (`ClusterVramPolicy`, `VramPolicy` and `GpuInventory`), parsed strictly. Owns their schema, which
+//! the future custom resources share, and errors that name file, line and field. It reads no files; the `policies`
+//! shell does.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,17 +13,21 @@ use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
 use crate::keys;
 
 mod schema;
+mod sources;
+
+pub(super) use schema::GpuResource;
+pub use sources::{Source, Sources, sources};
 
 /// One problem in a policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentError {
-    /// File, as it was named.
+    /// File, as the caller named it.
     pub file: String,
-    /// Line, from 1; where a document as a whole is wrong, its first.
+    /// Line, from 1; the first line of the document if the document as a whole is wrong.
     pub line: u64,
-    /// Field, such as `spec.declaration.min`; empty where no field is meant.
+    /// Field, such as `spec.declaration.min`; empty if the error is not about a field.
     pub field: String,
-    /// What is wrong and what was expected.
+    /// The problem, and what was expected.
     pub what: String,
 }
 
@@ -38,18 +43,22 @@ impl fmt::Display for DocumentError {
 
 impl std::error::Error for DocumentError {}
 
-/// All documents of a policy directory.
+/// The content of all policy documents together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
-    /// Policies.
+    /// The ClusterVramPolicy and the VramPolicies.
     pub documents: Documents,
-    /// What operators say about nodes, in the order of files and entries: the first that describes a node counts.
+    /// The entries of all `GpuInventory` documents, in the order of files and entries; the first that describes a node
+    /// counts.
     pub overrides: Vec<Override>,
-    /// Fields that this version reads and does not act on yet, each with its file.
+    /// Fields that are set but have no effect in this version, each with its file.
     pub inert: Vec<(String, &'static str)>,
 }
 
-/// Reads the documents of several files, given as name and text. All errors, one for each document that has any.
+/// Reads the documents of several files, given as name and text.
+///
+/// # Errors
+/// At least one document is wrong. The list has one error for each wrong document.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Configuration, Vec<DocumentError>> {
     let mut reader = Reader::default();
     for (file, text) in files {
@@ -62,7 +71,7 @@ pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<C
     if reader.errors.is_empty() { Ok(reader.configuration) } else { Err(reader.errors) }
 }
 
-/// The documents of a YAML stream, each with the number of lines before it. Empty ones are left out.
+/// Splits a YAML stream into its documents, each with the number of lines before it. Empty documents are left out.
 pub fn split(text: &str) -> Vec<(u64, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut at, mut line) = (0, 0, 0, 0);
@@ -87,11 +96,11 @@ pub fn split(text: &str) -> Vec<(u64, &str)> {
 struct Reader {
     configuration: Configuration,
     errors: Vec<DocumentError>,
-    /// Where each singleton was first seen.
+    /// The file in which each document that may exist only once was first found.
     seen: BTreeMap<String, String>,
 }
 
-/// What every document starts with.
+/// The fields that every document has.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
@@ -159,10 +168,23 @@ impl Reader {
     }
 }
 
-/// Parses one document, naming line and field of what is wrong with it.
+/// Parses one document that has `line` lines before it.
+///
+/// # Errors
+/// The document does not match `T`; the error names the line and the field.
 pub(super) fn parse<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, DocumentError> {
+    parse_with(file, line, text, serde_saphyr::Options::default())
+}
+
+/// [`parse`] with options of the YAML parser.
+pub(super) fn parse_with<T: DeserializeOwned>(
+    file: &str,
+    line: u64,
+    text: &str,
+    options: serde_saphyr::Options,
+) -> Result<T, DocumentError> {
     let mut field = String::new();
-    let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             field = error.path().to_string();
             error.into_inner()
@@ -176,11 +198,13 @@ pub(super) fn parse<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> R
     })
 }
 
-/// The error without its place, which stands in front already.
+/// The message of a parser error without its position, because [`DocumentError`] has the position already.
 pub(super) fn what(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let text = text.lines().next().unwrap_or_default().trim_end_matches('.');
     let text = text.split(" at line ").next().unwrap_or(text);
+    // Advice for programmers.
+    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or(text);
     match text.strip_prefix("error: ") {
         Some(rest) => rest.to_owned(),
         None => text.to_owned(),

@@ -1,25 +1,26 @@
-//! Events as the API server takes them: of `v1`, because an event of `events.k8s.io/v1` may not carry the `lastTimestamp` that
-//! `kubectl get events --sort-by=.lastTimestamp` sorts by. Owns their form and length; what they say is the core's.
+//! Events as the API server accepts them. Owns their form and length; the core owns their text. They are of API `v1`,
+//! because an event of `events.k8s.io/v1` may not have the `lastTimestamp` that `kubectl get events
+//! --sort-by=.lastTimestamp` sorts by.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 
-use crate::capacity::ledger::PodUid;
+use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::Reason;
 
-/// Who reports.
+/// The reporting component of all events.
 pub const COMPONENT: &str = "vramguard";
-/// Bytes of a message that the API server takes.
+/// Largest message that the API server accepts, in bytes.
 const MAX_MESSAGE: usize = 1024;
-/// Bytes of an object's name that the API server takes.
+/// Longest name of an object that the API server accepts, in bytes.
 const MAX_NAME: usize = 253;
-/// Namespace of events about objects that have none, as the kubelet has it.
+/// Namespace of events about objects without a namespace; the kubelet uses the same.
 const NO_NAMESPACE: &str = "default";
 
-/// A pod, as events address it.
+/// The reference to a pod in an event.
 pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
@@ -31,7 +32,8 @@ pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
     }
 }
 
-/// A node, as events address it: by its name as uid, as the kubelet does, so that `kubectl describe node` finds them.
+/// The reference to a node in an event. Its uid is the node's name, as in the kubelet's events, so that `kubectl
+/// describe node` finds the event.
 pub fn node(name: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
@@ -42,12 +44,12 @@ pub fn node(name: &str) -> ObjectReference {
     }
 }
 
-/// Namespace that events about an object stand in.
+/// The namespace of events about an object.
 pub fn namespace(about: &ObjectReference) -> &str {
     about.namespace.as_deref().unwrap_or(NO_NAMESPACE)
 }
 
-/// A warning, said for the first time.
+/// Makes the event of a warning's first occurrence. A message that is too long is cut.
 pub fn warning(
     about: &ObjectReference,
     reason: Reason,
@@ -60,7 +62,7 @@ pub fn warning(
     let name = cut(about.name.as_deref().unwrap_or(COMPONENT), MAX_NAME - stamp.len());
     Event {
         metadata: ObjectMeta {
-            // A name that is cut must still end in a letter or digit.
+            // After the cut, the name must still end in a letter or digit.
             name: Some(format!("{}{stamp}", name.trim_end_matches(['.', '-']))),
             namespace: Some(namespace(about).to_owned()),
             ..ObjectMeta::default()
@@ -80,7 +82,7 @@ pub fn warning(
     }
 }
 
-/// The merge patch of an event that is said again.
+/// The merge patch for a further occurrence: `count` is the number of occurrences so far.
 pub fn again(count: i32, note: &str, now: Timestamp) -> Value {
     json!({ "count": count, "lastTimestamp": Time(now), "message": cut(note, MAX_MESSAGE) })
 }

@@ -1,8 +1,10 @@
-//! Arguments and result of a kube-scheduler extender's filter, `ExtenderArgs` → [`Args`] and [`Rejected`] → `ExtenderFilterResult`.
-//! Owns both wire forms, which carry no version; which node can take the pod is `capacity::filter`'s.
+//! Arguments and result of a kube-scheduler extender's filter: `ExtenderArgs` → [`Args`], and [`Rejected`] →
+//! `ExtenderFilterResult`. Owns both wire forms, which have no version. `capacity::filter` decides which nodes can take
+//! the pod.
 //!
-//! Go writes these keys capitalised and reads them in any case, so other callers write them in any; here too they are read in
-//! any case and written capitalised. Of the pod the few fields of [`super::object`] are read, of whole nodes their names.
+//! Go writes these keys capitalised and reads them in any case, so other callers may write them in any case. This
+//! module does the same as Go. Of the pod it reads the few fields of [`super::object`], and of whole nodes only their
+//! names.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,59 +19,63 @@ use super::object::PodObject;
 use super::review::from_map;
 use crate::capacity::filter::Rejected;
 
-/// What is asked.
+/// The arguments of a filter request.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// The pod that looks for a node.
+    /// The pod that kube-scheduler is placing.
     pub pod: PodObject,
-    /// The nodes that kube-scheduler found no fault with.
+    /// The nodes that passed kube-scheduler's own filters, in the order of the request.
     pub nodes: Bounded<Candidate<'a>, MAX_NODES>,
     form: Form,
 }
 
-/// One node that is asked about.
+/// One node of a filter request.
 #[derive(Debug)]
 pub struct Candidate<'a> {
-    /// Its name.
+    /// Name of the node.
     pub name: Cow<'a, str>,
-    /// As it was sent, where it was sent whole.
+    /// JSON of the node, if the request has whole nodes.
     object: Option<&'a RawValue>,
 }
 
-/// How nodes are named, in the question and so in the answer.
+/// The form of the nodes in the request, which the result must have too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// `NodeNames`, from a scheduler that is told `nodeCacheCapable: true`.
+    /// `NodeNames`, from a scheduler configured with `nodeCacheCapable: true`.
     Names,
-    /// `Nodes`. The scheduler goes on with what stands in the answer, so each comes back as it was.
+    /// `Nodes`. The scheduler continues with the objects of the result, so each node returns unchanged.
     Objects,
 }
 
-/// Nodes in one question. kube-scheduler asks about a part of a large cluster: 500 of 5,000 by default.
+/// The largest number of nodes in one request. By default, kube-scheduler asks about a part of a large cluster: 500 of
+/// 5,000.
 pub const MAX_NODES: usize = 10_000;
 
-/// Why a body holds no such arguments. Says where, never what: a body may hold anything.
+/// Why a body is not a filter request. The error names the position and never the content, which may be anything.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
-    /// Not JSON, or not of that shape.
+    /// The body is not JSON, or does not have the shape of `ExtenderArgs`.
     #[error(
         "the body is not a Pod and either NodeNames or Nodes, as kube-scheduler asks an extender (line {line}, column {column})"
     )]
     Malformed {
-        /// From 1.
+        /// Line of the body, from 1.
         line: usize,
-        /// From 1.
+        /// Column of that line, from 1.
         column: usize,
     },
-    /// More than [`MAX_NODES`].
+    /// The request has more than [`MAX_NODES`] nodes.
     #[error("{count} nodes in one question, and vramguard answers {MAX_NODES} at most; lower percentageOfNodesToScore")]
     TooMany {
-        /// How many there are.
+        /// Number of nodes in the request.
         count: usize,
     },
 }
 
-/// Reads arguments.
+/// Reads the arguments of a filter request.
+///
+/// # Errors
+/// The body is not a filter request, or has more than [`MAX_NODES`] nodes.
 pub fn read(body: &[u8]) -> Result<Args<'_>, ArgsError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let args = Args::deserialize(&mut deserializer)
@@ -81,7 +87,7 @@ pub fn read(body: &[u8]) -> Result<Args<'_>, ArgsError> {
     }
 }
 
-/// A result that says why there is none, as kube-scheduler reads it.
+/// Writes the result that reports an error to kube-scheduler.
 pub fn error(error: &ArgsError) -> Vec<u8> {
     let result = serde_json::json!({
         "Nodes": null, "NodeNames": null, "FailedNodes": {}, "FailedAndUnresolvableNodes": {}, "Error": error.to_string(),
@@ -127,7 +133,8 @@ impl<'de> Deserialize<'de> for Args<'de> {
     }
 }
 
-/// A pod that is an object: serde would take a list of its fields' values for one too.
+/// A pod that is read from a JSON object only. Without this type, serde would also accept a list with the values of its
+/// fields.
 struct Pod(PodObject);
 
 impl<'de> Deserialize<'de> for Pod {
@@ -136,7 +143,7 @@ impl<'de> Deserialize<'de> for Pod {
     }
 }
 
-/// A string that is copied only where it is written with escapes.
+/// A string that borrows from the body, and is copied only if it has escapes.
 #[derive(Default)]
 struct Text<'a>(Cow<'a, str>);
 
@@ -171,7 +178,7 @@ impl<'de> Deserialize<'de> for Named<'de> {
 
 impl Entry for Named<'_> {}
 
-/// A node as it was sent.
+/// The unparsed JSON of a node.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Whole<'a>(#[serde(borrow)] &'a RawValue);
@@ -201,7 +208,7 @@ impl<'de> Deserialize<'de> for NodeList<'de> {
         }
         let List { items } = from_map(deserializer)?;
         let candidate = |Whole(object): Whole<'de>| {
-            // Where in the node it is wrong would be counted from the node's own beginning.
+            // The error's position is dropped, because it is relative to the node.
             let node: Node<'de> = serde_json::from_str(object.get()).map_err(|_| D::Error::custom("no node"))?;
             Ok(Candidate { name: node.metadata.name.0, object: Some(object) })
         };
@@ -209,26 +216,29 @@ impl<'de> Deserialize<'de> for NodeList<'de> {
     }
 }
 
-/// What was found about a node.
-pub type Answer<'p> = Result<(), Rejected<'p>>;
+/// The decision about one node: it can take the pod, or why it cannot.
+pub type Answer = Result<(), Rejected>;
 
-/// `ExtenderFilterResult`.
+/// `ExtenderFilterResult`, ready to be written.
 #[derive(Debug)]
-pub struct FilterResult<'r, 'a, 'p> {
+pub struct FilterResult<'r, 'a> {
     args: &'r Args<'a>,
-    answers: &'r [Answer<'p>],
+    answers: &'r [Answer],
 }
 
 impl<'a> Args<'a> {
-    /// The result, from one answer for each node in the order in which they were asked about.
-    pub fn result<'r, 'p>(&'r self, answers: &'r [Answer<'p>]) -> FilterResult<'r, 'a, 'p> {
+    /// Combines the answers, one for each node in the order of the request, into the result.
+    ///
+    /// # Panics
+    /// The number of answers differs from the number of nodes.
+    pub fn result<'r>(&'r self, answers: &'r [Answer]) -> FilterResult<'r, 'a> {
         assert_eq!(self.nodes.len(), answers.len(), "each node has an answer");
         FilterResult { args: self, answers }
     }
 }
 
-impl FilterResult<'_, '_, '_> {
-    fn answered(&self) -> impl Iterator<Item = (&Candidate<'_>, &Answer<'_>)> {
+impl FilterResult<'_, '_> {
+    fn answered(&self) -> impl Iterator<Item = (&Candidate<'_>, &Answer)> {
         self.args.nodes.iter().zip(self.answers)
     }
 
@@ -236,12 +246,12 @@ impl FilterResult<'_, '_, '_> {
         self.answered().filter(|(_, answer)| answer.is_ok()).map(|(node, _)| node)
     }
 
-    fn failed(&self) -> impl Iterator<Item = (&str, Said<'_>)> {
-        self.answered().filter_map(|(node, answer)| Some((node.name.as_ref(), Said(answer.as_ref().err()?))))
+    fn failed(&self) -> impl Iterator<Item = (&str, ReasonText<'_>)> {
+        self.answered().filter_map(|(node, answer)| Some((node.name.as_ref(), ReasonText(answer.as_ref().err()?))))
     }
 }
 
-impl Serialize for FilterResult<'_, '_, '_> {
+impl Serialize for FilterResult<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (names, objects) = match self.args.form {
             Form::Names => (Some(Seq(|| self.passed().map(|node| &node.name))), None),
@@ -251,8 +261,9 @@ impl Serialize for FilterResult<'_, '_, '_> {
         result.serialize_field("Nodes", &objects)?;
         result.serialize_field("NodeNames", &names)?;
         result.serialize_field("FailedNodes", &Map(|| self.failed()))?;
-        // What stands here goes before what stands there. kube-scheduler asks about nodes that it would take without evicting
-        // anybody, so that it finds no victim on them, whatever this answer is, and takes that for an error of its own.
+        // kube-scheduler prefers FailedAndUnresolvableNodes to FailedNodes, and does not try preemption on its nodes.
+        // All nodes of a request passed kube-scheduler's own filters without an eviction. So preemption would find no
+        // victim on them, whatever the answer, and would report that as an error of kube-scheduler.
         result.serialize_field("FailedAndUnresolvableNodes", &Map(|| self.failed()))?;
         result.serialize_field("Error", "")?;
         result.end()
@@ -265,7 +276,7 @@ struct Items<T> {
     items: T,
 }
 
-/// A list that is written as it is made.
+/// A list that is written while it is generated.
 struct Seq<F>(F);
 
 impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Seq<F> {
@@ -274,7 +285,7 @@ impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Seq<F> {
     }
 }
 
-/// A map that is written as it is made.
+/// A map that is written while it is generated.
 struct Map<F>(F);
 
 impl<K: Serialize, V: Serialize, I: Iterator<Item = (K, V)>, F: Fn() -> I> Serialize for Map<F> {
@@ -283,12 +294,12 @@ impl<K: Serialize, V: Serialize, I: Iterator<Item = (K, V)>, F: Fn() -> I> Seria
     }
 }
 
-/// A reason as a string.
-struct Said<'r>(&'r Rejected<'r>);
+/// The reason of a rejection, written as a string.
+struct ReasonText<'r>(&'r Rejected);
 
-impl Serialize for Said<'_> {
+impl Serialize for ReasonText<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0.why)
+        serializer.collect_str(&self.0.why.countable())
     }
 }
 

@@ -1,8 +1,9 @@
-//! `GpuLedger` object ↔ reservations and report. Owns the rows of its `spec`, which replicas write by compare-and-swap, and the
-//! section of its `status` that the node agent writes; what the controller writes there is [`status`]'s.
+//! `GpuLedger` object ↔ reservations and the node agent's report. Owns the rows of its `spec`, which the replicas of
+//! the server write by compare-and-swap, and the section of its `status` that the node agent writes. [`status`] owns
+//! the part of the status that the controller writes.
 //!
-//! The custom resource definition in `deploy/` describes every field. An object that cannot be read is a fault of its node,
-//! never an empty ledger.
+//! The custom resource definition in `deploy/` describes every field. An object that cannot be read is a fault of its
+//! node, never an empty ledger.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -13,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::pod::moment;
-use crate::capacity::demand::{self, Role};
-use crate::capacity::gpu::{Gpu, GpuId, Handout, Resource, Rules};
-use crate::capacity::ledger::{Amount, Holder, Part, PodUid, Shared};
-use crate::capacity::moment::Moment;
+use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource, Rules};
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::holder::{Amount, Holder, Part};
+use crate::capacity::node::inventory::{Inventory, InventoryGpu};
+use crate::capacity::node::ledger::LedgerContent;
+use crate::capacity::node::reservation::{Reservation, Reservations, State};
 use crate::capacity::pod::PodName;
-use crate::capacity::report::{Report, Reported};
-use crate::capacity::reservation::{Reservation, Reservations, State};
+use crate::capacity::pod::demand::{self, Role};
+use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -31,12 +34,12 @@ pub mod status;
 pub struct GpuLedger {
     api_version: String,
     kind: String,
-    /// Named like its node, which owns it.
+    /// Metadata; the ledger has the name of its node and is owned by it.
     pub metadata: ObjectMeta,
-    /// Reservations; read by [`GpuLedger::shared`].
+    /// Reservations, as rows; [`GpuLedger::content`] reads them.
     #[serde(default)]
     pub spec: Value,
-    /// See [`status`].
+    /// Sections of the controller (see [`status`]) and of the node agent.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub status: Value,
 }
@@ -60,19 +63,19 @@ impl k8s_openapi::Metadata for GpuLedger {
     }
 }
 
-/// A field of a ledger that is not what it should be.
+/// A field of a ledger that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("GpuLedger {ledger:?}: {field}: {why}")]
 pub struct LedgerError {
-    /// Its name.
+    /// Name of the ledger, which is that of its node.
     pub ledger: String,
     /// Path of the field.
     pub field: String,
-    /// What is wrong there.
+    /// The problem with the field.
     pub why: String,
 }
 
-/// One container of one pod.
+/// One row of the `spec`: one container of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
@@ -116,7 +119,7 @@ enum StateText {
     Adopted,
 }
 
-/// Whose word the amount is.
+/// Where the amount of a row comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Basis {
     Request,
@@ -136,17 +139,18 @@ struct Status {
     agent: Option<Agent>,
 }
 
-/// What the node agent writes.
+/// The section of the `status` that the node agent writes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Agent {
-    handout: Option<HandoutText>,
+    #[serde(rename = "handout")]
+    allocation_policy: Option<AllocationPolicyText>,
     gpus: Vec<AgentGpu>,
     pods: Vec<AgentPod>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-enum HandoutText {
+enum AllocationPolicyText {
     Distributed,
     Packed,
     Pinned,
@@ -174,7 +178,7 @@ struct AgentPod {
 }
 
 impl GpuLedger {
-    /// A ledger of a node, not written yet.
+    /// Makes the ledger object of a node, to be created on the server.
     pub fn new(node: &str, node_uid: &str, reservations: &Reservations, rules: &Rules) -> GpuLedger {
         GpuLedger {
             api_version: keys::API_VERSION.to_owned(),
@@ -189,7 +193,7 @@ impl GpuLedger {
         }
     }
 
-    /// Its node.
+    /// Name of the node.
     pub fn node(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
@@ -200,8 +204,11 @@ impl GpuLedger {
         owners.into_iter().find(|owner| owner.kind == "Node").map(|owner| owner.uid.as_str())
     }
 
-    /// What it says.
-    pub fn shared(&self) -> Result<Shared, LedgerError> {
+    /// Reads the reservations and the agent's report.
+    ///
+    /// # Errors
+    /// A field of `spec` or of the agent's section cannot be read. The error names the first one.
+    pub fn content(&self) -> Result<LedgerContent, LedgerError> {
         let spec: Spec = self.read("spec", &self.spec)?;
         let status: Status = self.read("status", &self.status)?;
         let mut rows: BTreeMap<PodUid, Vec<(usize, Row)>> = BTreeMap::new();
@@ -210,14 +217,15 @@ impl GpuLedger {
         }
         let reservation = |(uid, rows): (PodUid, Vec<(usize, Row)>)| Ok((uid, self.reservation(&rows)?));
         let reservations: Result<Reservations, LedgerError> = rows.into_iter().map(reservation).collect();
-        let report = status.agent.map(|agent| self.report(agent)).transpose()?;
-        Ok(Shared { reservations: reservations?, report, fault: None })
+        let inventory = status.agent.map(|agent| self.report(agent)).transpose()?;
+        Ok(LedgerContent { reservations: reservations?, inventory, fault: None })
     }
 
-    /// What it says; one that cannot be read is a fault of its node, never empty.
-    pub fn shared_or_fault(&self) -> Shared {
-        let fault = |error: LedgerError| Shared { fault: Some(error.to_string()), ..Shared::default() };
-        self.shared().unwrap_or_else(fault)
+    /// Reads the reservations and the agent's report. If a field cannot be read, the content is a fault of the node,
+    /// which is not the same as an empty ledger.
+    pub fn content_or_fault(&self) -> LedgerContent {
+        let fault = |error: LedgerError| LedgerContent { fault: Some(error.to_string()), ..LedgerContent::default() };
+        self.content().unwrap_or_else(fault)
     }
 
     fn read<'v, T: Deserialize<'v> + Default>(&self, section: &str, value: &'v Value) -> Result<T, LedgerError> {
@@ -271,10 +279,12 @@ impl GpuLedger {
             request: Some(demand::of_pod(requests)).filter(|request| !request.is_zero()),
             parts: parts.into(),
             gpus: gpus.into_iter().map(|(resource, counts)| (resource, demand::replicas_of_pod(counts))).collect(),
-            // Not known here. The highest, so that nobody counts on preempting it before it is seen.
+            // The ledger does not store the next three fields. The priority is the highest, so that no decision counts
+            // on preempting the pod before it is seen.
             label_at_least: None,
+            needs_label: false,
             priority: i32::MAX,
-            // Until the pod itself is seen here, and says whether it is ready.
+            // The pod counts as starting until it is seen on the node and reports whether it is ready.
             starting: (state != State::Adopted).then_some(since),
             bound: None,
             annotated: true,
@@ -288,15 +298,15 @@ impl GpuLedger {
         Vram::checked_from_mib(mib).ok_or_else(|| self.wrong(field, "is more than a quantity can say"))
     }
 
-    fn report(&self, agent: Agent) -> Result<Report, LedgerError> {
-        let mut report = Report {
-            handout: match agent.handout {
-                None => Handout::Unverified,
-                Some(HandoutText::Distributed) => Handout::Distributed,
-                Some(HandoutText::Packed) => Handout::Packed,
-                Some(HandoutText::Pinned) => Handout::Pinned,
+    fn report(&self, agent: Agent) -> Result<Inventory, LedgerError> {
+        let mut inventory = Inventory {
+            allocation_policy: match agent.allocation_policy {
+                None => AllocationPolicy::Unverified,
+                Some(AllocationPolicyText::Distributed) => AllocationPolicy::Distributed,
+                Some(AllocationPolicyText::Packed) => AllocationPolicy::Packed,
+                Some(AllocationPolicyText::Pinned) => AllocationPolicy::Pinned,
             },
-            ..Report::default()
+            ..Inventory::default()
         };
         for (index, gpu) in agent.gpus.into_iter().enumerate() {
             let sized = |mib: u64, field: &str| {
@@ -304,7 +314,7 @@ impl GpuLedger {
                 let field = format!("status.agent.gpus[{index}].{field}");
                 size.ok_or_else(|| self.wrong(field, "is more than any GPU has"))
             };
-            let reported = Reported {
+            let reported = InventoryGpu {
                 gpu: Gpu {
                     id: GpuId::Uuid(gpu.uuid.into()),
                     index: gpu.index,
@@ -314,12 +324,15 @@ impl GpuLedger {
                 },
                 replicas: gpu.replicas,
             };
-            report.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
+            inventory.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
         }
+        let mut assigned: BTreeMap<PodUid, BTreeMap<Name, GpuId>> = BTreeMap::new();
         for pod in agent.pods {
-            report.given.entry(PodUid::from(pod.uid)).or_default().insert(pod.container, GpuId::from(pod.gpu.as_str()));
+            let of_pod = assigned.entry(PodUid::from(pod.uid)).or_default();
+            of_pod.insert(pod.container.into(), GpuId::from(pod.gpu.as_str()));
         }
-        Ok(report)
+        inventory.assigned = assigned.into_iter().map(|(uid, of_pod)| (uid, of_pod.into_iter().collect())).collect();
+        Ok(inventory)
     }
 }
 
@@ -343,7 +356,8 @@ impl From<Role> for RoleText {
     }
 }
 
-/// The `spec` that says these reservations. Two that read the same are the same.
+/// Writes reservations as the `spec` of a ledger. Equal specs mean the same reservations, so two specs can be compared
+/// to find changes.
 pub fn spec(reservations: &Reservations, rules: &Rules) -> Value {
     let rows: Vec<Row> = reservations.iter().flat_map(|(uid, reservation)| rows(uid, reservation, rules)).collect();
     json!({ "reservations": rows })
@@ -359,17 +373,18 @@ fn owned_by(node: &str, uid: &str) -> OwnerReference {
     }
 }
 
-/// The merge patch that makes a node the owner of its ledger again, after it was deleted and came back under its name: else the
-/// ledger would be collected with all that was promised.
+/// The merge patch that makes a node the owner of its ledger again. It is needed after a node was deleted and created
+/// again under the same name: the garbage collector would otherwise delete the ledger with all its reservations.
 pub fn owner_patch(node: &str, node_uid: &str, version: &str) -> Value {
     json!({ "metadata": { "resourceVersion": version, "ownerReferences": [owned_by(node, node_uid)] } })
 }
 
-/// The merge patch that writes reservations, on the condition that nobody wrote the object since `version`.
+/// The merge patch that writes reservations, on the condition that the object is still at `version`.
 ///
-/// It takes the record of who wrote which field away, and an API server keeps none for an object without one. Here every row
-/// has one writer, and the record, longer than the rows themselves, would be worked out anew for each binding. Whoever writes
-/// `status.agent` therefore uses a merge patch too: server-side apply would find no record of what it applied before.
+/// The patch clears `managedFields`, so that the API server stops tracking field ownership for this object. Every row
+/// has one writer. `managedFields` would be longer than the rows themselves, and the API server would compute it again
+/// for each binding. The node agent must therefore write `status.agent` by merge patch too: server-side apply would
+/// find no `managedFields` of its earlier applies.
 pub fn spec_patch(reservations: &Reservations, rules: &Rules, version: &str) -> Value {
     json!({ "metadata": { "resourceVersion": version, "managedFields": [{}] }, "spec": spec(reservations, rules) })
 }
@@ -411,7 +426,7 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
     holder.parts.iter().filter_map(of_part)
 }
 
-/// RFC 3339 with milliseconds.
+/// Formats a time as RFC 3339 with milliseconds.
 pub fn time(moment: Moment) -> String {
     let time = Timestamp::from_millisecond(moment.0).unwrap_or(Timestamp::UNIX_EPOCH);
     time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()

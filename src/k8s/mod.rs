@@ -1,40 +1,60 @@
 //! Translation between the Kubernetes API and the pure core, and nothing else: API types, but no client and no runtime.
-//! The same parsers serve admission, the watch and snapshots, so what is admitted can be read later.
+//! Admission, the watch and snapshots share the same parsers, so an object that was admitted can also be read later.
 //!
 //! | module | translates |
 //! |---|---|
-//! | [`bounded`] | lists and maps of any length → what is kept of them |
-//! | [`object`] | JSON and YAML of pods and nodes → the few fields that matter |
-//! | [`quantity`] | Kubernetes quantities |
-//! | [`pod`] | pod object → what it asks for; bound pod → ledger holder |
+//! | [`audit`] | the objects of a cluster → what an audit looks at |
+//! | [`bounded`] | lists and maps of any length → a bounded number of their entries |
+//! | [`object`] | JSON and YAML of pods and nodes → the few fields that vramguard reads |
+//! | [`quantity`] | Kubernetes quantities → counts and amounts |
+//! | [`pod`] | pod object → its requests, declarations and placement; bound pod → ledger holder |
 //! | [`node`] | node object → its GPUs |
 //! | [`document`] | policy documents → policies, with file, line and field in every error |
+//! | [`manifests`] | files of JSON or YAML → objects, one at a time, each with its line |
+//! | [`manifest`] | a Pod or a workload with a pod template → its pod |
 //! | [`snapshot`] | `kubectl get -o yaml` → the objects of a static cluster |
-//! | [`case`] | case files: a cluster, policies, pods, and what is expected |
+//! | [`case`] | case files: a cluster, policies, pods, and the expected outcome of each pod |
+//! | [`simulation`] | a cluster and policies without an API server: create, filter, bind |
+//! | [`convert`] | declarations for other projects, and claims ↔ vramguard's declarations |
+//! | [`device_plugin`] | configuration of the NVIDIA device plugin ↔ plan; its own rules as findings |
+//! | [`foreign`] | pod template → what it declares for KAI, HAMi, Volcano or gpushare |
 //! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
 //! | [`review`] | AdmissionReview ↔ verdict |
-//! | [`extender`] | what kube-scheduler asks an extender ↔ which nodes can take the pod |
+//! | [`pod_review`] | pod object → the answers of both pod webhooks |
+//! | [`extender`] | kube-scheduler's request to an extender ↔ the nodes that can take the pod |
 //! | [`patch`] | changes → JSON Patch |
-//! | [`publication`] | where a node stands → patch of its status |
+//! | [`publication`] | usage of a node → patch of the node's status |
 //! | [`event`] | a warning → `Event` |
-//! | [`ownership`] | managedFields of a node → who changed what we publish |
-//! | [`webhook_configuration`] | policies → which namespaces the API server asks about |
+//! | [`ownership`] | managedFields of a node → which manager changed a published field |
+//! | [`template`] | pods and workloads → their templates, and what those demand |
+//! | [`tree`] | YAML text → nodes with their places in the text |
+//! | [`webhook_configuration`] | policies → the namespace selectors of the webhook configurations |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod audit;
 pub mod bounded;
 pub mod case;
+pub mod convert;
+pub mod device_plugin;
 pub mod document;
 pub mod event;
 pub mod extender;
+pub mod foreign;
 pub mod gpu_ledger;
+pub mod manifest;
+pub mod manifests;
 pub mod node;
 pub mod object;
 pub mod ownership;
 pub mod patch;
 pub mod pod;
+pub mod pod_review;
 pub mod publication;
 pub mod quantity;
 pub mod review;
+pub mod simulation;
 pub mod snapshot;
+pub mod template;
+pub mod tree;
 pub mod webhook_configuration;

@@ -1,6 +1,6 @@
-//! Node object → the GPUs behind each of its resources, from the labels of GPU Feature Discovery and the node's capacity,
-//! or from a [`GpuInventory`](super::document) entry where an operator said better. Owns what labels are believed; a
-//! node whose labels contradict its capacity is unknown, never a guess.
+//! Node object → the GPUs behind each of its resources. They come from the labels of GPU Feature Discovery and the
+//! node's capacity, or from a [`GpuInventory`](super::document) entry of an operator. Owns which labels are trusted. A
+//! node whose labels contradict its capacity is unknown; nothing is guessed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -8,35 +8,35 @@ use std::num::NonZeroU32;
 use super::object::{Condition, NodeObject, Quantity};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Contents, Gpu, Handout, Pool, Resource, Sharing, Unknown};
-use crate::capacity::placement::{Site, Taint, UNSCHEDULABLE};
+use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, Pool, Resource, Sharing, Unknown};
+use crate::capacity::pod::placement::{NodeProfile, Taint, UNSCHEDULABLE};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// Resources that the overrides say are shared: guarded also while no node is there that shares them.
+/// Resources that overrides describe as shared. They are guarded even while the cluster has no node that shares them.
 pub fn guarded_by(overrides: &[Override]) -> BTreeSet<Resource> {
     overrides.iter().filter(|o| o.replicas.get() > 1).map(|o| o.resource.clone()).collect()
 }
 
-/// What an operator says about nodes whose labels do not tell the truth.
+/// An operator's description of nodes whose labels are missing or wrong: one entry of a `GpuInventory`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// Which nodes: these names, or all with these labels.
+    /// Names of the nodes; nodes with the labels in `labels` are described too.
     pub names: BTreeSet<String>,
-    /// Labels a node must have; never empty together with `names`.
+    /// Labels that a node must have, all of them; never empty together with `names`.
     pub labels: BTreeMap<String, String>,
-    /// The resource it describes.
+    /// The resource whose GPUs are described.
     pub resource: Resource,
-    /// How they are shared, where there is more than one replica of each; [`Sharing::SomeWay`] where the operator does not say.
+    /// How the GPUs are shared; [`Sharing::UnknownMethod`] if the operator left it out. It has no effect with one replica.
     pub sharing: Sharing,
-    /// Replicas of each GPU.
+    /// Device plugin replicas of each GPU; 1 means that the GPUs are not shared.
     pub replicas: NonZeroU32,
-    /// Total of each GPU.
+    /// Total memory of each GPU; at most [`MAX_GPU`], never zero.
     pub gpus: Vec<Vram>,
 }
 
 impl Override {
-    /// What the device plugin advertises of such GPUs when it is there.
+    /// The capacity that the device plugin advertises for these GPUs while it runs: replicas × GPUs.
     fn capacity(&self) -> u64 {
         u64::from(self.replicas.get()).saturating_mul(self.gpus.len() as u64)
     }
@@ -47,7 +47,8 @@ impl Override {
     }
 }
 
-/// What is known of a node.
+/// Translates a node object. For each resource, the first override that describes it counts instead of the labels of
+/// GPU Feature Discovery.
 pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -65,7 +66,7 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
         .collect();
     let advertises_vram = node.status.capacity.contains_key(keys::VRAM_RESOURCE);
     NodeFacts {
-        site: Site {
+        profile: NodeProfile {
             labels: labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
             taints: taints(node),
         },
@@ -74,15 +75,17 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
     }
 }
 
-/// How many of each GPU resource a node has; the text where it is no count.
+/// The capacity of each GPU resource of a node, or its text if it is not a count.
 struct Capacity {
     counts: BTreeMap<Resource, Result<u64, String>>,
 }
 
 impl Capacity {
-    /// A kubelet that starts advertises zero of every device until its plugins have come back, some ten seconds later. The
-    /// GPUs are still there, and so is what their pods hold: while the labels describe GPUs, zero is "not back yet". Nothing
-    /// can be placed meanwhile, because the device count itself says so.
+    /// Reads the capacity of a node, and completes the zeros of a kubelet that just started.
+    ///
+    /// A starting kubelet advertises zero of every device until its plugins have registered again, some ten seconds
+    /// later. The GPUs and their holders are still there, so zero means "not back yet" while the labels describe GPUs.
+    /// No pod can be placed in that time, because kube-scheduler sees the device count of zero too.
     fn of<'o>(
         node: &NodeObject,
         labels: &BTreeMap<String, String>,
@@ -94,7 +97,8 @@ impl Capacity {
             });
         let mut counts: BTreeMap<Resource, Result<u64, String>> = counted.collect();
         let (gpu, shared) = (Resource(keys::GPU_RESOURCE.into()), Resource(keys::GPU_SHARED_RESOURCE.into()));
-        // What is behind a renamed resource is not in the labels, and neither is what is left of the other two then.
+        // The labels do not describe the GPUs behind a renamed resource, and so not the GPUs that remain behind the
+        // other two names.
         let renamed = |resource: &Resource| keys::is_renamed_resource(&resource.0);
         if counts.keys().any(renamed) {
             for (resource, count) in counts.iter_mut().filter(|(resource, count)| renamed(resource) && **count == Ok(0))
@@ -108,7 +112,8 @@ impl Capacity {
         let back = match known {
             [Some(Ok(0)), None] => labelled_count(labels).map(|count| (gpu, count)),
             [None, Some(Ok(0))] => labelled_count(labels).map(|count| (shared, count)),
-            // With renameByDefault the product keeps its plain name; the split between the two names is not in the labels.
+            // With renameByDefault the product label has no suffix `-SHARED`, and the labels do not say how many GPUs
+            // are behind each of the two names. A product with the suffix rules renameByDefault out.
             [Some(Ok(0)), Some(Ok(0))] if is_shared_product(labels) => labelled_count(labels).map(|count| (gpu, count)),
             [_, Some(Ok(0))] if is_renamed(labels) => Some((shared, 0)),
             _ => None,
@@ -126,14 +131,14 @@ impl Capacity {
     }
 }
 
-/// What the device plugin advertises when it is there, as far as the labels tell.
+/// The capacity that the device plugin advertises while it runs, computed from the labels; `None` if they lack it.
 fn labelled_count(labels: &BTreeMap<String, String>) -> Option<u64> {
     let gpus = number(labels, keys::GFD_COUNT)?;
     let replicas = if sharing(labels, false).is_shared() { number(labels, keys::GFD_REPLICAS)? } else { 1 };
     gpus.checked_mul(replicas)
 }
 
-/// Shared, and not under the plain name.
+/// Whether the labels describe shared GPUs under a resource name of their own (renameByDefault).
 fn is_renamed(labels: &BTreeMap<String, String>) -> bool {
     sharing(labels, false).is_shared() && labels.contains_key(keys::GFD_PRODUCT) && !is_shared_product(labels)
 }
@@ -142,25 +147,25 @@ fn is_shared_product(labels: &BTreeMap<String, String>) -> bool {
     labels.get(keys::GFD_PRODUCT).is_some_and(|product| product.ends_with(keys::SHARED_SUFFIX))
 }
 
-/// What the node says of our own: the resource in capacity and allocatable, as they stand, and what belongs to it.
+/// What a node advertises of vramguard: the amounts of its resource as text, the label, the condition, and the uid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advertised {
-    /// `status.capacity`.
+    /// `vramguard.dev/vram` in `status.capacity`.
     pub capacity: Option<String>,
-    /// `status.allocatable`.
+    /// `vramguard.dev/vram` in `status.allocatable`.
     pub allocatable: Option<String>,
-    /// Our label, if it is there.
+    /// The label `vramguard.dev/pod-max-mib`, in MiB.
     pub pod_max: Option<String>,
-    /// Our condition, if it is there.
+    /// The condition of type [`CONDITION`].
     pub condition: Option<Condition>,
-    /// The node's uid.
+    /// The uid of the node.
     pub uid: Option<String>,
 }
 
-/// Type of the condition that vramguard keeps on nodes with guarded GPUs.
+/// Type of the condition that vramguard writes to nodes with guarded GPUs.
 pub const CONDITION: &str = "VramAccounted";
 
-/// Reads back what a node advertises.
+/// Reads what a node advertises of vramguard.
 pub fn advertised(node: &NodeObject) -> Advertised {
     let of = |quantities: &BTreeMap<String, Quantity>| {
         quantities.get(keys::VRAM_RESOURCE).map(|quantity| quantity.0.clone())
@@ -174,8 +179,8 @@ pub fn advertised(node: &NodeObject) -> Advertised {
     }
 }
 
-/// Whether an advertised figure is that amount, however it is written.
-pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
+/// Whether an advertised quantity equals an amount, in any notation.
+pub fn advertises(advertised: Option<&str>, amount: Option<Vram>) -> bool {
     match (advertised, amount) {
         (None, None) => true,
         (Some(text), Some(amount)) => quantity::bytes(text) == Some(quantity::Bytes::Exactly(amount)),
@@ -185,14 +190,19 @@ pub fn says(advertised: Option<&str>, amount: Option<Vram>) -> bool {
 
 fn unreadable(resource: &Resource, value: &str) -> Pool {
     let why = Unknown::BadCapacity { resource: resource.clone(), value: value.to_owned() };
-    Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents: Err(why), handout: Handout::Unverified }
+    Pool {
+        resource: resource.clone(),
+        sharing: Sharing::Unstated,
+        contents: Err(why),
+        allocation_policy: AllocationPolicy::Unverified,
+    }
 }
 
 fn from_override(resource: &Resource, capacity: u64, described: &Override, labels: &BTreeMap<String, String>) -> Pool {
     let labelled = || labels.get(keys::GFD_SHARING).is_some_and(|label| label == keys::SHARING_MPS);
     let sharing = match described.sharing {
         _ if described.replicas.get() == 1 => Sharing::Exclusive,
-        Sharing::SomeWay if labelled() => Sharing::Mps,
+        Sharing::UnknownMethod if labelled() => Sharing::Mps,
         said => said,
     };
     let gpus = u32::try_from(described.gpus.len()).unwrap_or(u32::MAX);
@@ -202,19 +212,29 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override, label
         let replicas = described.replicas.get();
         Err(Unknown::Contradiction { gpus, replicas, resource: resource.clone(), capacity })
     };
-    Pool { resource: resource.clone(), sharing, contents, handout: Handout::Unverified }
+    Pool { resource: resource.clone(), sharing, contents, allocation_policy: AllocationPolicy::Unverified }
 }
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
     if resource.is_mig() {
         let contents = Err(Unknown::Unsupported { resource: resource.clone(), capacity: count });
-        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
+        return Pool {
+            resource: resource.clone(),
+            sharing: Sharing::Unstated,
+            contents,
+            allocation_policy: AllocationPolicy::Unverified,
+        };
     }
     if keys::is_renamed_resource(&resource.0) {
         let contents = Err(Unknown::Renamed { resource: resource.clone(), capacity: count });
-        return Pool { resource: resource.clone(), sharing: Sharing::Unstated, contents, handout: Handout::Unverified };
+        return Pool {
+            resource: resource.clone(),
+            sharing: Sharing::Unstated,
+            contents,
+            allocation_policy: AllocationPolicy::Unverified,
+        };
     }
-    // With renameByDefault the shared GPUs have a name of their own and the others keep theirs.
+    // With renameByDefault the shared GPUs have a resource name of their own, and the other GPUs keep the plain name.
     let renamed = capacity.counts.contains_key(&Resource(keys::GPU_SHARED_RESOURCE.into()));
     let sharing = match (renamed, resource.0 == keys::GPU_SHARED_RESOURCE) {
         (true, false) => Sharing::Exclusive,
@@ -226,10 +246,10 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         (false, _) => Others { exclusive: 0, shared: 0 },
     };
     let contents = labelled(resource, count, sharing, others, labels);
-    Pool { resource: resource.clone(), sharing, contents, handout: Handout::Unverified }
+    Pool { resource: resource.clone(), sharing, contents, allocation_policy: AllocationPolicy::Unverified }
 }
 
-/// Capacity of the node's other GPU resource.
+/// Capacity of the node's other GPU resource, by whether that one is shared.
 struct Others {
     exclusive: u64,
     shared: u64,
@@ -240,18 +260,18 @@ fn sharing(labels: &BTreeMap<String, String>, is_shared_name: bool) -> Sharing {
     match label(keys::GFD_SHARING) {
         Some(keys::SHARING_TIME_SLICING) => Sharing::TimeSlicing,
         Some(keys::SHARING_MPS) => Sharing::Mps,
-        _ if is_shared_name => Sharing::SomeWay,
+        _ if is_shared_name => Sharing::UnknownMethod,
         Some(keys::SHARING_NONE) => Sharing::Exclusive,
-        _ if is_shared_product(labels) => Sharing::SomeWay,
+        _ if is_shared_product(labels) => Sharing::UnknownMethod,
         _ => match label(keys::GFD_REPLICAS).and_then(|text| text.parse::<u32>().ok()) {
             Some(0 | 1) => Sharing::Exclusive,
-            Some(_) => Sharing::SomeWay,
+            Some(_) => Sharing::UnknownMethod,
             None => Sharing::Unstated,
         },
     }
 }
 
-/// What the labels say is behind a resource, if its capacity bears them out.
+/// The GPUs behind a resource according to the labels, if the capacity agrees with them.
 fn labelled(
     resource: &Resource,
     capacity: u64,
@@ -272,7 +292,7 @@ fn labelled(
     };
     let shared = if sharing.is_shared() { capacity } else { others.shared };
     let exclusive = if sharing.is_shared() { others.exclusive } else { capacity };
-    // Every GPU of the label is behind one of the two names, and every shared one with all its replicas.
+    // Each GPU that the label counts is behind one of the two names, and each shared GPU has all its replicas there.
     let adds_up = shared.is_multiple_of(replicas) && shared / replicas + exclusive == gpus;
     let size = Vram::checked_from_mib(size).filter(|size| *size <= MAX_GPU);
     let bad_size = || bad(labels, keys::GFD_MEMORY, capacity);
@@ -282,13 +302,14 @@ fn labelled(
     }
     let (count, replicas) = if sharing.is_shared() { (shared / replicas, replicas) } else { (exclusive, 1) };
     let replicas = u32::try_from(replicas).ok().and_then(NonZeroU32::new).ok_or_else(contradiction)?;
-    // A machine has tens of GPUs; a label that says thousands is not one to allocate memory for.
+    // A machine has tens of GPUs. No memory is allocated for a label that claims thousands.
     let count = usize::try_from(count).ok().filter(|count| *count <= MAX_GPUS).ok_or_else(contradiction)?;
     Ok(contents(&vec![size; count], replicas))
 }
 
 const MAX_GPUS: usize = 1024;
-/// A GPU larger than this (16 TiB) is a mistake, and one that arithmetic with `overcommit` could not hold.
+/// The largest GPU that is accepted: 16 TiB. A larger amount is a mistake, and the arithmetic with `overcommit` could
+/// overflow.
 pub const MAX_GPU: Vram = Vram::from_mib(16 << 20);
 
 fn contents(sizes: &[Vram], replicas: NonZeroU32) -> Contents {
@@ -303,7 +324,7 @@ fn needed(labels: &BTreeMap<String, String>, label: &'static str, capacity: u64)
     number(labels, label).ok_or_else(|| bad(labels, label, capacity))
 }
 
-/// Why a label is no number to go by.
+/// Why a label gives no usable number: it is missing, or its value is not a positive number.
 fn bad(labels: &BTreeMap<String, String>, label: &'static str, capacity: u64) -> Unknown {
     match labels.get(label) {
         None => Unknown::Unlabelled { label, capacity },

@@ -1,7 +1,7 @@
-//! Pods and nodes as the API server sends them, reduced to the fields that matter. Owns what is read and what is skipped:
-//! everything else in the JSON is passed over without a copy, so these types cannot be written back.
+//! Pods and nodes as the API server sends them, reduced to the fields that vramguard reads. Owns which fields are read.
+//! All other JSON is skipped without a copy, so these types cannot be written back.
 //!
-//! A pod is a tenant's text, in reviews and in the watch alike: [`bounds`] says how much of it is kept.
+//! A pod is text from a tenant, in reviews and in the watch alike, so [`bounds`] limits how much of it is kept.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,10 +11,11 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
 use self::bounds::{
-    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_REQUIREMENTS, MAX_RESOURCES, MAX_SELECTOR, MAX_TERMS,
-    MAX_TOLERATIONS,
+    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_RESOURCES, MAX_SELECTOR, MAX_TOLERATIONS, READ_REQUIREMENTS,
+    READ_TERMS,
 };
 use super::bounded::{Bounded, BoundedMap, Entry, Texts};
+pub use super::quantity::Quantity;
 use crate::capacity::pod::Excess;
 use crate::keys;
 
@@ -23,21 +24,21 @@ mod env;
 
 pub use self::env::{Env, EnvVar, EnvVarSource, FieldRef};
 
-/// A Pod.
+/// A Pod, reduced to the fields that vramguard reads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "ReadPod")]
 pub struct PodObject {
     /// Name, generateName, namespace, uid, resourceVersion, and the annotations that vramguard reads.
     pub metadata: ObjectMeta,
-    /// Spec.
+    /// The desired state, written by the pod's author and by admission.
     pub spec: PodSpec,
-    /// Status.
+    /// The observed state, written by kubelet and scheduler.
     pub status: PodStatus,
-    /// The first part of it that is larger than what is kept.
+    /// The first part of the pod that exceeds a bound; a part that may hide a GPU comes first.
     pub excess: Option<Excess>,
 }
 
-/// A Pod as it is read.
+/// A Pod before its bounds are checked.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ReadPod {
@@ -58,19 +59,19 @@ impl From<ReadPod> for PodObject {
     }
 }
 
-/// A Binding: all that is known of what a scheduler decided.
+/// A Binding, which carries the decision of a scheduler: a pod and its node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct BindingObject {
-    /// Of the pod: name, namespace, uid, and the annotations that it would get.
+    /// Name, namespace and uid of the pod, and the annotations that the pod would get.
     #[serde(deserialize_with = "pod_metadata")]
     pub metadata: ObjectMeta,
-    /// The node.
+    /// The node to bind to.
     #[serde(deserialize_with = "null_as_default")]
     pub target: Target,
 }
 
-/// Where a Binding points.
+/// `target` of a Binding.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Target {
@@ -82,21 +83,21 @@ pub struct Target {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodSpec {
-    /// Where it is bound, or wants to be.
+    /// The node that the pod is bound to, or that its author requests.
     pub node_name: Option<String>,
-    /// Labels its node must have.
+    /// Labels that the node must have.
     #[serde(deserialize_with = "null_as_default")]
     pub node_selector: BoundedMap<String, MAX_SELECTOR>,
-    /// Affinity.
+    /// Affinity to nodes.
     pub affinity: Option<Affinity>,
-    /// Tolerations.
+    /// Taints that the pod tolerates.
     #[serde(deserialize_with = "null_as_default")]
     pub tolerations: Bounded<Toleration, MAX_TOLERATIONS>,
-    /// Resolved priority.
+    /// Priority, resolved from the priority class by the API server.
     pub priority: Option<i32>,
     /// `Never` or `PreemptLowerPriority`.
     pub preemption_policy: Option<String>,
-    /// Volumes, as far as they are directories of the node.
+    /// Volumes; only their `hostPath` is read.
     #[serde(deserialize_with = "null_as_default")]
     pub volumes: Vec<Volume>,
     /// Init containers and sidecars.
@@ -107,33 +108,35 @@ pub struct PodSpec {
     pub containers: Containers,
 }
 
-/// Containers of a pod.
+/// The containers in one list of a pod.
 pub type Containers = Bounded<Container, MAX_CONTAINERS>;
 
-/// A container.
+/// A container of a pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
-    /// Name.
+    /// Name, unique in the pod.
     pub name: String,
     /// `Always` makes an init container a sidecar.
     pub restart_policy: Option<String>,
-    /// Resources; presence matters to a patch.
+    /// Limits and requests. A patch needs to know whether the field is present.
     pub resources: Option<Resources>,
-    /// Environment; presence matters to a patch.
+    /// Environment. A patch needs to know whether the field is present.
     pub env: Option<Env>,
-    /// Security context.
+    /// Security context; only `privileged` is read.
     pub security_context: Option<SecurityContext>,
 }
 
 impl Entry for Container {
     const READ_BEYOND: bool = true;
 
-    /// What requests a GPU or VRAM is counted, however many containers stand before it.
+    /// Whether the container requests a GPU or VRAM. Such a container is counted at any position in the list.
     fn matters(&self) -> bool {
         let resources = self.resources.iter().flat_map(|resources| [&resources.limits, &resources.requests]);
-        let mut names = resources.flatten().flat_map(|list| list.keys());
-        names.any(|name| name.starts_with(keys::NVIDIA) || name.starts_with(keys::PREFIX))
+        let mut quantities = resources.flatten().flat_map(|list| list.iter());
+        quantities.any(|(name, quantity)| {
+            quantity.matters() && (name.starts_with(keys::NVIDIA) || name.starts_with(keys::PREFIX))
+        })
     }
 }
 
@@ -141,11 +144,11 @@ impl Entry for Container {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SecurityContext {
-    /// Whether it reaches all devices of the node.
+    /// Whether the container has access to all devices of the node.
     pub privileged: Option<bool>,
 }
 
-/// A volume.
+/// A volume of a pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Volume {
@@ -157,13 +160,13 @@ pub struct Volume {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct HostPath {
-    /// Whether it is at or below a folder that only infrastructure mounts.
+    /// Whether the path is, or is below, a folder that only infrastructure mounts.
     #[serde(rename = "path", deserialize_with = "of_infrastructure")]
     pub of_infrastructure: bool,
 }
 
-/// What device plugins, exporters and drivers mount of their node. `deploy/base/validatingadmissionpolicy-devices.yaml` has the
-/// same list.
+/// Folders of the node that device plugins, exporters and drivers mount.
+/// `deploy/base/validatingadmissionpolicy-devices.yaml` has the same list.
 pub(super) const INFRASTRUCTURE: [&str; 7] =
     ["/dev", "/proc", "/run/nvidia", "/sys", "/var/lib/kubelet", "/var/run/cdi", "/var/run/nvidia"];
 
@@ -177,16 +180,16 @@ fn of_infrastructure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool,
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Resources {
-    /// Limits.
+    /// Limits by resource.
     pub limits: Option<Quantities>,
-    /// Requests.
+    /// Requests by resource.
     pub requests: Option<Quantities>,
 }
 
-/// Quantities by resource, of a container.
+/// The limits or the requests of a container, by resource.
 pub type Quantities = BoundedMap<Quantity, MAX_RESOURCES>;
 
-/// `affinity`, as far as nodes are concerned.
+/// `affinity` of a pod, reduced to node affinity.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Affinity {
@@ -194,11 +197,11 @@ pub struct Affinity {
     pub node_affinity: Option<NodeAffinity>,
 }
 
-/// `nodeAffinity`, as far as it must hold.
+/// `nodeAffinity`, reduced to its required part.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAffinity {
-    /// Required terms.
+    /// The terms that a node must match.
     #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     pub required: Option<NodeSelector>,
 }
@@ -207,51 +210,51 @@ pub struct NodeAffinity {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeSelector {
-    /// Any one of them.
+    /// The alternatives: a node must match one of them.
     #[serde(deserialize_with = "null_as_default")]
-    pub node_selector_terms: Bounded<NodeSelectorTerm, MAX_TERMS>,
+    pub node_selector_terms: Bounded<NodeSelectorTerm, READ_TERMS>,
 }
 
-/// A node selector term.
+/// A node selector term: a node must meet all its requirements.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeSelectorTerm {
-    /// On labels.
+    /// Requirements on labels of the node.
     pub match_expressions: Option<Requirements>,
-    /// On fields.
+    /// Requirements on fields of the node, such as `metadata.name`.
     pub match_fields: Option<Requirements>,
 }
 
 impl Entry for NodeSelectorTerm {}
 
-/// Requirements of a term.
-pub type Requirements = Bounded<NodeSelectorRequirement, MAX_REQUIREMENTS>;
+/// The requirements of a term on labels, or on fields.
+pub type Requirements = Bounded<NodeSelectorRequirement, READ_REQUIREMENTS>;
 
-/// A node selector requirement.
+/// A node selector requirement: one label or field, compared with values.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeSelectorRequirement {
-    /// Label or field.
+    /// Name of the label or field.
     pub key: String,
-    /// Operator.
+    /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt` or `Lt`.
     pub operator: String,
-    /// Values.
+    /// Values that the operator compares with.
     pub values: Texts,
 }
 
 impl Entry for NodeSelectorRequirement {}
 
-/// A toleration.
+/// A toleration of a pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Toleration {
-    /// Key; empty or absent means every key.
+    /// Key of the taint; empty or absent means every key.
     pub key: Option<String>,
     /// `Exists` or `Equal`.
     pub operator: Option<String>,
-    /// Value.
+    /// Value of the taint, for `Equal`.
     pub value: Option<String>,
-    /// Effect; empty or absent means every effect.
+    /// Effect of the taint; empty or absent means every effect.
     pub effect: Option<String>,
 }
 
@@ -263,7 +266,7 @@ impl Entry for Toleration {}
 pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: Option<String>,
-    /// Conditions.
+    /// Conditions of the pod.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Bounded<Condition, MAX_CONDITIONS>,
 }
@@ -272,46 +275,46 @@ pub struct PodStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Condition {
-    /// Type.
+    /// Type of the condition.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// Since when.
+    /// Time of the last change of `status`, in RFC 3339.
     #[serde(rename = "lastTransitionTime")]
     pub last_transition_time: Option<String>,
-    /// Machine reason.
+    /// Reason for machines, in CamelCase.
     pub reason: Option<String>,
-    /// For people.
+    /// Message for people.
     pub message: Option<String>,
 }
 
 impl Entry for Condition {
     const READ_BEYOND: bool = true;
 
-    /// The two that say since when a pod is bound, and whether it is ready.
+    /// Whether the condition tells since when the pod is bound, or whether it is ready.
     fn matters(&self) -> bool {
         matches!(self.kind.as_str(), "PodScheduled" | "Ready")
     }
 }
 
-/// A Node.
+/// A Node, reduced to the fields that vramguard reads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeObject {
     /// Name, uid, resourceVersion and labels.
     #[serde(deserialize_with = "node_metadata")]
     pub metadata: ObjectMeta,
-    /// Spec.
+    /// The desired state: taints, and whether the node is cordoned.
     #[serde(deserialize_with = "null_as_default")]
     pub spec: NodeSpec,
-    /// Status.
+    /// The observed state, written by the kubelet; vramguard adds its resource and condition.
     #[serde(deserialize_with = "null_as_default")]
     pub status: NodeStatus,
 }
 
 impl NodeObject {
-    /// Its name, which every node of a cluster has.
+    /// The name of the node, which every node of a cluster has.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
@@ -321,22 +324,22 @@ impl NodeObject {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeSpec {
-    /// Cordoned.
+    /// Whether the node is cordoned.
     pub unschedulable: Option<bool>,
-    /// Taints.
+    /// Taints of the node.
     #[serde(deserialize_with = "null_as_default")]
     pub taints: Vec<Taint>,
 }
 
-/// A taint.
+/// A taint of a node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Taint {
-    /// Key.
+    /// Key of the taint.
     pub key: String,
-    /// Value.
+    /// Value of the taint.
     pub value: Option<String>,
-    /// Effect.
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: String,
 }
 
@@ -344,52 +347,23 @@ pub struct Taint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
-    /// All there is.
+    /// Total of each resource.
     #[serde(deserialize_with = "null_as_default")]
     pub capacity: BTreeMap<String, Quantity>,
-    /// What pods may request.
+    /// The part of the capacity that pods may request.
     #[serde(deserialize_with = "null_as_default")]
     pub allocatable: BTreeMap<String, Quantity>,
-    /// Conditions.
+    /// Conditions of the node.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<Condition>,
 }
 
-/// A quantity as written: `8Gi`, `"4"` or, in a hand-written manifest, `4`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quantity(pub String);
-
-impl<'de> Deserialize<'de> for Quantity {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Quantity, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Quantity;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a quantity, as in 8Gi or 4")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Quantity, E> {
-                Ok(Quantity(text.to_owned()))
-            }
-            fn visit_u64<E>(self, number: u64) -> Result<Quantity, E> {
-                Ok(Quantity(number.to_string()))
-            }
-            fn visit_i64<E>(self, number: i64) -> Result<Quantity, E> {
-                Ok(Quantity(number.to_string()))
-            }
-            fn visit_f64<E>(self, number: f64) -> Result<Quantity, E> {
-                Ok(Quantity(number.to_string()))
-            }
-        }
-        deserializer.deserialize_any(Text)
-    }
-}
-
-/// Go writes an empty list or map as `null` where the field is not `omitempty`.
+/// Reads `null` as the default. Go writes an empty list or map as `null` if the field is not `omitempty`.
 fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The part of the metadata that is read; the rest (managedFields above all) is skipped unparsed.
+/// The metadata that is read. The rest is skipped unparsed, managedFields above all.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Metadata {
@@ -438,7 +412,7 @@ fn node_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
     })
 }
 
-/// The annotations that vramguard reads. Others can be 256 KiB long and are not copied.
+/// The annotations that vramguard reads. The others can take 256 KiB and are not copied.
 #[derive(Default)]
 struct OurAnnotations(BoundedMap<String, MAX_ANNOTATIONS>);
 
@@ -465,7 +439,7 @@ fn is_read(annotation: &str) -> bool {
     annotation.starts_with(keys::PREFIX) || annotation.starts_with(keys::FOREIGN_OF) || annotation == keys::MIRROR_POD
 }
 
-/// Lets a client list and watch the reduced types as what they are on the server.
+/// Gives a reduced type the group, version and kind of the served object. A client can then list and watch it.
 macro_rules! served_as {
     ($object:ty, $kind:literal, $plural:literal, $scope:ty) => {
         impl k8s_openapi::Resource for $object {

@@ -1,5 +1,5 @@
-//! Which of our fields of a node somebody else changed, and who: from the node's managedFields. Owns how our fields are named
-//! there.
+//! Finds which published field of a node another manager changed, and which manager, from the node's managedFields.
+//! Owns the paths of our fields there; the caller reports the change.
 
 use std::fmt;
 
@@ -9,27 +9,28 @@ use serde_json::Value;
 use super::node::{Advertised, CONDITION};
 use crate::keys;
 
-/// Field manager of what the controller writes to nodes.
-pub const PUBLISHES: &str = "vramguard";
-/// Field manager of what the binding guard writes to nodes: it raises a number, and undoes nothing.
-pub const RAISES: &str = "vramguard-bindings";
+/// Field manager of the controller's writes to nodes.
+pub const PUBLISH_MANAGER: &str = "vramguard";
+/// Field manager of the binding guard's writes to nodes. The guard only raises the published amount, so it never undoes
+/// a publication.
+pub const RAISE_MANAGER: &str = "vramguard-bindings";
 
-/// One of our fields of a node.
+/// A field of a node that vramguard publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// `status.capacity` of our resource.
+    /// `vramguard.dev/vram` in `status.capacity`.
     Capacity,
-    /// `status.allocatable` of our resource.
+    /// `vramguard.dev/vram` in `status.allocatable`.
     Allocatable,
-    /// The label of what one pod can get.
+    /// The label `vramguard.dev/pod-max-mib`.
     PodMax,
-    /// The condition.
+    /// The condition `VramAccounted`.
     Condition,
 }
 
 impl Field {
-    /// The first of our fields that does not say any more what was written; `None` where all do, and for another node of the
-    /// same name.
+    /// Returns the first field whose value is no longer the written one. `None` if all are as written, or if the node
+    /// is another one of the same name.
     pub fn undone(written: &Advertised, found: &Advertised) -> Option<Field> {
         if written.uid != found.uid {
             return None;
@@ -43,7 +44,7 @@ impl Field {
         differs.into_iter().find_map(|(field, differs)| differs.then_some(field))
     }
 
-    /// Its path in the field set of a managedFields entry.
+    /// The path of the field in the field set of a managedFields entry.
     fn path(self) -> [String; 3] {
         let field = |name: &str| format!("f:{name}");
         match self {
@@ -54,12 +55,12 @@ impl Field {
         }
     }
 
-    /// The manager of the last write of this field. `None` where nobody owns it, as after it was deleted.
+    /// Returns the manager that wrote this field last. `None` if no manager owns it, for example after it was deleted.
     pub fn last_manager(self, managed: &[ManagedFieldsEntry]) -> Option<&str> {
         let path = self.path();
         let is_in = |fields: &Value| path.iter().try_fold(fields, |fields, part| fields.get(part)).is_some();
         let owners = managed.iter().filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| is_in(&fields.0)));
-        // An entry without a time is older than all that have one.
+        // An entry without a time counts as older than every entry with one.
         owners.max_by_key(|entry| entry.time.as_ref().map(|time| time.0))?.manager.as_deref()
     }
 }

@@ -1,5 +1,6 @@
-//! Changes → JSON Patch (RFC 6902): the fewest operations that the object as it was sent needs, none where it has
-//! everything. Owns paths and what must be created on the way; what to change is [`crate::capacity::admission`]'s.
+//! Changes → JSON Patch (RFC 6902), with the fewest operations for the object as it was sent. An object that needs no
+//! change gets none. Owns paths and the parents that must be created. [`crate::capacity::admission`] decides the
+//! changes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,13 +10,12 @@ use json_patch::{AddOperation, CopyOperation, Patch, PatchOperation, RemoveOpera
 use serde_json::{Map, Value, json};
 
 use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject, Requirements};
-use crate::capacity::admission::{Changes, ContainerChange};
-use crate::capacity::environment;
-use crate::capacity::ledger::PodUid;
-use crate::capacity::placement::{Affinity, NewTerm, Operator, Requirement};
+use crate::capacity::admission::{Changes, ContainerChange, environment};
+use crate::capacity::name::PodUid;
+use crate::capacity::pod::placement::{Affinity, NewTerm, Operator, Requirement};
 use crate::keys;
 
-/// The operations for `changes`, which were decided on this very object.
+/// Returns the operations for `changes`, which must have been decided on this same object.
 pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     let mut patch = Vec::new();
     for annotation in &changes.strip {
@@ -54,7 +54,7 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
     }
     if let Some(name) = change.remove_env {
         let named = container.env.iter().flatten().filter(|entry| entry.name == name);
-        // From the end, so that positions stay what they are.
+        // From the end, so that the remaining indices stay valid.
         for entry in named.collect::<Vec<_>>().into_iter().rev() {
             remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
         }
@@ -69,15 +69,16 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
     } else if container.env.is_none() {
         add(patch, &[at, &["env"]].concat(), entries.collect());
     } else {
-        // Each goes to the front, so the last one is inserted first.
+        // Each entry is inserted at the front, so the last one goes first.
         for entry in entries.rev() {
             add(patch, &[at, &["env", "0"]].concat(), entry);
         }
     }
 }
 
-/// Puts annotations on a Binding, which the API server puts on the pod in the write that binds it. A Binding that does not say
-/// which pod of that name it means is made to mean the one that was decided on.
+/// Returns the patch that puts annotations on a Binding. The API server copies them to the pod in the write that binds
+/// it. A Binding without a uid gets that of `pod`, so that it means no other pod of the same name than the one that was
+/// decided on.
 pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &BTreeMap<String, String>) -> Patch {
     let mut patch = Vec::new();
     if let Some(pod) = pod.filter(|_| binding.metadata.uid.as_ref().is_none_or(String::is_empty)) {
@@ -94,11 +95,11 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
     Patch(patch)
 }
 
-/// Where required node affinity is.
+/// Path of the required node affinity.
 const REQUIRED: [&str; 4] = ["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
 const TERMS: &str = "nodeSelectorTerms";
 
-/// Makes the required node affinity what it has to become.
+/// Changes the required node affinity of a pod.
 fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, change: &Affinity) {
     let affinity = object.spec.affinity.as_ref();
     let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
@@ -119,7 +120,8 @@ fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, change: &Affini
     }
 }
 
-/// Edits the terms that are there: the first that is made of one is made in its place, further ones of copies of it.
+/// Edits the existing terms. The first new term made of an existing one edits it in place, and each further one edits a
+/// copy.
 fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[NewTerm]) {
     let mut in_place: BTreeMap<usize, &NewTerm> = BTreeMap::new();
     let mut copies = Vec::new();
@@ -130,7 +132,7 @@ fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[
             Entry::Occupied(_) => copies.push((from, term)),
         }
     }
-    // While the terms are as they were.
+    // Copies come first, while the terms are still unchanged.
     for (copy, (from, term)) in (existing.len()..).zip(copies) {
         let [from_path, path] = [from.to_string().as_str(), "-"]
             .map(|index| PointerBuf::from_tokens([&REQUIRED[..], &[TERMS, index]].concat()));
@@ -140,7 +142,8 @@ fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[
     for (&index, term) in &in_place {
         edit(patch, index, &existing[index], term);
     }
-    // What only our requirements told apart. A term that requires nothing matches no node and may stay.
+    // Terms that no new term is made of differed from another one only by our requirements. A term without requirements
+    // matches no node and may stay.
     let empty = |list: &Option<Requirements>| list.as_ref().is_none_or(|list| list.is_empty());
     let needless = |index: &usize| {
         let term = &existing[*index];
@@ -151,7 +154,7 @@ fn terms(patch: &mut Vec<PatchOperation>, existing: &[NodeSelectorTerm], new: &[
     }
 }
 
-/// Edits one term, which has so far what `existing` has.
+/// Edits one term, whose content is still that of `existing`.
 fn edit(patch: &mut Vec<PatchOperation>, index: usize, existing: &NodeSelectorTerm, new: &NewTerm) {
     let index = index.to_string();
     let at = [&REQUIRED[..], &[TERMS, &index, "matchExpressions"]].concat();
@@ -183,7 +186,7 @@ fn requirement(requirement: &Requirement) -> Value {
     Value::Object(fields)
 }
 
-/// An object of one field. Not `json!`, which copies what it is given, at each level anew.
+/// An object with one field. `json!` would copy the value again at each level.
 fn within(field: &str, value: Value) -> Value {
     Value::Object([(field.to_owned(), value)].into_iter().collect())
 }

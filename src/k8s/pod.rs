@@ -1,5 +1,5 @@
-//! Pod object → [`Pod`], what it asks for; pod with a node → [`Holder`], what it holds there. Owns how loose input becomes
-//! these types; every judgement on them is the core's.
+//! Pod object → [`Pod`], its requests, declarations and placement; pod with a node → [`Holder`], its usage there. Owns
+//! how unchecked input becomes these types. The core makes every decision on them.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,28 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::object::{self, PodObject, PodSpec, Quantities};
 use super::quantity::{self, Bytes};
-use crate::capacity::declaration::{Declarations, Fallback, Names, Written, resolve};
-use crate::capacity::demand::{self, Role};
-use crate::capacity::environment;
+use crate::capacity::admission::declaration::{Fallback, Names, resolve};
+use crate::capacity::admission::environment;
 use crate::capacity::gpu::{GpuId, Resource};
-use crate::capacity::ledger::{Amount, Holder, Part, PodUid};
-use crate::capacity::moment::Moment;
-use crate::capacity::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
-use crate::capacity::pod::{Container, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest};
-use crate::capacity::reservation::Found;
+use crate::capacity::name::PodUid;
+use crate::capacity::node::holder::{Amount, Holder, Part};
+use crate::capacity::node::reservation::Found;
+use crate::capacity::pod::demand::{self, Role};
+use crate::capacity::pod::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
+use crate::capacity::pod::{
+    Container, Declarations, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest, Written, requested,
+};
+use crate::capacity::time::Moment;
 use crate::capacity::verdict::MAX_PROCESSES;
 use crate::capacity::vram::{Vram, VramError};
 use crate::keys;
 
-/// What a pod asks for. `namespace` is the review's, because the object of a create may lack it; `user` is who sent it,
-/// `None` outside of a review.
+mod guarded;
+
+pub use guarded::Guarded;
+
+/// Translates a pod object. `namespace` is that of the review, because the object of a create may lack it. `user` is
+/// the author of the request, and `None` outside of a review.
 pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>) -> Pod {
     let annotations = Annotations::of(&object.metadata);
     Pod {
@@ -37,23 +44,23 @@ pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>
     }
 }
 
-/// What became of a pod, as far as GPUs are concerned.
+/// The stage of a pod's life, as far as GPUs are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It asks for neither GPU nor VRAM.
-    Unconcerned,
-    /// It has no node yet.
+    /// The pod requests neither a GPU nor VRAM.
+    WithoutGpu,
+    /// The pod has no node yet.
     Unbound,
-    /// It holds on a node.
+    /// The pod is a holder on this node.
     Holds(String, Holder),
-    /// It succeeded or failed.
+    /// The pod succeeded or failed.
     Ended,
 }
 
-/// Where a pod stands. One that is Terminating still holds.
+/// Returns the stage of a pod. A terminating pod is still a holder.
 pub fn stage(object: &PodObject) -> Stage {
     let Some(holder) = would_hold(object) else {
-        return Stage::Unconcerned;
+        return Stage::WithoutGpu;
     };
     if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Stage::Ended;
@@ -64,38 +71,45 @@ pub fn stage(object: &PodObject) -> Stage {
     }
 }
 
-/// What a pod holds where it is, or `None` for a pod without a node, one that ended, or one without any GPU.
+/// Returns uid, node and holder of a bound pod. `None` for a pod without a node, one that ended, or one that requests
+/// neither a GPU nor VRAM.
 pub fn holder(object: &PodObject) -> Option<(PodUid, String, Holder)> {
     match stage(object) {
         Stage::Holds(node, holder) => Some((uid(&object.metadata), node, holder)),
-        Stage::Unconcerned | Stage::Unbound | Stage::Ended => None,
+        Stage::WithoutGpu | Stage::Unbound | Stage::Ended => None,
     }
 }
 
-/// What a pod holds once it is bound; `None` where it asks for neither GPU nor VRAM.
+/// Returns the holder that a pod is once it is bound; `None` if it requests neither a GPU nor VRAM.
 pub fn would_hold(object: &PodObject) -> Option<Holder> {
     let containers = containers(&object.spec);
-    let requests = containers.iter().filter_map(|c| Some((c.role, c.vram_request.counted()?)));
-    // A request for nothing is none: it says nothing of what the pod takes.
-    let request = Some(demand::of_pod(requests)).filter(|request| !request.is_zero());
+    let request = requested(&containers);
     let gpus = replicas(&containers);
     if request.is_none() && gpus.is_empty() {
         return None;
     }
-    Some(Holder {
+    let parts = parts(&containers, &object.metadata).into();
+    Some(Holder { request, parts, gpus: gpus.into(), ..holder_without_gpu(object) })
+}
+
+/// The holder of a pod without its request, containers and GPUs.
+pub(super) fn holder_without_gpu(object: &PodObject) -> Holder {
+    Holder {
         name: name(&object.metadata, None),
-        request,
-        parts: parts(&containers, &object.metadata).into(),
-        gpus: gpus.into(),
+        request: None,
+        parts: Vec::new().into(),
+        gpus: Vec::new().into(),
         label_at_least: label_at_least(&object.spec),
+        needs_label: needs_label(&object.spec),
         priority: object.spec.priority.unwrap_or(0),
         starting: starting(object),
         bound: bound(object),
         annotated: object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(keys::GPU_TOTAL_MIB)),
-    })
+    }
 }
 
-/// The least that our label may say where a pod is bound: a kubelet that starts compares with its required node affinity.
+/// The smallest value of our label that meets every lower bound in the required node affinity, in MiB. A starting
+/// kubelet checks its pods against their affinity, so the label of their node must not fall below it.
 fn label_at_least(spec: &PodSpec) -> Option<Vram> {
     let required = spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
     let requirements = required.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
@@ -104,12 +118,29 @@ fn label_at_least(spec: &PodSpec) -> Option<Vram> {
     least.filter_map(Vram::checked_from_mib).max()
 }
 
-/// Since when a pod is bound without being ready.
+/// Whether every alternative of the required node affinity needs our label on the node. Of the alternatives that
+/// vramguard writes, one also matches without the label.
+fn needs_label(spec: &PodSpec) -> bool {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let Some(required) = affinity.and_then(|affinity| affinity.required.as_ref()) else { return false };
+    let wants_it = |term: &object::NodeSelectorTerm| {
+        term.match_expressions.iter().flatten().any(|requirement| {
+            requirement.key == keys::POD_MAX_MIB && !matches!(requirement.operator.as_str(), "DoesNotExist" | "NotIn")
+        })
+    };
+    // A term without requirements is not an alternative, because it matches no node.
+    let asks = |list: &Option<object::Requirements>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let terms = required.node_selector_terms.iter();
+    let mut terms = terms.filter(|term| asks(&term.match_expressions) || asks(&term.match_fields)).peekable();
+    terms.peek().is_some() && terms.all(wants_it)
+}
+
+/// When the pod was bound, if it is not ready yet.
 fn starting(object: &PodObject) -> Option<Moment> {
     if is_true(object, "Ready").is_some() { None } else { bound(object) }
 }
 
-/// Since when a pod is bound.
+/// When the pod was bound.
 fn bound(object: &PodObject) -> Option<Moment> {
     is_true(object, "PodScheduled")?.last_transition_time.as_deref().and_then(moment)
 }
@@ -119,13 +150,13 @@ fn is_true<'o>(object: &'o PodObject, kind: &str) -> Option<&'o object::Conditio
     condition.filter(|condition| condition.status == "True")
 }
 
-/// What a read of a pod says about the one with that uid and its place on a node.
+/// Interprets the result of reading a pod by name: what became of the pod with this uid on this node.
 pub fn found(object: Option<&PodObject>, wanted: &PodUid, node: &str) -> Found {
     let Some(object) = object.filter(|object| uid(&object.metadata) == *wanted) else {
         return Found::Gone;
     };
     match stage(object) {
-        Stage::Ended | Stage::Unconcerned => Found::Gone,
+        Stage::Ended | Stage::WithoutGpu => Found::Gone,
         Stage::Unbound => Found::Unbound,
         Stage::Holds(bound, _) if bound == node => Found::Here,
         Stage::Holds(..) => Found::Elsewhere,
@@ -142,12 +173,12 @@ pub fn is_unschedulable(object: &PodObject) -> bool {
         })
 }
 
-/// Its uid; in a hand-written snapshot, which may lack it, namespace and name.
+/// The uid of a pod. A hand-written snapshot may lack it; namespace and name replace it then.
 pub fn uid(metadata: &ObjectMeta) -> PodUid {
     PodUid::from(metadata.uid.clone().unwrap_or_else(|| name(metadata, None).to_string()))
 }
 
-/// RFC 3339, as the API server writes times.
+/// Parses a time in RFC 3339, as the API server writes it.
 pub fn moment(text: &str) -> Option<Moment> {
     text.parse::<jiff::Timestamp>().ok().map(|time| Moment(time.as_millisecond()))
 }
@@ -160,13 +191,13 @@ fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     }
 }
 
-/// Whether a pod that is there is the mirror of a static pod: its kubelet runs that in any case.
+/// Whether an existing pod is the mirror of a static pod, which its kubelet runs in any case.
 pub fn is_mirror(object: &PodObject) -> bool {
     object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD))
 }
 
-/// Anyone may write the mirror annotation; a kubelet alone is believed. Outside of a review the pod is there already, and
-/// nothing is decided on it.
+/// Anyone may write the mirror annotation, so only a kubelet is trusted with it. Outside of a review the pod exists
+/// already, and nothing is decided on its origin.
 fn origin(metadata: &ObjectMeta, user: Option<&str>) -> Origin {
     let marked = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD));
     if marked && user.is_some_and(|user| user.starts_with("system:node:")) { Origin::Mirror } else { Origin::Api }
@@ -213,7 +244,8 @@ fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Reso
     let mut gpus: BTreeMap<&str, u64> = BTreeMap::new();
     let quantities = requests.into_iter().chain(limits).flat_map(|list| list.iter());
     for (name, quantity) in quantities.filter(|(name, _)| keys::is_gpu_resource(name)) {
-        // The API server refuses a count that is none. Until it has, the container asks for a GPU.
+        // The API server refuses a count that is not a number. Until it does, the container counts as requesting one
+        // GPU.
         let count = quantity::count(&quantity.0).unwrap_or(1);
         let known = gpus.entry(name).or_default();
         *known = (*known).max(count);
@@ -223,7 +255,7 @@ fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Reso
 
 fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> VramRequest {
     let of = |quantities: Option<&Quantities>| quantities.and_then(|q| q.get(keys::VRAM_RESOURCE)).map(|q| q.0.clone());
-    // The API server makes a missing request of the limit, and refuses a missing limit.
+    // The API server copies a missing request from the limit, and refuses a missing limit.
     let (limit, request) = (of(limits), of(requests));
     let (Some(limit), Some(request)) = (limit.clone().or_else(|| request.clone()), request.or(limit)) else {
         return VramRequest::Absent;
@@ -232,14 +264,14 @@ fn vram_request(limits: Option<&Quantities>, requests: Option<&Quantities>) -> V
         (Some(Bytes::Exactly(limit)), Some(Bytes::Exactly(request))) if limit == request => {
             VramRequest::Exactly(request)
         }
-        (read_limit, read_request) => VramRequest::Odd {
+        (read_limit, read_request) => VramRequest::Irregular {
             text: if limit == request { request } else { format!("{request} (limit {limit})") },
             counted: read_request.or(read_limit).map(Bytes::vram),
         },
     }
 }
 
-/// Replicas of each GPU resource, as Kubernetes counts over containers.
+/// Replicas of each GPU resource that a pod requests, as Kubernetes adds them up over its containers.
 fn replicas(containers: &[Container]) -> Vec<(Resource, u64)> {
     let mut resources: Vec<&Resource> =
         containers.iter().flat_map(|c| c.gpus.iter().map(|(resource, _)| resource)).collect();
@@ -253,8 +285,9 @@ fn replicas(containers: &[Container]) -> Vec<(Resource, u64)> {
     resources.into_iter().map(|resource| (resource.clone(), of(resource))).collect()
 }
 
-/// How each container that requests a GPU or VRAM counts: by its request, else by a readable declaration, else by slots. Model
-/// names need a policy, which a pod that is there already may never have been under; such a container counts by slots.
+/// How each container with a GPU or VRAM counts: by its request, else by a readable declaration, else by slots. A model
+/// name needs a policy, and an existing pod may have been created without one. A container that declares only a model
+/// therefore counts by slots.
 fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
     let declarations = &Annotations::of(metadata).declarations;
     let all: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
@@ -293,7 +326,7 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
     containers.iter().filter_map(part).collect()
 }
 
-/// The annotations of a pod, sorted by what they are.
+/// The annotations of a pod by kind: declarations, those that only vramguard writes, and unknown ones with our prefix.
 #[derive(Default)]
 struct Annotations {
     declarations: Declarations,

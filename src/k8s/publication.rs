@@ -1,84 +1,92 @@
-//! Where a node stands → the patch of its status: `vramguard.dev/vram` in capacity and allocatable alike, the condition
-//! `VramAccounted`, the label of what one pod can get. Owns their wording; nothing is patched where the node says it all already.
+//! Usage of a node → the patch that publishes it. The patch has `vramguard.dev/vram` in capacity and allocatable alike,
+//! the condition `VramAccounted`, and the label `vramguard.dev/pod-max-mib`. Owns which fields need a patch; a node
+//! that is up to date gets none. [`crate::capacity::verdict`] owns the text of the condition.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::node::{Advertised, CONDITION, says};
+use super::node::{Advertised, CONDITION, advertises};
 use super::quantity;
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Accounting, Pool, Resource, Rules, Sharing, Unknown};
-use crate::capacity::ledger::{NodeLedger, PoolStanding, Standing};
-use crate::capacity::verdict::count;
+use crate::capacity::gpu::{Resource, Rules};
+use crate::capacity::node::ledger::NodeLedger;
+use crate::capacity::node::usage::NodeUsage;
+use crate::capacity::verdict::{self, Condition, OVERCOMMITTED};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// What the condition says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
-    status: &'static str,
-    reason: &'static str,
-    message: String,
+/// A write to a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publication {
+    /// The strategic merge patch, for the status subresource.
+    pub patch: Value,
+    /// The new message of the condition, if the condition changes and reports an overcommitted GPU.
+    pub overcommitted: Option<String>,
 }
 
-/// The strategic merge patch that makes a node advertise where it stands, or `None` where it does. Without a standing
-/// (a node whose GPUs are gone) what it advertised is taken back.
+/// Returns the write that makes a node advertise its usage, or `None` if the node is up to date. `usage` is `None` for
+/// a node whose GPUs are gone; the advertised amount and label are removed then.
 pub fn status_patch(
     facts: &NodeFacts,
-    standing: Option<&Standing>,
+    usage: Option<&NodeUsage>,
     rules: &Rules,
     guards: impl Fn(&Resource) -> bool,
     advertised: &Advertised,
     now: Timestamp,
-) -> Option<Value> {
-    let published = standing.and_then(|standing| standing.published);
+) -> Option<Publication> {
+    let published = usage.and_then(|usage| usage.published);
     let mut status = Map::new();
-    // Allocatable is what the scheduler reads, and the kubelet rewrites it from capacity every few seconds: one number in
-    // both, or the two fight.
+    // The scheduler reads allocatable, and the kubelet rewrites allocatable from capacity every few seconds. With
+    // different numbers in the two, vramguard and the kubelet would overwrite each other forever.
     for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
-        if !says(current.as_deref(), published) {
+        if !advertises(current.as_deref(), published) {
             status.insert(list.into(), json!({ keys::VRAM_RESOURCE: published.map(|amount| amount.to_string()) }));
         }
     }
-    let said = said(facts, standing, rules, guards);
+    let condition = Condition::of_node(&facts.pools, usage, rules, guards);
+    let mut overcommitted = None;
     let before = advertised.condition.as_ref();
-    // A node that never had guarded GPUs has no condition either.
-    let said = said.or_else(|| before.map(|_| not_shared()));
-    if let Some(said) = said.filter(|said| !before.is_some_and(|before| said.is(before))) {
-        let mut condition = json!({
-            "type": CONDITION, "status": said.status, "reason": said.reason, "message": said.message,
+    // A node that never had guarded GPUs gets no condition.
+    let condition = condition.or_else(|| before.map(|_| Condition::not_shared()));
+    if let Some(condition) = condition.filter(|condition| !before.is_some_and(|before| matches(condition, before))) {
+        let mut written = json!({
+            "type": CONDITION, "status": condition.status, "reason": condition.reason, "message": condition.message,
             "lastHeartbeatTime": seconds(now),
         });
-        // Kept by the merge where the status stays.
-        if before.is_none_or(|before| before.status != said.status) {
-            condition["lastTransitionTime"] = json!(seconds(now));
+        // If the status does not change, the merge keeps the old time.
+        if before.is_none_or(|before| before.status != condition.status) {
+            written["lastTransitionTime"] = json!(seconds(now));
         }
-        status.insert("conditions".into(), json!([condition]));
+        status.insert("conditions".into(), json!([written]));
+        overcommitted = Some(condition.message).filter(|_| condition.reason == OVERCOMMITTED);
     }
     let mut patch = Map::new();
-    // One write for both, which the API server takes through the status as well: never a number without the label that says
-    // how much of it one pod can get.
-    let pod_max = standing.and_then(|standing| standing.pod_max).map(|most| most.mib().to_string());
-    // While the GPUs are not known, and no pod can be placed, a label that is there goes on keeping pods from preempting for it.
-    let pod_max =
-        pod_max.or_else(|| advertised.pod_max.clone().filter(|_| standing.is_some() && unknown(facts).is_some()));
+    // Label and status go in one write, because the API server accepts labels through the status subresource too. So
+    // the amount is never published without the label that tells how much of it one pod can get.
+    let pod_max = usage.and_then(|usage| usage.pod_max).map(|most| most.mib().to_string());
+    // While the GPUs are unknown, no pod can be placed. An existing label stays, because it still keeps pods that are
+    // too large from preempting on this node.
+    let pod_max = pod_max
+        .or_else(|| advertised.pod_max.clone().filter(|_| usage.is_some() && verdict::unknown(&facts.pools).is_some()));
     if advertised.pod_max != pod_max {
         patch.insert("metadata".into(), json!({ "labels": { keys::POD_MAX_MIB: pod_max } }));
     }
     if !status.is_empty() {
         patch.insert("status".into(), status.into());
     }
-    (!patch.is_empty()).then_some(Value::Object(patch))
+    (!patch.is_empty()).then_some(Publication { patch: Value::Object(patch), overcommitted })
 }
 
-/// The patch that makes a node advertise at least what is bound there, or `None` where it does, or advertises nothing yet.
-/// kube-scheduler stays below what it sees; two of them, or one that saw more a moment ago, may not, and the controller that
-/// would say more may be on its way back.
+/// Returns the patch that raises the advertised amount to `bound`. `None` if the amount suffices, or if the node
+/// advertises nothing yet.
+///
+/// One kube-scheduler never binds more than it sees. Two schedulers may together, and so may one that saw a larger
+/// amount a moment ago. The controller, which would publish more, may be restarting at that time.
 pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
     let mut status = Map::new();
     for (list, current) in [("capacity", &advertised.capacity), ("allocatable", &advertised.allocatable)] {
         let current = quantity::bytes(current.as_deref()?).map(quantity::Bytes::vram);
-        // Unreadable is not enough.
+        // An unreadable amount does not suffice.
         if current.is_none_or(|current| NodeLedger::falls_short(current, bound)) {
             status.insert(list.into(), json!({ keys::VRAM_RESOURCE: bound.to_string() }));
         }
@@ -86,127 +94,21 @@ pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
     (!status.is_empty()).then(|| json!({ "status": status }))
 }
 
-/// What a patch of the condition says of an overcommitted GPU, if that is news.
-pub fn says_overcommitted(patch: &Value) -> Option<String> {
-    let condition = patch.pointer("/status/conditions/0").filter(|condition| condition["reason"] == OVERCOMMITTED)?;
-    Some(condition["message"].as_str()?.to_owned())
-}
-
-const OVERCOMMITTED: &str = "Overcommitted";
-
-/// Node conditions carry whole seconds.
+/// Formats a time in whole seconds, as in node conditions.
 pub(super) fn seconds(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-impl Said {
-    fn is(&self, condition: &super::object::Condition) -> bool {
-        self.status == condition.status
-            && Some(self.reason) == condition.reason.as_deref()
-            && Some(self.message.as_str()) == condition.message.as_deref()
-    }
-}
-
-fn not_shared() -> Said {
-    Said { status: "False", reason: "NotShared", message: "no guarded GPU resource on this node".into() }
-}
-
-fn said(
-    facts: &NodeFacts,
-    standing: Option<&Standing>,
-    rules: &Rules,
-    guards: impl Fn(&Resource) -> bool,
-) -> Option<Said> {
-    let standing = standing?;
-    let pools: Vec<_> = facts.pools.iter().zip(&standing.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
-    let unknown = pools.iter().find_map(|(pool, _)| Some((&pool.resource, pool.contents.as_ref().err()?)));
-    if let Some((resource, why)) = unknown {
-        let remedy = match why {
-            Unknown::Ledger { .. } => "it can be read",
-            Unknown::ReportContradicts { .. } | Unknown::ReportedNone { .. } | Unknown::UnevenReplicas { .. } => {
-                "the node agent and the device plugin agree"
-            }
-            Unknown::Unlabelled { .. }
-            | Unknown::BadLabel { .. }
-            | Unknown::Contradiction { .. }
-            | Unknown::BadCapacity { .. }
-            | Unknown::Renamed { .. }
-            | Unknown::Unsupported { .. } => "a GpuInventory describes the node",
-        };
-        let message = format!("{resource}: {why}; nothing more is placed here until {remedy}");
-        return Some(Said { status: "False", reason: "Unknown", message });
-    }
-    if let Some((_, pool)) = pools.iter().find(|(_, pool)| pool.deficit.is_some()) {
-        return Some(Said { status: "False", reason: OVERCOMMITTED, message: overcommitted(pool) });
-    }
-    let Some(worst) = pools.iter().map(|(_, pool)| pool.accounting).max() else {
-        return facts.pools.iter().find_map(not_accounted);
-    };
-    let each: Vec<String> = pools.iter().map(|(_, pool)| accounted(pool, rules)).collect();
-    Some(Said { status: "True", reason: reason(worst), message: each.join("; ") })
-}
-
-/// What there is to say of a pool that is not guarded: where the node does not say how it shares its GPUs, vramguard may be
-/// missing something. Whole GPUs and MIG devices are apart in hardware.
-fn not_accounted(pool: &Pool) -> Option<Said> {
-    if pool.sharing != Sharing::Unstated || pool.resource.is_mig() {
-        return None;
-    }
-    let why = match &pool.contents {
-        Err(why) => why.to_string(),
-        Ok(_) => format!("the node carries no {} label", keys::GFD_SHARING),
-    };
-    let message = format!(
-        "{}: {why}, so it is not known whether its GPUs are shared; pods are placed here without a VRAM request. Run GPU Feature \
-         Discovery on the node, or describe it in a GpuInventory",
-        pool.resource
-    );
-    Some(Said { status: "False", reason: "NotAccounted", message })
-}
-
-/// The first resource whose GPUs are not known, and why.
-pub(super) fn unknown(facts: &NodeFacts) -> Option<(&Resource, &Unknown)> {
-    facts.pools.iter().find_map(|pool| Some((&pool.resource, pool.contents.as_ref().err()?)))
-}
-
-pub(super) fn overcommitted(pool: &PoolStanding) -> String {
-    let (deficit, gpu) = pool.deficit.as_ref().map_or((Vram::ZERO, None), |d| (d.by, d.on.as_ref()));
-    let total = pool.allocatable.unwrap_or_default();
-    let held = format!("{} of {total} held by {}", pool.held, count(pool.holders, "pod"));
-    let may = match gpu {
-        None => "one GPU may be".to_owned(),
-        Some(_) if pool.gpus.len() == 1 => "the GPU is".to_owned(),
-        Some(gpu) => format!("GPU {gpu} is"),
-    };
-    format!(
-        "{}: {may} overcommitted by {deficit} ({held}, {} accounting); nothing is evicted, and nothing more is placed here \
-         until it fits",
-        pool.resource, pool.accounting
-    )
-}
-
-pub(super) fn accounted(pool: &PoolStanding, rules: &Rules) -> String {
-    let total = pool.allocatable.unwrap_or_default();
-    let overcommit =
-        if rules.overcommit.is_on() { format!(", overcommit {}", rules.overcommit) } else { String::new() };
-    format!("{}: {} accounting, {total} allocatable{overcommit}", pool.resource, pool.accounting)
-}
-
-pub(super) fn reason(accounting: Accounting) -> &'static str {
-    match accounting {
-        Accounting::Exact => "Exact",
-        Accounting::Confirmed => "Confirmed",
-        Accounting::Pinned => "Pinned",
-        Accounting::Slot => "Slot",
-        Accounting::Exclusive => "Exclusive",
-        Accounting::Unknown => "Unknown",
-    }
+fn matches(condition: &Condition, written: &super::object::Condition) -> bool {
+    condition.status == written.status
+        && Some(condition.reason) == written.reason.as_deref()
+        && Some(condition.message.as_str()) == written.message.as_deref()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capacity::cluster::Cluster;
+    use crate::capacity::cluster::{Cluster, NodeView};
     use crate::k8s::node;
     use crate::k8s::object::NodeObject;
     use std::collections::BTreeSet;
@@ -215,19 +117,20 @@ mod tests {
         "2026-11-22T12:00:00.5Z".parse().unwrap()
     }
 
-    /// The patch for a node, and the node as it is after the patch.
+    /// The patch for a node, and the patched node.
     fn patch(node: &Value) -> (Option<Value>, Value) {
         let object: NodeObject = serde_json::from_value(node.clone()).unwrap();
         let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
         cluster.apply_node("n", node::facts(&object, &[]));
-        let stands = cluster.node("n");
+        let view = cluster.node("n");
         let none = NodeFacts::default();
-        let (facts, standing) = stands.map_or((&none, None), |(facts, _, standing)| (facts, Some(standing)));
+        let (facts, usage) = view.map_or((&none, None), |NodeView { facts, usage, .. }| (facts, Some(usage)));
         let guards = |resource: &Resource| cluster.guards(resource);
-        let patch = status_patch(facts, standing, cluster.rules(), guards, &node::advertised(&object), now());
+        let publication = status_patch(facts, usage, cluster.rules(), guards, &node::advertised(&object), now());
+        let patch = publication.map(|publication| publication.patch);
         let mut after = node.clone();
         if let Some(patch) = &patch {
-            // The conditions list is merged by type on the server; here there is only ours.
+            // The server merges the list of conditions by type; here it has only ours.
             json_patch::merge(&mut after, patch);
         }
         (patch, after)
@@ -263,7 +166,7 @@ mod tests {
         assert_eq!(first["status"]["capacity"], json!({ "vramguard.dev/vram": "47736Mi" }));
         assert_eq!(first["metadata"], json!({ "labels": { "vramguard.dev/pod-max-mib": "5967" } }));
         assert_eq!(patch(&after).0, None);
-        // Alone, where the rest is as it should be.
+        // Only the label is patched if the rest is up to date.
         for wrong in [json!("23870"), json!(null)] {
             after["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = wrong;
             after["metadata"]["labels"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
@@ -272,14 +175,14 @@ mod tests {
                 Some(json!({ "metadata": { "labels": { "vramguard.dev/pod-max-mib": "5967" } } }))
             );
         }
-        // A label of GPU Feature Discovery is away for a moment.
+        // A label of GPU Feature Discovery is missing for a moment.
         let mut away = after.clone();
         away["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("5967");
         away["metadata"]["labels"].as_object_mut().unwrap().remove("nvidia.com/gpu.memory");
         let (unknown, after_it) = patch(&away);
         assert_eq!(unknown.unwrap()["status"]["capacity"], json!({ "vramguard.dev/vram": "0Mi" }));
         assert_eq!(after_it["metadata"]["labels"]["vramguard.dev/pod-max-mib"], "5967");
-        // One GPU left: the number says it.
+        // With one GPU left the published amount is enough, and the label goes.
         let mut one = after.clone();
         one["metadata"]["labels"]["vramguard.dev/pod-max-mib"] = json!("5967");
         one["metadata"]["labels"]["nvidia.com/gpu.count"] = json!("1");
@@ -333,7 +236,7 @@ mod tests {
         assert_eq!(raised(None), None);
     }
 
-    /// It once said that nothing more is placed there, while pods were placed there unaccounted.
+    /// Regression: the condition reported that no more pods are placed, while pods were placed unaccounted.
     #[test]
     fn a_node_without_labels_says_that_its_pods_are_not_accounted_for() {
         let mut unlabelled = node("32");

@@ -1,10 +1,53 @@
-//! Kubernetes quantities (`8Gi`, `1500m`, `2e3`, `4`), as the API server accepts and stores them. Owns their grammar,
-//! which is wider than that of a declaration ([`Vram`]'s own).
+//! Kubernetes quantities (`8Gi`, `1500m`, `2e3`, `4`), as the API server accepts and stores them. Owns their grammar.
+//! The grammar of a declaration is narrower and belongs to [`Vram`].
 
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+
+use super::bounded::Entry;
 use crate::capacity::vram::Vram;
 
-/// A quantity in thousandths of its base unit: exact for all that the API server keeps of amounts of VRAM and counts of
-/// devices. `None` where the text is no quantity, is negative, or does not fit.
+/// A quantity as written: `8Gi`, `"4"` or, in a hand-written manifest, `4`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quantity(pub String);
+
+impl Entry for Quantity {
+    /// Whether the quantity is not zero. Like kube-scheduler, vramguard ignores a request of zero, and a pod may list
+    /// any number of such requests before one that counts.
+    fn matters(&self) -> bool {
+        count(&self.0) != Some(0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Quantity, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Quantity;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a quantity, as in 8Gi or 4")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Quantity, E> {
+                Ok(Quantity(text.to_owned()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Quantity, E> {
+                Ok(Quantity(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// Parses a quantity into thousandths of its base unit. These are exact for every amount of VRAM and every count of
+/// devices that the API server stores. `None` if the text is not a quantity, is negative, or does not fit.
 fn thousandths(text: &str) -> Option<u128> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -16,11 +59,11 @@ fn thousandths(text: &str) -> Option<u128> {
     let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
     let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
     let (multiply, divide) = unit(suffix)?;
-    // Rounded up, as the API server does with what is finer than it keeps.
+    // Rounded up: the API server does the same with digits finer than it stores.
     Some(digits.checked_mul(multiply)?.checked_mul(1000)?.div_ceil(scale.checked_mul(divide)?))
 }
 
-/// What one unit of a suffix is, as a fraction.
+/// Returns the factor of a suffix as numerator and denominator.
 fn unit(suffix: &str) -> Option<(u128, u128)> {
     Some(match suffix {
         "" => (1, 1),
@@ -47,23 +90,24 @@ fn unit(suffix: &str) -> Option<(u128, u128)> {
     })
 }
 
-/// A whole number of things, such as GPUs. `None` where the text is no quantity or not whole.
+/// Parses a whole number, such as a number of GPUs. `None` if the text is not a quantity, is not whole, or does not
+/// fit.
 pub fn count(text: &str) -> Option<u64> {
     let thousandths = thousandths(text)?;
     thousandths.is_multiple_of(1000).then(|| u64::try_from(thousandths / 1000).ok()).flatten()
 }
 
-/// An amount of bytes as Kubernetes counts it.
+/// An amount of memory as Kubernetes counts it, in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bytes {
     /// A whole number of MiB.
     Exactly(Vram),
-    /// Between two MiB: the upper one.
+    /// Not a whole number of MiB: the next larger one.
     RoundedUp(Vram),
 }
 
 impl Bytes {
-    /// The amount, rounded up.
+    /// The amount, rounded up to whole MiB.
     pub fn vram(self) -> Vram {
         match self {
             Bytes::Exactly(vram) | Bytes::RoundedUp(vram) => vram,
@@ -71,7 +115,7 @@ impl Bytes {
     }
 }
 
-/// An amount of memory. `None` where the text is no quantity or larger than the API can say.
+/// Parses an amount of memory. `None` if the text is not a quantity, or is larger than the API can express.
 pub fn bytes(text: &str) -> Option<Bytes> {
     let thousandths = thousandths(text)?;
     let vram = Vram::from_bytes_rounded_up(thousandths.div_ceil(1000))?;

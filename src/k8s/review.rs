@@ -1,5 +1,5 @@
-//! AdmissionReview ↔ verdict, for `admission.k8s.io/v1`. Owns both wire forms: kube's own response type writes a patch as
-//! an array of numbers and knows no status code, so the response is written here.
+//! AdmissionReview ↔ verdict, for `admission.k8s.io/v1`. Owns both wire forms; the core makes the decisions. The
+//! response is written here, because the type of kube writes a patch as an array of numbers and has no status code.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use super::object::{BindingObject, PodObject};
 use super::patch;
 use crate::capacity::admission::{Changes, Judgement};
 use crate::capacity::binding::Binding;
-use crate::capacity::ledger::PodUid;
+use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::{self, Advice, Reason, Refusal, Verdict, Violation};
@@ -24,7 +24,7 @@ use crate::keys;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// The question, about an object of type `T`.
+/// An AdmissionReview with a request about an object of type `T`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
 struct Review<T> {
@@ -34,34 +34,34 @@ struct Review<T> {
     request: Request<T>,
 }
 
-/// What is asked.
+/// The request of an AdmissionReview.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Request<T = PodObject> {
-    /// Repeated in the answer.
+    /// Uid of the request, which the answer repeats.
     pub uid: String,
-    /// Which resource; only pods and their bindings are looked at.
+    /// Resource of the object; only pods and their bindings are reviewed.
     #[serde(default)]
     pub resource: GroupResource,
-    /// `status`, `binding` and the like.
+    /// Subresource, such as `status` or `binding`; absent or empty for the object itself.
     #[serde(default)]
     pub sub_resource: Option<String>,
-    /// Only `CREATE` is looked at.
+    /// Operation; only `CREATE` is reviewed.
     #[serde(default)]
     pub operation: String,
-    /// Namespace, which the object may lack.
+    /// Namespace of the request; the object may lack its own.
     #[serde(default)]
     pub namespace: Option<String>,
-    /// Who asks.
+    /// The user who sent the request to the API server.
     #[serde(default)]
     pub user_info: UserInfo,
-    /// Name of the object, which it may lack.
+    /// Name of the object; the object may lack its own.
     #[serde(default)]
     pub name: Option<String>,
-    /// Whether nothing is to come of it.
+    /// Whether the request is a dry run.
     #[serde(default)]
     pub dry_run: Option<bool>,
-    /// The pod, or the Binding.
+    /// The pod or the Binding.
     #[serde(default = "none")]
     pub object: Option<T>,
 }
@@ -70,41 +70,41 @@ fn none<T>() -> Option<T> {
     None
 }
 
-/// Group and plural of a resource.
+/// API group and plural of a resource.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GroupResource {
-    /// Empty for the core group.
+    /// API group; empty for the core group.
     pub group: String,
-    /// Plural.
+    /// Plural of the resource, such as `pods`.
     pub resource: String,
 }
 
-/// Who asks.
+/// The user who sent a request.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct UserInfo {
-    /// Name.
+    /// Name of the user.
     pub username: String,
 }
 
-/// Why a body is no review. Says where, never what: a body may hold anything.
+/// Why a body is not a review. The error names the position and never the content, which may be anything.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
-    /// Not JSON, or not of the shape of a review.
+    /// The body is not JSON, or does not have the shape of a review.
     #[error("the body is not an {API_VERSION} AdmissionReview (line {line}, column {column})")]
     Malformed {
-        /// From 1.
+        /// Line of the body, from 1.
         line: usize,
-        /// From 1.
+        /// Column of that line, from 1.
         column: usize,
     },
-    /// JSON of the right shape, of another kind.
+    /// The body has the shape of a review, and another apiVersion or kind.
     #[error("the body is not an {API_VERSION} AdmissionReview: apiVersion or kind differ")]
     OtherKind,
 }
 
-/// Reads a struct from an object only: serde takes a list of its fields' values for one too.
+/// Reads a struct from a JSON object only. A derived `Deserialize` also accepts a list with the values of its fields.
 pub(super) fn from_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     struct Fields<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
@@ -119,7 +119,10 @@ pub(super) fn from_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deseriali
     deserializer.deserialize_map(Fields(PhantomData))
 }
 
-/// Reads a review.
+/// Reads the request of a review.
+///
+/// # Errors
+/// The body is not an `admission.k8s.io/v1` AdmissionReview.
 pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Request<T>, ReviewError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let review: Review<T> = from_map(&mut deserializer)
@@ -132,7 +135,7 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Request<T>, ReviewError>
 }
 
 impl Request {
-    /// The pod, if the review is about the creation of one.
+    /// The pod, if the request creates one.
     pub fn created_pod(&self) -> Option<&PodObject> {
         let about_pods = self.resource.group.is_empty() && self.resource.resource == "pods";
         let whole = self.sub_resource.as_deref().unwrap_or_default().is_empty();
@@ -141,7 +144,7 @@ impl Request {
 }
 
 impl Request<BindingObject> {
-    /// The binding, if the review is about the creation of one: as `pods/binding`, or as the legacy `bindings`.
+    /// The binding, if the request creates one, as `pods/binding` or as the legacy `bindings`.
     pub fn created_binding(&self) -> Option<(&BindingObject, Binding)> {
         let kind = (self.resource.resource.as_str(), self.sub_resource.as_deref().unwrap_or_default());
         let about = self.resource.group.is_empty() && matches!(kind, ("pods", "binding") | ("bindings", ""));
@@ -171,7 +174,7 @@ impl Request<BindingObject> {
     }
 }
 
-/// The answer.
+/// An AdmissionReview with a response.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
@@ -180,27 +183,27 @@ pub struct Answer {
     response: Response,
 }
 
-/// What is answered.
+/// The response of an AdmissionReview.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Response {
-    /// That of the request.
+    /// Uid of the request.
     pub uid: String,
-    /// Whether the pod may be.
+    /// Whether the pod is admitted, or the binding allowed.
     pub allowed: bool,
-    /// Why not.
+    /// Status of the denial, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
-    /// JSON Patch, base64.
+    /// JSON Patch in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patch: Option<String>,
-    /// `JSONPatch` with a patch.
+    /// `JSONPatch`, if there is a patch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patch_type: Option<&'static str>,
-    /// For the author of the pod.
+    /// Warnings for the author of the pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// For the audit log of the API server.
+    /// Annotations for the audit log of the API server.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub audit_annotations: BTreeMap<&'static str, String>,
 }
@@ -208,18 +211,18 @@ pub struct Response {
 /// `metav1.Status` of a denial.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// `Failure`.
+    /// Always `Failure`.
     pub status: &'static str,
-    /// HTTP status.
+    /// HTTP status code.
     pub code: u16,
-    /// Machine reason.
+    /// Reason for machines, in CamelCase.
     pub reason: String,
-    /// For people.
+    /// Message for people.
     pub message: String,
 }
 
 impl Answer {
-    /// Allows what vramguard has no say in.
+    /// Allows an object that vramguard does not judge.
     pub fn untouched(uid: String) -> Answer {
         Answer::of(Response { uid, allowed: true, ..Response::default() })
     }
@@ -235,7 +238,7 @@ impl Answer {
         Answer::of(response)
     }
 
-    /// Allows a binding, with these annotations put on the pod by it.
+    /// Allows a binding, and patches these annotations onto it; the API server copies them to the pod.
     pub fn bound(
         uid: String,
         binding: &BindingObject,
@@ -284,13 +287,54 @@ impl Answer {
         Answer { api_version: API_VERSION, kind: "AdmissionReview", response }
     }
 
-    /// What is answered.
+    /// The response that is sent.
     pub fn response(&self) -> &Response {
         &self.response
     }
 }
 
-/// HTTP status of a denial: 422 for what cannot be read as written, 403 for what policy forbids. Never 404, which clients
+/// The response of an AdmissionReview as the API server reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Answered {
+    /// Whether the object is admitted.
+    pub allowed: bool,
+    /// Status of the denial, if it is one.
+    pub status: Option<Denied>,
+    /// JSON Patch in base64.
+    pub patch: Option<String>,
+    /// Warnings for the author of the object.
+    pub warnings: Vec<String>,
+    /// Annotations for the audit log.
+    pub audit_annotations: BTreeMap<String, String>,
+}
+
+/// The status of a denial as the API server reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Denied {
+    /// HTTP status code.
+    pub code: u16,
+    /// Reason for machines, in CamelCase.
+    pub reason: String,
+    /// Message for people.
+    pub message: String,
+}
+
+/// Reads the response of an AdmissionReview.
+///
+/// # Errors
+/// The body is not an AdmissionReview with a response.
+pub fn answered(body: &[u8]) -> Result<Answered, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Review {
+        response: Answered,
+    }
+    serde_json::from_slice(body).map(|review: Review| review.response)
+}
+
+/// The HTTP status code of a denial. It is 422 if the pod cannot be read as written, 403 if a policy or rule forbids
+/// it, and 409 if a binding conflicts with the pod's state or cannot be decided now. It is never 404, which clients
 /// take for a missing object.
 fn code(reason: Reason) -> u16 {
     match reason {
@@ -325,7 +369,27 @@ fn code(reason: Reason) -> u16 {
         | Reason::BoundPastGuard
         | Reason::RefusedIfCreated
         | Reason::GpuOvercommitted
-        | Reason::PublicationUndone => 403,
+        | Reason::PublicationUndone
+        // Findings of an audit, which refuses nothing.
+        | Reason::GpuMayBeOvercommitted
+        | Reason::GpusUnknown
+        | Reason::TooManyReplicas
+        | Reason::VramStranded
+        | Reason::UnknownAnnotation
+        | Reason::NotGuarded
+        | Reason::ForeignDeclaration
+        | Reason::DeadEnvironment
+        | Reason::DangerousEnvironment
+        | Reason::GpuBypass
+        | Reason::AutoscalerExceedsRoom
+        | Reason::RolloutExceedsRoom
+        | Reason::ReplicasExceedRoom
+        | Reason::NoNodeAllowed
+        | Reason::QuotaExceeded
+        | Reason::DeviceOvercommitted
+        | Reason::DeviceWithoutHeadroom
+        | Reason::ClaimWithoutMemory
+        | Reason::NodeInBothWorlds => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }
@@ -340,7 +404,7 @@ fn denial(pod: &PodName, violations: &[Violation]) -> Status {
     }
 }
 
-/// For the audit log: what was decided, or under `Audit` would have been.
+/// The audit annotations: the decision, or under modes Warn and Audit the violations that were admitted.
 fn record(judgement: &Judgement, pod: &PodName) -> BTreeMap<&'static str, String> {
     let mut record = BTreeMap::new();
     if judgement.mode == Mode::Off || judgement.demand.is_none() && judgement.violations.is_empty() {

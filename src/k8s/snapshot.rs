@@ -1,5 +1,6 @@
-//! A snapshot: what `kubectl get nodes,pods,gpuledgers -A -o yaml` (or json) prints, or a file of manifests. Owns how such a text
-//! becomes objects; kinds it does not know are ignored, the same object twice is an error.
+//! A snapshot: the output of `kubectl get nodes,pods,gpuledgers -A -o yaml` (or json), or a file of manifests. Owns how
+//! such a text becomes objects. Unknown kinds are ignored, and the same object twice is an error. It reads no files
+//! itself; the caller gives name and text.
 
 use std::collections::BTreeSet;
 
@@ -8,51 +9,96 @@ use serde_json::Value;
 
 use super::document::{self, DocumentError};
 use super::gpu_ledger::GpuLedger;
+use super::manifests;
 use super::object::{NodeObject, PodObject};
 
 /// The objects of a static cluster.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Nodes.
+    /// All nodes.
     pub nodes: Vec<NodeObject>,
-    /// Pods.
+    /// All pods, bound or not.
     pub pods: Vec<PodObject>,
-    /// What was promised on nodes, and what their agents reported.
+    /// The ledgers of nodes, with reservations and agents' reports.
     pub ledgers: Vec<GpuLedger>,
-    /// Policy documents found among them, as file and JSON text, for [`document::read`].
+    /// Policy documents found among the objects, as file and JSON text, for [`document::read`].
     pub policies: Vec<(String, String)>,
 }
 
 /// Reads several files, given as name and text.
+///
+/// # Errors
+/// A document is not YAML or JSON, an object cannot be read, or an object is there twice. The list has all errors.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Snapshot, Vec<DocumentError>> {
-    let (mut snapshot, mut seen, mut errors) = (Snapshot::default(), BTreeSet::new(), Vec::new());
+    let mut collector = Collector::default();
     for (file, text) in files {
-        for (line, text) in document::split(text) {
-            let at = |what: String| DocumentError { file: file.to_owned(), line: line + 1, field: String::new(), what };
-            match value(text) {
-                Ok(value) => {
-                    let objects = items(value).unwrap_or_else(|what| {
-                        errors.push(at(what));
-                        Vec::new()
-                    });
-                    for object in objects {
-                        if let Err(what) = snapshot.add(file, object, &mut seen) {
-                            errors.push(at(what));
-                        }
-                    }
-                }
-                Err(error) => {
-                    let line = line + error.location().map_or(1, |location| location.line());
-                    errors.push(DocumentError { line, ..at(document::what(&error)) });
-                }
-            }
-        }
+        let read = manifests::read_bounded(file, text.as_bytes(), u64::MAX, &mut |line, object| {
+            collector.add(file, line, object);
+            Ok(())
+        });
+        collector.errors.extend(read.err().into_iter().flatten());
     }
-    if errors.is_empty() { Ok(snapshot) } else { Err(errors) }
+    collector.finish()
 }
 
-/// JSON as JSON, which is many times faster; anything else as YAML, with a budget for whole clusters.
-fn value(text: &str) -> Result<Value, serde_saphyr::Error> {
+/// Which plain scalars are booleans.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Booleans {
+    /// Also `yes`, `on`, `n` and similar words, as kubectl reads them.
+    Yaml11,
+    /// Only `true` and `false`.
+    Yaml12,
+}
+
+/// Reads the objects of one file as untyped values, each with the line of its document. `Off` is a string there, as it
+/// is in a policy file.
+///
+/// # Errors
+/// A document is not YAML or JSON, or is a list without items.
+pub fn objects(file: &str, text: &str) -> Result<Vec<(u64, Value)>, DocumentError> {
+    let mut all = Vec::new();
+    for (line, text) in document::split(text) {
+        all.extend(objects_of(file, line, text)?.into_iter().map(|object| (line + 1, object)));
+    }
+    Ok(all)
+}
+
+/// Reads the objects of one document that has `line` lines before it.
+fn objects_of(file: &str, line: u64, text: &str) -> Result<Vec<Value>, DocumentError> {
+    let at = |line, what| DocumentError { file: file.to_owned(), line, field: String::new(), what };
+    let value = value(text, Booleans::Yaml12)
+        .map_err(|error| at(line + error.location().map_or(1, |location| location.line()), document::what(&error)))?;
+    items(value).map_err(|what| at(line + 1, what))
+}
+
+/// Collects objects into a snapshot, one by one.
+#[derive(Default)]
+pub(super) struct Collector {
+    snapshot: Snapshot,
+    seen: BTreeSet<String>,
+    errors: Vec<DocumentError>,
+}
+
+impl Collector {
+    /// Adds an object. An error about it names this file and line.
+    pub(super) fn add(&mut self, file: &str, line: u64, object: Value) {
+        if let Err(what) = self.snapshot.add(file, object, &mut self.seen) {
+            self.errors.push(DocumentError { file: file.to_owned(), line, field: String::new(), what });
+        }
+    }
+
+    /// Returns the snapshot.
+    ///
+    /// # Errors
+    /// All errors of the objects that were added.
+    pub(super) fn finish(self) -> Result<Snapshot, Vec<DocumentError>> {
+        if self.errors.is_empty() { Ok(self.snapshot) } else { Err(self.errors) }
+    }
+}
+
+/// Parses JSON with the JSON parser, which is many times faster, and other text as YAML. The limits of the YAML parser
+/// fit whole clusters.
+pub(super) fn value(text: &str, booleans: Booleans) -> Result<Value, serde_saphyr::Error> {
     if text.trim_start().starts_with('{')
         && let Ok(value) = serde_json::from_str(text)
     {
@@ -60,10 +106,13 @@ fn value(text: &str) -> Result<Value, serde_saphyr::Error> {
     }
     let budget =
         serde_saphyr::budget! { max_events: 400_000_000, max_nodes: 200_000_000, max_total_scalar_bytes: 4 << 30 };
-    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: budget })
+    serde_saphyr::from_str_with_options(
+        text,
+        serde_saphyr::options! { budget: budget, strict_booleans: booleans == Booleans::Yaml12 },
+    )
 }
 
-/// The objects of a List, or the object itself. A list that cannot be read is not an empty one.
+/// Returns the objects of a List, or the object itself. A list without readable items is an error, not an empty list.
 fn items(mut value: Value) -> Result<Vec<Value>, String> {
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     match value.get_mut("items").map(Value::take) {
@@ -76,6 +125,14 @@ fn items(mut value: Value) -> Result<Vec<Value>, String> {
 }
 
 impl Snapshot {
+    /// Adds a Node, a Pod or a GpuLedger of a cluster that is read.
+    ///
+    /// # Errors
+    /// The object cannot be read; the text names it.
+    pub fn push(&mut self, object: Value) -> Result<(), String> {
+        self.add("cluster", object, &mut BTreeSet::new())
+    }
+
     fn add(&mut self, file: &str, object: Value, seen: &mut BTreeSet<String>) -> Result<(), String> {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (group, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));

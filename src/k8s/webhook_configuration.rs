@@ -1,6 +1,6 @@
-//! Which namespaces the API server asks about, and which CA it trusts: the parts of the webhook configurations that follow
-//! from the policies in force. Owns selectors and the patch that brings them about; everything else in those objects is
-//! the manifest's.
+//! The parts of the webhook configurations that vramguard writes: namespace selectors and the trusted CA. The selectors
+//! follow from the policies in force. Owns the selectors and the patch that sets them. The manifest owns everything
+//! else in those objects.
 
 use std::collections::BTreeSet;
 
@@ -20,14 +20,15 @@ pub const MUTATE: &str = "pods.vramguard.dev";
 pub const BIND: &str = "bindings.vramguard.dev";
 /// Name of the validating entry with failurePolicy Fail.
 pub const ENFORCE: &str = "enforce.pods.vramguard.dev";
-/// Name of the validating entry, with failurePolicy Ignore, for pods of the same namespaces that only make GPUs visible.
+/// Name of the validating entry for pods that only make GPUs visible. It has failurePolicy Ignore, and the same
+/// namespaces as [`ENFORCE`].
 pub const DEVICES: &str = "devices.pods.vramguard.dev";
 /// Name of the validating entry with failurePolicy Ignore for all other namespaces.
 pub const REPORT: &str = "report.pods.vramguard.dev";
 
 const OURS: [&str; 5] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT];
 
-/// The selector of an entry; `None` for an entry that is not ours.
+/// The namespaceSelector that an entry must have; `None` for an entry that is not ours.
 pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
     let exempt = policies.exempt();
     match entry {
@@ -56,7 +57,8 @@ fn all_but(namespaces: &BTreeSet<String>) -> LabelSelector {
     requirement("NotIn", Some(namespaces.iter().cloned().collect()))
 }
 
-/// No namespace lacks the label with its own name, so requiring its absence selects none.
+/// Selects the listed namespaces. Every namespace has the label with its own name, so a selector that requires its
+/// absence selects no namespace.
 fn only(namespaces: &BTreeSet<String>) -> LabelSelector {
     if namespaces.is_empty() {
         return requirement("DoesNotExist", None);
@@ -70,24 +72,24 @@ fn requirement(operator: &str, values: Option<Vec<String>>) -> LabelSelector {
     LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None }
 }
 
-/// One entry of a webhook configuration as it is.
+/// One entry of a webhook configuration on the server.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
-    /// Name.
+    /// Name of the entry, such as [`ENFORCE`].
     pub name: &'a str,
-    /// Its namespaceSelector.
+    /// The namespaceSelector of the entry.
     pub selector: Option<&'a LabelSelector>,
-    /// Its clientConfig.
+    /// The clientConfig of the entry, with the trusted CA.
     pub client: &'a WebhookClientConfig,
 }
 
 /// A webhook configuration of either kind.
 pub trait Entries {
-    /// Its entries, in their order.
+    /// The entries, in the order of the object.
     fn entries(&self) -> Vec<Entry<'_>>;
 }
 
-/// The two kinds differ in entry types that have these three fields in common.
+/// Implements [`Entries`] for a kind. The entry types of the two kinds differ, and have these three fields in common.
 macro_rules! entries_of {
     ($configuration:ty) => {
         impl Entries for $configuration {
@@ -103,7 +105,7 @@ macro_rules! entries_of {
 entries_of!(MutatingWebhookConfiguration);
 entries_of!(ValidatingWebhookConfiguration);
 
-/// The CA that all of our entries trust; `None` where one trusts none or they differ.
+/// The CA that all our entries trust, in PEM; `None` if an entry trusts no CA or two entries differ.
 pub fn trusted(entries: &[Entry<'_>]) -> Option<String> {
     let ours = |entry: &&Entry<'_>| OURS.contains(&entry.name);
     let mut bundles = entries.iter().filter(ours).map(|entry| entry.client.ca_bundle.as_ref().map(|bundle| &bundle.0));
@@ -112,10 +114,12 @@ pub fn trusted(entries: &[Entry<'_>]) -> Option<String> {
     bundles.all(|bundle| bundle == Some(first)).then_some(text)
 }
 
-/// The JSON Patch that makes the entries follow the policies and trust the CA (PEM; `None` where somebody else keeps it), or
-/// `None` where they do. An entry that may stop what it is asked about is not pointed at any namespace before it trusts
-/// somebody, because until then every review of it would fail: the one that fails closed, and the one for bindings, which
-/// some are told to let fail closed and which would be of no use before.
+/// Returns the JSON Patch that makes the entries match the policies and the CA, or `None` if they do. `ca` is in PEM,
+/// and `None` if another controller sets it.
+///
+/// The selectors of [`ENFORCE`] and [`BIND`] are not changed before the entry trusts a CA, because until then every
+/// review would fail. [`ENFORCE`] fails closed. [`BIND`] fails closed if the administrator configures it so, and would
+/// be useless before.
 pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Option<Value> {
     let mut operations = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -135,7 +139,7 @@ pub fn patch(entries: &[Entry<'_>], policies: &Policies, ca: Option<&str>) -> Op
                 .push(json!({ "op": "add", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": ca }));
         }
         if !changes.is_empty() {
-            // Somebody may have reordered the entries since they were read.
+            // The entries may have been reordered since they were read.
             operations.push(json!({ "op": "test", "path": format!("/webhooks/{index}/name"), "value": entry.name }));
             operations.append(&mut changes);
         }
@@ -166,7 +170,7 @@ mod tests {
         Policies::new(&documents, "vramguard-system")
     }
 
-    /// Whether the selector takes a namespace of that name.
+    /// Whether the selector of an entry selects a namespace.
     fn selects(entry: &str, policies: &Policies, namespace: &str) -> bool {
         let selector = selector(entry, policies).unwrap();
         selector.match_expressions.into_iter().flatten().all(|requirement| {

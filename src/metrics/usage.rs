@@ -1,12 +1,13 @@
-//! What nodes, pools and GPUs hold, for one scrape: read under the lock some nodes at a time, written down after it. Owns names and
-//! units of these metrics, and how long the lock is held for them.
+//! The usage of nodes, pools and GPUs for one scrape: read under the lock in slices of nodes, written as text after
+//! that. Owns names and units of these metrics, and how long they hold the lock.
 
 use std::fmt::Write;
 
+use crate::capacity::cluster::NodeView;
 use crate::capacity::gpu::Accounting;
 use crate::capacity::name::Name;
 use crate::capacity::vram::Vram;
-use crate::index::{Index, State};
+use crate::state::index::{Index, State};
 
 /// Nodes that are read under one lock.
 const SLICE: usize = 256;
@@ -14,10 +15,10 @@ const SLICE: usize = 256;
 /// Whether a scrape names each GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// Nodes and pools: 4 MB for 5,000 nodes.
+    /// Only nodes and pools: 4 MB for 5,000 nodes.
     #[default]
     Nodes,
-    /// Each GPU too: six times as much where nodes have eight.
+    /// Each GPU too: six times as much text on nodes with eight GPUs.
     Gpus,
 }
 
@@ -33,7 +34,7 @@ struct PoolUsage {
     mode: Accounting,
     allocatable: Option<Vram>,
     held: Vram,
-    room: Vram,
+    free: Vram,
     deficit: Vram,
     gpus: Vec<GpuUsage>,
 }
@@ -45,42 +46,48 @@ struct GpuUsage {
     free: Option<Vram>,
 }
 
-/// All nodes at one scrape.
-pub struct Usage(Vec<NodeUsage>);
+/// The usage of all nodes at one scrape.
+pub(super) struct Usage(Vec<NodeUsage>);
 
-/// A metric: its name without prefix and unit, its help, and its samples of one node.
+/// A metric: its name without prefix and unit, its help text, and the function that writes its samples of one node.
 type Family = (&'static str, &'static str, fn(&NodeUsage, &mut Samples<'_>) -> std::fmt::Result);
 
 const FAMILIES: [Family; 10] = [
-    ("gpu_total", "Memory of a GPU, driver-reserved included", |node, out| out.gpus(node, |gpu| Some(gpu.size?.0))),
-    ("gpu_allocatable", "What a GPU can be promised", |node, out| out.gpus(node, |gpu| Some(gpu.size?.1))),
-    ("pool_allocatable", "What all GPUs behind a resource of a node can be promised", |node, out| {
+    ("gpu_total", "Memory of a GPU, including what the driver keeps", |node, out| {
+        out.gpus(node, |gpu| Some(gpu.size?.0))
+    }),
+    ("gpu_allocatable", "Allocatable memory of a GPU: what pods can reserve of it", |node, out| {
+        out.gpus(node, |gpu| Some(gpu.size?.1))
+    }),
+    ("pool_allocatable", "Allocatable memory of all GPUs behind a resource of a node", |node, out| {
         out.pools(node, |pool| pool.allocatable)
     }),
-    ("pool_held", "What is promised of them", |node, out| out.pools(node, |pool| Some(pool.held))),
-    ("pool_free", "The largest demand that can be placed on them now", |node, out| {
-        out.pools(node, |pool| Some(pool.room))
+    ("pool_held", "Memory that pods hold of all GPUs behind a resource of a node", |node, out| {
+        out.pools(node, |pool| Some(pool.held))
+    }),
+    ("pool_free", "Largest demand of one pod that fits on the GPUs behind a resource of a node now", |node, out| {
+        out.pools(node, |pool| Some(pool.free))
     }),
     (
         "pool_deficit",
-        "By how much they are overcommitted, or may be where the GPU of each pod is not known",
+        "Largest overcommitment of a GPU behind a resource of a node, in the worst case for unassigned pods",
         |node, out| out.pools(node, |pool| Some(pool.deficit)),
     ),
-    ("node_published", "What a node should advertise of vramguard.dev/vram", |node, out| {
+    ("node_published", "Amount of vramguard.dev/vram that a node should publish", |node, out| {
         node.published.map_or(Ok(()), |amount| out.sample(&[("node", &node.name)], amount))
     }),
-    ("node_bound", "Requests of the pods on a node, or promised to be", |node, out| {
+    ("node_bound", "VRAM requests of the pods that are bound to a node or have a reservation on it", |node, out| {
         out.sample(&[("node", &node.name)], node.bound)
     }),
-    ("gpu_held", "What is known to be promised of a GPU", |node, out| out.gpus(node, |gpu| gpu.held)),
-    ("gpu_free", "What a GPU can still take in the worst case, where that is known GPU by GPU", |node, out| {
+    ("gpu_held", "Memory of a GPU that pods are known to hold", |node, out| out.gpus(node, |gpu| gpu.held)),
+    ("gpu_free", "Memory of a GPU that is free in the worst case, where that is known for each GPU", |node, out| {
         out.gpus(node, |gpu| gpu.free)
     }),
 ];
 
 impl Usage {
-    /// Reads the index, and lets reviews come in between.
-    pub async fn read(index: &Index, detail: Detail) -> Usage {
+    /// Reads the index in slices, so that reviews get the lock in between.
+    pub(super) async fn read(index: &Index, detail: Detail) -> Usage {
         let names: Vec<String> = index.read().cluster.node_names().map(str::to_owned).collect();
         let mut nodes = Vec::with_capacity(names.len());
         for slice in names.chunks(SLICE) {
@@ -93,8 +100,8 @@ impl Usage {
         Usage(nodes)
     }
 
-    /// Writes all samples, metric by metric as the format wants them.
-    pub async fn write(&self, text: &mut String) -> std::fmt::Result {
+    /// Writes all samples, grouped by metric as the format requires.
+    pub(super) async fn write(&self, text: &mut String) -> std::fmt::Result {
         for (name, help, samples) in FAMILIES {
             let name = format!("vramguard_{name}_bytes");
             writeln!(text, "# HELP {name} {help}.\n# TYPE {name} gauge\n# UNIT {name} bytes")?;
@@ -110,16 +117,16 @@ impl Usage {
 
 impl NodeUsage {
     fn of(state: &State, name: &str, detail: Detail) -> Option<NodeUsage> {
-        let (facts, _, standing) = state.cluster.node(name)?;
+        let NodeView { facts, usage, .. } = state.cluster.node(name)?;
         let rules = state.cluster.rules();
-        let pools = facts.pools.iter().zip(&standing.pools).map(|(pool, stands)| {
+        let pools = facts.pools.iter().zip(&usage.pools).map(|(pool, pool_usage)| {
             let sizes = pool.contents.iter().flat_map(|contents| &contents.gpus).map(|gpu| GpuUsage {
                 id: gpu.id.to_string(),
-                size: Some((gpu.total, gpu.allocatable(rules).room())),
+                size: Some((gpu.total, gpu.allocatable(rules).free())),
                 held: None,
                 free: None,
             });
-            let held = stands.gpus.iter().map(|gpu| GpuUsage {
+            let held = pool_usage.gpus.iter().map(|gpu| GpuUsage {
                 id: gpu.id.to_string(),
                 size: None,
                 held: Some(gpu.held),
@@ -127,11 +134,11 @@ impl NodeUsage {
             });
             PoolUsage {
                 resource: pool.resource.0.clone(),
-                mode: stands.accounting,
-                allocatable: stands.allocatable,
-                held: stands.held,
-                room: stands.room,
-                deficit: stands.deficit.as_ref().map_or(Vram::ZERO, |deficit| deficit.by),
+                mode: pool_usage.accounting,
+                allocatable: pool_usage.allocatable,
+                held: pool_usage.held,
+                free: pool_usage.free,
+                deficit: pool_usage.deficit.as_ref().map_or(Vram::ZERO, |deficit| deficit.by),
                 gpus: match detail {
                     Detail::Nodes => Vec::new(),
                     Detail::Gpus => sizes.chain(held).collect(),
@@ -140,14 +147,14 @@ impl NodeUsage {
         });
         Some(NodeUsage {
             name: name.to_owned(),
-            published: standing.published,
-            bound: standing.bound,
+            published: usage.published,
+            bound: usage.bound,
             pools: pools.collect(),
         })
     }
 }
 
-/// Where the samples of one metric are written.
+/// Output of the samples of one metric.
 struct Samples<'t> {
     name: &'t str,
     text: &'t mut String,

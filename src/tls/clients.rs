@@ -1,6 +1,6 @@
-//! Which clients may ask: those with a certificate of a CA that the operator names, and of its certificates those with one
-//! of the names that the operator lists. Owns the CA bundle, when it changes, and the check; refusing a connection is
-//! `webhook::server`'s.
+//! Client certificates: a client needs one of a configured CA and, if names are configured, with one of these names.
+//!
+//! Owns the CA bundle, its reloads and the check. Refusing the connection is up to `webhook::server`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,10 +21,10 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// How soon a changed bundle is in force.
+/// Interval at which the bundle is read; a change takes effect after at most this time.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The clients that are let in.
+/// The clients that may connect.
 #[derive(Debug)]
 pub struct Clients {
     verifier: ArcSwap<Arc<dyn ClientCertVerifier>>,
@@ -33,7 +33,7 @@ pub struct Clients {
     provider: Arc<CryptoProvider>,
 }
 
-/// Why a certificate of the right CA is refused.
+/// Refusal of a certificate that a configured CA signed, but for a name that is not configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its certificate is made out to {found}, and --client-name lists {listed}")]
 pub struct OtherName {
@@ -42,7 +42,11 @@ pub struct OtherName {
 }
 
 impl Clients {
-    /// Those with a certificate of a CA in `file`; where `names` are given, made out to one of them.
+    /// Accepts clients with a certificate of a CA in `file` and, unless `names` is empty, with one of these names.
+    ///
+    /// # Errors
+    ///
+    /// If `file` cannot be read, is not PEM, or holds no CA certificate.
     pub fn read(file: &Path, names: impl IntoIterator<Item = String>) -> anyhow::Result<Clients> {
         let provider = Arc::new(ring::default_provider());
         let bundle = std::fs::read(file).with_context(|| file.display().to_string())?;
@@ -51,7 +55,7 @@ impl Clients {
         Ok(Clients { verifier, names: names.into_iter().collect(), file: file.to_owned(), provider })
     }
 
-    /// Follows the file. What cannot be read leaves the last good bundle in force.
+    /// Follows the file, for ever. A file that cannot be used leaves the last valid bundle in force.
     pub async fn follow(&self) {
         let (mut seen, mut complained) = (None, None);
         let mut ticks = tokio::time::interval(POLL);
@@ -76,7 +80,7 @@ impl Clients {
                     self.verifier.store(Arc::new(verifier));
                     tracing::info!(file = %self.file.display(), "CA of clients loaded");
                 }
-                // Said once, not every second.
+                // Logged once, not at every poll.
                 Err(error) if complained.as_ref() != Some(&error) => {
                     tracing::error!("{}: {error}; the last good CA of clients stays", self.file.display());
                     complained = Some(error);
@@ -99,7 +103,7 @@ impl Clients {
     }
 }
 
-/// Names repeated in the log.
+/// Names listed in one message at most.
 const MAX_LISTED: usize = 8;
 
 fn listed<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
@@ -107,7 +111,7 @@ fn listed<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
     if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
 }
 
-/// The common name of a certificate and the DNS names that it is made out to.
+/// The common name and the DNS names of a certificate; `None` if it cannot be parsed.
 fn names(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let common = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
@@ -130,7 +134,7 @@ fn verifier(bundle: &[u8], provider: &Arc<CryptoProvider>) -> anyhow::Result<Arc
 }
 
 impl ClientCertVerifier for Clients {
-    /// No hints: they would be of the bundle that was in force when the handshake began, and Go's client needs none.
+    /// Returns no hints: they would name the CAs in force when the handshake began, and Go's client needs none.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -169,7 +173,7 @@ impl ClientCertVerifier for Clients {
     }
 }
 
-/// Why a client was refused for its certificate; `None` for a handshake that failed for another reason.
+/// Why the certificate of a client was refused; `None` if the handshake failed for another reason.
 pub fn refusal(error: &std::io::Error) -> Option<impl fmt::Display> {
     match error.get_ref()?.downcast_ref::<Error>()? {
         Error::NoCertificatesPresented => Some("it presents no certificate".to_owned()),

@@ -1,5 +1,6 @@
-//! A client of the webhook, as the API server is one: HTTP/1.1 over TLS 1.3, one connection kept open. For the demo, tests
-//! and benchmarks; nothing in `serve` uses it.
+//! A client that calls the webhook like the API server: HTTP/1.1 over TLS 1.3 on one connection that stays open.
+//!
+//! The demo, tests and benchmarks use it; `serve` does not.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +24,11 @@ pub struct ReviewClient {
 }
 
 impl ReviewClient {
-    /// Connects, trusting this CA (PEM) alone.
+    /// Connects, and trusts only the CAs in `ca` (PEM).
+    ///
+    /// # Errors
+    ///
+    /// If `ca` is not PEM, or the TCP, TLS or HTTP handshake fails.
     pub async fn connect(address: SocketAddr, ca: &str) -> anyhow::Result<ReviewClient> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
@@ -44,7 +49,11 @@ impl ReviewClient {
         Ok(ReviewClient { sender })
     }
 
-    /// Sends a body and returns what comes back, whatever its status.
+    /// Sends a body, and returns the status and body of the response.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails. A status other than 2xx is not an error.
     pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<(StatusCode, Bytes)> {
         self.sender.ready().await?;
         let request = Request::post(path)

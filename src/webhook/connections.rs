@@ -1,10 +1,12 @@
-//! Who is connected, and who has to go when somebody else comes. Owns the caps and the choice; sockets and protocols are
-//! [`super::server`]'s.
+//! The open connections of a port, and which of them is closed to make room for a new one.
 //!
-//! A connection is *proven* once a request came over it, and *at work* while one is answered whose body is all here. Above a
-//! cap, the least recently active connection that is not at work goes: of the address with the most of them first. So nobody who
-//! only holds connections keeps a new one out, and one address cannot take the places of all others. There is no hard cap for
-//! an address: behind a tunnel (konnectivity) all API servers have the same one.
+//! Owns the caps and the choice. Sockets and protocols belong to [`super::server`].
+//!
+//! A connection is *proven* once it has carried a request. It is *at work* while a request is answered whose body has
+//! arrived completely. Above a cap, one connection that is not at work is closed: the least recently active one of the
+//! address that has the most of them. Idle connections therefore never keep a new one out, and one address cannot
+//! displace all others. There is no fixed cap for an address, because behind a tunnel (konnectivity) all API servers
+//! share one address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,37 +17,37 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// How many connections a port has open.
+/// Upper bounds on the open connections of a port.
 #[derive(Clone, Copy, Debug)]
-pub struct Caps {
-    /// In all.
+pub(super) struct Caps {
+    /// All connections.
     pub open: usize,
-    /// Of those, not proven yet.
+    /// Connections that are not proven yet.
     pub unproven: usize,
 }
 
 /// All open connections of a port.
 #[derive(Debug)]
-pub struct Connections {
+pub(super) struct Connections {
     caps: Caps,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
-    /// Orders what happens on connections; no clock.
+    /// Logical clock that orders events on connections.
     steps: AtomicU64,
-    /// A connection closed, or is not at work any more.
+    /// Notifies that a connection closed or is no longer at work.
     changed: Notify,
 }
 
 /// An open connection.
 #[derive(Debug)]
-pub struct Connection {
+pub(super) struct Connection {
     id: u64,
     peer: IpAddr,
-    /// The step at which something happened on it last.
+    /// Step of the last event on this connection.
     active: AtomicU64,
     proven: AtomicBool,
     working: AtomicUsize,
-    /// Tells it to close.
-    pub told_to_close: CancellationToken,
+    /// Cancelled when the connection has to close.
+    pub close_requested: CancellationToken,
 }
 
 impl Connection {
@@ -54,29 +56,30 @@ impl Connection {
     }
 }
 
-/// A connection's place, given back when this is dropped.
+/// A connection's place among the open ones, returned on drop.
 #[derive(Debug)]
-pub struct Place {
+pub(super) struct Place {
     all: Arc<Connections>,
     connection: Arc<Connection>,
 }
 
-/// What became of a new connection.
-pub struct Admitted {
-    /// Its place.
+/// Result of [`Connections::admit`].
+pub(super) struct Admitted {
+    /// Place of the new connection.
     pub place: Place,
-    /// Whether another one was told to close for it.
+    /// Whether another connection has to close for it.
     pub displaced: bool,
 }
 
 impl Connections {
-    /// None so far.
-    pub fn new(caps: Caps) -> Connections {
+    /// Creates an empty set of connections.
+    pub(super) fn new(caps: Caps) -> Connections {
         Connections { caps, open: Mutex::default(), steps: AtomicU64::new(0), changed: Notify::new() }
     }
 
-    /// Waits until there is a place or one can be made: while all connections are at work, new ones wait in the kernel's queue.
-    pub async fn room(&self) {
+    /// Waits until a place is free or can be freed. While all connections are at work, new ones wait in the kernel's
+    /// queue.
+    pub(super) async fn room(&self) {
         loop {
             let changed = self.changed.notified();
             let may_come = {
@@ -90,8 +93,8 @@ impl Connections {
         }
     }
 
-    /// Takes a place, from another connection where there is none left.
-    pub fn admit(self: &Arc<Connections>, peer: IpAddr) -> Admitted {
+    /// Takes a place. Above a cap, another connection has to close.
+    pub(super) fn admit(self: &Arc<Connections>, peer: IpAddr) -> Admitted {
         let id = self.step();
         let connection = Arc::new(Connection {
             id,
@@ -99,7 +102,7 @@ impl Connections {
             active: AtomicU64::new(id),
             proven: AtomicBool::new(false),
             working: AtomicUsize::new(0),
-            told_to_close: CancellationToken::new(),
+            close_requested: CancellationToken::new(),
         });
         let mut open = self.open.lock();
         let goes = if open.len() >= self.caps.open {
@@ -109,9 +112,9 @@ impl Connections {
             if unproven().count() >= self.caps.unproven { displaced(unproven()) } else { None }
         };
         if let Some(goes) = &goes {
-            // It counts no more; what is left of it is closed within a moment.
+            // It no longer counts, although its task closes the socket only a moment later.
             open.remove(&goes.id);
-            goes.told_to_close.cancel();
+            goes.close_requested.cancel();
         }
         open.insert(id, connection.clone());
         Admitted { place: Place { all: self.clone(), connection }, displaced: goes.is_some() }
@@ -122,7 +125,7 @@ impl Connections {
     }
 }
 
-/// Who goes: of the address with the most connections that are not at work, the one on which nothing happened for longest.
+/// Chooses the connection to close: the least recently active one of the address with the most that are not at work.
 fn displaced<'c>(open: impl Iterator<Item = &'c Arc<Connection>>) -> Option<Arc<Connection>> {
     let mut by_peer: HashMap<IpAddr, (usize, &Arc<Connection>)> = HashMap::new();
     for connection in open.filter(|connection| !connection.is_at_work()) {
@@ -139,18 +142,18 @@ fn displaced<'c>(open: impl Iterator<Item = &'c Arc<Connection>>) -> Option<Arc<
 }
 
 impl Place {
-    /// Cancelled when another connection needs this place.
-    pub fn told_to_close(&self) -> CancellationToken {
-        self.connection.told_to_close.clone()
+    /// A token that is cancelled when another connection needs this place.
+    pub(super) fn close_requested(&self) -> CancellationToken {
+        self.connection.close_requested.clone()
     }
 
-    /// Whether a request came over it.
-    pub fn is_proven(&self) -> bool {
+    /// Whether the connection has carried a request.
+    pub(super) fn is_proven(&self) -> bool {
         self.connection.proven.load(Ordering::Relaxed)
     }
 
-    /// A request came.
-    pub fn exchange(&self) -> Exchange {
+    /// Records that a request has begun. The connection is proven from now on.
+    pub(super) fn exchange(&self) -> Exchange {
         self.connection.proven.store(true, Ordering::Relaxed);
         self.connection.active.store(self.all.step(), Ordering::Relaxed);
         Exchange { all: self.all.clone(), connection: self.connection.clone(), working: AtomicBool::new(false) }
@@ -164,17 +167,17 @@ impl Drop for Place {
     }
 }
 
-/// A request and its answer, until this is dropped.
+/// One request in progress; it ends on drop.
 #[derive(Debug)]
-pub struct Exchange {
+pub(super) struct Exchange {
     all: Arc<Connections>,
     connection: Arc<Connection>,
     working: AtomicBool,
 }
 
 impl Exchange {
-    /// The whole body is here: from now on the connection is at work.
-    pub fn received(&self) {
+    /// Records that the whole body has arrived. The connection is at work from now on.
+    pub(super) fn received(&self) {
         if !self.working.swap(true, Ordering::Relaxed) {
             self.connection.working.fetch_add(1, Ordering::Relaxed);
         }
@@ -219,7 +222,7 @@ mod tests {
     }
 
     fn closed(places: &[Place]) -> Vec<usize> {
-        let told = places.iter().enumerate().filter(|(_, place)| place.told_to_close().is_cancelled());
+        let told = places.iter().enumerate().filter(|(_, place)| place.close_requested().is_cancelled());
         told.map(|(index, _)| index).collect()
     }
 

@@ -1,8 +1,11 @@
-//! Bodies on their way in: how many bytes of them are in memory, and what parsing may make of them. Owns the budget of the
-//! HTTPS port, in two lanes that cannot take each other's room, and the deadline of a body.
+//! Memory budget for request bodies: the bytes that have arrived, and what parsing may allocate for them.
 //!
-//! Nothing is reserved for what a client only claims. A body takes room as it arrives; where there is none it waits in the
-//! kernel's buffers. Of the bodies that wait, one at a time may go on beyond the room, so that half of each is never all there is.
+//! Owns the budget of the HTTPS port and the deadline of a body. The budget has two lanes, for small and for large
+//! bodies, which cannot use each other's room.
+//!
+//! A `Content-Length` reserves nothing. A body takes room as its bytes arrive; if there is none, it waits in the
+//! kernel's buffers. Of the bodies that wait in a lane, one at a time may continue without room. Otherwise a lane full
+//! of half bodies would be a deadlock.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -17,51 +20,55 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::Exchange;
 
-/// Reviews carry objects of up to about 3 MiB, old and new.
+/// Largest body, in bytes. A review carries an old and a new object of up to about 3 MiB each.
 pub(super) const MAX_BODY: usize = 8 << 20;
-/// What is small: reviews are tens of KiB. Larger bodies have a lane of their own.
+/// Largest body of the small lane, in bytes. Reviews are tens of KiB; larger bodies use the large lane.
 const SMALL_BODY: usize = 256 << 10;
-/// What nearly all reviews are smaller than. These are parsed without waiting for larger ones, which one by one may take some
-/// ten milliseconds to judge.
+/// Size that nearly all reviews stay below, in bytes.
+///
+/// These are parsed without waiting for larger ones, each of which may take some ten milliseconds to judge.
 const USUAL_BODY: usize = 32 << 10;
-/// For the whole body of a request to arrive. API servers send one at once, and give up after 2 to 5 s.
+/// Time limit for a whole body to arrive. API servers send a body at once, and give up after 2 to 5 s.
 const BODY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Room is counted in KiB.
+/// Bytes in a KiB, the unit of a permit.
 const KIB: usize = 1 << 10;
-/// Room is taken in steps of this.
+/// Room is taken in multiples of this, in bytes.
 const STEP: usize = 4 * KIB;
-/// Bodies of the small lane that are in memory at once: hundreds of reviews.
+/// Bytes of bodies of the small lane in memory at the same time: hundreds of reviews.
 const SMALL_ROOM: usize = 8 << 20;
-/// Bodies of the large lane that are in memory at once, and one more of [`MAX_BODY`] on its way.
+/// Bytes of bodies of the large lane in memory at the same time. One more body of up to [`MAX_BODY`] may be arriving.
 const LARGE_ROOM: usize = 16 << 20;
 
-/// What parsing makes of a byte in the worst case: an empty container of three bytes takes some hundred.
+/// Bytes allocated for each byte of JSON in the worst case: an empty container of three bytes takes some hundred.
 const AMPLIFICATION: usize = 48;
-/// What it makes of a body in the worst case. `k8s::object::bounds` caps it; values of an affinity take 4/3 of their JSON.
+/// Bytes allocated for one body in the worst case. `k8s::object::bounds` caps it; values of an affinity take 4/3 of
+/// their JSON.
 const MAX_PARSED: usize = 12 << 20;
-/// What all bodies of one lane are parsed to at once: many small ones, or a single large one, so that the other workers go on.
+/// Bytes allocated for all parsed bodies of a lane at the same time.
+///
+/// This fits many small bodies or a single large one, so that other threads can keep answering.
 const PARSED_ROOM: usize = MAX_PARSED;
 
-/// Room for the bodies of a server.
+/// Memory budget for the bodies of a server.
 #[derive(Debug)]
-pub struct Intake {
-    /// KiB of what usual bodies are parsed to.
+pub(super) struct Intake {
+    /// KiB that parsed bodies of up to [`USUAL_BODY`] may take.
     usual: Arc<Semaphore>,
     small: Lane,
     large: Lane,
 }
 
-/// Room that only bodies of one kind can take.
+/// The part of the budget that only small, or only large, bodies use.
 #[derive(Debug)]
 struct Lane {
-    /// KiB of bodies.
+    /// KiB that unparsed bodies may take.
     arriving: Arc<Semaphore>,
-    /// Lets one body go on although there is no room.
+    /// A single permit for one body to continue without room.
     beyond: Arc<Semaphore>,
-    /// KiB of what they are parsed to.
+    /// KiB that parsed bodies may take.
     parsed: Arc<Semaphore>,
-    /// Answers that are as long as their question.
+    /// Number of answers in memory that are as long as their request.
     answers: Arc<Semaphore>,
 }
 
@@ -83,16 +90,16 @@ impl Default for Intake {
     }
 }
 
-/// Room that a body has taken; it is given back when this is dropped.
+/// The room that a body has taken; it is returned on drop.
 #[derive(Debug, Default)]
-pub struct Room {
+pub(super) struct Room {
     taken: Option<OwnedSemaphorePermit>,
     bytes: usize,
     beyond: Option<OwnedSemaphorePermit>,
 }
 
 impl Room {
-    /// Takes room for a body of `bytes` in all.
+    /// Extends the room to a total of `bytes`.
     async fn grow(&mut self, lane: &Lane, bytes: usize) {
         let bytes = bytes.next_multiple_of(STEP);
         if self.beyond.is_some() || bytes <= self.bytes {
@@ -116,9 +123,9 @@ impl Room {
     }
 }
 
-/// A body that is all here, with the room that it takes.
+/// A body that has arrived completely, with the room that it takes.
 #[derive(Debug)]
-pub struct Received {
+pub(super) struct Received {
     bytes: Vec<u8>,
     room: Room,
     intake: Arc<Intake>,
@@ -136,7 +143,7 @@ impl Received {
         if self.bytes.len() > SMALL_BODY { &self.intake.large } else { &self.intake.small }
     }
 
-    /// Waits for room to parse it.
+    /// Waits for room to parse the body.
     pub(super) async fn room_to_parse(&self) -> OwnedSemaphorePermit {
         let parsed = self.bytes.len().saturating_mul(AMPLIFICATION).clamp(KIB, MAX_PARSED);
         let permits = u32::try_from(parsed / KIB).expect("at most 12 MiB");
@@ -145,20 +152,20 @@ impl Received {
         room.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed")
     }
 
-    /// Waits for its turn to make an answer that is as long as it is.
-    pub(super) async fn turn_to_answer(&self) -> OwnedSemaphorePermit {
+    /// Waits for a permit for an answer as long as the body.
+    pub(super) async fn answer_permit(&self) -> OwnedSemaphorePermit {
         self.lane().answers.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// Drops the body and keeps its room, for what was read from it.
+    /// Drops the body and keeps its room for the parsed object.
     pub(super) fn into_room(self) -> Room {
         self.room
     }
 }
 
-/// Why there is no body.
+/// Response to a request whose body could not be received.
 #[derive(Clone, Copy, Debug)]
-pub struct NoBody(StatusCode, &'static str);
+pub(super) struct NoBody(StatusCode, &'static str);
 
 const TOO_LARGE: NoBody = NoBody(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 8 MiB\n");
 const TOO_SLOW: NoBody = NoBody(StatusCode::REQUEST_TIMEOUT, "the body did not arrive within 2 s\n");
@@ -209,13 +216,15 @@ impl Intake {
             room.grow(lane, length).await;
             append(&mut bytes, &data, claimed);
         }
-        // A body that claimed to be large and is small has room in the large lane; it is parsed as a small one.
+        // A body whose Content-Length was large, but which is small, has room in the large lane and is parsed in the
+        // small one.
         Ok(Received { bytes, room, intake: self })
     }
 }
 
-/// Reads what is a little too large to its end and keeps none of it: a client that is still sending when the connection closes
-/// would not see why.
+/// Reads and discards a body that is too large, up to a bound.
+///
+/// A client that is still sending when the connection closes does not see the response.
 async fn too_large(mut body: Body) -> NoBody {
     let mut left = 2 * MAX_BODY;
     while let Some(Ok(frame)) = body.frame().await {
@@ -227,7 +236,9 @@ async fn too_large(mut body: Body) -> NoBody {
     TOO_LARGE
 }
 
-/// Appends in steps that double up to what was claimed: never twice what came, and a body of one frame is copied once.
+/// Appends a frame. The capacity doubles, up to the `Content-Length` in `claimed`.
+///
+/// The capacity therefore stays below twice the bytes that arrived, and a body of one frame is copied once.
 fn append(bytes: &mut Vec<u8>, data: &Bytes, claimed: usize) {
     let length = bytes.len() + data.len();
     if length > bytes.capacity() {

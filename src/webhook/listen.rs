@@ -1,4 +1,4 @@
-//! Opening a port, on machines with IPv6 and without.
+//! Opens a listening port, on machines with and without IPv6. Knows nothing of what is served on it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,8 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Context;
 use tokio::net::TcpListener;
 
-/// Listens. `[::]` is every address of a machine, of both families (unless it sets `net.ipv6.bindv6only`); on a machine without
-/// IPv6, `0.0.0.0` is.
+/// Opens a listening TCP port.
+///
+/// `[::]` means all IPv6 and IPv4 addresses of a machine, unless it sets `net.ipv6.bindv6only`. On a machine without
+/// IPv6, `[::]` falls back to `0.0.0.0`.
+///
+/// # Errors
+///
+/// If the address cannot be bound, for instance because the port is in use.
 pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen_by(address, TcpListener::bind).await
 }
@@ -23,9 +29,9 @@ async fn listen_by<L>(address: SocketAddr, bind: impl AsyncFn(SocketAddr) -> io:
     }
 }
 
-/// Whether an address is that of all interfaces, and refused only because the machine speaks no IPv6.
+/// Whether the address is `[::]`, and `error` means that the machine has no IPv6.
 fn without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
-    /// EAFNOSUPPORT on Linux, which has no name in the standard library.
+    /// EAFNOSUPPORT on Linux. The standard library has no name for it.
     const NO_SUCH_FAMILY: i32 = 97;
     let none = error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(NO_SUCH_FAMILY);
     address.is_ipv6() && address.ip().is_unspecified() && none
@@ -35,7 +41,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// What is listened on where the machine answers so to IPv6 addresses.
+    /// The address that is bound if binding any IPv6 address fails with `error`.
     async fn bound(address: &str, error: fn() -> io::Error) -> Result<SocketAddr, String> {
         let bind = async |address: SocketAddr| if address.is_ipv6() { Err(error()) } else { Ok(address) };
         listen_by(address.parse().unwrap(), bind).await.map_err(|error| format!("{error:#}"))

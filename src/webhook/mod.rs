@@ -1,15 +1,17 @@
-//! The HTTPS side: reviews in, answers out. Owns routes and what is counted; parsing and writing reviews is `k8s::review`,
-//! deciding is `capacity::admission`. Bodies and their budget are `intake`'s; what kube-scheduler asks is answered in
-//! `extender`.
+//! The webhook server: receives reviews and answers them.
+//!
+//! Owns the routes and the counters of answers. `k8s::review` parses and writes reviews. `pods` answers reviews of
+//! pods, `bindings` those of bindings, and `extender` the requests of kube-scheduler. `intake` owns bodies and their
+//! memory budget.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
+use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -18,14 +20,12 @@ use tower_http::timeout::TimeoutLayer;
 use self::bindings::BindingGuard;
 use self::intake::{Intake, Received, Room};
 pub use self::listen::listen;
-pub use self::pieces::in_pieces;
-use crate::capacity::admission;
-use crate::capacity::policy::Mode;
-use crate::index::Index;
+pub use self::pieces::chunked;
+use crate::capacity::cluster::Cluster;
 use crate::k8s::review::{self, Answer, Request};
-use crate::k8s::{patch, pod};
 use crate::metrics::{Answered, Metrics};
-use crate::policies::PolicyStore;
+use crate::state::index::Index;
+use crate::state::policies::PolicyStore;
 
 pub mod bindings;
 pub mod client;
@@ -35,44 +35,51 @@ mod intake;
 mod listen;
 mod pieces;
 pub mod plain;
+mod pods;
 pub mod server;
 
-/// For a request as a whole; the API server gives up before that.
+/// Time limit for a whole request. The API server gives up earlier.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the handlers share.
+/// State that the handlers share.
 #[derive(Clone, Debug)]
 pub struct Webhook {
-    /// The picture of the cluster.
+    /// Index of nodes, pods and ledgers.
     pub index: Arc<Index>,
-    /// The policies in force.
+    /// Policies in force.
     pub policies: Arc<PolicyStore>,
-    /// Counters.
+    /// Metrics, which count every answer.
     pub metrics: Arc<Metrics>,
 }
 
-/// The routes of the HTTPS port on a picture of a cluster, where nothing is bound.
+/// The routes of the HTTPS port for a snapshot of a cluster, in which no pod is bound.
 pub fn routes(webhook: Webhook) -> Router {
     limited(reviews(webhook))
 }
 
-/// What the API server asks about pods.
+/// The routes for the API server's reviews of pods.
 pub fn reviews(webhook: Webhook) -> Router {
-    Router::new().route("/mutate/pods", post(mutate)).route("/validate/pods", post(validate)).with_state(webhook)
+    Router::new()
+        .route("/mutate/pods", post(pods::mutate))
+        .route("/validate/pods", post(pods::validate))
+        .with_state(webhook)
 }
 
-/// What the API server asks about bindings.
+/// The route for the API server's reviews of bindings.
 pub fn bindings(webhook: Webhook, guard: Arc<BindingGuard>) -> Router {
     Router::new().route("/mutate/bindings", post(bindings::bind)).with_state((webhook, guard))
 }
 
-/// What kube-scheduler asks an extender. Not served unless somebody configured a scheduler to ask: a question may be about
-/// thousands of nodes, and anybody who reaches the port could ask it.
+/// The route of the scheduler extender.
+///
+/// It is served only on request (`--scheduler-extender`): one call may cover thousands of nodes, and any client that
+/// reaches the port could make it.
 pub fn filter(webhook: Webhook) -> Router {
     Router::new().route("/scheduler/filter", post(extender::filter)).with_state(webhook)
 }
 
-/// Puts the limits around routes: room for bodies, a deadline, and a panic that stays with its request.
+/// Adds the limits to routes: a memory budget for bodies, a deadline, and a handler that confines a panic to its
+/// request.
 pub fn limited(routes: Router) -> Router {
     routes
         .layer(Extension(Arc::new(Intake::default())))
@@ -80,38 +87,24 @@ pub fn limited(routes: Router) -> Router {
         .layer(CatchPanicLayer::new())
 }
 
-async fn mutate(State(webhook): State<Webhook>, body: Received) -> Response {
-    webhook.answer("mutate", body, Webhook::mutate).await
-}
-
-async fn validate(State(webhook): State<Webhook>, body: Received) -> Response {
-    webhook.answer("validate", body, Webhook::validate).await
-}
-
-/// Sums over half a list are too small, so nothing is answered from them.
+/// The response before all lists are complete. Sums over a part of a list are too small to decide on.
 fn not_synced() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "not ready: nodes, pods and ledgers have not been listed yet").into_response()
 }
 
-/// A review, with the room that it takes until it is dropped.
+/// A parsed review with its share of the memory budget, which is returned on drop.
 struct Read<T> {
     request: Request<T>,
     _arrived: Room,
-    /// Of the parsed body; a handler that waits for somebody gives it back before.
+    /// Share for the parsed body. A handler that waits for the API server returns it earlier.
     parsed: OwnedSemaphorePermit,
 }
 
-/// An answer and how it is counted.
+/// An answer, and the labels that it is counted under.
 struct Decided {
     answer: Answer,
     verdict: &'static str,
     reason: String,
-}
-
-impl Decided {
-    fn untouched(request: &Request) -> Decided {
-        Decided { answer: Answer::untouched(request.uid.clone()), verdict: "allowed", reason: String::new() }
-    }
 }
 
 impl Webhook {
@@ -126,7 +119,11 @@ impl Webhook {
         }
     }
 
-    /// The review in a body, if it can be answered; else what is answered instead.
+    /// Parses the review in a body.
+    ///
+    /// # Errors
+    ///
+    /// Returns the response to send instead, if the body is not a review or the index is not synced yet.
     async fn request<T: DeserializeOwned>(&self, body: Received) -> Result<Read<T>, Response> {
         let parsed = body.room_to_parse().await;
         let request = review::read(&body).map_err(|error| {
@@ -134,7 +131,7 @@ impl Webhook {
             (StatusCode::BAD_REQUEST, error.to_string()).into_response()
         })?;
         if !self.index.is_synced() {
-            // The API server asks another replica, or applies failurePolicy.
+            // The API server calls another replica or applies failurePolicy.
             return Err(not_synced());
         }
         Ok(Read { request, _arrived: body.into_room(), parsed })
@@ -148,46 +145,8 @@ impl Webhook {
         ([(header::CONTENT_TYPE, "application/json")], body).into_response()
     }
 
-    fn mutate(&self, request: &Request) -> Decided {
-        let generation = self.policies.current();
-        let namespace = request.namespace.as_deref().unwrap_or_default();
-        let (Some(object), Some((policy, _))) = (request.created_pod(), generation.of(namespace)) else {
-            return Decided::untouched(request);
-        };
-        let pod = pod::translate(object, request.namespace.as_deref(), Some(&request.user_info.username));
-        let state = self.index.read();
-        let changes = admission::assess(&pod, policy, &state.cluster).changes();
-        drop(state);
-        let operations = patch::operations(object, &changes);
-        let verdict = if operations.0.is_empty() { "allowed" } else { "patched" };
-        let answer = Answer::mutated(request.uid.clone(), &operations, &changes);
-        Decided { answer, verdict, reason: String::new() }
-    }
-
-    fn validate(&self, request: &Request) -> Decided {
-        let generation = self.policies.current();
-        let namespace = request.namespace.as_deref().unwrap_or_default();
-        let (Some(object), Some((policy, previous))) = (request.created_pod(), generation.of(namespace)) else {
-            return Decided::untouched(request);
-        };
-        if policy.mode == Mode::Off {
-            return Decided::untouched(request);
-        }
-        let pod = pod::translate(object, request.namespace.as_deref(), Some(&request.user_info.username));
-        let state = self.index.read();
-        let judgement = admission::judge(&pod, policy, previous, &state.cluster);
-        drop(state);
-        let reason = judgement.violations.first().map(|violation| violation.reason().to_string());
-        let verdict = match (&reason, judgement.mode) {
-            (None, _) => "allowed",
-            (Some(_), Mode::Enforce) => "denied",
-            (Some(_), Mode::Warn | Mode::Audit | Mode::Off) => "would_deny",
-        };
-        if let Some(reason) = &reason {
-            // As debug text: a name is anyone's, and may not end the line.
-            tracing::info!(namespace = ?pod.name.namespace, pod = ?pod.name.name, mode = %judgement.mode, %reason, verdict, "policy violated");
-        }
-        let answer = Answer::judged(request.uid.clone(), &pod.name, judgement);
-        Decided { answer, verdict, reason: reason.unwrap_or_default() }
+    /// The cluster, locked for reading until the guard is dropped.
+    fn cluster(&self) -> MappedRwLockReadGuard<'_, Cluster> {
+        RwLockReadGuard::map(self.index.read(), |state| &state.cluster)
     }
 }

@@ -1,4 +1,5 @@
-//! Long answers: who fetches one slowly, or not at all, holds its memory for a bounded time and keeps at most its turn from others.
+//! Sends long answers in pieces. A client that reads slowly, or not at all, holds memory and a permit for a bounded
+//! time.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,11 +12,13 @@ use futures::stream;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// An answer goes out in pieces of this, so that what is not fetched is not copied into the connection's buffers.
+/// Size of one piece, in bytes. Bytes that the client has not read are not copied into the connection's buffers.
 const PIECE: usize = 64 << 10;
 
-/// An answer that is dropped, and its turn given back, once it is fetched, or after that time.
-pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) -> Response {
+/// Returns `answer` as a response that is sent in pieces.
+///
+/// The answer is dropped and the permit `turn` returned once the client has read all of it, or after `within`.
+pub fn chunked(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) -> Response {
     let length = answer.len();
     let left = Arc::new(Mutex::new(Some((answer, turn))));
     tokio::spawn({
@@ -34,7 +37,7 @@ pub fn in_pieces(answer: Bytes, turn: OwnedSemaphorePermit, within: Duration) ->
         }
         (!piece.is_empty()).then_some(Ok::<Bytes, Infallible>(piece))
     }));
-    // What is broken off is then seen to be so.
+    // With this header the client notices an answer that was broken off.
     ([(header::CONTENT_LENGTH, length)], Body::from_stream(pieces)).into_response()
 }
 
@@ -50,7 +53,7 @@ mod tests {
         const WITHIN: Duration = Duration::from_millis(100);
         let turns = Arc::new(Semaphore::new(1));
         let answer = |length: usize| {
-            in_pieces(vec![b'x'; length].into(), turns.clone().try_acquire_owned().unwrap(), WITHIN).into_body()
+            chunked(vec![b'x'; length].into(), turns.clone().try_acquire_owned().unwrap(), WITHIN).into_body()
         };
         let fetched = answer(3 * PIECE + 1).collect().await.unwrap().to_bytes();
         assert_eq!((fetched.len(), turns.available_permits()), (3 * PIECE + 1, 1));
@@ -65,7 +68,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_whose_connection_is_gone_gives_its_turn_back_at_once() {
         let turns = Arc::new(Semaphore::new(1));
-        drop(in_pieces("x".into(), turns.clone().try_acquire_owned().unwrap(), Duration::from_secs(3600)));
+        drop(chunked("x".into(), turns.clone().try_acquire_owned().unwrap(), Duration::from_secs(3600)));
         assert_eq!(turns.available_permits(), 1);
     }
 }

@@ -1,5 +1,8 @@
-//! The listener: TLS 1.3, HTTP/1.1 and HTTP/2, bounded buffers, a deadline for everything a client may be slow at, and
-//! a drain. Owns sockets; what is served on them is given to it, and who has to close for others is `connections`' choice.
+//! The HTTPS listener: TLS 1.3, HTTP/1.1 and HTTP/2, with bounded buffers, a time limit for every step of a client, and
+//! a drain.
+//!
+//! Owns sockets. The caller passes the routes, and `connections` chooses the connection that has to close for another
+//! one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,49 +29,58 @@ use crate::metrics::Metrics;
 use crate::tls::CertificateStore;
 use crate::tls::clients::{self, Clients};
 
-/// For a TLS handshake.
+/// Time limit for a TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// For the first request line and headers on a connection.
+/// Time limit for the first request line and its headers on a connection.
 const FIRST_HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// For later ones. Longer than the 90 s after which API servers close idle connections: were it the other way round, a
-/// review could meet a connection that is just being closed, and fail.
+/// Time limit for later request lines and headers, and so for idle connections.
+///
+/// It is longer than the 90 s after which API servers close idle connections. Otherwise an API server could send a
+/// review on a connection that this server is closing, and the review would fail.
 const IDLE_DEADLINE: Duration = Duration::from_secs(120);
-/// After which a connection is closed between two requests, so that replicas that are new get their share, and nobody keeps a
-/// place for ever.
+/// Age at which a connection is closed between two requests.
+///
+/// Clients then connect again, which gives new replicas their share, and no client keeps a place for ever.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// More than any number of API servers opens, and of those without a request so far more than open when all of them start
-/// calling at once. A connection costs some tens of KiB.
+/// Bounds on connections. A connection costs some tens of KiB.
+///
+/// `open` is more than the API servers of a cluster open. `unproven` is more than they open when all of them start
+/// calling at the same time.
 const CAPS: Caps = Caps { open: 1024, unproven: 768 };
-/// For a connection that was told to close for another one: for an answer on its way out, and no longer.
+/// Time limit for a connection that has to close for another one: enough to finish sending an answer.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
-/// What HTTP/1 reads ahead and holds back on a connection; headers have to fit.
+/// Size of the buffers of an HTTP/1 connection, in bytes. The headers of a request have to fit.
 const BUFFER: usize = 32 << 10;
-/// What HTTP/2 reads ahead on one stream, and on one connection.
+/// Flow-control window of one HTTP/2 stream, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// See [`STREAM_WINDOW`].
+/// Flow-control window of one HTTP/2 connection, in bytes.
 const CONNECTION_WINDOW: u32 = 256 << 10;
-/// Headers of one request of HTTP/2.
+/// Largest header list of one HTTP/2 request, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
-/// Requests of one connection of HTTP/2 at once.
+/// Concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
-/// At most one line about refused clients in this time; those between are counted in it.
+/// Minimum time between two log lines about refused clients. Refusals in between are counted.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
-/// For requests in flight when the server stops.
+/// Time limit for requests in flight when the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What a listener needs.
+/// An HTTPS server that is ready to run.
 pub struct Server {
-    /// Where it listens.
+    /// Socket that it listens on.
     pub listener: TcpListener,
-    /// What it serves with.
+    /// Source of the serving certificate.
     pub certificates: Arc<CertificateStore>,
-    /// Who is let in; everybody without.
+    /// Clients that may connect. `None` means any client.
     pub clients: Option<Arc<Clients>>,
-    /// Counts connections.
+    /// Metrics, which count connections and refused clients.
     pub metrics: Arc<Metrics>,
 }
 
-/// TLS 1.3 with the certificate of the moment, for each connection anew.
+/// Configures TLS 1.3. Each new connection uses the certificate that is current at that moment.
+///
+/// # Errors
+///
+/// If the crypto provider does not support TLS 1.3.
 pub fn tls(certificates: Arc<CertificateStore>, clients: Option<Arc<Clients>>) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
@@ -77,7 +89,7 @@ pub fn tls(certificates: Arc<CertificateStore>, clients: Option<Arc<Clients>>) -
     let mut config = match clients {
         Some(clients) => {
             let mut config = builder.with_client_cert_verifier(clients).with_cert_resolver(certificates);
-            // A resumed session would not be verified again, after the CA has changed say.
+            // A resumed session would not be verified again, for instance after the CA has changed.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
             config
@@ -89,7 +101,11 @@ pub fn tls(certificates: Arc<CertificateStore>, clients: Option<Arc<Clients>>) -
 }
 
 impl Server {
-    /// Serves until `stop`, then finishes what is in flight.
+    /// Serves the routes until `stop` is cancelled, then finishes requests in flight within a time limit.
+    ///
+    /// # Errors
+    ///
+    /// If TLS cannot be configured.
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let acceptor = TlsAcceptor::from(tls(self.certificates, self.clients)?);
         let connections = Arc::new(Connections::new(CAPS));
@@ -103,7 +119,7 @@ impl Server {
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors, say. Accepting again at once would only spin.
+                    // The process may be out of file descriptors. Accepting again at once would be a busy loop.
                     tracing::warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -145,8 +161,8 @@ struct Connection {
 impl Connection {
     async fn run(self, socket: TcpStream, stop: CancellationToken) {
         let _ = socket.set_nodelay(true);
-        let told_to_close = self.place.told_to_close();
-        let Some(stream) = told_to_close.run_until_cancelled(self.handshake(socket)).await.flatten() else { return };
+        let close_requested = self.place.close_requested();
+        let Some(stream) = close_requested.run_until_cancelled(self.handshake(socket)).await.flatten() else { return };
         self.metrics.connections.inc();
         let place = self.place.clone();
         let service = hyper::service::service_fn({
@@ -164,7 +180,7 @@ impl Connection {
         });
         let builder = protocols();
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut ends = Ends { stop, told_to_close };
+        let mut ends = Ends { stop, close_requested };
         let mut finished = tokio::select! {
             finished = connection.as_mut() => Some(finished),
             _ = ends.wait() => None,
@@ -205,18 +221,18 @@ impl Connection {
     }
 }
 
-/// What ends a connection from this side.
+/// The two reasons for which this side ends a connection.
 struct Ends {
     stop: CancellationToken,
-    told_to_close: CancellationToken,
+    close_requested: CancellationToken,
 }
 
 impl Ends {
-    /// Waits for it; how long what is in flight may take then.
+    /// Waits for one of them. Returns the time limit for requests in flight.
     async fn wait(&mut self) -> Duration {
         tokio::select! {
             () = self.stop.cancelled() => DRAIN_DEADLINE,
-            () = self.told_to_close.cancelled() => CLOSE_DEADLINE,
+            () = self.close_requested.cancelled() => CLOSE_DEADLINE,
         }
     }
 }
@@ -236,10 +252,10 @@ fn protocols() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// What is said of clients that are refused for their certificate: anybody can cause it, so a line at times stands for many.
+/// Rate-limited log of clients that are refused for their certificate, because any client can cause such lines.
 #[derive(Debug, Default)]
 struct Refusals {
-    /// When the last line was written, and how many there were since.
+    /// Time of the last line, and the number of refusals since.
     since: Mutex<Option<(Instant, u64)>>,
 }
 

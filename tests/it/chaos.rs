@@ -1,20 +1,21 @@
-//! The promise on a real control plane, with everything going wrong: several replicas of the server, two schedulers, bursts
-//! of pods onto nodes of every accounting mode, replicas killed and hung, the API server restarted. An independent checker
-//! adds up what is bound at each version.
+//! The promise under faults, on a real control plane with several replicas, two schedulers and bursts of pods.
 //!
-//! | module | is |
+//! The nodes cover every accounting mode. Replicas are killed and paused, and the API server is restarted. An independent
+//! checker adds up the bound pods at each resource version.
+//!
+//! | module | owns |
 //! |---|---|
-//! | `seed` | chance that can be repeated: `VRAMGUARD_SEED` |
-//! | `hardware` | what nodes are made of |
+//! | `seed` | repeatable randomness from `VRAMGUARD_SEED` |
+//! | `hardware` | the GPUs of nodes |
 //! | `burst` | the workload |
 //! | `node_agent` | a stand-in for device plugin and node agent |
-//! | `faults` | what goes wrong |
-//! | `stream`, `view` | what the checker and the stand-in see |
-//! | `checker` | who judges |
-//! | `run` | all of it together |
+//! | `faults` | the faults |
+//! | `view` | the fields of pods and nodes that the checker and the stand-in read |
+//! | `checker` | the verdict |
+//! | `run` | one run of all parts |
 //!
 //! The long run: `VRAMGUARD_ROUNDS=10 cargo test --test it -- --ignored --nocapture chaos::rounds`.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // time, files and programs are what this is about
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // these tests need time, files and programs
 
 mod burst;
 mod checker;
@@ -23,16 +24,15 @@ mod hardware;
 mod node_agent;
 mod run;
 mod seed;
-pub mod stream;
 mod view;
 
 use std::time::Duration;
 
-use crate::guard::OnOutage;
+use crate::support::guard::OnOutage;
 use checker::Kind;
 use run::{Plan, Run};
 
-/// What a run of CI and the long one have in common.
+/// The plan of a run in CI; longer runs change fields.
 fn plan(seed: u64) -> Plan {
     Plan { seed, pods: 500, bindings: OnOutage::Refuse, faults: Duration::from_secs(30) }
 }
@@ -45,7 +45,7 @@ async fn no_gpu_is_overcommitted_at_any_version_whatever_dies_or_hangs() {
     run.nothing_was_wrong();
 }
 
-/// Under `Ignore` bindings pass by a guard that is away, and kube-scheduler goes by what the nodes published last.
+/// With `failurePolicy: Ignore`, bindings bypass a stopped guard, and kube-scheduler uses the last published numbers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_slips_past_a_guard_that_is_away_is_reported_within_seconds_of_its_return() {
     let run = Run::start(Plan { bindings: OnOutage::Allow, faults: Duration::ZERO, ..plan(seed::seed()) }).await;
@@ -54,12 +54,12 @@ async fn what_slips_past_a_guard_that_is_away_is_reported_within_seconds_of_its_
     run.away().await;
     assert!(!run.overcommitted().is_empty(), "nothing slipped past: the test shows nothing");
     run.overcommit_is_reported(Duration::from_secs(5)).await;
-    run.slips_are_said(Duration::from_secs(10)).await;
+    run.slips_are_reported(Duration::from_secs(10)).await;
 }
 
-/// As often as VRAMGUARD_ROUNDS says (3), each round with the seed after.
+/// Runs `VRAMGUARD_ROUNDS` rounds (default 3), each with the next seed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: see the top of the file"]
+#[ignore = "minutes: `just chaos`"]
 async fn rounds() {
     let rounds =
         std::env::var("VRAMGUARD_ROUNDS").map_or(3, |text| text.parse().expect("VRAMGUARD_ROUNDS is a number"));
@@ -73,9 +73,9 @@ async fn rounds() {
     }
 }
 
-/// A checker that cannot find anything would pass every run.
+/// Tests the checker, because a checker that finds nothing would pass every run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute: see the top of the file"]
+#[ignore = "a minute, and shows only that the checker finds something: `just chaos`"]
 async fn without_the_binding_guard_gpus_are_overcommitted_and_the_checker_sees_it() {
     let run = Run::start(Plan { faults: Duration::ZERO, ..plan(seed::seed()) }).await;
     run.remove_binding_guard().await;

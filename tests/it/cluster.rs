@@ -1,152 +1,20 @@
-//! vramguard on a real control plane: the manifests of `deploy/`, stock scheduler, stock controller-manager, nodes that kwok
-//! plays.
+//! vramguard on a real control plane: the manifests of `deploy/`, a stock scheduler and controller-manager, and kwok nodes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::Api;
-use kube::api::ListParams;
+use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::guard::{Guard, metric};
-use crate::support::{ControlPlane, GpuNode, Patience, eventually};
-
-pub const VRAM: &str = "vramguard.dev/vram";
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-pub const ENFORCE: &str =
-    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
-
-pub fn namespace_policy(namespace: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: vramguard.dev/v1alpha1\nkind: VramPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
-    )
-}
-
-/// A Deployment of GPU pods; `annotations` in flow style.
-pub fn deployment(namespace: &str, name: &str, replicas: u32, annotations: &str) -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  replicas: {replicas}\n  \
-         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, annotations: {annotations}}}\n    \
-         spec:\n      terminationGracePeriodSeconds: 0\n      containers:\n        - name: main\n          image: none\n          \
-         resources: {{limits: {{nvidia.com/gpu: 1}}}}\n"
-    )
-}
-
-pub fn gpu_pod(namespace: &str, name: &str, annotations: &str, extra: &str) -> String {
-    format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, annotations: {annotations}}}, spec: {{{extra} \
-         terminationGracePeriodSeconds: 0, containers: [{{name: main, image: none, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}"
-    )
-}
-
-pub fn plain_pod(namespace: &str, name: &str) -> String {
-    format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{containers: [{{name: main, image: none}}]}}}}"
-    )
-}
-
-pub struct Cluster {
-    pub plane: ControlPlane,
-    pub guard: Guard,
-}
-
-impl Cluster {
-    pub async fn start(nodes: &[GpuNode], policies: &[(&str, &str)]) -> Cluster {
-        let plane = ControlPlane::start().await;
-        for node in nodes {
-            plane.add_gpu_node(node).await;
-        }
-        let guard = Guard::start(&plane, policies).await;
-        let cluster = Cluster { plane, guard };
-        cluster.namespace("ml").await;
-        for node in nodes {
-            cluster.published(&node.name).await;
-        }
-        cluster
-    }
-
-    pub async fn namespace(&self, name: &str) {
-        self.plane.kubectl(&["create", "namespace", name]).await.expect_success();
-    }
-
-    /// Waits until a node advertises anything, and returns it.
-    pub async fn published(&self, node: &str) -> String {
-        let nodes: Api<Node> = Api::all(self.plane.client());
-        eventually("the node to publish VRAM", PATIENCE, async || {
-            let status = nodes.get(node).await?.status.context("no status")?;
-            let of = |list: Option<BTreeMap<String, _>>| list.and_then(|mut list| list.remove(VRAM));
-            let (capacity, allocatable) = (of(status.capacity), of(status.allocatable));
-            ensure!(capacity == allocatable, "{capacity:?} and {allocatable:?}");
-            let quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity = capacity.context("nothing")?;
-            Ok(quantity.0)
-        })
-        .await
-    }
-
-    pub async fn pods(&self, namespace: &str) -> Vec<Pod> {
-        let pods: Api<Pod> = Api::namespaced(self.plane.client(), namespace);
-        pods.list(&ListParams::default()).await.expect("pods can be listed").items
-    }
-
-    /// Waits until so many pods of a namespace are bound and so many are not.
-    pub async fn settles(&self, namespace: &str, bound: usize, waiting: usize) -> Vec<Pod> {
-        eventually("the pods to settle", PATIENCE, async || {
-            let pods = self.pods(namespace).await;
-            let on_nodes = pods.iter().filter(|pod| node_of(pod).is_some()).count();
-            ensure!(
-                (on_nodes, pods.len() - on_nodes) == (bound, waiting),
-                "{on_nodes} bound, {} waiting, expected {bound} and {waiting}{}",
-                pods.len() - on_nodes,
-                self.guard.server.log_tail()
-            );
-            Ok(pods)
-        })
-        .await
-    }
-
-    /// Waits for an event whose reason and message match.
-    pub async fn event(&self, namespace: &str, reason: &str, text: &str) -> String {
-        let events: Api<Event> = Api::namespaced(self.plane.client(), namespace);
-        eventually(&format!("an event {reason} with {text:?}"), PATIENCE, async || {
-            let events = events.list(&ListParams::default()).await?.items;
-            let seen =
-                || events.iter().map(|e| format!("{:?} {:?}", e.reason, e.message)).collect::<Vec<_>>().join("\n");
-            let found = events.iter().find(|event| {
-                event.reason.as_deref() == Some(reason) && event.message.as_deref().unwrap_or_default().contains(text)
-            });
-            Ok(found.with_context(seen)?.message.clone().unwrap_or_default())
-        })
-        .await
-    }
-}
-
-pub fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
-}
-
-/// MiB that a pod requests.
-pub fn requested(pod: &Pod) -> u64 {
-    let containers = &pod.spec.as_ref().expect("a pod has a spec").containers;
-    let of = |c: &k8s_openapi::api::core::v1::Container| {
-        let quantity = c.resources.as_ref()?.requests.as_ref()?.get(VRAM)?.0.clone();
-        Some(mib(&quantity))
-    };
-    containers.iter().filter_map(of).sum()
-}
-
-/// An independent reading of the quantities that the tests meet.
-fn mib(quantity: &str) -> u64 {
-    let number = |suffix: &str| quantity.strip_suffix(suffix).and_then(|text| text.parse::<u64>().ok());
-    let bytes = || quantity.parse::<u64>().ok().map(|bytes| bytes / (1 << 20));
-    number("Mi").or_else(|| Some(number("Gi")? * 1024)).or_else(bytes).unwrap_or_else(|| panic!("{quantity:?}"))
-}
+use crate::support::http::metric;
+use crate::support::objects::{
+    ENFORCE, VRAM, cluster_policy, deployment, gpu_pod, mib, namespace_policy, node_of, plain_pod, requested,
+};
+use crate::support::{GpuNode, GuardedCluster, PATIENCE, Patience, eventually};
 
 #[tokio::test]
 async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     assert_eq!(cluster.published("gpu-0").await, "23870Mi");
     cluster.plane.apply(&deployment("ml", "agent", 2, "{vramguard.dev/vram: 8Gi}")).await;
     let pods = cluster.settles("ml", 2, 0).await;
@@ -168,7 +36,7 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
          room for 6046Mi (17824Mi of 23870Mi held by 2 pods, exact accounting)"
     );
 
-    // The Deployment is told to want two again, and one that runs goes: the waiting one is not the one that goes.
+    // A bound pod is deleted; its replacement and a small pod then compete for the freed VRAM.
     let running = cluster.pods("ml").await.into_iter().find(|pod| node_of(pod).is_some()).unwrap();
     let freed = Instant::now();
     cluster.plane.apply(&gpu_pod("ml", "small", "{vramguard.dev/vram: 1Gi}", "")).await;
@@ -179,7 +47,7 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
         .expect_success();
     cluster.settles("ml", 3, 1).await;
     println!("settled {:?} after a pod was deleted", freed.elapsed());
-    assert_eq!(cluster.published("gpu-0").await, "23870Mi", "constant, whoever holds");
+    assert_eq!(cluster.published("gpu-0").await, "23870Mi", "constant, whatever is held");
     assert_eq!(cluster.guard.metric("vramguard_node_publications_total"), Some(1.0), "one write for all of this");
 }
 
@@ -187,7 +55,7 @@ async fn a_third_agent_waits_and_is_bound_soon_after_room_is_freed() {
 async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
     let required = namespace_policy("ml", "{declaration: {required: true}}");
     let policies = [("cluster.yaml", ENFORCE), ("ml.yaml", &required)];
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &policies).await;
     cluster.plane.apply(&deployment("ml", "agent", 1, "{}")).await;
     let message = cluster.event("ml", "FailedCreate", "declares no VRAM").await;
     assert!(
@@ -200,11 +68,11 @@ async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
     );
     assert!(cluster.pods("ml").await.is_empty());
 
-    // Not only refused: the same Deployment with the line added runs.
+    // The same Deployment with the annotation from the message runs.
     cluster.plane.apply(&deployment("ml", "agent", 1, "{vramguard.dev/vram: 8Gi}")).await;
     cluster.settles("ml", 1, 0).await;
 
-    // A pod that names its node passes by the scheduler, and is refused with what is left there.
+    // A pod with spec.nodeName bypasses the scheduler, so the webhook refuses it and says how much is free on that node.
     let direct = gpu_pod("ml", "direct", "{vramguard.dev/vram: 20Gi}", "nodeName: gpu-0,");
     let refused = cluster.plane.kubectl_with_input(&["apply", "-f", "-"], &direct).await.expect_failure();
     assert!(refused.contains("spec.nodeName \"gpu-0\" passes by kube-scheduler"), "{refused}");
@@ -215,10 +83,10 @@ async fn a_refusal_is_an_event_on_the_replica_set_that_says_what_to_add() {
 async fn a_burst_fills_every_node_and_overcommits_none() {
     let nodes: Vec<GpuNode> =
         (0..10).map(|number| GpuNode { replicas: 20, ..GpuNode::new(&format!("gpu-{number}")) }).collect();
-    let cluster = Cluster::start(&nodes, &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&nodes, &[("cluster.yaml", ENFORCE)]).await;
     let start = Instant::now();
-    // 23,870 MiB a node. Ten of 8Gi and a hundred and ninety of 512Mi: what fits is not left to chance, because one size
-    // divides the rest.
+    // Each node has 23,870 MiB. There are ten pods of 8Gi and 190 of 512Mi, so the free VRAM of a node is always usable by a
+    // small pod, whatever the order.
     let sizes = [("large", 10, "8Gi"), ("a", 60, "512Mi"), ("b", 60, "512Mi"), ("c", 70, "512Mi")];
     let together: Vec<String> = sizes
         .iter()
@@ -238,7 +106,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
         if bound != last || pods.len() < 200 {
             (last, quiet) = (bound, Patience::of(Duration::from_secs(5)));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await; // between two looks
     }
     assert_eq!(overcommitted, Vec::<String>::new());
     let pods = cluster.pods("ml").await;
@@ -257,7 +125,7 @@ async fn a_burst_fills_every_node_and_overcommits_none() {
 
 #[tokio::test]
 async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     cluster
         .plane
         .apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000}")
@@ -295,7 +163,7 @@ async fn a_higher_priority_preempts_and_a_quota_on_vram_holds() {
 async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched() {
     let warn = namespace_policy("lax", "{mode: Warn}");
     let policies = [("cluster.yaml", ENFORCE), ("lax.yaml", warn.as_str())];
-    let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    let mut cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &policies).await;
     cluster.namespace("lax").await;
     cluster.plane.apply(&gpu_pod("ml", "before", "{vramguard.dev/vram: 4Gi}", "")).await;
     cluster.settles("ml", 1, 0).await;
@@ -315,15 +183,9 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
     cluster.guard.server.start();
     cluster.guard.ready(&cluster.plane).await;
     cluster.plane.apply(&gpu_pod("ml", "after", "{vramguard.dev/vram: 4Gi}", "")).await;
-    eventually("the pod created after the outage to be bound", PATIENCE, async || {
-        let pods = cluster.pods("ml").await;
-        let after = pods.iter().find(|pod| pod.metadata.name.as_deref() == Some("after")).context("not there")?;
-        ensure!(node_of(after).is_some(), "not bound");
-        Ok(())
-    })
-    .await;
-    // What came in unmutated meanwhile holds without a request: one slot of 5,967 and, from kube-system, another.
-    eventually("what came meanwhile to be taken off", PATIENCE, async || {
+    cluster.bound("ml", "after").await;
+    // Two pods were created without mutation and without a request. Each holds one slot of 5,967 MiB.
+    eventually("the pods of the outage to be subtracted", PATIENCE, async || {
         let published = cluster.published("gpu-0").await;
         ensure!(published == format!("{}Mi", 23_870 - 2 * 5967), "{published}");
         Ok(())
@@ -335,7 +197,7 @@ async fn without_the_server_gpu_pods_are_not_created_and_nothing_else_is_touched
 async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
     let (audit, off) = (namespace_policy("audited", "{mode: Audit}"), namespace_policy("quiet", "{mode: \"Off\"}"));
     let policies = [("cluster.yaml", ENFORCE), ("audit.yaml", audit.as_str()), ("off.yaml", off.as_str())];
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &policies).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &policies).await;
     let dry = ["apply", "--dry-run=server", "-o", "json", "-f", "-"];
     let pod = gpu_pod("ml", "dry", "{vramguard.dev/vram: 20Gi}", "");
     for _ in 0..2 {
@@ -353,7 +215,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
         assert_eq!(requested(&pods[0]), 0);
         assert_eq!(pods[0].spec.as_ref().unwrap().containers[0].env, None);
     }
-    // They hold all the same: by their declaration.
+    // These pods still hold VRAM, by their declaration.
     eventually("the deficit to be published", PATIENCE, async || {
         let published = cluster.published("gpu-0").await;
         ensure!(published == "0" || published == "0Mi", "{published}");
@@ -370,7 +232,7 @@ async fn a_dry_run_leaves_no_trace_and_audit_and_off_patch_nothing() {
 
 #[tokio::test]
 async fn what_is_published_is_repaired_at_once() {
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     for tampered in [None, Some("99Gi"), Some("0")] {
         let start = Instant::now();
         cluster.plane.publish("gpu-0", VRAM, tampered).await;
@@ -382,7 +244,7 @@ async fn what_is_published_is_repaired_at_once() {
         .await;
         println!("{tampered:?} repaired after {:?}", start.elapsed());
     }
-    // A re-applied manifest resets the selector of the Fail entry; it is repaired too.
+    // A re-applied manifest resets the selector of the Fail entry, which the controller repairs too.
     let selector = || async {
         let path = "jsonpath={.webhooks[?(@.name==\"enforce.pods.vramguard.dev\")].namespaceSelector}";
         cluster
@@ -405,7 +267,7 @@ async fn what_is_published_is_repaired_at_once() {
 
 #[tokio::test]
 async fn another_replica_leads_when_the_leader_is_killed() {
-    let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let mut cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     let (mut standby, http) = cluster.guard.standby(&cluster.plane).await;
     assert_eq!((cluster.guard.metric("vramguard_leader"), metric(http, "vramguard_leader")), (Some(1.0), Some(0.0)));
     cluster.guard.server.stop();
@@ -415,7 +277,7 @@ async fn another_replica_leads_when_the_leader_is_killed() {
     println!("the standby had repaired the node {:?} after the kill", killed.elapsed());
     assert_eq!(metric(http, "vramguard_leader"), Some(1.0));
 
-    // One that is told to stop gives the Lease back, and the next one need not wait for it to expire.
+    // A replica that stops on SIGTERM releases the Lease, so the next one leads without waiting for its expiry.
     cluster.guard.server.start();
     cluster.guard.ready(&cluster.plane).await;
     let status = standby.terminate(Duration::from_secs(20));
@@ -431,7 +293,7 @@ async fn another_replica_leads_when_the_leader_is_killed() {
 
 #[tokio::test]
 async fn a_secret_that_is_deleted_or_spoilt_is_made_anew_and_no_pod_is_refused_meanwhile() {
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     let secret = async |path: &str| {
         let path = format!("jsonpath={{.data.{path}}}");
         let get = ["-n", "vramguard-system", "get", "secret", "vramguard-tls", "--ignore-not-found", "-o", &path];
@@ -442,7 +304,7 @@ async fn a_secret_that_is_deleted_or_spoilt_is_made_anew_and_no_pod_is_refused_m
     cluster.plane.kubectl(&["-n", "vramguard-system", "delete", "secret", "vramguard-tls"]).await.expect_success();
     let start = Instant::now();
     let mut reviews = 0;
-    // Until it is there again, and for a while after: each review is answered by a server that the API server trusts.
+    // Until the new secret exists and for five seconds after, the API server trusts the server at every review.
     let (mut again, mut whole) = (None, Patience::of(Duration::from_secs(120)));
     while again.as_mut().is_none_or(|after: &mut Patience| !after.is_over()) {
         assert!(!whole.is_over(), "no new secret{}", cluster.guard.server.log_tail());
@@ -456,7 +318,7 @@ async fn a_secret_that_is_deleted_or_spoilt_is_made_anew_and_no_pod_is_refused_m
     let after = secret("tls\\.crt").await;
     assert_ne!(after, before);
 
-    // A CA that does not vouch for the certificate: what is served is trusted as before, but a restart would not be.
+    // Without its CA the secret is spoilt: the served certificate is still trusted, but it would not be after a restart.
     let spoilt = r#"{"data":{"ca.crt":""}}"#;
     let patch = ["-n", "vramguard-system", "patch", "secret", "vramguard-tls", "-p", spoilt];
     cluster.plane.kubectl(&patch).await.expect_success();
@@ -479,7 +341,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     let whole = GpuNode { gpus: 2, replicas: 1, memory_mib: 40_960, ..GpuNode::new("whole") };
     let mut odd = GpuNode::new("odd");
     odd.labels.insert("nvidia.com/gpu.count".to_owned(), "3".to_owned());
-    let cluster = Cluster::start(&[several, whole, odd], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[several, whole, odd], &[("cluster.yaml", ENFORCE)]).await;
     let becomes = async |node: &str, expected: u64| {
         eventually(&format!("{node} to publish {expected}Mi"), PATIENCE, async || {
             let published = mib(&cluster.published(node).await);
@@ -492,14 +354,14 @@ async fn nodes_and_policies_may_change_while_it_runs() {
     becomes("whole", 2 * (40_960 - 450 - 410)).await;
     becomes("odd", 0).await;
 
-    // An operator describes the node; nothing is restarted.
+    // An operator describes the node in a GpuInventory, without a restart.
     let inventory = "apiVersion: vramguard.dev/v1alpha1\nkind: GpuInventory\nmetadata: {name: i}\nspec:\n  nodes:\n    - {names: [odd], \
                      resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}\n";
     cluster.guard.policy("inventory.yaml", inventory).await;
     becomes("odd", 23_870).await;
 
-    // A wider headroom, and nodes that go and come.
-    let wider = ENFORCE.replace("mode: Enforce", "mode: Enforce, headroom: {percent: 50}");
+    // A larger headroom, a deleted node, and a new one.
+    let wider = cluster_policy("{mode: Enforce, headroom: {percent: 50}}");
     cluster.guard.policy("cluster.yaml", &wider).await;
     becomes("several", (81_559 - 490 - 40_780) / 4 * 16).await;
     cluster.plane.kubectl(&["delete", "node", "odd"]).await.expect_success();
@@ -512,7 +374,7 @@ async fn nodes_and_policies_may_change_while_it_runs() {
         .expect_success();
     becomes("late", 40_960 - 450 - 20_480).await;
 
-    // A broken file changes nothing, and is counted.
+    // A broken file changes no policy and counts as an error.
     std::fs::write(cluster.guard.policies.join("cluster.yaml"), "kind: [").unwrap();
     eventually("the error to be counted", PATIENCE, async || {
         ensure!(cluster.guard.metric("vramguard_policy_reload_errors_total") > Some(0.0));

@@ -1,4 +1,4 @@
-//! The command line, as a user starts it: the demo, and what `--help` says.
+//! Tests the command line as a user starts it: the demo, and the output of `--help`.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // a test starts programs
 
 use std::process::Command;
@@ -11,7 +11,9 @@ use crate::support::run;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vramguard");
 
-/// The demo, in less than the minute that it may take, away from any terminal and any cluster.
+/// Returns the output of the demo, which runs without a terminal and without a cluster.
+///
+/// It must end within one minute.
 fn demo() -> &'static str {
     static OUTPUT: OnceLock<String> = OnceLock::new();
     OUTPUT.get_or_init(|| {
@@ -21,7 +23,7 @@ fn demo() -> &'static str {
     })
 }
 
-/// The steps of the demo: a heading, and what happened.
+/// The steps of the demo, each with its heading and its output.
 fn steps() -> Vec<(String, String)> {
     let steps = demo().split("\n\n").map(|step| step.split_once('\n').unwrap_or((step, "")));
     steps
@@ -93,10 +95,14 @@ fn help_names_every_flag_and_its_environment_variable() {
     for subcommand in cli.get_subcommands().filter(|command| command.get_name() != "help") {
         for ask in ["--help", "-h"] {
             let help = run(Command::new(BINARY).args([subcommand.get_name(), ask]), Duration::from_secs(20));
-            // Wrapped where the screen ends.
+            // Help is wrapped at the width of the screen.
             let help = help.expect_success().split_whitespace().collect::<Vec<_>>().join(" ");
             for argument in subcommand.get_arguments().filter(|argument| argument.get_id() != "help") {
-                let flag = argument.get_long().expect("every argument has a name");
+                if argument.is_positional() {
+                    assert!(argument.get_help().is_some(), "{} says nothing", argument.get_id());
+                    continue;
+                }
+                let flag = argument.get_long().expect("every option has a name");
                 let variable = format!("VRAMGUARD_{}", flag.to_uppercase().replace('-', "_"));
                 assert!(argument.get_help().is_some(), "--{flag} says nothing");
                 assert!(help.contains(&format!("--{flag}")), "--{flag}: {help}");

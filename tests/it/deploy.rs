@@ -1,5 +1,4 @@
-//! The manifests of `deploy/` on a real API server, each for what it is there for. What vramguard does with them is
-//! `cluster`'s.
+//! The manifests of `deploy/` on a real API server, one by one. The module `cluster` tests vramguard under them.
 
 mod admission;
 mod bindings;
@@ -10,13 +9,13 @@ mod served;
 
 use crate::support::{ControlPlane, Finished};
 
-/// kubectl as somebody else, with a manifest or a raw body as its input.
+/// Runs kubectl with another kubeconfig; see [`kubectl`].
 async fn kubectl_as(plane: &ControlPlane, kubeconfig: &str, arguments: &str, input: &str) -> Finished {
     let arguments: Vec<&str> = ["--kubeconfig", kubeconfig].into_iter().chain(arguments.split(' ')).collect();
     plane.kubectl_with_input(&arguments, input).await
 }
 
-/// kubectl as the administrator; words are separated by one space.
+/// Runs kubectl as the administrator, with arguments separated by one space and `input` on stdin.
 async fn kubectl(plane: &ControlPlane, arguments: &str, input: &str) -> Finished {
     plane.kubectl_with_input(&arguments.split(' ').collect::<Vec<_>>(), input).await
 }

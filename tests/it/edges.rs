@@ -1,13 +1,13 @@
-//! What lived on a cluster before vramguard came: NVIDIA's own pods, and nodes whose GPUs nobody shares.
+//! Workloads from before the installation of vramguard: NVIDIA's own pods, and nodes with whole GPUs.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ENFORCE, PATIENCE, gpu_pod, node_of};
-use crate::guard::Guard;
-use crate::support::{ControlPlane, GpuNode, eventually};
+use crate::support::guard::Guard;
+use crate::support::objects::{ENFORCE, cluster_policy, gpu_pod, node_of};
+use crate::support::{ControlPlane, GpuNode, GuardedCluster, PATIENCE, eventually};
 
-/// A DaemonSet as the chart of NVIDIA's device plugin makes it, where its users put it.
+/// The DaemonSet of NVIDIA's device plugin, as its chart renders it, in a namespace that is not exempt.
 fn device_plugin() -> String {
     let host_path = |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path}});
     json!({
@@ -42,32 +42,26 @@ fn device_plugin() -> String {
     .to_string()
 }
 
-/// Refused, it would be missed at the next replacement of a node: without it the node has no GPUs.
+/// Waits until exactly one pod of the device plugin is bound to the node.
+async fn has_a_device_plugin(cluster: &GuardedCluster) {
+    eventually("the device plugin to have a node", PATIENCE, async || {
+        let pods = cluster.pods("monitoring").await;
+        ensure!(pods.iter().filter(|pod| node_of(pod) == Some("gpu-0")).count() == 1, "{} pods", pods.len());
+        Ok(())
+    })
+    .await;
+}
+
+/// A refused device plugin would show at the next replacement of a node: without it the node has no GPUs.
 #[tokio::test]
-async fn the_device_plugin_is_created_wherever_it_is_installed_and_while_nobody_answers() {
-    let mut cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+async fn the_device_plugin_is_created_wherever_it_is_installed_and_while_no_server_answers() {
+    let mut cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
     cluster.namespace("monitoring").await;
-    let runs = async || {
-        eventually("the device plugin to have a node", PATIENCE, async || {
-            let pods = cluster.pods("monitoring").await;
-            ensure!(pods.iter().filter(|pod| node_of(pod) == Some("gpu-0")).count() == 1, "{} pods", pods.len());
-            Ok(())
-        })
-        .await;
-    };
     cluster.plane.apply(&device_plugin()).await;
-    runs().await;
+    has_a_device_plugin(&cluster).await;
     cluster.guard.server.stop();
     cluster.plane.kubectl(&["-n", "monitoring", "delete", "pods", "--all", "--wait=true"]).await.expect_success();
-    let runs = async || {
-        eventually("the device plugin to have a node again", PATIENCE, async || {
-            let pods = cluster.pods("monitoring").await;
-            ensure!(pods.iter().filter(|pod| node_of(pod) == Some("gpu-0")).count() == 1, "{} pods", pods.len());
-            Ok(())
-        })
-        .await;
-    };
-    runs().await;
+    has_a_device_plugin(&cluster).await;
 }
 
 #[tokio::test]
@@ -83,7 +77,7 @@ async fn pods_that_run_and_would_be_refused_are_named_when_the_guard_comes() {
     plane.apply(&peeping.to_string()).await;
     plane.apply(&gpu_pod("ml", "undeclared", "{}", "")).await;
     plane.apply(&gpu_pod("ml", "declared", "{vramguard.dev/vram: 1Gi}", "")).await;
-    let required = ENFORCE.replace("{mode: Enforce}", "{mode: Enforce, declaration: {required: true}}");
+    let required = cluster_policy("{mode: Enforce, declaration: {required: true}}");
     let guard = Guard::start(&plane, &[("cluster.yaml", &required)]).await;
     let told = eventually("the events", PATIENCE, async || {
         let events =
@@ -108,11 +102,11 @@ async fn pods_that_run_and_would_be_refused_are_named_when_the_guard_comes() {
     drop(guard);
 }
 
-/// With one GPU published, seven pods of ten gibibytes were evicted for one of seventy.
+/// Regression: nodes of whole GPUs published only one GPU, so kube-scheduler evicted seven pods of 10 GiB for one of 70.
 #[tokio::test]
 async fn on_a_node_of_whole_gpus_a_pod_that_preempts_evicts_one_pod() {
     let whole = GpuNode { gpus: 8, replicas: 1, memory_mib: 81_559, ..GpuNode::new("whole") };
-    let cluster = Cluster::start(&[GpuNode::new("shared"), whole], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[GpuNode::new("shared"), whole], &[("cluster.yaml", ENFORCE)]).await;
     let plane = &cluster.plane;
     plane.apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000}").await;
     let there = "nodeSelector: {kubernetes.io/hostname: whole},";

@@ -1,92 +1,51 @@
-//! The scheduler extender and the real kube-scheduler, configured as `deploy/examples/scheduler-config.yaml` says.
+//! The scheduler extender under a real kube-scheduler with the configuration in `deploy/examples/scheduler-config.yaml`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
-use crate::guard::Guard;
-use crate::support::{Component, ControlPlane, GpuNode, Patience, Process, eventually, pause};
+use crate::support::objects::{ENFORCE, VRAM, gpu_pod};
+use crate::support::{Component, GpuNode, GuardedCluster, PATIENCE, Patience, Process, eventually, pause};
 
-const VRAM: &str = "vramguard.dev/vram";
-const PATIENCE: Duration = Duration::from_secs(60);
-const ENFORCE: &str =
-    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
-
-struct Cluster {
-    // Dropped in this order: with the control plane goes the folder that the others write their logs into.
+/// A guarded cluster whose scheduler calls the extender.
+struct ExtenderCluster {
+    // Dropped in this order: the folder of the control plane holds the scheduler's log.
     scheduler: Process,
-    guard: Guard,
-    plane: ControlPlane,
+    cluster: GuardedCluster,
 }
 
-impl Cluster {
-    /// A guarded cluster whose scheduler asks the extender.
-    async fn start(nodes: &[GpuNode]) -> Cluster {
-        let plane = ControlPlane::start().await;
-        for node in nodes {
-            plane.add_gpu_node(node).await;
-        }
-        let guard = Guard::start_with(&plane, &[("cluster.yaml", ENFORCE)], &["--scheduler-extender"]).await;
+impl ExtenderCluster {
+    async fn start(node: GpuNode) -> ExtenderCluster {
+        let cluster =
+            GuardedCluster::start_with(&[node], &[("cluster.yaml", ENFORCE)], &["--scheduler-extender"]).await;
+        let plane = &cluster.plane;
         let path =
             ["get", "mutatingwebhookconfiguration", "vramguard", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}"];
         let ca = plane.kubectl(&path).await.expect_success();
         plane.stop_component(Component::Scheduler);
-        let mut scheduler = plane.configured_scheduler(configuration(guard.https, &ca));
+        let mut scheduler = plane.configured_scheduler(configuration(cluster.guard.https, &ca));
         scheduler.start();
-        let cluster = Cluster { scheduler, guard, plane };
-        cluster.plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
-        for node in nodes {
-            cluster.published(&node.name).await;
-        }
-        cluster
-    }
-
-    /// Waits until a node advertises anything, and returns it.
-    async fn published(&self, node: &str) -> String {
-        let nodes: Api<Node> = Api::all(self.plane.client());
-        eventually("the node to publish VRAM", PATIENCE, async || {
-            let allocatable = nodes.get(node).await?.status.and_then(|status| status.allocatable);
-            Ok(allocatable.and_then(|mut list: BTreeMap<_, _>| list.remove(VRAM)).context("nothing")?.0)
-        })
-        .await
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.plane.client(), "ml")
+        ExtenderCluster { scheduler, cluster }
     }
 
     async fn create(&self, name: &str, vram: &str, node: &str) {
-        let resources = json!({ "limits": { "nvidia.com/gpu": 1 } });
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "name": name, "namespace": "ml", "annotations": { "vramguard.dev/vram": vram } },
-            "spec": {
-                "terminationGracePeriodSeconds": 0, "nodeSelector": { "kubernetes.io/hostname": node },
-                "containers": [{ "name": "main", "image": "none", "resources": resources }],
-            },
-        });
-        self.plane.apply(&pod.to_string()).await;
+        let annotations = format!("{{vramguard.dev/vram: {vram}}}");
+        let on_node = format!("nodeSelector: {{kubernetes.io/hostname: {node}}},");
+        self.cluster.plane.apply(&gpu_pod("ml", name, &annotations, &on_node)).await;
     }
 
     async fn bound(&self, name: &str) {
-        let pods = self.pods();
-        eventually(&format!("pod {name} to be bound"), PATIENCE, async || {
-            let node = pods.get(name).await?.spec.and_then(|spec| spec.node_name);
-            ensure!(node.is_some(), "{}{}", self.scheduler.log_tail(), self.guard.server.log_tail());
-            Ok(())
-        })
-        .await;
+        self.cluster.bound("ml", name).await;
     }
 
-    /// Waits for the event that says why a pod has no node.
+    /// Waits for an event on a pod whose message contains `text`.
     async fn failed(&self, name: &str, text: &str) {
-        let events: Api<Event> = Api::namespaced(self.plane.client(), "ml");
+        let events: Api<Event> = Api::namespaced(self.cluster.plane.client(), "ml");
         eventually(&format!("{name} to be told {text:?}"), PATIENCE, async || {
             let of_pod = ListParams::default().fields(&format!("involvedObject.name={name}"));
             let events = events.list(&of_pod).await?.items;
@@ -97,25 +56,24 @@ impl Cluster {
         .await;
     }
 
-    /// How many questions were answered so.
+    /// Number of filter requests that were answered with this verdict.
     fn answered(&self, verdict: &str) -> u64 {
-        let labels = format!(r#"vramguard_reviews_total{{webhook="filter",verdict="{verdict}""#);
-        let metrics = self.guard.metrics();
-        let of_verdict = metrics.lines().filter(|line| line.starts_with(&labels));
-        of_verdict.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        self.cluster.guard.sum(&format!(r#"vramguard_reviews_total{{webhook="filter",verdict="{verdict}""#))
     }
 
-    /// Takes the server's right to publish away, and waits until a number that somebody else wrote stays.
+    /// Revokes the server's right to publish, and waits until a number that the test writes is not repaired.
     async fn misreport(&self, node: &str, vram: &str) {
-        let role = self.plane.kubectl(&["get", "clusterrole", "vramguard", "-o", "json"]).await.expect_success();
+        let plane = &self.cluster.plane;
+        let role = plane.kubectl(&["get", "clusterrole", "vramguard", "-o", "json"]).await.expect_success();
         let mut role: Value = serde_json::from_str(&role).expect("kubectl prints JSON");
         let rules = role["rules"].as_array_mut().expect("a role has rules");
         rules.retain(|rule| rule["resources"] != json!(["nodes/status"]));
-        self.plane.apply(&role.to_string()).await;
+        plane.apply(&role.to_string()).await;
         eventually("the number to stay", PATIENCE, async || {
-            self.plane.publish(node, VRAM, Some(vram)).await;
+            plane.publish(node, VRAM, Some(vram)).await;
+            // The API server applies the changed role a moment later; until then the server repairs within this second.
             pause(Duration::from_secs(1)).await;
-            let published = self.published(node).await;
+            let published = self.cluster.published(node).await;
             ensure!(published == vram, "{published}");
             Ok(())
         })
@@ -123,7 +81,7 @@ impl Cluster {
     }
 }
 
-/// The shipped file; only where the extender is, and whom to trust, are this machine's.
+/// The shipped configuration with the address and the CA of this extender.
 fn configuration(https: u16, ca: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/scheduler-config.yaml");
     let text = std::fs::read_to_string(path).expect("the example");
@@ -137,50 +95,52 @@ fn configuration(https: u16, ca: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_node_that_kube_scheduler_would_take_is_refused_with_our_reason_while_somebody_answers() {
+async fn a_node_that_kube_scheduler_would_take_is_refused_with_our_reason_while_the_extender_answers() {
     let slots = GpuNode { gpus: 2, ..GpuNode::new("slots") };
-    let mut cluster = Cluster::start(&[slots]).await;
-    cluster.create("small", "4Gi", "slots").await;
-    cluster.bound("small").await;
-    assert!(cluster.answered("allowed") > 0, "it was asked{}", cluster.scheduler.log_tail());
+    let mut asking = ExtenderCluster::start(slots).await;
+    asking.create("small", "4Gi", "slots").await;
+    asking.bound("small").await;
+    assert!(asking.answered("allowed") > 0, "it was asked{}", asking.scheduler.log_tail());
 
-    // By its number the node has room for much more than a slot of 5,967 MiB, and nothing says that one pod gets no more.
-    cluster.misreport("slots", "99Gi").await;
-    cluster.plane.kubectl(&["label", "node", "slots", "vramguard.dev/pod-max-mib-"]).await.expect_success();
-    cluster.create("large", "8Gi", "slots").await;
-    cluster.failed("large", "1 node(s) had no room for 8912Mi on one GPU (slot accounting)").await;
-    assert!(cluster.answered("denied") > 0);
+    // By its published number the node has room for much more than a slot of 5,967 MiB, and no label limits one pod to a slot.
+    asking.misreport("slots", "99Gi").await;
+    asking.cluster.plane.kubectl(&["label", "node", "slots", "vramguard.dev/pod-max-mib-"]).await.expect_success();
+    asking.create("large", "8Gi", "slots").await;
+    asking.failed("large", "1 node(s) had no room for 8912Mi on one GPU (slot accounting)").await;
+    assert!(asking.answered("denied") > 0);
 
-    // With nobody there to ask, kube-scheduler goes by the number alone, because the example says `ignorable`.
-    cluster.guard.server.stop();
-    cluster.plane.publish("slots", VRAM, Some("98Gi")).await;
-    cluster.bound("large").await;
-    cluster.scheduler.expect_running();
-    cluster.plane.expect_running();
+    // Without the extender, kube-scheduler uses the published number alone, because the example sets `ignorable`.
+    asking.cluster.guard.server.stop();
+    asking.cluster.plane.publish("slots", VRAM, Some("98Gi")).await;
+    asking.bound("large").await;
+    asking.scheduler.expect_running();
+    asking.cluster.plane.expect_running();
 }
 
-/// kube-scheduler and the server see the deletion of a pod by a watch each, and nobody says who sees it first: without a second
-/// look 5 of 12 pods were refused here at first. Such a one waits for another event in the cluster, whatever that is.
+/// Regression: kube-scheduler may see the deletion of a pod before the server does, because each has its own watch.
+///
+/// Without a second look, 5 of 12 pods were refused here, and a refused pod waits for the next event in the cluster.
 #[tokio::test]
-async fn room_that_is_freed_is_found_whoever_sees_it_first() {
+async fn freed_room_is_found_whichever_watch_sees_it_first() {
     const ROUNDS: usize = 12;
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")]).await;
+    let asking = ExtenderCluster::start(GpuNode::new("gpu-0")).await;
     for name in ["p0", "p1"] {
-        cluster.create(name, "8Gi", "gpu-0").await;
-        cluster.bound(name).await;
+        asking.create(name, "8Gi", "gpu-0").await;
+        asking.bound(name).await;
     }
-    let (pods, mut took) = (cluster.pods(), Vec::new());
+    let pods: Api<Pod> = Api::namespaced(asking.cluster.plane.client(), "ml");
+    let mut took = Vec::new();
     for round in 0..ROUNDS {
         let (goes, waits) = (format!("p{round}"), format!("p{}", round + 2));
-        cluster.create(&waits, "8Gi", "gpu-0").await;
-        cluster.failed(&waits, "Insufficient vramguard.dev/vram").await;
+        asking.create(&waits, "8Gi", "gpu-0").await;
+        asking.failed(&waits, "Insufficient vramguard.dev/vram").await;
         pause(Duration::from_millis(1500)).await; // the back-off after a first attempt is a second
         let mut freed = Patience::of(PATIENCE);
         pods.delete(&goes, &DeleteParams::default()).await.expect("it is there");
-        cluster.bound(&waits).await;
+        asking.bound(&waits).await;
         took.push(freed.spent());
     }
     took.sort();
-    println!("freed → bound, {ROUNDS} times: {took:?}; refused by the extender {} times", cluster.answered("denied"));
+    println!("freed → bound, {ROUNDS} times: {took:?}; refused by the extender {} times", asking.answered("denied"));
     assert!(took[ROUNDS - 1] < Duration::from_secs(10), "{took:?}");
 }

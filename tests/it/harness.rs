@@ -1,19 +1,17 @@
-//! The harness itself, and the facts of Kubernetes on which the product stands: when one of these fails, a new release
-//! behaves differently and everything else fails for that reason.
+//! The harness itself, and the facts of Kubernetes that the product relies on.
+//!
+//! If one of these tests fails, a Kubernetes release behaves differently, and other tests fail for that reason.
 #![allow(clippy::disallowed_methods)] // a test measures time
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::support::{Component, ControlPlane, GpuNode, RealNode, eventually};
-
-const VRAM: &str = "vramguard.dev/vram";
+use crate::support::objects::VRAM;
+use crate::support::{Component, ControlPlane, GpuNode, RealNode, eventually, stays};
 
 fn pod(name: &str, requests: &str) -> String {
     format!(
@@ -59,7 +57,7 @@ async fn a_pod_waits_for_an_extended_resource_and_is_bound_when_it_is_published(
     assert!(node.contains(r#""vramguard.dev/vram":"23Gi""#) && node.contains(r#""nvidia.com/gpu":"4""#), "{node}");
 }
 
-/// The binding guard decides on what its watch has shown of a pod: that it is still that pod and still unbound is checked here.
+/// The binding guard decides on a pod from its watch cache, and leaves the check of uid and node to the API server.
 #[tokio::test]
 async fn the_api_server_commits_a_binding_for_the_pod_with_its_uid_and_without_a_node_alone() {
     let plane = ControlPlane::start().await;
@@ -113,7 +111,7 @@ async fn a_service_account_may_do_what_its_role_allows_and_no_more() {
     assert_eq!(pods.stdout.trim(), "no", "{}", pods.stderr);
 }
 
-/// A pod for the real node, which prints nothing and sleeps; deletable within a second.
+/// A pod for the real node, which sleeps and can be deleted within a second.
 fn real_pod(name: &str, limits: &Value) -> String {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -130,7 +128,7 @@ fn real_pod(name: &str, limits: &Value) -> String {
     pod.to_string()
 }
 
-/// A real node with one GPU of four replicas and `vram` published; prints why if there can be none here.
+/// A real node with one GPU of four replicas that publishes `vram`. Prints the reason if the host cannot run one.
 async fn real_node(plane: &ControlPlane, vram: &str) -> Option<RealNode> {
     match RealNode::try_start(plane, &GpuNode::new(RealNode::NAME)).await {
         Ok(node) => {
@@ -144,20 +142,12 @@ async fn real_node(plane: &ControlPlane, vram: &str) -> Option<RealNode> {
     }
 }
 
-/// Capacity and allocatable of a resource of the real node.
-async fn resource(plane: &ControlPlane, name: &str) -> anyhow::Result<(String, String)> {
-    let nodes: Api<Node> = Api::all(plane.client());
-    let status = nodes.get(RealNode::NAME).await?.status.context("no status")?;
-    let of = |list: Option<BTreeMap<String, Quantity>>| list.and_then(|mut list| list.remove(name));
-    let both = of(status.capacity).zip(of(status.allocatable)).with_context(|| format!("no {name}"))?;
-    Ok((both.0.0, both.1.0))
+/// The quantity of a resource of the real node, which capacity and allocatable share.
+async fn resource(plane: &ControlPlane, name: &str) -> String {
+    plane.published(RealNode::NAME, name).await.expect("the number is there")
 }
 
-fn twice(quantity: &str) -> (String, String) {
-    (quantity.to_owned(), quantity.to_owned())
-}
-
-/// Starts three pods that hold 7Gi and a replica each, one after the other, and returns them.
+/// Starts three pods with 7Gi and one replica each, one after the other, and returns them.
 async fn three_pods(plane: &ControlPlane) -> Vec<Pod> {
     let mut pods = Vec::new();
     for name in ["first", "second", "third"] {
@@ -167,7 +157,7 @@ async fn three_pods(plane: &ControlPlane) -> Vec<Pod> {
     pods
 }
 
-/// What a container that was restarted or replaced would have changed.
+/// Id and restart count of the first container, which a restart or replacement would change.
 fn container(pod: &Pod) -> (Option<String>, Option<i32>) {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     let status = statuses.and_then(|statuses| statuses.first());
@@ -205,7 +195,7 @@ async fn a_real_kubelet_runs_a_pod_with_a_device_and_env() {
     assert_eq!(environment["INJECTED"], "8192");
 }
 
-/// The kubelet makes allocatable anew from capacity at each sync: one number must stand in both.
+/// The kubelet recomputes allocatable from capacity at each status sync, so both must have the same number.
 #[tokio::test]
 async fn the_published_number_survives_status_syncs() {
     let plane = ControlPlane::start().await;
@@ -218,12 +208,13 @@ async fn the_published_number_survives_status_syncs() {
     let patch = Patch::Merge(headroom);
     nodes.patch_status(RealNode::NAME, &PatchParams::default(), &patch).await.expect("status can be patched");
 
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(35) {
-        assert_eq!(resource(&plane, VRAM).await.expect("the number is there"), twice("24Gi"));
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    assert_eq!(resource(&plane, "test.example/odd").await.expect("the number is there"), twice("24Gi"));
+    stays("the published number", Duration::from_secs(35), async || {
+        let published = plane.published(RealNode::NAME, VRAM).await?;
+        ensure!(published == "24Gi", "{published}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(resource(&plane, "test.example/odd").await, "24Gi");
 }
 
 #[tokio::test]
@@ -233,21 +224,21 @@ async fn a_kubelet_restart_keeps_running_pods_and_the_published_number() {
         return;
     };
     let pods = three_pods(&plane).await;
-    // The plugin is back later than the kubelet, as where it runs in a pod: until then, and mostly until the status sync
-    // after that, the node has no devices. An inventory that believed it would find no GPU under the running pods.
+    // A device plugin in a pod starts after the kubelet. Until then, and often until the next status sync, the node has no
+    // devices. An inventory from the status would find no GPU under the running pods.
     node.stop_device_plugin();
     node.stop_kubelet(&plane).await;
     node.start_kubelet();
     node.reported(&plane).await;
-    assert_eq!(resource(&plane, "nvidia.com/gpu").await.expect("it is there"), twice("0"));
-    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+    assert_eq!(resource(&plane, "nvidia.com/gpu").await, "0");
+    assert_eq!(resource(&plane, VRAM).await, "24Gi");
     node.start_device_plugin();
     node.ready(&plane).await;
     assert_untouched(&plane, &pods).await;
-    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+    assert_eq!(resource(&plane, VRAM).await, "24Gi");
 }
 
-/// At its start the kubelet admits all its pods again, oldest first.
+/// A starting kubelet admits all its pods again, the oldest first.
 #[tokio::test]
 async fn a_kubelet_restart_refuses_the_youngest_pod_that_exceeds_a_lowered_number() {
     let plane = ControlPlane::start().await;
@@ -261,8 +252,9 @@ async fn a_kubelet_restart_refuses_the_youngest_pod_that_exceeds_a_lowered_numbe
     assert_untouched(&plane, &pods[..2]).await;
 }
 
-/// Kubernetes 1.35 starts the device manager before it registers the node, so it finds its own socket where it looks for
-/// a checkpoint. Older kubelets put all extended resources to zero here.
+/// Kubernetes 1.35 starts the device manager before it registers the node, and then takes its own socket for a checkpoint.
+///
+/// Older kubelets set all extended resources to zero here.
 #[tokio::test]
 async fn without_its_device_checkpoint_the_kubelet_keeps_extended_resources_until_it_starts_once_more() {
     let plane = ControlPlane::start().await;
@@ -274,10 +266,10 @@ async fn without_its_device_checkpoint_the_kubelet_keeps_extended_resources_unti
     node.empty_device_plugin_folder();
     node.restart_kubelet(&plane).await;
     assert_untouched(&plane, &pods).await;
-    assert_eq!(resource(&plane, VRAM).await.expect("it is there"), twice("24Gi"));
+    assert_eq!(resource(&plane, VRAM).await, "24Gi");
 
-    // But whose devices they are is forgotten, and so the next start, before the plugin is back, has none for them:
-    // with or without VRAM in their requests.
+    // The kubelet has lost the device allocations, so at its next start, before the plugin registers, it has no devices for
+    // these pods, with or without VRAM in their requests.
     node.stop_device_plugin();
     node.stop_kubelet(&plane).await;
     node.start_kubelet();

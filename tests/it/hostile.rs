@@ -1,15 +1,15 @@
-//! Attacks on a server that has the memory of the manifests: it lives, and good reviews are answered all the while.
+//! Attacks on a server with the memory limit of the manifests, which must survive and answer good reviews during them.
 //!
-//! | module | is |
+//! | module | owns |
 //! |---|---|
-//! | `shapes` | pods that are as large in memory as they can be |
-//! | `attacks` | what somebody does who reaches the ports, or may create pods |
-//! | `probe` | good reviews all the while, and how long they took |
-//! | `memory` | the limit, and what the process has |
-//! | `cluster` | the long form: a real control plane with many nodes and the API server between |
+//! | `shapes` | pods that are as large in memory as possible |
+//! | `attacks` | the attacks of a client that reaches the ports, and of a user who may create pods |
+//! | `probe` | good reviews during an attack, and their latencies |
+//! | `memory` | the memory limit and the memory of a process |
+//! | `cluster` | the long form, through the API server of a real control plane with many nodes |
 //!
-//! CI asserts what does not depend on the machine: it lives, within its memory, and good reviews are answered within the
-//! webhook's timeout. Latencies are printed. All of it: `just hostile`.
+//! CI asserts what does not depend on the machine: the server survives within its memory, and answers good reviews within the
+//! webhook's timeout. Latencies are printed. `just hostile` runs everything.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // time, files and programs are what this is about
 
 mod attacks;
@@ -25,36 +25,38 @@ use serde_json::json;
 use self::attacks::Target;
 use self::memory::{LIMIT, Limited};
 use self::probe::{Asker, Latencies, Probe};
-use crate::server::site::{Server, pod, review};
+use crate::support::test_server::{TestServer, pod, review};
 
-/// How long an attack that only holds something goes on: longer than the deadline of a body.
+/// Time for which an attack holds connections or memory, longer than the deadline of a body.
 const HELD: Duration = Duration::from_secs(3);
 
-/// How much of it.
+/// Size of an attack.
 struct Effort {
-    /// Large reviews at once, of the worst shape and of the others.
+    /// Number of concurrent large reviews of the worst shape, and of each other shape.
     large: (usize, usize),
-    /// Reviews at once that pass as small ones, of each shape.
+    /// Number of concurrent small reviews of each shape.
     small: usize,
 }
 
-/// For CI, where the binary is not optimised.
+/// The attack in CI, where the binary is not optimised.
 const SHORT: Effort = Effort { large: (16, 4), small: 16 };
 const LONG: Effort = Effort { large: (16, 16), small: 128 };
 
 /// A process under attack.
-pub struct Victim {
+pub(crate) struct Victim {
     pub pid: u32,
-    /// Good reviews come from here.
+    /// Makes the clients that send good reviews.
     pub askers: Box<dyn Fn() -> Vec<(&'static str, Asker)>>,
 }
 
 impl Victim {
-    /// Attacks while good reviews are asked for; prints what came of it, and holds what does not depend on the machine.
-    pub async fn suffers(&self, name: &str, attack: impl Future<Output = ()>) {
+    /// Attacks while probes send good reviews, prints memory and latencies, and asserts what does not depend on the machine.
+    pub(crate) async fn suffers(&self, name: &str, attack: impl Future<Output = ()>) {
         memory::forget_peak(self.pid);
         let probes: Vec<_> = (self.askers)().into_iter().map(|(way, asker)| (way, Probe::start(asker))).collect();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        for (_, probe) in &probes {
+            probe.begun().await;
+        }
         attack.await;
         let mut asked = Vec::new();
         for (way, probe) in probes {
@@ -73,8 +75,9 @@ impl Victim {
     }
 }
 
-/// Attacks that need no cluster behind the ports.
+/// All attacks that need no cluster.
 async fn ports(victim: &Victim, target: &Target, Effort { large, small }: Effort) {
+    // The sleep is the scenario: a second without an attack, for comparison.
     victim.suffers("nothing", tokio::time::sleep(Duration::from_secs(1))).await;
     let name = format!("{} reviews of 2.9 MiB at once, {} of each other shape", large.0, large.1);
     victim.suffers(&name, target.large_reviews(large.0, large.1)).await;
@@ -89,17 +92,17 @@ async fn ports(victim: &Victim, target: &Target, Effort { large, small }: Effort
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_under_attack_keeps_to_its_memory_and_answers_good_reviews() {
     let limited = Limited::new("vramguard-hostile");
-    let server = Server::start_with(&[]).await;
+    let server = TestServer::start_with(&[]).await;
     let pid = server.process.pid().expect("it runs");
     limited.take(pid);
     println!("limit of {} MiB kept by the kernel: {}", LIMIT >> 20, limited.is_kept());
-    let (port, ca) = (server.site.https, server.ca());
-    let target = Target { https: port, http: server.site.http, ca: ca.clone(), namespace: "lab".into() };
+    let (port, ca) = (server.files.https, server.ca());
+    let target = Target { https: port, http: server.files.http, ca: ca.clone(), namespace: "lab".into() };
     let askers = move || {
         let body = review(&pod("lab", json!({}))).to_string();
         vec![("review", Asker::Port { port, ca: ca.clone(), body, client: None })]
     };
     ports(&Victim { pid, askers: Box::new(askers) }, &target, SHORT).await;
     server.expect_ready();
-    drop((server, limited)); // in this order: a cgroup with a process in it stays
+    drop((server, limited)); // in this order: a cgroup with a process cannot be removed
 }

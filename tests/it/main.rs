@@ -1,39 +1,57 @@
-//! The integration tests, one crate: linking the product once for each file would take longer than the tests.
+//! The integration tests. They are one crate, because linking the product once per file would take longer than the tests.
 //!
-//! | module | against |
+//! | module | tests |
 //! |---|---|
-//! | `tiers` | the source tree: who may import what |
+//! | `tiers` | the source tree: which module may import which |
+//! | `docs` | the Markdown files: links, paths, and the map of the source tree |
 //! | `cases` | the case files of `tests/cases`, through the core, the handlers and, on a real control plane, the binding guard |
-//! | `server` | the real listener: TLS, limits, garbage, certificates, drain |
+//! | `snapshots` | the clusters of `tests/snapshots`, as an audit sees them |
+//! | `server` | the real listener: TLS, limits, invalid bodies, certificates, drain |
+//! | `suite` | `vramguard test`, as a user starts it: the shipped suites, the tutorial, failures and garbage |
+//! | `explain` | `vramguard explain`, as a user starts it |
+//! | `shipped` | every file of `policies/` and `deploy/`: none is there that no test loads |
+//! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
-//! | `ledger` | the same, with nodes of several GPUs: bindings, `GpuLedger` objects |
-//! | `publishing` | the same: what is written on nodes and said about pods, and what is left of it |
-//! | `deploy` | the manifests themselves: what the API server makes of each |
-//! | `chaos` | the same, with several replicas and everything going wrong |
-//! | `kubelet` | a real kubelet and containerd |
-//! | `edges` | what lived on the cluster before: device plugins, whole GPUs |
-//! | `extender` | a real kube-scheduler that asks the extender |
-//! | `hostile` | attacks, with the memory of the manifests: on the server alone, and the long form on a control plane |
-//! | `figures` | the same, measured: printed, not judged |
+//! | `ledger` | `GpuLedger` objects and bindings on nodes with several GPUs |
+//! | `publishing` | node status, events, and what the documented removal leaves behind |
+//! | `deploy` | each manifest on a real API server |
+//! | `chaos` | the promise with several replicas and injected faults |
+//! | `kubelet` | a guarded node with a real kubelet and containerd |
+//! | `edges` | workloads from before the installation: device plugins, whole GPUs |
+//! | `extender` | a real kube-scheduler that calls the extender |
+//! | `hostile` | attacks on a server with the memory limit of the manifests |
+//! | `report_html` | the HTML report in headless Chromium |
+//! | `figures` | measurements, which are printed and not asserted |
+//! | `support` | nothing: it holds the helpers that several modules share |
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
+mod audit;
 mod cases;
 mod chaos;
 mod cluster;
+mod convert;
 mod demo;
 mod deploy;
+mod docs;
 mod edges;
+mod explain;
 mod extender;
 mod figures;
-mod guard;
 mod harness;
 mod hostile;
 mod kubelet;
 mod ledger;
+mod plan;
 mod publishing;
+mod report_html;
 mod server;
+mod shipped;
+mod snapshots;
+mod suite;
 mod support;
 mod tiers;
+
+use support::guard; // the path that `cases` imports

@@ -1,21 +1,22 @@
-//! What the controller writes on nodes and says about pods, on a real control plane: somebody else who writes there too, pods that
-//! never fit, events as kubectl sorts them, and what is left when it is removed.
+//! What the controller writes to nodes and events, on a real control plane.
+//!
+//! Covers a second writer of the same fields, pods that never fit, events as kubectl sorts them, and the documented removal.
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ENFORCE, PATIENCE, VRAM, deployment, gpu_pod};
-use crate::support::{GpuNode, eventually};
+use crate::support::objects::{ENFORCE, VRAM, deployment, gpu_pod};
+use crate::support::{GpuNode, GuardedCluster, PATIENCE, eventually};
 
-/// How long somebody keeps another value, by the clock.
+/// How long the second writer keeps its value, in wall-clock time.
 const TUG: Duration = Duration::from_secs(12);
 
-/// Somebody who writes another number as soon as he sees ours; returns how often he did.
+/// Overwrites the published number as soon as it changes, and returns how often.
 async fn tug(client: kube::Client) -> usize {
     let nodes: Api<Node> = Api::all(client);
     let parameters = PatchParams { field_manager: Some("label-syncer".into()), ..PatchParams::default() };
@@ -25,27 +26,36 @@ async fn tug(client: kube::Client) -> usize {
         let status = nodes.get("gpu-0").await.expect("the node is there").status.expect("it has a status");
         if status.capacity.is_some_and(|capacity| capacity[VRAM].0 != "99Gi") {
             times += 1;
-            nodes.patch_status("gpu-0", &parameters, &Patch::Merge(&theirs)).await.expect("he may write");
+            nodes
+                .patch_status("gpu-0", &parameters, &Patch::Merge(&theirs))
+                .await
+                .expect("the administrator may write");
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await; // the pace of the second writer
     }
     times
 }
 
 #[tokio::test]
-async fn whoever_keeps_another_number_is_named_and_met_with_few_writes() {
-    let cluster = Cluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
-    let before = cluster.guard.metric("vramguard_node_publications_total").expect("it is there from the start");
+async fn a_second_writer_of_the_number_is_named_and_met_with_few_writes() {
+    let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
+    // The API server shows the first write before the controller has counted it.
+    let before = eventually("the first write to be counted", PATIENCE, async || {
+        let written = cluster.guard.metric("vramguard_node_publications_total").context("no metric")?;
+        ensure!(written > 0.0, "{written} writes");
+        Ok(written)
+    })
+    .await;
     let undone = tug(cluster.plane.client()).await;
     let written = cluster.guard.metric("vramguard_node_publications_total").expect("as before") - before;
     println!("{written} writes and {undone} changes in {TUG:?}");
-    // At 0, 0, 0.25, 0.75, 1.75, 3.75, 7.75 s after the first change. A busy machine makes it less, not more.
+    // The controller writes 0, 0, 0.25, 0.75, 1.75, 3.75 and 7.75 s after the first change; on a busy machine less often.
     assert!((2.0..=8.0).contains(&written), "{written} writes");
     let note = cluster.event("default", "PublicationUndone", "field manager \"label-syncer\" has changed").await;
     assert!(note.contains("vramguard.dev/vram in its capacity"), "{note}");
     let metrics = cluster.guard.metrics();
     assert!(metrics.contains("vramguard_node_publications_undone_total{manager=\"label-syncer\"}"), "{metrics}");
-    eventually("the number to be put back once he has stopped", PATIENCE, async || {
+    eventually("the number to be repaired once the second writer has stopped", PATIENCE, async || {
         let published = cluster.published("gpu-0").await;
         ensure!(published == "23870Mi", "{published}");
         Ok(())
@@ -53,15 +63,15 @@ async fn whoever_keeps_another_number_is_named_and_met_with_few_writes() {
     .await;
 }
 
-/// The value of `waiting_pods` for a reason.
-fn waiting(cluster: &Cluster, reason: &str) -> Option<f64> {
+/// Value of the metric `waiting_pods` for a reason.
+fn waiting(cluster: &GuardedCluster, reason: &str) -> Option<f64> {
     cluster.guard.metric(&format!("vramguard_waiting_pods{{reason=\"{reason}\"}}"))
 }
 
 #[tokio::test]
 async fn a_pod_that_never_fits_is_told_which_replicas_would_hold_it_and_events_sort() {
     let large = GpuNode { gpus: 8, memory_mib: 81_559, ..GpuNode::new("h0") };
-    let cluster = Cluster::start(&[large], &[("cluster.yaml", ENFORCE)]).await;
+    let cluster = GuardedCluster::start(&[large], &[("cluster.yaml", ENFORCE)]).await;
     cluster.plane.apply(&gpu_pod("ml", "llm", "{vramguard.dev/vram: 30Gi}", "")).await;
     let note = cluster.event("ml", "NeverFits", "fits no node as the cluster is").await;
     assert!(note.contains("(30Gi declared + "), "{note}");
@@ -83,7 +93,7 @@ async fn a_pod_that_never_fits_is_told_which_replicas_would_hold_it_and_events_s
     let line = sorted.lines().find(|line| line.contains("NeverFits")).expect("it is listed");
     assert!(!line.starts_with("<unknown>"), "{sorted}");
 
-    // The same said to one node's pods when the cluster has changed: with a whole GPU a pod, it fits.
+    // With two replicas per GPU, as the event advised, the pod fits.
     cluster.plane.kubectl(&["label", "node", "h0", "--overwrite", "nvidia.com/gpu.replicas=2"]).await.expect_success();
     cluster.plane.publish("h0", "nvidia.com/gpu", Some("16")).await;
     cluster.settles("ml", 1, 0).await;
@@ -95,9 +105,9 @@ async fn a_pod_that_never_fits_is_told_which_replicas_would_hold_it_and_events_s
     .await;
 }
 
-/// The commands of a section of the operator's guide, as they stand there.
+/// The shell commands in a section of the operator's guide.
 fn documented(section: &str) -> String {
-    let guide = include_str!("../../docs/operating.md");
+    let guide = include_str!("../../docs/install.md");
     let (_, section) = guide.split_once(&format!("\n## {section}\n")).expect("the guide has the section");
     let section = section.split("\n## ").next().expect("up to the next section");
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().expect("a block ends"));
@@ -106,7 +116,7 @@ fn documented(section: &str) -> String {
 
 #[tokio::test]
 async fn the_documented_commands_take_everything_off_nodes_and_pending_pods_away() {
-    let mut cluster = Cluster::start(
+    let mut cluster = GuardedCluster::start(
         &[GpuNode { gpus: 2, ..GpuNode::new("gpu-0") }, GpuNode::new("gpu-1")],
         &[("cluster.yaml", ENFORCE)],
     )
@@ -129,7 +139,7 @@ async fn the_documented_commands_take_everything_off_nodes_and_pending_pods_away
             let text = node["status"][list].to_string();
             assert!(!text.contains("vramguard.dev") && !text.contains("VramAccounted"), "{text}");
         }
-        // What others wrote is still there.
+        // Fields of other writers remain.
         assert!(node["status"]["conditions"].to_string().contains("Ready"), "{node}");
         assert!(node["status"]["capacity"]["nvidia.com/gpu"].is_string(), "{node}");
     }

@@ -1,25 +1,22 @@
-//! The real listener, as a black box: the binary is started on a snapshot, and everything goes over its two ports.
+//! The real listener as a black box: the tests start the binary on a snapshot and use its two ports.
 //!
-//! | module | asks |
+//! | module | tests |
 //! |---|---|
-//! | `site` | nothing: it starts servers |
-//! | `client` | nothing: it speaks TLS and HTTP |
-//! | `reviews` | what is answered |
-//! | `garbage` | what is answered to what is no review |
-//! | `filter` | what kube-scheduler is answered |
-//! | `slow` | what becomes of clients that stall |
-//! | `crowd` | what becomes of clients that are too many, or send too much |
-//! | `oversized` | what is answered about pods that are larger than what is read of them |
-//! | `clients` | who may ask at all |
-//! | `certificates` | which certificate is served |
-//! | `policies` | which policies are in force |
-//! | `lifecycle` | how it starts and stops |
-//! | `metrics` | what it says of itself |
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // files, sockets and time are what this is about
+//! | `reviews` | answers to reviews |
+//! | `garbage` | answers to bodies that are no reviews |
+//! | `filter` | answers to kube-scheduler's extender requests |
+//! | `slow` | clients that stall |
+//! | `crowd` | too many clients, and too large bodies |
+//! | `oversized` | pods with more entries than the server reads |
+//! | `clients` | client certificates |
+//! | `certificates` | rotation of the serving certificate |
+//! | `policies` | changes of policy files |
+//! | `lifecycle` | start, invalid input, and stop |
+//! | `metrics` | the content of `/metrics` |
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // these tests need files, sockets and time
 
 mod certificates;
-pub mod client;
-pub mod clients;
+mod clients;
 mod crowd;
 mod filter;
 mod garbage;
@@ -28,5 +25,4 @@ mod metrics;
 mod oversized;
 mod policies;
 mod reviews;
-pub mod site;
 mod slow;

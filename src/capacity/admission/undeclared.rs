@@ -1,5 +1,5 @@
-//! Containers that declare nothing: what they count as, and what to say where nothing accounts for them. Owns that nodes are
-//! looked through once for a pod, however many containers it has.
+//! Containers that declare nothing. Owns what they count as, what is reported if nothing accounts for them, and that
+//! each lookup over the nodes is made once for a pod, however many containers it has.
 
 use std::collections::BTreeMap;
 
@@ -10,42 +10,55 @@ use crate::capacity::verdict::{Advice, Unaccounted, Violation};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// What was looked up for a pod. A tenant may send hundreds of containers and an affinity that is dear to compare with.
+/// The results of lookups for a pod, each made once.
+///
+/// A tenant may send hundreds of containers and a node affinity that is expensive to compare with nodes.
 #[derive(Debug, Default)]
-pub(super) struct Slots {
-    of_resource: BTreeMap<Resource, Option<Vram>>,
-    of_some_node: BTreeMap<(Resource, Vram), bool>,
+pub(super) struct Lookups {
+    slot_of: BTreeMap<Resource, Option<Vram>>,
+    is_slot: BTreeMap<(Resource, Vram), bool>,
+    unaccounted: BTreeMap<Resource, Option<Unaccounted>>,
 }
 
 impl Assessment<'_> {
-    /// Whether an undeclared container may have been given that request a moment ago.
+    /// Whether `/mutate/pods` may have given this request to an undeclared container a moment ago.
+    ///
+    /// `least` is the demand of `declaration.min`, or zero.
     pub(super) fn is_given(&mut self, resource: &Resource, request: Vram, least: Vram) -> bool {
         if request.is_zero() || request == least {
             return !request.is_zero();
         }
         let (cluster, placement) = (self.cluster, &self.pod.placement);
-        let known = self.slots.of_some_node.entry((resource.clone(), request));
+        let known = self.lookups.is_slot.entry((resource.clone(), request));
         *known.or_insert_with(|| cluster.is_slot(resource, request, placement))
     }
 
-    /// What an undeclared container counts as.
+    /// The slot that an undeclared container counts as, in MiB; `None` if it is not known.
     pub(super) fn slot(&mut self, resource: &Resource) -> Option<Vram> {
         let (cluster, placement) = (self.cluster, &self.pod.placement);
-        let known = self.slots.of_resource.entry(resource.clone());
+        let known = self.lookups.slot_of.entry(resource.clone());
         *known.or_insert_with(|| cluster.slot_for(resource, placement))
     }
 
-    /// A container that declares nothing and requests a GPU of which a node does not say how it is shared. To declare nothing must
-    /// not be the way around what a declaration is refused for.
+    /// Why nothing accounts for a resource that is not guarded; `None` if that is harmless.
+    pub(super) fn why_unaccounted(&mut self, resource: &Resource) -> Option<Unaccounted> {
+        let (cluster, placement) = (self.cluster, &self.pod.placement);
+        let known = self.lookups.unaccounted.entry(resource.clone());
+        known.or_insert_with(|| cluster.unaccounted(resource, placement)).clone()
+    }
+
+    /// Adds a finding for an undeclared container, if a node does not advertise how it shares the requested GPUs.
+    ///
+    /// Declaring nothing must not circumvent a check that refuses a declaration.
     pub(super) fn unaccounted(&mut self) {
         let pod = self.pod;
         let unguarded = |c: &&Container| self.guarded_gpu(c).is_none() && !c.gpus.is_empty();
-        // Several GPUs are whole ones. Of several such containers one is enough to say it.
+        // A container that requests several GPUs gets whole ones. One finding is enough for all such containers.
         let single = |c: &&Container| c.gpus.iter().all(|(_, count)| *count == 1);
         let Some(container) = pod.containers.iter().filter(unguarded).find(single) else { return };
         let (resource, _) = &container.gpus[0];
         let declared = pod.declarations.pod.is_some() || pod.declarations.containers.contains_key(&container.name);
-        let why = if declared { None } else { self.cluster.unaccounted(resource, &pod.placement) };
+        let why = if declared { None } else { self.why_unaccounted(resource) };
         let Some(why @ Unaccounted::Unstated { .. }) = why else { return };
         let (container, resource) = (container.name.clone(), resource.clone());
         if self.policy.required {

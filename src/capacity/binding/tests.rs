@@ -1,46 +1,29 @@
-//! Who may bind what, and what there is to do about it.
-
-use std::num::NonZeroU32;
+//! Tests of the rules for bindings, and of what each binding needs.
 
 use super::*;
-use crate::capacity::declaration::Declarations;
-use crate::capacity::demand::Role;
-use crate::capacity::gpu::{Gpu, Handout, Resource, Sharing};
-use crate::capacity::ledger::{Amount, NodeLedger, Part};
-use crate::capacity::placement::Placement;
-use crate::capacity::pod::{EnvEntry, Origin, VramRequest};
+use crate::capacity::gpu::{Resource, Sharing};
+use crate::capacity::node::holder::{Amount, Part};
+use crate::capacity::node::ledger::NodeLedger;
+use crate::capacity::pod::demand::Role;
+use crate::capacity::pod::placement::Placement;
+use crate::capacity::pod::{Declarations, EnvEntry, Origin, VramRequest};
+use crate::capacity::testing::{self, GPU, mib};
 use crate::capacity::verdict::{Reason, Unplaced};
 
-const GPU: &str = "nvidia.com/gpu";
 const SHARED: &str = "nvidia.com/gpu.shared";
 
-fn mib(mib: u64) -> Vram {
-    Vram::from_mib(mib)
-}
-
 fn pool(resource: &str, gpus: u32, replicas: u32) -> Pool {
-    let gpus = (0..gpus).map(|index| Gpu::of_size(index, mib(24_576))).collect();
-    Pool {
-        resource: Resource(resource.into()),
-        sharing: if replicas == 1 { Sharing::Exclusive } else { Sharing::TimeSlicing },
-        contents: Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() }),
-        handout: Handout::Unverified,
-    }
+    let sharing = if replicas == 1 { Sharing::Exclusive } else { Sharing::TimeSlicing };
+    let sizes = vec![24_576; gpus as usize];
+    Pool { resource: Resource(resource.into()), sharing, ..testing::pool(&sizes, replicas) }
 }
 
 fn holder(resources: &[&str], pinned: bool) -> Holder {
-    let part =
-        Part { container: "main".into(), role: Role::App, amount: Amount::Requested(mib(5720)), pinned, gpu: None };
     Holder {
-        name: PodName { namespace: "ml".into(), name: "llm".into() },
-        request: Some(mib(5720)),
-        parts: vec![part].into(),
+        parts: vec![Part { pinned, ..testing::part(Amount::Requested(mib(5720))) }].into(),
         gpus: resources.iter().map(|name| (Resource((*name).into()), 1)).collect(),
-        label_at_least: None,
-        priority: 0,
-        starting: None,
-        bound: None,
         annotated: false,
+        ..testing::holder(5720)
     }
 }
 
@@ -94,11 +77,11 @@ fn a_binding_is_refused_by_rule() {
     assert_eq!(screen(&forged).unwrap_err().reason(), Reason::ReservedAnnotation);
 }
 
-/// Reviews can be forged: one pod could otherwise be promised a place on every node.
+/// Reviews can be forged. Without the bound, one pod could hold a reservation on every node.
 #[test]
 fn a_pod_is_promised_a_place_on_few_nodes_at_a_time() {
-    assert_eq!(reason(&binding(), &pod(None), MAX_PLACES - 1), None);
-    assert_eq!(reason(&binding(), &pod(None), MAX_PLACES), Some(Reason::Undecided));
+    assert_eq!(reason(&binding(), &pod(None), MAX_RESERVED_NODES - 1), None);
+    assert_eq!(reason(&binding(), &pod(None), MAX_RESERVED_NODES), Some(Reason::Undecided));
 }
 
 #[test]
@@ -114,7 +97,7 @@ fn single_gpus_are_annotated_and_reserved_only_where_the_scheduler_does_not_keep
     assert_eq!(task(&Holder { request: None, ..holder(&[GPU], false) }, &exact, &rules), Task::None);
 }
 
-/// It would start with an empty list of visible GPUs.
+/// Such a pod would start with an empty list of visible GPUs.
 #[test]
 fn a_pinned_pod_whose_gpu_cannot_be_named_is_refused() {
     let rules = Rules::default();
@@ -126,7 +109,7 @@ fn a_pinned_pod_whose_gpu_cannot_be_named_is_refused() {
     };
     assert!(refused(&[pool(GPU, 2, 4)]), "which of two is the plugin's choice");
     assert!(refused(&[pool(GPU, 2, 1)]), "also where they are not shared");
-    // Each pool counts from zero, so a position names no GPU of the node.
+    // Each pool counts its GPUs from zero, so a position does not identify a GPU of the node.
     assert!(refused(&[pool(GPU, 1, 4), pool(SHARED, 1, 4)]));
     assert_eq!(task(&holder(&[GPU], true), &[pool(GPU, 1, 4)], &rules), Task::Annotate);
 }

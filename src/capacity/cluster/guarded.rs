@@ -1,92 +1,97 @@
-//! Which GPU resources are guarded: those that a node shares, and those that configuration names. Owns how long a resource
-//! stays guarded after the last node stopped saying so. Pods have no say: a tenant's request guards nothing.
+//! [`Guarded`]: the GPU resources that are guarded, because a node shares them or configuration names them. Owns how
+//! long a resource stays guarded after its last node stopped sharing it. Pods have no influence: the request of a
+//! tenant guards nothing.
 //!
 //! ```text
 //!              a node shares it                    the last such node is gone
 //!   unguarded ─────────────────▶ guarded ──────────────────────────────────────▶ lingering
 //!       ▲                         │   ▲                                          │     │
-//!       │ its last node says that │   └────────── a node shares it ──────────────┘     │
-//!       ├─ its GPUs are exclusive ┘                                                    │
+//!       │  its last node now has  │   └────────── a node shares it ──────────────┘     │
+//!       ├─ exclusive GPUs ────────┘                                                    │
 //!       └──────────────────────────────── LINGER is over ──────────────────────────────┘
 //! ```
 //!
-//! A node that shared it and says nothing any more counts like one that shares it: its GPUs are most likely shared still.
+//! A node that shared the resource and no longer states how counts like one that shares it: its GPUs are most likely
+//! still shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::NodeFacts;
 use crate::capacity::gpu::{Pool, Resource, Sharing};
-use crate::capacity::moment::Moment;
 use crate::capacity::name::Name;
+use crate::capacity::time::Moment;
 use crate::keys;
 
-/// How long a resource stays guarded when the last node that shared it is gone: nodes are replaced, and pods created meanwhile
-/// would land unaccounted.
+/// How long a resource stays guarded after the last node that shared it is gone. Nodes are replaced, and pods created
+/// in between would land unaccounted.
 pub const LINGER: Duration = Duration::from_secs(600);
 
-/// What is known of each resource.
+/// The sources that guard each resource.
 #[derive(Debug, Default)]
 pub(super) struct Guarded {
-    /// By configuration, whatever nodes say.
+    /// Resources that configuration guards, independent of nodes.
     always: BTreeSet<Resource>,
     /// The nodes that share each resource.
     sharing: BTreeMap<Resource, BTreeSet<String>>,
-    /// Those of them whose label does not say so: pods cannot be kept off them by it.
+    /// The subset of `sharing` whose label `nvidia.com/gpu.sharing-strategy` does not state it. A node affinity on that
+    /// label cannot keep pods off these nodes.
     unlabelled: BTreeMap<Resource, BTreeSet<String>>,
-    /// The nodes that do not say whether they share a resource.
+    /// The nodes that do not state whether they share each resource.
     unstated: BTreeMap<Resource, BTreeSet<String>>,
-    /// The nodes that shared a resource and do not say so any more. Labels vanish while GPU Feature Discovery is replaced.
+    /// The nodes that shared each resource and no longer state it. Labels vanish while GPU Feature Discovery is
+    /// replaced.
     silent: BTreeMap<Resource, BTreeSet<String>>,
-    /// Guarded until then; `None` until time passes for the first time.
+    /// The moment until which each resource lingers; `None` until the first tick sets it.
     lingering: BTreeMap<Resource, Option<Moment>>,
 }
 
 impl Guarded {
-    pub fn new(always: BTreeSet<Resource>) -> Guarded {
+    pub(super) fn new(always: BTreeSet<Resource>) -> Guarded {
         Guarded { always, ..Guarded::default() }
     }
 
-    pub fn always(&self) -> &BTreeSet<Resource> {
+    pub(super) fn always(&self) -> &BTreeSet<Resource> {
         &self.always
     }
 
-    pub fn set_always(&mut self, always: BTreeSet<Resource>) {
+    pub(super) fn set_always(&mut self, always: BTreeSet<Resource>) {
         self.always = always;
     }
 
-    pub fn contains(&self, resource: &Resource) -> bool {
+    pub(super) fn contains(&self, resource: &Resource) -> bool {
         self.sharing.contains_key(resource)
             || self.always.contains(resource)
             || self.silent.contains_key(resource)
             || self.lingering.contains_key(resource)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.sharing.is_empty() && self.always.is_empty() && self.silent.is_empty() && self.lingering.is_empty()
     }
 
-    pub fn all(&self) -> BTreeSet<Resource> {
+    pub(super) fn all(&self) -> BTreeSet<Resource> {
         let known = self.sharing.keys().chain(&self.always);
         known.chain(self.silent.keys()).chain(self.lingering.keys()).cloned().collect()
     }
 
-    /// Nodes that share a resource although their label does not say so.
-    pub fn unlabelled(&self, resource: &Resource) -> impl Iterator<Item = &str> {
+    /// Nodes that share a resource although their label does not state it.
+    pub(super) fn unlabelled(&self, resource: &Resource) -> impl Iterator<Item = &str> {
         self.unlabelled.get(resource).into_iter().flatten().map(String::as_str)
     }
 
-    /// Nodes that do not say whether they share a resource.
-    pub fn unstated(&self, resource: &Resource) -> impl Iterator<Item = &str> {
+    /// Nodes that do not state whether they share a resource.
+    pub(super) fn unstated(&self, resource: &Resource) -> impl Iterator<Item = &str> {
         self.unstated.get(resource).into_iter().flatten().map(String::as_str)
     }
 
-    /// A node has these facts now, and had those pools before. Returns the resources that became guarded or unguarded.
-    pub fn note(&mut self, node: &str, before: &[Pool], facts: &NodeFacts) -> BTreeSet<Resource> {
+    /// Records the current facts of a node whose previous pools are `before`. Returns the resources that became guarded
+    /// or unguarded.
+    pub(super) fn note(&mut self, node: &str, before: &[Pool], facts: &NodeFacts) -> BTreeSet<Resource> {
         let resources: BTreeSet<&Resource> = before.iter().chain(&facts.pools).map(|pool| &pool.resource).collect();
         let guarded_before: Vec<bool> = resources.iter().map(|resource| self.contains(resource)).collect();
         let labelled = matches!(
-            facts.site.labels.get(keys::GFD_SHARING).map(Name::as_str),
+            facts.profile.labels.get(keys::GFD_SHARING).map(Name::as_str),
             Some(keys::SHARING_TIME_SLICING | keys::SHARING_MPS)
         );
         for resource in &resources {
@@ -99,7 +104,7 @@ impl Guarded {
             set(&mut self.silent, resource, node, stopped && sharing == Some(Sharing::Unstated));
             set(&mut self.sharing, resource, node, shared);
             set(&mut self.unlabelled, resource, node, shared && !labelled);
-            // That a MIG device is shared is said by labels that are not read yet.
+            // The labels that state whether a MIG device is shared are not read yet.
             set(&mut self.unstated, resource, node, sharing == Some(Sharing::Unstated) && !resource.is_mig());
             if shared {
                 self.lingering.remove(*resource);
@@ -111,9 +116,11 @@ impl Guarded {
         changed.filter(|(resource, before)| self.contains(resource) != *before).map(|(r, _)| (*r).clone()).collect()
     }
 
-    /// A node is seen for the first time, and it carries a number that vramguard wrote although nothing says how its GPUs are
-    /// shared: its labels vanished while nobody looked. Returns the resources that became guarded.
-    pub fn remember(&mut self, node: &str, facts: &NodeFacts) -> BTreeSet<Resource> {
+    /// Records that a node is seen for the first time. Returns the resources that became guarded.
+    ///
+    /// A resource becomes guarded if the node advertises VRAM and does not state how its GPUs are shared. Only
+    /// vramguard writes that amount, so the node shared its GPUs earlier, and its labels vanished unobserved.
+    pub(super) fn remember(&mut self, node: &str, facts: &NodeFacts) -> BTreeSet<Resource> {
         if !facts.advertises_vram || facts.pools.iter().any(|pool| pool.sharing.is_shared()) {
             return BTreeSet::new();
         }
@@ -126,8 +133,8 @@ impl Guarded {
         new
     }
 
-    /// Time passes. Returns the resources that are guarded no longer.
-    pub fn tick(&mut self, now: Moment) -> BTreeSet<Resource> {
+    /// Ends the lingering of resources whose time is over. Returns the resources that are no longer guarded.
+    pub(super) fn tick(&mut self, now: Moment) -> BTreeSet<Resource> {
         let mut over = BTreeSet::new();
         for (resource, until) in &mut self.lingering {
             if *until.get_or_insert(now.after(LINGER)) <= now {
@@ -140,7 +147,7 @@ impl Guarded {
     }
 }
 
-/// Puts a node into the set of a resource, or takes it out.
+/// Adds a node to the set of a resource, or removes it.
 fn set(nodes_of: &mut BTreeMap<Resource, BTreeSet<String>>, resource: &Resource, node: &str, is_in: bool) {
     if is_in {
         nodes_of.entry(resource.clone()).or_default().insert(node.to_owned());

@@ -1,28 +1,28 @@
-//! What becomes of a pod that found no node: it waits until somebody leaves, or it never fits as the cluster is. Owns that
-//! difference and the remedy; what a node can take now is [`super`]'s.
+//! [`Outlook`]: whether a pod without a node waits until other pods leave, or never fits the cluster as it is. Owns
+//! that distinction and the remedy; what a node can take now is [`super`]'s.
 
 use super::{Cluster, Resource, Vram};
 use crate::capacity::gpu::Pool;
-use crate::capacity::placement::Placement;
+use crate::capacity::pod::placement::Placement;
 use crate::capacity::verdict::{LargestNode, NeverFits, Remedy, Shortfall};
 
-/// Nodes looked at for one pod, the largest first. A pod may be kept off more large nodes than that; it is then said to wait,
-/// which is what was said of all of them before.
-const LOOKED_AT: usize = 64;
+/// The number of nodes that are checked for one pod, largest first. If the pod is kept off all of them, it counts as
+/// waiting, although it may never fit.
+const MAX_NODES_COMPARED: usize = 64;
 
-/// What becomes of a pod.
+/// What a pod without a node can expect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outlook {
-    /// A node can take it now, as far as VRAM goes.
+    /// A node can take it now, as far as VRAM is concerned.
     Fits,
-    /// One that it may land on could take it if others left.
+    /// A node that it may land on could take it if other pods left.
     Waits(Shortfall),
-    /// None that it may land on could take it, even when empty.
+    /// No node that it may land on could take it, even when empty.
     NeverFits(NeverFits),
 }
 
 impl Cluster {
-    /// What becomes of a demand on the nodes that a pod may land on.
+    /// Returns the outlook of a demand on the nodes that the pod may land on.
     pub fn outlook(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Outlook {
         match self.shortfall(resource, demand, placement) {
             None => Outlook::Fits,
@@ -32,12 +32,12 @@ impl Cluster {
         }
     }
 
-    /// Why none of the nodes that a pod may land on could take a demand, even when empty, and what would help. `None` where one
-    /// could, where the pod may land on none at all, and where that was not found out within `LOOKED_AT` nodes.
+    /// Returns why no node that the pod may land on could take the demand, even when empty. It includes a remedy.
+    /// `None` if a node could take it, if the pod may land on no node, or if `MAX_NODES_COMPARED` nodes do not give the answer.
     pub fn never_fits(&self, resource: &Resource, demand: Vram, placement: &Placement) -> Option<NeverFits> {
-        let ranked = self.ceilings.get(resource)?.iter().rev().take(LOOKED_AT);
+        let ranked = self.max_demands.get(resource)?.iter().rev().take(MAX_NODES_COMPARED);
         let mut allowed = ranked.filter(|(_, name)| self.allows(placement, name)).peekable();
-        // In this order no later one is larger.
+        // The ranking is descending, so no later node is larger.
         let (most, node) = allowed.peek()?;
         if demand <= *most {
             return None;

@@ -1,29 +1,31 @@
-//! Whether a pod finds room once pods of lower priority are preempted. Owns how many nodes are computed for that: each takes some
-//! ten microseconds, and a tenant may have any number of pods that wait.
+//! Whether a pod finds room once pods of lower priority are preempted. Owns the limit on the nodes that are computed
+//! for one answer: each takes some ten microseconds, and a tenant may have any number of waiting pods.
 
 use super::{Cluster, Node};
 use crate::capacity::gpu::Resource;
-use crate::capacity::ledger::Viewpoint;
-use crate::capacity::placement::{Placement, Preemption};
+use crate::capacity::node::usage::Counted;
+use crate::capacity::pod::placement::{Placement, Preemption};
 use crate::capacity::vram::Vram;
 
-/// Nodes that are computed for one question: less than a millisecond under the lock.
-pub(super) const LOOKS: usize = 32;
+/// The most nodes that are computed for one answer: less than a millisecond under the lock.
+pub(super) const MAX_NODES_PREEMPTED: usize = 32;
 
-/// What preemption would do for a pod that finds no room.
+/// What preemption would achieve for a pod that finds no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByPreemption {
-    /// It fits a node.
+    /// The pod fits a node.
     Fits,
-    /// It fits none.
+    /// The pod fits no node.
     Short,
-    /// It fits none of those that were computed, and there are more.
+    /// The pod fits none of the computed nodes, and there are more.
     Unknown,
 }
 
 impl Cluster {
-    /// Computes at most so many nodes. Only those count that are large enough when empty, that the pod may land on, and that
-    /// have a pod of lower priority; the one with the least to spare comes first.
+    /// Computes whether the demand fits once pods of lower priority are preempted, for at most `looks` nodes.
+    ///
+    /// A node is a candidate if it is large enough when empty, if the pod may land on it, and if it has a pod of lower
+    /// priority. The smallest candidate comes first.
     pub(super) fn by_preemption(
         &self,
         resource: &Resource,
@@ -33,14 +35,14 @@ impl Cluster {
     ) -> ByPreemption {
         let lowest = self.lowest_priority(resource);
         if placement.preemption == Preemption::Never || lowest.is_none_or(|lowest| lowest >= placement.priority) {
-            return ByPreemption::Short; // nobody there to preempt
+            return ByPreemption::Short; // no pod to preempt
         }
         let large_enough =
-            self.ceilings.get(resource).into_iter().flat_map(|nodes| nodes.range((demand, String::new())..));
+            self.max_demands.get(resource).into_iter().flat_map(|nodes| nodes.range((demand, String::new())..));
         let mut candidates = large_enough.filter_map(|(_, name)| {
             let node = self.nodes.get(name)?;
             let preempts = node.lowest.is_some_and(|lowest| lowest < placement.priority);
-            (preempts && placement.allows(name, &node.facts.site)).then_some(node)
+            (preempts && placement.allows(name, &node.facts.profile)).then_some(node)
         });
         if candidates.by_ref().take(looks).any(|node| self.has_room_without(node, demand, placement.priority)) {
             return ByPreemption::Fits;
@@ -48,12 +50,12 @@ impl Cluster {
         if candidates.next().is_some() { ByPreemption::Unknown } else { ByPreemption::Short }
     }
 
-    /// Whether a node has room for a demand without the pods of lower priority.
+    /// Whether a node has room for a demand if its pods of lower priority are gone.
     fn has_room_without(&self, node: &Node, demand: Vram, priority: i32) -> bool {
-        let viewpoint = Viewpoint::Preempting(priority);
+        let counting = Counted::NotPreemptibleBy(priority);
         let guarded = node.facts.pools.iter().filter(|pool| self.guards(&pool.resource));
-        let rooms = guarded.map(|pool| node.ledger.pool_standing(pool, &self.rules, viewpoint).room);
-        rooms.min().is_some_and(|room| demand <= room)
+        let free = guarded.map(|pool| node.ledger.pool_usage(pool, &self.rules, counting).free);
+        free.min().is_some_and(|free| demand <= free)
     }
 }
 
@@ -65,11 +67,11 @@ mod tests {
     use super::*;
     use crate::capacity::gpu::Sharing;
 
-    /// Each node, without any shortcut.
+    /// Checks every node, without shortcuts.
     fn brute_force(cluster: &Cluster, demand: Vram, placement: &Placement) -> bool {
         placement.preemption != Preemption::Never
             && cluster.nodes.iter().any(|(name, node)| {
-                placement.allows(name, &node.facts.site)
+                placement.allows(name, &node.facts.profile)
                     && node.ledger.holders().values().any(|holder| holder.priority < placement.priority)
                     && cluster.has_room_without(node, demand, placement.priority)
             })
@@ -100,17 +102,17 @@ mod tests {
     #[test]
     fn a_question_that_would_compute_every_node_is_given_up_without_a_refusal() {
         let mut cluster = cluster();
-        for number in 0..LOOKS + 1 {
+        for number in 0..MAX_NODES_PREEMPTED + 1 {
             let name = format!("n{number}");
             cluster.apply_node(&name, node(24_576, 1, 4, Sharing::TimeSlicing));
             cluster.apply_pod(&uid(2 * number), &name, holder(1000, 0));
             cluster.apply_pod(&uid(2 * number + 1), &name, holder(20_000, 9));
         }
         let (demand, placement) = (Vram::from_mib(8000), Placement { priority: 5, ..Placement::default() });
-        assert_eq!(cluster.by_preemption(&gpu(), demand, &placement, LOOKS), ByPreemption::Unknown);
+        assert_eq!(cluster.by_preemption(&gpu(), demand, &placement, MAX_NODES_PREEMPTED), ByPreemption::Unknown);
         assert_eq!(cluster.shortfall(&gpu(), demand, &placement), None);
-        assert_eq!(cluster.by_preemption(&gpu(), demand, &placement, LOOKS + 1), ByPreemption::Short);
-        // A demand that no node could take is refused without any look.
+        assert_eq!(cluster.by_preemption(&gpu(), demand, &placement, MAX_NODES_PREEMPTED + 1), ByPreemption::Short);
+        // No node could ever take this demand, so it is refused without computing any.
         assert_eq!(cluster.by_preemption(&gpu(), Vram::from_mib(30_000), &placement, 0), ByPreemption::Short);
     }
 }

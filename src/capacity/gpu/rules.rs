@@ -1,32 +1,36 @@
-//! The cluster-wide settings that turn the size of a GPU into what can be promised of it. Owns their defaults and their
-//! arithmetic; where they are written is the policy's.
+//! The cluster-wide settings from which allocatable memory and demands are computed.
+//!
+//! Owns their defaults and their arithmetic; [`policy`](crate::capacity::policy) owns where they are set.
 
 use std::fmt;
 
 use super::Gpu;
 use crate::capacity::vram::Vram;
 
-/// The cluster-wide settings that turn sizes into promises.
+/// The cluster-wide settings from which allocatable memory and demands are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// What a CUDA context costs that no framework counts, for each process.
+    /// Memory of a CUDA context that no framework counts as its own, for each process.
     pub per_process_overhead: Vram,
-    /// What the driver of each GPU keeps for itself. Comes off before headroom.
+    /// Memory that the driver of each GPU keeps, subtracted before the headroom.
     pub driver_reserve: DriverReserve,
-    /// Kept free on each GPU.
+    /// Memory that is kept free on each GPU.
     pub headroom: Headroom,
-    /// Scales what may be promised.
+    /// Factor on the memory that pods can be given.
     pub overcommit: Overcommit,
-    /// Whether a GPU on which a pod starts takes no other one until that is ready.
+    /// Whether a GPU takes no further pod while a pod on it is bound and not yet ready.
     pub serialize_per_gpu: bool,
-    /// Whether more than one scheduler places guarded pods. Each sums up a node by itself, so two can fill the same GPU.
+    /// Whether more than one scheduler places guarded pods.
+    ///
+    /// Each scheduler computes its own sum over a node, so two of them can fill the same GPU.
     pub several_schedulers: bool,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         Rules {
-            // On an H100 one process takes 518 MiB (driver alone) to 682 MiB (PyTorch with cuBLAS) next to what it allocates.
+            // On an H100, one process takes 518 MiB (driver alone) to 682 MiB (PyTorch with cuBLAS) on top of what it
+            // allocates.
             per_process_overhead: Vram::from_mib(720),
             driver_reserve: DriverReserve::Auto,
             headroom: Headroom { percent: 1, minimum: Vram::from_mib(256) },
@@ -37,21 +41,24 @@ impl Default for Rules {
     }
 }
 
-/// What the driver of a GPU keeps for itself: no process can allocate it, and the size that GPU Feature Discovery writes
-/// includes it.
+/// Memory that the driver of a GPU keeps for itself.
+///
+/// No process can allocate it, and the size that GPU Feature Discovery writes includes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverReserve {
-    /// What the agent reports; until then 0.6 % of the total, at least 450 MiB.
+    /// What the node agent reports; until then 0.6 % of the total, at least 450 MiB.
     Auto,
-    /// This amount on every GPU, whatever the agent reports.
+    /// This amount on every GPU, whatever the node agent reports.
     Amount(Vram),
 }
 
 impl DriverReserve {
-    /// The larger of two estimates: an H100 of 81,559 MiB keeps 480, and a smaller card keeps hardly less.
+    /// Lower bound of the estimate: an H100 of 81,559 MiB keeps 480 MiB, and a smaller GPU keeps hardly less.
     const MINIMUM: Vram = Vram::from_mib(450);
+    /// The estimate as a share of the total, in thousandths.
     const THOUSANDTHS: u32 = 6;
 
+    /// Memory that the driver of `gpu` keeps.
     pub(super) fn of(self, gpu: &Gpu) -> Vram {
         match (self, gpu.driver_reserved) {
             (DriverReserve::Amount(amount), _) => amount,
@@ -63,12 +70,12 @@ impl DriverReserve {
     }
 }
 
-/// Kept free on each GPU: the larger of a share of its total, rounded up, and a minimum.
+/// Memory that is kept free on each GPU: a share of its total, rounded up, or a minimum if that is larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
-    /// 0 to 100, of the total.
+    /// Share of the total in percent, 0 to 100.
     pub percent: u8,
-    /// At least this much.
+    /// Lower bound of the headroom.
     pub minimum: Vram,
 }
 
@@ -78,22 +85,23 @@ impl Headroom {
     }
 }
 
-/// By how much more than the memory of a GPU may be promised, in thousandths. Above 1 the promise of no overcommit is
-/// off.
+/// Factor on the memory of a GPU that pods can be given, in thousandths, from 0.001 to 10.
+///
+/// Above 1, it is no longer guaranteed that no GPU is overcommitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overcommit(u32);
 
 impl Overcommit {
-    /// Exactly what is there.
+    /// Factor 1: exactly the memory of the GPU.
     pub const NONE: Overcommit = Overcommit(1000);
     const MAX: u32 = 10_000;
 
-    /// From thousandths: 1 to 10,000.
+    /// Makes a factor from thousandths; `None` outside 1 to 10,000.
     pub fn from_thousandths(thousandths: u32) -> Option<Overcommit> {
         (1..=Overcommit::MAX).contains(&thousandths).then_some(Overcommit(thousandths))
     }
 
-    /// Whether more is promised than is there.
+    /// Whether more can be given to pods than the GPU has.
     pub fn is_on(self) -> bool {
         self > Overcommit::NONE
     }

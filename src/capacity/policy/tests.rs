@@ -1,4 +1,4 @@
-//! Layers and locks.
+//! Tests of layers, locks and exempt namespaces.
 
 use super::*;
 
@@ -141,4 +141,86 @@ fn an_exempt_namespace_is_not_listed_whatever_its_own_policy_says() {
         (policies.enforced(), policies.injected()),
         (Namespaces::Only(BTreeSet::new()), Namespaces::Only(BTreeSet::new()))
     );
+}
+
+/// One line for each setting that a document sets, or that passes a value over.
+fn settings(documents: &Documents) -> Vec<String> {
+    let told = |setting: &Setting| setting.origin != Origin::Default || setting.passed_over.is_some();
+    let line = |Setting { path, value, origin, locked, passed_over }: Setting| {
+        let lock = if locked { " locked" } else { "" };
+        let value = value.unwrap_or_else(|| "none".to_owned());
+        let other = passed_over.map(|other| format!("; not {} of {:?}: {:?}", other.value, other.origin, other.why));
+        format!("{path}: {value} of {origin:?}{lock}{}", other.unwrap_or_default())
+    };
+    documents.settings("ml").into_iter().filter(told).map(line).collect()
+}
+
+#[test]
+fn each_value_has_an_origin_and_a_value_that_is_not_in_force_a_reason() {
+    let cluster = Layer {
+        mode: Some(Mode::Warn),
+        min: mib(100),
+        max: mib(1000),
+        quota: mib(5),
+        models: BTreeMap::from([("a".to_owned(), Vram::from_mib(1)), ("b".to_owned(), Vram::from_mib(2))]),
+        ..Layer::default()
+    };
+    let cluster = ClusterPolicy {
+        layer: cluster,
+        headroom_percent: Some(3),
+        locked: [Field::OnConflict, Field::Quota].into(),
+        ..ClusterPolicy::default()
+    };
+    let ml = Layer {
+        mode: Some(Mode::Off),
+        min: mib(200),
+        max: mib(2000),
+        quota: mib(4),
+        models: BTreeMap::from([("b".to_owned(), Vram::from_mib(3)), ("c".to_owned(), Vram::from_mib(4))]),
+        on_conflict: Some(OnConflict::Deny),
+        ..Layer::default()
+    };
+    let documents = Documents { cluster: Some(cluster), namespaces: [("ml".to_owned(), ml)].into() };
+    let expected = [
+        "mode: Off of Namespace; not Warn of Cluster: Replaced",
+        "declaration.min: 200Mi of Namespace; not 100Mi of Cluster: LessStrict",
+        "declaration.max: 1000Mi of Cluster; not 2000Mi of Namespace: LessStrict",
+        "quota: 5Mi of Cluster locked; not 4Mi of Namespace: Locked",
+        "models.a: 1Mi of Cluster",
+        "models.b: 3Mi of Namespace; not 2Mi of Cluster: Replaced",
+        "models.c: 4Mi of Namespace",
+        "environment.onConflict: Warn of Default locked; not Deny of Namespace: Locked",
+        "headroom.percent: 3 of Cluster",
+        "locked: environment.onConflict, quota of Cluster",
+    ];
+    assert_eq!(settings(&documents), expected);
+    assert_eq!(settings(&Documents::default()), [""; 0]);
+}
+
+#[test]
+fn a_bound_that_both_documents_set_alike_has_nothing_to_pass_over() {
+    let layer = Layer { min: mib(1), ..Layer::default() };
+    let cluster = Some(ClusterPolicy { layer: layer.clone(), ..ClusterPolicy::default() });
+    let documents = Documents { cluster, namespaces: [("ml".to_owned(), layer)].into() };
+    assert_eq!(settings(&documents), ["declaration.min: 1Mi of Cluster"]);
+}
+
+/// The settings are what a user sees of the policy, so none may be left out and none may differ.
+#[test]
+fn the_settings_are_the_policy_in_force() {
+    let documents = Documents::default();
+    let settings = documents.settings("ml");
+    let value = |path: &str| settings.iter().find(|setting| setting.path == path).unwrap().value.clone();
+    for field in Field::ALL {
+        value(field.path());
+    }
+    let policies = Policies::new(&documents, "own");
+    let policy = policies.of("ml").unwrap();
+    assert_eq!(value("mode"), Some(policy.mode.to_string()));
+    assert_eq!(value("onShortfall"), Some(policy.on_shortfall.to_string()));
+    assert_eq!(value("environment.framework"), Some(policy.framework.to_string()));
+    assert_eq!(value("perProcessOverhead"), Some(policies.rules().per_process_overhead.to_string()));
+    assert_eq!(value("overcommit"), Some("1.0".to_owned()));
+    assert_eq!((value("declaration.min"), value("locked")), (None, None));
+    assert_eq!(settings.len(), Field::ALL.len() + 9);
 }

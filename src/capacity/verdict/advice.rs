@@ -1,4 +1,4 @@
-//! What the author of an admitted pod is told. Owns those sentences, beside the refusals of [`super`].
+//! Warnings that the author of an admitted pod sees. Owns [`Advice`] and its messages; refusals are [`Violation`]'s.
 
 use std::fmt;
 
@@ -7,30 +7,72 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// What a pod's author is told although the pod is admitted.
+/// A warning about a pod that is admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advice {
-    /// Nothing declared, and that is allowed.
-    CountsAsSlot { container: String, slot: Vram, key: String },
-    /// A reserved annotation was taken off.
-    Stripped { key: String },
-    /// An annotation under our prefix means nothing.
-    UnknownAnnotation { key: String },
-    /// The user's own environment is kept.
-    KeptEnvironment { container: String, conflict: EnvConflict },
-    /// The user's own choice of GPUs was taken out.
-    RemovedEnvironment { container: String, conflict: EnvConflict },
-    /// Its node affinity or nodeSelector named our label.
+    /// The container declares nothing, which the policy allows.
+    CountsAsSlot {
+        /// Name of the container.
+        container: String,
+        /// The demand that it counts as, in MiB: one slot, or the demand of `declaration.min` if that is larger.
+        slot: Vram,
+        /// The annotation that would declare an amount.
+        key: String,
+    },
+    /// `/mutate/pods` removed an annotation that only vramguard sets.
+    Stripped {
+        /// The annotation.
+        key: String,
+    },
+    /// An annotation under the prefix `vramguard.dev/` has no meaning.
+    UnknownAnnotation {
+        /// The annotation.
+        key: String,
+    },
+    /// The user's value of an injected variable is kept, under `onConflict: Warn`.
+    KeptEnvironment {
+        /// Name of the container.
+        container: String,
+        /// The variable, with the user's value and the injected one.
+        conflict: EnvConflict,
+    },
+    /// `/mutate/pods` removed the user's own choice of GPUs from the environment.
+    RemovedEnvironment {
+        /// Name of the container.
+        container: String,
+        /// The variable and the user's value.
+        conflict: EnvConflict,
+    },
+    /// The pod's node affinity or nodeSelector used the label `vramguard.dev/pod-max-mib` and was replaced.
     ReplacedAffinity,
-    /// No node that it may land on could take it, even an empty one.
+    /// No node that the pod may land on could take it, even when empty.
     NeverFits(NeverFits),
-    /// Declared, but each GPU of the resource goes to one container, so there is nothing to account for.
-    NotGuarded { key: String, resource: Resource },
-    /// Nothing declared, and nothing accounts for the resource.
-    NothingAccounts { container: String, resource: Resource, why: Unaccounted },
-    /// Declared, but nothing accounts for the resource.
-    Unaccounted { key: String, resource: Resource, why: Unaccounted },
-    /// A violation in a namespace that only warns.
+    /// A declaration has no effect, because each GPU of the resource goes to one container.
+    NotGuarded {
+        /// The annotation.
+        key: String,
+        /// The GPU resource that the container requests.
+        resource: Resource,
+    },
+    /// A container declares nothing, and nothing accounts for the resource that it requests.
+    NothingAccounts {
+        /// Name of the container.
+        container: String,
+        /// The GPU resource that it requests.
+        resource: Resource,
+        /// Why nothing accounts for that resource.
+        why: Unaccounted,
+    },
+    /// A container declares an amount, but nothing accounts for the resource that it requests.
+    Unaccounted {
+        /// The annotation.
+        key: String,
+        /// The GPU resource that the container requests.
+        resource: Resource,
+        /// Why nothing accounts for that resource.
+        why: Unaccounted,
+    },
+    /// A violation in a namespace of mode `Warn`.
     Violates(Violation),
 }
 

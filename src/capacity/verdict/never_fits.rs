@@ -1,4 +1,5 @@
-//! What the author of a pod is told that no node can ever take, and how a demand is explained. Owns those sentences.
+//! A pod that no node can ever take. Owns [`NeverFits`], the remedies, the explanation of a demand and their messages;
+//! [`crate::capacity::cluster`] finds out whether a pod never fits.
 
 use std::fmt;
 
@@ -6,14 +7,14 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// What a demand is made of.
+/// The parts that add up to a demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MadeOf {
-    /// What the pod declares.
+    /// The sum of the declared amounts of the pod's GPU containers, in MiB.
     pub declared: Vram,
-    /// What the policy adds for the CUDA contexts of its processes.
+    /// What the policy adds for the CUDA contexts of all processes, in MiB.
     pub overhead: Vram,
-    /// How many processes it declares.
+    /// The number of CUDA processes in all its GPU containers.
     pub processes: u32,
 }
 
@@ -28,55 +29,57 @@ fn count_of(processes: usize) -> String {
     if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") }
 }
 
-/// A demand that no node which the pod may land on could take, even when empty.
+/// A demand that no node could take, even when empty, of the nodes that the pod may land on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeverFits {
-    /// The pod's demand.
+    /// The pod's demand, in MiB.
     pub demand: Vram,
-    /// The resource it needs.
+    /// The GPU resource that it requests.
     pub resource: Resource,
-    /// What the demand is made of, where that is known.
+    /// The parts of the demand; `None` if they are not known.
     pub made_of: Option<MadeOf>,
-    /// The node that takes most.
+    /// The node that takes the largest demand.
     pub largest: LargestNode,
-    /// What would help.
+    /// What to change so that the pod fits.
     pub remedy: Remedy,
 }
 
-/// Of the nodes that a pod may land on, the one that gives one pod most when it is empty.
+/// Of the nodes that a pod may land on, the one that takes the largest demand when it is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LargestNode {
-    /// Name.
+    /// Name of the node.
     pub node: String,
-    /// The largest demand that it takes.
+    /// The largest demand of one pod that it takes when it is empty, in MiB.
     pub most: Vram,
 }
 
-/// What would make a pod fit that never fits.
+/// A change with which a pod fits that never fits now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// A whole GPU of the node would hold it, but one replica's share of it does not.
+    /// The device plugin should make fewer replicas: a whole GPU of the node holds the demand, but one slot does not.
     FewerReplicas {
-        /// The node.
+        /// Name of the node.
         node: String,
-        /// How many pods share each GPU there.
+        /// The number of replicas of each of its GPUs now.
         replicas: u32,
-        /// The largest number with which a share holds the demand; 1 is a GPU that is not shared.
+        /// The largest number of replicas with which a slot holds the demand; at 1 the GPUs are not shared.
         fits: u32,
-        /// The share then.
+        /// The size of a slot with that number of replicas, in MiB.
         slot: Vram,
     },
-    /// Every GPU is smaller than the demand.
+    /// The pod needs a larger GPU: even with fewer replicas, no node has a GPU that holds the demand.
     LargerGpu {
-        /// The node with the largest.
+        /// The node whose smallest GPU is the largest.
         node: String,
-        /// What that GPU can be promised.
+        /// Allocatable of the smallest GPU of that node, in MiB.
         gpu: Vram,
     },
 }
 
 impl Remedy {
-    /// The remedy that changes less is the better one: more replicas left, then the larger GPU.
+    /// The rank of this remedy; the highest rank is the smallest change.
+    ///
+    /// A remedy that leaves more replicas ranks higher, then one with a larger slot or GPU.
     pub fn rank(&self) -> (u32, Vram) {
         match self {
             Remedy::FewerReplicas { fits, slot, .. } => (*fits, *slot),

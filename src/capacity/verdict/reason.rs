@@ -1,85 +1,127 @@
-//! The machine reason of everything that is said: a closed list, whose names are a contract with dashboards and scripts.
+//! The machine reasons of all messages. Owns the closed list [`Reason`]; its names are a contract with dashboards and
+//! scripts.
 
 use std::fmt;
 
-/// Machine reason of a violation: `status.reason` of a denial, a label of metrics, a field of reports.
+/// The machine reason of a violation, a refused binding or an event.
+///
+/// It is `status.reason` of a denial, `reason` of an event, a label of metrics and a field of reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// No declaration where one is required.
+    /// A container declares nothing, but the policy requires a declaration.
     VramUndeclared,
-    /// A declaration that is no amount.
+    /// A declaration cannot be read as an amount.
     VramUnreadable,
-    /// A declaration of nothing.
+    /// A declaration is zero.
     VramZero,
-    /// Two declarations that differ.
+    /// Two declarations for one container differ.
     VramConflict,
-    /// One declaration for several containers.
+    /// One declaration may mean several GPU containers.
     VramAmbiguous,
-    /// A declaration for a container that is not there.
+    /// A declaration names a container that the pod does not have.
     UnknownContainer,
-    /// A declaration where no GPU is requested.
+    /// A declaration is for a pod or a container that requests no shared GPU.
     VramWithoutGpu,
-    /// A declaration that nothing accounts for.
+    /// A declaration is for a GPU resource that nothing accounts for.
     VramUnaccounted,
-    /// A model that no catalogue lists.
+    /// A declared model is not in the policy's catalogue.
     UnknownModel,
-    /// A process count that is none.
+    /// The number of processes is not a whole number in the allowed range.
     BadProcesses,
-    /// Below the policy's minimum.
+    /// A declared amount is below `declaration.min`.
     VramBelowMinimum,
-    /// Above the policy's maximum.
+    /// A declared amount is above `declaration.max`.
     VramAboveMaximum,
-    /// More than any quantity can say.
+    /// A demand is larger than a Kubernetes quantity of bytes can express.
     VramTooLarge,
-    /// Nothing declared, and no node says what a slot is.
+    /// A container declares nothing, and the size of a slot is not known from any node.
     SlotUnknown,
-    /// The request for `vramguard.dev/vram` is not the demand.
+    /// The request for `vramguard.dev/vram` differs from the demand.
     RequestMismatch,
-    /// No requirement that keeps the pod off nodes whose GPUs are too small for it.
+    /// The pod's node affinity does not exclude nodes whose `vramguard.dev/pod-max-mib` is below its request.
     PodMaxUnchecked,
-    /// Several replicas without a requirement for unshared GPUs.
+    /// A container requests several replicas, but the pod does not require nodes with unshared GPUs.
     SharedReplicas,
-    /// `spec.nodeName` on a guarded pod.
+    /// A guarded pod sets `spec.nodeName`.
     NodeNameSet,
-    /// No room now, under `onShortfall: Deny`.
+    /// Too little VRAM is free now. A pod under review is refused for it only under `onShortfall: Deny`.
     VramShortfall,
     /// No node that the pod may land on could take it, even when empty.
     NeverFits,
-    /// GPUs made visible without a request.
+    /// A container makes GPUs visible to itself without requesting one.
     VisibleDevicesWithoutGpu,
-    /// The user's environment says otherwise than ours, under `onConflict: Deny`.
+    /// A user's variable conflicts with an injected one under `onConflict: Deny`, or chooses GPUs in place of the
+    /// device plugin.
     EnvironmentConflict,
-    /// An annotation that only vramguard sets.
+    /// A pod or a Binding carries an annotation that only vramguard sets.
     ReservedAnnotation,
-    /// A part of the pod has more entries than vramguard reads.
+    /// A part of the pod has more entries, or a longer name, than vramguard reads.
     TooManyEntries,
-    /// A binding by somebody who is not a known scheduler.
+    /// The user who binds a guarded pod is not a known scheduler.
     ForeignBinder,
-    /// A binding for another pod of that name.
+    /// A Binding names the uid of another pod of the same name.
     OtherUid,
-    /// A binding of a pod that has a node.
+    /// The pod of a Binding is bound already.
     AlreadyBound,
-    /// A binding to a node whose GPUs are not accounted for.
+    /// The node of a Binding has no GPUs that are accounted for, or the pod requests several GPU resources.
     NodeUnaccounted,
-    /// A pinned pod on a node that is not verified to honour that.
+    /// A pinned pod is to be bound to a node that is not verified to honour the pin.
     PinUnverified,
     /// A pod is starting on each GPU that it could get.
     GpuStarting,
-    /// No place could be reserved in time.
+    /// No place could be reserved in time, or the pod has reservations on too many other nodes.
     Undecided,
-    /// A pod is bound that the guard was not asked about.
+    /// A pod was bound, and the binding guard was not asked.
     BoundPastGuard,
-    /// A pod runs that would be refused if it were created again.
+    /// A running pod would be refused if it were created again.
     RefusedIfCreated,
-    /// More is promised of a GPU than can be, or may be.
+    /// A GPU is overcommitted, or may be: more of it is held than its allocatable.
     GpuOvercommitted,
-    /// Somebody keeps changing what a node publishes.
+    /// Another writer keeps changing what the controller publishes on a node.
     PublicationUndone,
+    /// A GPU may be overcommitted, depending on which pod is on which GPU.
+    GpuMayBeOvercommitted,
+    /// The GPUs of a node are not known: its labels are missing, cannot be read, or contradict its capacity.
+    GpusUnknown,
+    /// The device plugin offers more replicas of a GPU than pods of the usual demand fit on it.
+    TooManyReplicas,
+    /// Memory is free, and smaller than the smallest demand that waits.
+    VramStranded,
+    /// An annotation under the prefix `vramguard.dev/` has no meaning.
+    UnknownAnnotation,
+    /// A declaration has no effect, because each GPU of the resource goes to one container.
+    NotGuarded,
+    /// A declaration is for another tool.
+    ForeignDeclaration,
+    /// An environment variable has no effect.
+    DeadEnvironment,
+    /// An environment variable has a dangerous effect.
+    DangerousEnvironment,
+    /// A pod reaches GPUs past the device plugin.
+    GpuBypass,
+    /// A HorizontalPodAutoscaler may scale a workload beyond what fits.
+    AutoscalerExceedsRoom,
+    /// A rollout needs more room than there is.
+    RolloutExceedsRoom,
+    /// A workload should have more pods than fit.
+    ReplicasExceedRoom,
+    /// No node that has the resource is one that the pods of a workload may land on.
+    NoNodeAllowed,
+    /// The pods of a namespace hold more than the quota of its policy.
+    QuotaExceeded,
+    /// Claims on a shared DRA device take more memory than it has.
+    DeviceOvercommitted,
+    /// Claims on a shared DRA device leave nothing for the driver and CUDA contexts.
+    DeviceWithoutHeadroom,
+    /// A claim has a share of a DRA device and names no amount of memory.
+    ClaimWithoutMemory,
+    /// The device plugin and a DRA driver offer GPUs of the same node.
+    NodeInBothWorlds,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The variant's name is the wire form.
+        // The name of the variant is what clients see.
         fmt::Debug::fmt(self, f)
     }
 }

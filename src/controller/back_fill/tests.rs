@@ -1,4 +1,4 @@
-//! Who waits for whom, with an API server that answers for some pods only.
+//! Pods and nodes must not wait for pods whose write hangs.
 
 use std::convert::Infallible;
 use std::num::NonZeroU32;
@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
-use crate::capacity::demand::Role;
-use crate::capacity::gpu::{Contents, Gpu, Handout, Resource, Sharing};
-use crate::capacity::ledger::{Amount, Part};
+use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, Resource, Sharing};
+use crate::capacity::node::holder::{Amount, Part};
 use crate::capacity::pod::PodName;
+use crate::capacity::pod::demand::Role;
 use crate::capacity::vram::Vram;
 
-/// Knows every pod, and keeps those whose name begins with `hangs` waiting when they are written.
+/// An API server that has every pod, and never answers a write to a pod whose name begins with `hangs`.
 fn api_server(written: Arc<Mutex<BTreeSet<String>>>) -> Client {
     let answer = move |request: Request<kube::client::Body>| {
         let written = written.clone();
@@ -37,14 +37,14 @@ fn api_server(written: Arc<Mutex<BTreeSet<String>>>) -> Client {
     Client::new(tower::service_fn(answer), "default")
 }
 
-fn lacking(names: &[String]) -> Vec<Lacking> {
+fn lacking(names: &[String]) -> Vec<MissingAnnotations> {
     let resource = Resource("nvidia.com/gpu".into());
     let gpus = vec![Gpu::of_size(0, Vram::from_mib(24_576))];
     let pool = Pool {
         resource: resource.clone(),
         sharing: Sharing::TimeSlicing,
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(4).unwrap() }),
-        handout: Handout::Unverified,
+        allocation_policy: AllocationPolicy::Unverified,
     };
     let request = Vram::from_mib(5720);
     let part = Part {
@@ -60,13 +60,14 @@ fn lacking(names: &[String]) -> Vec<Lacking> {
         parts: vec![part.clone()].into(),
         gpus: vec![(resource.clone(), 1)].into(),
         label_at_least: None,
+        needs_label: false,
         priority: 0,
         starting: None,
         bound: None,
         annotated: false,
     };
     let pools: Arc<[Pool]> = [pool].into();
-    let of = |name: &String| Lacking {
+    let of = |name: &String| MissingAnnotations {
         uid: PodUid::from(name.clone()),
         holder: holder(name),
         gpu: Some(GpuId::Index(0)),

@@ -1,38 +1,39 @@
-//! How often a node is written while somebody else keeps another value there. Owns the schedule; time is an argument.
+//! Limits how often a node is written while another writer keeps another value there. Owns the schedule; time is an
+//! argument.
 //!
-//! Each write of a node's status goes to the watches of its kubelet, of schedulers and autoscalers, so two writers that undo
-//! each other at full speed are a load on the whole cluster. The first repair is immediate all the same: what undoes once is a
-//! kubelet that starts, or a person.
+//! Each write of a node's status goes to the watches of its kubelet, of schedulers and of autoscalers. So two writers
+//! that undo each other at full speed are a load on the whole cluster. Still, the first repair is immediate: a value
+//! that is undone once was usually undone by a starting kubelet or a person.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between the second time that a value was undone and its next write; doubles each time.
+/// Delay after a value was undone for the second time in a row; it doubles each further time.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
-/// Between two writes at most, so that a node is right again soon after the other writer has stopped.
-pub const MOST_DELAY: Duration = Duration::from_secs(30);
-/// A value that stood for this long was accepted: the next one who undoes it is a new case.
+/// Longest delay between two writes, so that a node is right soon after the other writer stops.
+pub(super) const MOST_DELAY: Duration = Duration::from_secs(30);
+/// A value that lasted this long counts as accepted. If it is undone later, a new dispute begins.
 const CALM: Duration = Duration::from_secs(30);
 
-/// The case of one node.
+/// The dispute about one node.
 #[derive(Clone, Debug, Default)]
-pub struct Dispute {
-    /// How many times in a row our value was undone.
+pub(super) struct Dispute {
+    /// How many times in a row the value was undone.
     undone: u32,
     written: Option<Instant>,
-    /// Since when the value may be written again, once it was found undone.
+    /// When the next write is allowed. Set once the value was found undone.
     owed: Option<Instant>,
 }
 
 impl Dispute {
-    /// Our value was written.
-    pub fn wrote(&mut self, now: Instant) {
+    /// Notes that the value was written.
+    pub(super) fn wrote(&mut self, now: Instant) {
         (self.written, self.owed) = (Some(now), None);
     }
 
-    /// Our value was found undone. Returns how many times in a row that is.
-    pub fn undone(&mut self, now: Instant) -> u32 {
+    /// Notes that the value was found undone. Returns how many times in a row that happened.
+    pub(super) fn undone(&mut self, now: Instant) -> u32 {
         let stood = self.written.is_some_and(|written| now.duration_since(written) >= CALM);
         self.undone = if stood { 1 } else { self.undone.saturating_add(1) };
         let delay = match self.undone {
@@ -43,8 +44,8 @@ impl Dispute {
         self.undone
     }
 
-    /// Since when the value may be written again, while it is undone.
-    pub fn owed(&self) -> Option<Instant> {
+    /// When the value may be written again; `None` unless it is undone.
+    pub(super) fn next_write(&self) -> Option<Instant> {
         self.owed
     }
 }
@@ -53,7 +54,7 @@ impl Dispute {
 mod tests {
     use super::*;
 
-    /// Plays an opponent who undoes each write after `reaction`; returns when our writes were.
+    /// Simulates a writer that undoes each write after `reaction`. Returns the times of our writes.
     fn writes(reaction: Duration, lasting: Duration) -> Vec<Duration> {
         let start = Instant::now();
         let (mut dispute, mut now, mut writes) = (Dispute::default(), start, Vec::new());
@@ -62,7 +63,7 @@ mod tests {
             dispute.wrote(now);
             now += reaction;
             dispute.undone(now);
-            now = dispute.owed().unwrap();
+            now = dispute.next_write().unwrap();
         }
         writes
     }
@@ -79,13 +80,13 @@ mod tests {
         let start = Instant::now();
         let mut dispute = Dispute::default();
         dispute.wrote(start);
-        assert_eq!((dispute.undone(start), dispute.owed()), (1, Some(start)));
+        assert_eq!((dispute.undone(start), dispute.next_write()), (1, Some(start)));
         dispute.wrote(start);
-        assert_eq!((dispute.undone(start), dispute.owed()), (2, Some(start + FIRST_DELAY)));
+        assert_eq!((dispute.undone(start), dispute.next_write()), (2, Some(start + FIRST_DELAY)));
         dispute.wrote(start + FIRST_DELAY);
-        assert_eq!(dispute.owed(), None);
+        assert_eq!(dispute.next_write(), None);
         let later = start + FIRST_DELAY + CALM;
-        assert_eq!((dispute.undone(later), dispute.owed()), (1, Some(later)));
+        assert_eq!((dispute.undone(later), dispute.next_write()), (1, Some(later)));
     }
 
     #[test]

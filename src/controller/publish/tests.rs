@@ -1,4 +1,4 @@
-//! Which node waits for which.
+//! The publication of one node must not wait for that of another.
 
 use axum::http::Method;
 

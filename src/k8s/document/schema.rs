@@ -1,4 +1,5 @@
-//! The schema of the policy documents: what may be written, field by field. A field that is not here is refused.
+//! The schema of the policy documents: their fields and the form of each value. Owns which fields exist; an unknown
+//! field is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,10 +16,10 @@ use crate::capacity::policy::{
 use crate::capacity::vram::Vram;
 use crate::keys;
 
-/// A document of any kind.
+/// A policy document of any kind.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Document<Spec> {
+pub(super) struct Document<Spec> {
     #[serde(rename = "apiVersion")]
     _api_version: String,
     #[serde(rename = "kind")]
@@ -29,9 +30,9 @@ pub struct Document<Spec> {
     pub spec: Spec,
 }
 
-/// Its metadata; a live object carries much more of it.
+/// The metadata of a document. A live object has many more fields there, so unknown ones are allowed.
 #[derive(Deserialize)]
-pub struct Metadata {
+pub(super) struct Metadata {
     #[serde(rename = "name")]
     _name: String,
     pub namespace: Option<NamespaceName>,
@@ -120,7 +121,7 @@ struct Startup {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct InventorySpec {
+pub(super) struct InventorySpec {
     nodes: Vec<InventoryEntry>,
 }
 
@@ -138,7 +139,7 @@ struct InventoryEntry {
     gpus: Vec<Amount>,
 }
 
-/// A field and what is wrong with it.
+/// A field and the problem with it.
 type Wrong<F> = (F, String);
 
 impl ClusterSpec {
@@ -157,7 +158,7 @@ impl NamespaceSpec {
     }
 }
 
-/// Fields that ask for what this version does not do yet.
+/// Fields that are set but have no effect in this version.
 fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
     let mut fields = Vec::new();
     if matches!(on_shortfall, Some(OnShortfallText::Reroute)) {
@@ -235,7 +236,7 @@ fn layer(
 }
 
 impl InventorySpec {
-    pub fn overrides(self) -> Result<Vec<Override>, Wrong<String>> {
+    pub(super) fn overrides(self) -> Result<Vec<Override>, Wrong<String>> {
         let entries = self.nodes.into_iter().enumerate().map(|(index, entry)| {
             let field = |name: &str| format!("spec.nodes[{index}]{name}");
             if entry.names.is_empty() && entry.match_labels.is_empty() {
@@ -260,7 +261,7 @@ impl InventorySpec {
                 names: entry.names,
                 labels: entry.match_labels,
                 resource: entry.resource.0,
-                sharing: entry.sharing.map_or(Sharing::SomeWay, Into::into),
+                sharing: entry.sharing.map_or(Sharing::UnknownMethod, Into::into),
                 replicas: entry.replicas,
                 gpus: entry.gpus.into_iter().map(|amount| amount.0).collect(),
             })
@@ -269,7 +270,7 @@ impl InventorySpec {
     }
 }
 
-/// An enum of the core under the names of the documents.
+/// Declares an enum with the names used in documents, and its conversion to an enum of the core.
 macro_rules! text_of {
     ($text:ident => $core:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
         #[derive(Clone, Copy, Deserialize)]
@@ -296,7 +297,7 @@ text_of!(FrameworkText => Framework {
     TensorFlow = "TensorFlow", LlamaCpp = "llama.cpp", Ollama = "Ollama", Triton = "Triton",
 });
 
-/// A field that only the ClusterVramPolicy may set: reading it is the error.
+/// A field that only the ClusterVramPolicy may set: if it is present, reading it fails.
 #[derive(Default)]
 struct ClusterOnly;
 
@@ -307,7 +308,7 @@ impl<'de> Deserialize<'de> for ClusterOnly {
     }
 }
 
-/// `Auto`, or an amount.
+/// `Auto`, an amount of VRAM with a unit, or 0.
 struct DriverReserveText(DriverReserve);
 
 impl<'de> Deserialize<'de> for DriverReserveText {
@@ -345,7 +346,7 @@ impl<'de> Deserialize<'de> for DriverReserveText {
     }
 }
 
-/// An amount of VRAM; unlike a declaration it may be a bare 0.
+/// An amount of VRAM. Unlike a declaration, it may be 0 without a unit.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 struct Amount(Vram);
 
@@ -377,7 +378,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// 0 to 100.
+/// A whole number from 0 to 100.
 struct Percent(u8);
 
 impl<'de> Deserialize<'de> for Percent {
@@ -390,7 +391,7 @@ impl<'de> Deserialize<'de> for Percent {
     }
 }
 
-/// A decimal number in quotes, exact to the thousandth.
+/// A decimal number in quotes, from 0.001 to 10.0, with at most three decimals.
 struct OvercommitText(Overcommit);
 
 impl<'de> Deserialize<'de> for OvercommitText {
@@ -414,10 +415,10 @@ fn thousandths(text: &str) -> Option<u32> {
     format!("{whole}{fraction:0<3}").parse().ok()
 }
 
-/// A name that a namespace can have. Others would be refused by the API server later, as values of a selector, and with them
-/// every other change of that selector.
+/// A valid name of a namespace. The name becomes a value of a webhook's namespace selector. The API server would refuse
+/// a selector with an invalid value, and so every other change of that selector too.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-pub struct NamespaceName(pub String);
+pub(super) struct NamespaceName(pub String);
 
 impl<'de> Deserialize<'de> for NamespaceName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NamespaceName, D::Error> {
@@ -431,7 +432,7 @@ impl<'de> Deserialize<'de> for NamespaceName {
     }
 }
 
-/// A field by its path.
+/// A field that can be locked, by its path.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct FieldText(Field);
 
@@ -446,8 +447,8 @@ impl<'de> Deserialize<'de> for FieldText {
     }
 }
 
-/// The name of a GPU resource.
-struct GpuResource(Resource);
+/// The name of a GPU resource, such as `nvidia.com/gpu`.
+pub(crate) struct GpuResource(pub Resource);
 
 impl<'de> Deserialize<'de> for GpuResource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<GpuResource, D::Error> {

@@ -1,4 +1,4 @@
-//! Every error names file, line and field; every field of the table is read.
+//! Every error names file, line and field; every documented field is read.
 
 use super::*;
 use crate::capacity::gpu::DriverReserve;
@@ -177,6 +177,24 @@ fn an_inventory_entry_describes_nodes_and_gpus() {
     ] {
         assert!(error(&entry(body)).contains(expected), "{expected}: {}", error(&entry(body)));
     }
+}
+
+#[test]
+fn each_field_of_a_document_has_a_file_and_a_line() {
+    let of_cluster = cluster("mode: Warn\ndeclaration:\n  min: 1Gi\nmodels: {a: 1Gi}\nlocked: [mode]");
+    let text = format!("# two documents\n---\n{of_cluster}---\n{}", namespaced("quota: 0"));
+    let one_line =
+        "{apiVersion: vramguard.dev/v1alpha1, kind: VramPolicy, metadata: {name: p, namespace: b}, spec: {mode: Warn}}";
+    let sources = sources([("p.yaml", text.as_str()), ("q.yaml", one_line)]);
+    let cluster = sources.cluster.unwrap();
+    let line = |field: &str| cluster.lines.get(field).copied();
+    assert_eq!(
+        (line("mode"), line("declaration.min"), line("models.a"), line("locked")),
+        (Some(8), Some(10), Some(11), Some(12))
+    );
+    assert_eq!((line("quota"), cluster.file.as_str()), (None, "p.yaml"));
+    assert_eq!(sources.namespaces["ml"].lines["quota"], 20);
+    assert_eq!(sources.namespaces["b"], Source { file: "q.yaml".into(), lines: BTreeMap::new() });
 }
 
 #[test]

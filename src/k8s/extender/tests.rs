@@ -1,22 +1,24 @@
-//! Both wire forms, as kube-scheduler writes and reads them, and what is no such thing.
+//! Both wire forms as kube-scheduler writes and reads them, and bodies that are refused.
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::capacity::gpu::Accounting;
-use crate::capacity::verdict::Unfit;
+use crate::capacity::node::usage::PoolTotals;
+use crate::capacity::verdict::Unplaced;
 use crate::capacity::vram::Vram;
 
 fn names<'a>(args: &'a Args<'_>) -> Vec<&'a str> {
     args.nodes.iter().map(|node| node.name.as_ref()).collect()
 }
 
-fn rejected() -> Answer<'static> {
-    let why = Unfit::Shortfall { demand: Vram::from_mib(8912), accounting: Accounting::Slot };
+fn rejected() -> Answer {
+    let pool = PoolTotals { accounting: Accounting::Slot, allocatable: None, held: Vram::ZERO, holders: 0 };
+    let why = Unplaced::Shortfall { demand: Vram::from_mib(8912), free: Vram::ZERO, pool };
     Err(Rejected { why, published: false })
 }
 
-fn answered(args: &Args<'_>, answers: &[Answer<'_>]) -> Value {
+fn answered(args: &Args<'_>, answers: &[Answer]) -> Value {
     serde_json::to_value(args.result(answers)).unwrap()
 }
 
@@ -55,7 +57,7 @@ fn who_sends_names_gets_names() {
     );
 }
 
-/// Where it reads null, kube-scheduler looks for whole nodes instead.
+/// If `NodeNames` is null, kube-scheduler looks for whole nodes instead.
 #[test]
 fn names_are_a_list_even_where_none_is_left() {
     let args = read(br#"{"Pod":{},"NodeNames":["a"]}"#).unwrap();
@@ -64,7 +66,7 @@ fn names_are_a_list_even_where_none_is_left() {
     assert_eq!(answered(&nobody, &[])["NodeNames"], json!([]));
 }
 
-/// The scheduler goes on with the objects of the answer, so what is not read must not be lost.
+/// The scheduler continues with the objects of the answer, so fields that are not read must not be lost.
 #[test]
 fn who_sends_whole_nodes_gets_them_back_as_they_were() {
     let node = r#"{ "kind":"Node", "metadata":{"labels":{"x":"\u0079"},"name":"a"}, "spec":{"taints":[ ]} }"#;

@@ -1,4 +1,4 @@
-//! Ledgers as the API server keeps them.
+//! Ledgers as the API server stores them.
 
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn rows() -> Value {
 
 #[test]
 fn what_is_read_is_what_would_be_written() {
-    let shared = ledger(rows(), Value::Null).shared().unwrap();
+    let shared = ledger(rows(), Value::Null).content().unwrap();
     assert_eq!(spec(&shared.reservations, &Rules::default()), rows());
     let patch = spec_patch(&shared.reservations, &Rules::default(), "7");
     assert_eq!(patch["metadata"], json!({ "resourceVersion": "7", "managedFields": [{}] }));
@@ -34,14 +34,14 @@ fn what_is_read_is_what_would_be_written() {
 
 #[test]
 fn a_reservation_holds_what_its_rows_say() {
-    let shared = ledger(rows(), Value::Null).shared().unwrap();
+    let shared = ledger(rows(), Value::Null).content().unwrap();
     let first = shared.reservations.of(&PodUid::from("a")).unwrap();
     assert_eq!((first.state, first.gpu.clone()), (State::Assumed, Some(GpuId::Uuid("GPU-1".into()))));
     assert_eq!(first.holder.request, Some(Vram::from_mib(8912)));
     assert_eq!(first.holder.starting, Some(first.since));
     let second = shared.reservations.of(&PodUid::from("b")).unwrap();
     assert_eq!((second.holder.request, second.holder.parts.len()), (None, 2));
-    // The init container gives its replica back before the other starts.
+    // The init container releases its replica before the other container starts.
     assert_eq!(second.holder.gpus, [(Resource("nvidia.com/gpu".into()), 1)]);
 }
 
@@ -53,11 +53,11 @@ fn a_report_is_read_with_identity_and_size() {
                    "reservedMiB": 480, "outOfBandMiB": 7 }],
         "pods": [{ "uid": "a", "container": "main", "gpu": "GPU-1" }],
     } });
-    let report = ledger(Value::Null, status).shared().unwrap().report.unwrap();
-    assert_eq!(report.handout, Handout::Packed);
-    let gpu = &report.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
+    let inventory = ledger(Value::Null, status).content().unwrap().inventory.unwrap();
+    assert_eq!(inventory.allocation_policy, AllocationPolicy::Packed);
+    let gpu = &inventory.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
     assert_eq!((gpu.driver_reserved, gpu.out_of_band), (Some(Vram::from_mib(480)), Vram::from_mib(7)));
-    assert_eq!(report.given[&PodUid::from("a")]["main"], GpuId::Uuid("GPU-1".into()));
+    assert_eq!(inventory.assigned[&PodUid::from("a")], [("main".into(), GpuId::Uuid("GPU-1".into()))]);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_ledger_that_cannot_be_read_names_object_and_field() {
     let with = |field: &str, value: Value| {
         let mut row = rows()["reservations"][0].clone();
         row[field] = value;
-        ledger(spec(row), Value::Null).shared().unwrap_err().to_string()
+        ledger(spec(row), Value::Null).content().unwrap_err().to_string()
     };
     assert_eq!(
         with("since", json!("yesterday")),
@@ -76,13 +76,13 @@ fn a_ledger_that_cannot_be_read_names_object_and_field() {
     assert!(with("mib", json!(u64::MAX)).ends_with("is more than a quantity can say"));
     assert!(with("state", json!("Perhaps")).contains("spec.reservations[0].state: unknown variant"));
     let gpu = json!({ "resource": "r", "replicas": 0, "uuid": "u", "index": 0, "totalMiB": 1 });
-    let error = ledger(Value::Null, json!({ "agent": { "gpus": [gpu] } })).shared().unwrap_err();
+    let error = ledger(Value::Null, json!({ "agent": { "gpus": [gpu] } })).content().unwrap_err();
     assert!(error.field.starts_with("status.agent.gpus[0].replicas"), "{error}");
 }
 
 #[test]
 fn a_ledger_without_reservations_is_empty_and_not_unreadable() {
     for spec in [Value::Null, json!({}), json!({ "reservations": [] })] {
-        assert!(ledger(spec, Value::Null).shared().unwrap().reservations.is_empty());
+        assert!(ledger(spec, Value::Null).content().unwrap().reservations.is_empty());
     }
 }

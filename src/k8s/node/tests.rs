@@ -1,4 +1,4 @@
-//! Labels against capacity, as nodes really carry them.
+//! Labels and capacity as real nodes have them, matching and contradicting.
 
 use serde_json::json;
 
@@ -118,7 +118,7 @@ fn a_node_without_gpus_has_no_pool() {
     assert_eq!(node(&[], &[("cpu", "8"), ("nvidia.com/gpu", "0")]).pools, []);
 }
 
-/// Seen on a real kubelet of 1.35: each restart advertises 0 for some ten seconds.
+/// A real kubelet of 1.35 advertises 0 for some ten seconds after each restart.
 #[test]
 fn a_kubelet_that_starts_has_lost_no_gpu() {
     let one = labels("24576", "1", "4", "time-slicing");
@@ -133,7 +133,7 @@ fn a_kubelet_that_starts_has_lost_no_gpu() {
     let left_over = [("nvidia.com/gpu", "0"), ("nvidia.com/gpu.shared", "0")];
     assert_eq!(modes(&node(&renamed, &left_over)), [("nvidia.com/gpu", Accounting::Exact)]);
     assert_eq!(node(&[], &[("nvidia.com/gpu", "0")]).pools, []);
-    // With renameByDefault the split is not in the labels: shared for certain, how much is not known.
+    // With renameByDefault the labels do not say how many GPUs are shared: sharing is certain, the amount is unknown.
     let renamed = [one, vec![("nvidia.com/gpu.product", "NVIDIA-L4")]].concat();
     for whole in ["0", "2"] {
         let facts = node(&renamed, &[("nvidia.com/gpu", whole), ("nvidia.com/gpu.shared", "0")]);
@@ -149,7 +149,7 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
         names: ["gpu-0".to_owned()].into(),
         labels: BTreeMap::new(),
         resource: Resource("nvidia.com/gpu".into()),
-        sharing: Sharing::SomeWay,
+        sharing: Sharing::UnknownMethod,
         replicas: NonZeroU32::new(4).unwrap(),
         gpus: vec![Vram::from_mib(24_576), Vram::from_mib(81_559)],
     };
@@ -167,17 +167,17 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
 fn a_cordoned_node_is_tainted() {
     let mut node = object(&[], &[]);
     node.spec.unschedulable = Some(true);
-    assert_eq!(facts(&node, &[]).site.taints.len(), 1);
+    assert_eq!(facts(&node, &[]).profile.taints.len(), 1);
 }
 
 #[test]
 fn an_advertised_figure_is_compared_by_value() {
-    assert!(says(Some("23870Mi"), Some(Vram::from_mib(23_870))));
-    assert!(says(Some("25029509120"), Some(Vram::from_mib(23_870))));
-    assert!(!says(Some("25029509121"), Some(Vram::from_mib(23_870))));
-    assert!(!says(None, Some(Vram::ZERO)));
-    assert!(!says(Some("0"), None));
-    assert!(!says(Some("many"), Some(Vram::ZERO)));
+    assert!(advertises(Some("23870Mi"), Some(Vram::from_mib(23_870))));
+    assert!(advertises(Some("25029509120"), Some(Vram::from_mib(23_870))));
+    assert!(!advertises(Some("25029509121"), Some(Vram::from_mib(23_870))));
+    assert!(!advertises(None, Some(Vram::ZERO)));
+    assert!(!advertises(Some("0"), None));
+    assert!(!advertises(Some("many"), Some(Vram::ZERO)));
 }
 
 #[test]
@@ -196,12 +196,12 @@ fn a_renamed_resource_is_known_once_a_gpu_inventory_describes_it() {
         gpus: vec![Vram::from_mib(24_576)],
     };
     let facts = |sharing| facts(&object, &[described(sharing)]);
-    assert_eq!(modes(&facts(Sharing::SomeWay)), [("nvidia.com/gpu.small", Accounting::Exact)]);
+    assert_eq!(modes(&facts(Sharing::UnknownMethod)), [("nvidia.com/gpu.small", Accounting::Exact)]);
     assert_eq!(modes(&facts(Sharing::Mps)), [("nvidia.com/gpu.small", Accounting::Slot)]);
-    // A kubelet that starts advertises zero until the device plugin is back.
+    // A starting kubelet advertises zero until the device plugin has registered again.
     let mut starting = object.clone();
     starting.status.capacity.insert("nvidia.com/gpu.small".into(), serde_json::from_value(json!("0")).unwrap());
-    let facts = super::facts(&starting, &[described(Sharing::SomeWay)]);
+    let facts = super::facts(&starting, &[described(Sharing::UnknownMethod)]);
     assert_eq!(modes(&facts), [("nvidia.com/gpu.small", Accounting::Exact)]);
 }
 
@@ -213,7 +213,7 @@ fn a_label_says_mps_where_the_operators_word_leaves_it_open() {
         names: ["gpu-0".to_owned()].into(),
         labels: BTreeMap::new(),
         resource: Resource("nvidia.com/gpu".into()),
-        sharing: Sharing::SomeWay,
+        sharing: Sharing::UnknownMethod,
         replicas: NonZeroU32::new(4).unwrap(),
         gpus: vec![Vram::from_mib(24_576)],
     };

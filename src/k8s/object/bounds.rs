@@ -1,38 +1,45 @@
-//! How much of a pod is kept. Owns the bounds and the name of the first part that exceeds one; refusing such a pod is
-//! `capacity::admission`'s, counting it on its node the index's.
+//! Bounds on how much of a pod is kept. Owns the bounds and the name of the first part that exceeds one.
+//! `capacity::admission` refuses such a pod, and the index counts it on its node.
 //!
-//! Kubernetes bounds an object by its bytes only (some 3 MiB in a request), and of short entries those become many times as
-//! much in memory. All bounds together keep what parsing makes of a pod below some 4 MiB beside its values and texts, which
-//! take no more than their JSON.
+//! Kubernetes limits an object only by its bytes (some 3 MiB in a request), and many short entries take many times that
+//! in memory. All bounds together limit the memory of a parsed pod to some 4 MiB, plus its values and texts, which take
+//! no more than their JSON.
 
-use super::{Container, NodeSelectorTerm, PodSpec, PodStatus};
+use super::{Container, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PodStatus, Quantities};
 use crate::capacity::pod::Excess;
+use crate::keys;
 
-/// Containers, and init containers. Pods of a dozen are rare.
+/// Containers, and also init containers. Pods with a dozen are rare.
 pub const MAX_CONTAINERS: usize = 128;
-/// Entries of a container's limits, and of its requests: one for each kind of device.
+/// Entries of a container's limits, and also of its requests. A container needs one for each kind of device.
 pub const MAX_RESOURCES: usize = 64;
-/// Entries of one environment that set one of the variables that vramguard reads; the last of a name counts.
+/// Entries of one environment for variables that vramguard reads. Of several with the same name, the last one counts.
 pub const MAX_ENV: usize = 64;
-/// Annotations under our prefix or KAI's: up to five for each container with a GPU.
+/// Annotations with our prefix or KAI's. A container with a GPU has up to five.
 pub const MAX_ANNOTATIONS: usize = 256;
 /// Entries of `nodeSelector`.
 pub const MAX_SELECTOR: usize = 128;
-/// Terms of the required node affinity.
-pub const MAX_TERMS: usize = 128;
-/// Requirements of a term on labels, and on fields.
-pub const MAX_REQUIREMENTS: usize = 64;
-/// Values of all requirements together: the nodes of a large cluster by name, three times.
-pub const MAX_VALUES: usize = 16_384;
-/// Tolerations.
+/// Terms of the required node affinity that its author may write.
+pub const MAX_TERMS: usize = 64;
+/// Terms that are read: `/mutate` makes two of each term.
+pub const READ_TERMS: usize = 2 * MAX_TERMS;
+/// Requirements of a term on labels, and also on fields, that its author may write.
+pub const MAX_REQUIREMENTS: usize = 62;
+/// Requirements that are read: `/mutate` adds two on labels.
+pub const READ_REQUIREMENTS: usize = MAX_REQUIREMENTS + 2;
+/// Values of all requirements together that their author may write: enough to name the nodes of a large cluster.
+pub const MAX_VALUES: usize = 8192;
+/// Values that are read: `/mutate` doubles them, and adds three values to each term.
+pub const READ_VALUES: usize = 2 * MAX_VALUES + 3 * READ_TERMS;
+/// Tolerations of a pod.
 pub const MAX_TOLERATIONS: usize = 256;
 /// Conditions of a pod; Kubernetes writes six.
 pub const MAX_CONDITIONS: usize = 64;
 /// Bytes of a container's name, of which Kubernetes allows 63. A refusal repeats the names of all containers.
 pub const MAX_NAME: usize = 253;
 
-/// Cuts what the lists by themselves do not bound, and says what of the pod is not all here. `annotations` is the count and
-/// the bound of its annotations, where they exceed it.
+/// Cuts the parts that the list types do not bound, and returns the first part that exceeds a bound. `annotations` is
+/// the number of annotations and their bound, if they exceed it.
 pub(super) fn enforce(annotations: Option<(usize, usize)>, spec: &mut PodSpec, status: &PodStatus) -> Option<Excess> {
     let mut excesses = Excesses::default();
     excesses.note(annotations, false, || "metadata.annotations".to_owned());
@@ -47,8 +54,7 @@ pub(super) fn enforce(annotations: Option<(usize, usize)>, spec: &mut PodSpec, s
     let affinity = spec.affinity.as_mut().and_then(|affinity| affinity.node_affinity.as_mut());
     if let Some(required) = affinity.and_then(|affinity| affinity.required.as_mut()) {
         let terms = &mut required.node_selector_terms;
-        excesses.note(terms.excess(), false, || format!("{REQUIRED}.nodeSelectorTerms"));
-        excesses.of_terms(terms.kept_mut());
+        excesses.of_terms(terms.count(), terms.kept_mut());
     }
     excesses.note(status.conditions.excess(), false, || "status.conditions".to_owned());
     excesses.first
@@ -56,7 +62,7 @@ pub(super) fn enforce(annotations: Option<(usize, usize)>, spec: &mut PodSpec, s
 
 const REQUIRED: &str = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution";
 
-/// The first excess, one that may hide a GPU before all others.
+/// The first excess. One that may hide a GPU takes precedence over all others.
 #[derive(Default)]
 struct Excesses {
     first: Option<Excess>,
@@ -80,22 +86,39 @@ impl Excesses {
             name.shrink_to_fit();
         }
         let resources = container.resources.as_ref();
-        let limits = resources.and_then(|resources| resources.limits.as_ref()?.excess());
-        let requests = resources.and_then(|resources| resources.requests.as_ref()?.excess());
+        // `/mutate` adds one entry.
+        let of_others =
+            |list: &Quantities| over(list.count() - usize::from(list.contains_key(keys::VRAM_RESOURCE)), MAX_RESOURCES);
+        let limits = resources.and_then(|resources| of_others(resources.limits.as_ref()?));
+        let requests = resources.and_then(|resources| of_others(resources.requests.as_ref()?));
         self.note(limits, true, || field("resources.limits"));
         self.note(requests, true, || field("resources.requests"));
         self.note(container.env.as_ref().and_then(|env| env.excess()), true, || field("env"));
     }
 
-    fn of_terms(&mut self, terms: &mut [NodeSelectorTerm]) {
-        let (mut values, mut left) = (0, MAX_VALUES);
+    /// Counts the terms that their author wrote, so that the terms that `/mutate` added to them still pass `/validate`.
+    fn of_terms(&mut self, count: usize, terms: &mut [NodeSelectorTerm]) {
+        let mut values = [0, 0]; // of the author's terms, and of the second ones that `/mutate` makes of them
+        let (mut seconds, mut all_values, mut left) = (0, 0, READ_VALUES);
         for (index, term) in terms.iter_mut().enumerate() {
-            let lists = [("matchExpressions", &mut term.match_expressions), ("matchFields", &mut term.match_fields)];
-            for (name, list) in lists {
+            let expressions = term.match_expressions.iter().flatten();
+            let second = expressions.clone().any(is_our_bound);
+            let added = expressions.filter(|requirement| is_added(requirement)).count();
+            seconds += usize::from(second);
+            let lists =
+                [("matchExpressions", &mut term.match_expressions, added), ("matchFields", &mut term.match_fields, 0)];
+            for (name, list, added) in lists {
                 let Some(list) = list else { continue };
-                self.note(list.excess(), false, || format!("{REQUIRED}.nodeSelectorTerms[{index}].{name}"));
+                // Requirements that were not read are never taken for ours.
+                let written = if list.excess().is_some() { list.count() } else { list.count() - added };
+                self.note(over(written, MAX_REQUIREMENTS), false, || {
+                    format!("{REQUIRED}.nodeSelectorTerms[{index}].{name}")
+                });
                 for requirement in list.kept_mut() {
-                    values += requirement.values.len();
+                    all_values += requirement.values.len();
+                    if !is_added(requirement) {
+                        values[usize::from(second)] += requirement.values.len();
+                    }
                     if requirement.values.len() > left {
                         requirement.values.truncate(left);
                     }
@@ -103,9 +126,25 @@ impl Excesses {
                 }
             }
         }
-        let excess = (values > MAX_VALUES).then_some((values, MAX_VALUES));
-        self.note(excess, false, || format!("{REQUIRED} (values of all its terms)"));
+        let terms = if count > READ_TERMS { count } else { seconds.max(count - seconds) };
+        self.note(over(terms, MAX_TERMS), false, || format!("{REQUIRED}.nodeSelectorTerms"));
+        let values = if all_values > READ_VALUES { all_values } else { values[0].max(values[1]) };
+        self.note(over(values, MAX_VALUES), false, || format!("{REQUIRED} (values of all its terms)"));
     }
+}
+
+fn over(count: usize, most: usize) -> Option<(usize, usize)> {
+    (count > most).then_some((count, most))
+}
+
+/// Whether a requirement is our lower bound, which `/mutate` adds to the second of the terms made of one.
+fn is_our_bound(requirement: &NodeSelectorRequirement) -> bool {
+    requirement.key == keys::POD_MAX_MIB && requirement.operator == "Gt"
+}
+
+/// Whether a requirement is of a kind that `/mutate` adds.
+fn is_added(requirement: &NodeSelectorRequirement) -> bool {
+    requirement.key == keys::POD_MAX_MIB || requirement.key == keys::GFD_SHARING && requirement.operator == "NotIn"
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The environment of a container, reduced to the variables that vramguard reads.
+//! The environment of a container, reduced to the variables that vramguard reads. Owns which entries are kept, and
+//! their positions; [`super::bounds`] owns how many.
 
 use std::fmt;
 
@@ -9,8 +10,8 @@ use super::bounds::MAX_ENV;
 use super::null_as_default;
 use crate::keys;
 
-/// The entries of an environment that vramguard has a say in ([`keys::ENV_READ`]), in order; an environment of other entries
-/// is empty here, but there.
+/// The entries of an environment whose names are in [`keys::ENV_READ`], in order. An environment that has only other
+/// entries is empty here, which differs from no environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Env {
     kept: Vec<EnvVar>,
@@ -33,7 +34,7 @@ impl<'e> IntoIterator for &'e Env {
 }
 
 impl Env {
-    /// How many of those entries the JSON held, if that is more than the bound.
+    /// Number of entries in the JSON with a name in [`keys::ENV_READ`], and the bound, if the bound is exceeded.
     pub fn excess(&self) -> Option<(usize, usize)> {
         (self.count > MAX_ENV).then_some((self.count, MAX_ENV))
     }
@@ -65,34 +66,34 @@ impl<'de> Deserialize<'de> for Env {
     }
 }
 
-/// One environment entry.
+/// One entry of an environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EnvVar {
-    /// Its place among all entries of the container, from 0, which a patch needs.
+    /// Index among all entries of the container, from 0; the path of a JSON Patch needs it.
     #[serde(skip)]
     pub index: usize,
-    /// Name.
+    /// Name of the variable.
     pub name: String,
-    /// Literal value.
+    /// Literal value; absent if the value has a source.
     pub value: Option<String>,
-    /// Taken from elsewhere.
+    /// Source of the value, instead of a literal.
     pub value_from: Option<EnvVarSource>,
 }
 
-/// Where the value of an environment entry is taken from.
+/// Source of the value of an environment entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EnvVarSource {
-    /// A field of the pod.
+    /// A field of the pod; `None` for every other kind of source.
     pub field_ref: Option<FieldRef>,
 }
 
-/// A field of the pod.
+/// A reference to a field of the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct FieldRef {
-    /// Its path.
+    /// Path of the field, such as `metadata.name`.
     #[serde(deserialize_with = "null_as_default")]
     pub field_path: String,
 }

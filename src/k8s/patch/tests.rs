@@ -1,10 +1,10 @@
-//! Patches applied to the very object, as the API server does it.
+//! Patches applied to the object that was sent, as the API server does.
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::capacity::environment::Variable;
-use crate::capacity::placement::NodeNeeds;
+use crate::capacity::admission::environment::Variable;
+use crate::capacity::pod::placement::NodeNeeds;
 use crate::capacity::vram::Vram;
 
 fn patched(pod: &Value, changes: &Changes) -> Value {
@@ -14,7 +14,7 @@ fn patched(pod: &Value, changes: &Changes) -> Value {
     pod
 }
 
-/// The change of a pod's affinity alone.
+/// Changes that consist of the pod's affinity only.
 fn needing(pod: &Value, needs: NodeNeeds) -> Changes {
     let object: PodObject = serde_json::from_value(pod.clone()).unwrap();
     let affinity = crate::k8s::pod::translate(&object, None, None).placement.affinity_for(&needs);
@@ -35,7 +35,7 @@ fn what_is_missing_on_the_way_is_created() {
     let wanted = json!({ "vramguard.dev/vram": "8912Mi" });
     for resources in [Value::Null, json!({}), json!({ "limits": {} }), json!({ "limits": {}, "requests": {} })] {
         let mut container = json!({ "name": "main" });
-        // `resources` itself always exists where a container requests a GPU; only its maps may be missing.
+        // `resources` always exists if a container requests a GPU; only its maps may be missing.
         container["resources"] = if resources.is_null() { json!({}) } else { resources };
         let pod = patched(&json!({ "spec": { "containers": [container] } }), &full_change());
         let resources = &pod["spec"]["containers"][0]["resources"];
@@ -98,7 +98,7 @@ fn unshared_nodes_are_required_beside_everything_else_that_is() {
         ),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: true, room_for: None }));
+        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: true, pod_max_at_least: None }));
         let node_affinity = &patched["spec"]["affinity"]["nodeAffinity"];
         assert_eq!(node_affinity["requiredDuringSchedulingIgnoredDuringExecution"], expected);
         if affinity.get("podAntiAffinity").is_some() {
@@ -136,12 +136,12 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
                 { "matchFields": [name], "matchExpressions": [zone("b"), large] },
             ]),
         ),
-        // Nothing matches nothing, with whatever else.
+        // A selector without terms matches no node, and no requirement can change that.
         (required(json!([])), json!([])),
     ] {
         let pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
-        let room_for = Some(Vram::from_mib(8912));
-        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: false, room_for }));
+        let pod_max_at_least = Some(Vram::from_mib(8912));
+        let patched = patched(&pod, &needing(&pod, NodeNeeds { avoid_shared: false, pod_max_at_least }));
         let required = &patched["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         assert_eq!(required["nodeSelectorTerms"], expected);
     }
@@ -149,7 +149,7 @@ fn each_alternative_of_theirs_has_to_hold_with_one_of_ours() {
 
 #[test]
 fn unshared_nodes_are_required_in_each_alternative() {
-    let needs = NodeNeeds { avoid_shared: true, room_for: Some(Vram::from_mib(8912)) };
+    let needs = NodeNeeds { avoid_shared: true, pod_max_at_least: Some(Vram::from_mib(8912)) };
     let zone = json!({ "key": "zone", "operator": "Exists" });
     let unshared =
         json!({ "key": "nvidia.com/gpu.sharing-strategy", "operator": "NotIn", "values": ["time-slicing", "mps"] });
@@ -175,7 +175,8 @@ fn terms_of(pod: &Value) -> Value {
     pod.pointer(REQUIRED_PATH).map_or(Value::Null, |required| required["nodeSelectorTerms"].clone())
 }
 
-/// An agent that starts again with more memory each time it ran out of it copied 2, 4, 8, 16 terms.
+/// Regression: each copy of a mutated pod with another demand had twice the terms. An agent that restarted with more
+/// memory after each out-of-memory failure got 2, 4, 8, then 16.
 #[test]
 fn terms_do_not_multiply_when_a_pod_is_copied_with_another_demand() {
     let zone = json!({ "key": "zone", "operator": "In", "values": ["a"] });
@@ -190,7 +191,7 @@ fn terms_do_not_multiply_when_a_pod_is_copied_with_another_demand() {
         let with = |ours: Value| if affinity.is_null() { vec![ours] } else { vec![zone.clone(), ours] };
         let mut pod = json!({ "spec": { "affinity": affinity, "containers": [] } });
         for mib in [1744, 2768, 8912, 3792, 1744] {
-            let needs = NodeNeeds { avoid_shared: false, room_for: Some(Vram::from_mib(mib)) };
+            let needs = NodeNeeds { avoid_shared: false, pod_max_at_least: Some(Vram::from_mib(mib)) };
             pod = patched(&pod, &needing(&pod, needs));
             assert_eq!(
                 terms_of(&pod),
@@ -211,7 +212,7 @@ fn a_requirement_on_our_label_that_somebody_wrote_is_replaced() {
         json!({ "spec": { "containers": [], "affinity": { "nodeAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } } } })
     };
-    let needs = NodeNeeds { avoid_shared: false, room_for: Some(Vram::from_mib(100)) };
+    let needs = NodeNeeds { avoid_shared: false, pod_max_at_least: Some(Vram::from_mib(100)) };
     let ours = [
         json!({ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" }),
         json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["99"] }),

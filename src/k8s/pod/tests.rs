@@ -1,4 +1,4 @@
-//! Pods as the API server sends them.
+//! Pods as the API server sends them, translated.
 
 use serde_json::{Value, json};
 
@@ -80,11 +80,11 @@ fn requests_are_read_from_limits_and_requests() {
     assert_eq!(request(json!({ "requests": { "vramguard.dev/vram": "8192Mi" } })), exactly);
     assert_eq!(request(json!({ "limits": { "vramguard.dev/vram": 8_589_934_592_u64 } })), exactly);
     for (limit, counted) in [("8G", Some(7630)), ("garbage", None)] {
-        let odd = VramRequest::Odd { text: limit.into(), counted: counted.map(Vram::from_mib) };
+        let odd = VramRequest::Irregular { text: limit.into(), counted: counted.map(Vram::from_mib) };
         assert_eq!(request(json!({ "limits": { "vramguard.dev/vram": limit } })), odd);
     }
     let differ = json!({ "limits": { "vramguard.dev/vram": "8Gi" }, "requests": { "vramguard.dev/vram": "1Gi" } });
-    assert!(matches!(request(differ), VramRequest::Odd { .. }));
+    assert!(matches!(request(differ), VramRequest::Irregular { .. }));
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn each_container_of_a_holder_counts_by_its_request_its_declaration_or_its_slots
     for annotations in [json!({}), json!({ "vramguard.dev/vram": "8GB" }), json!({ "vramguard.dev/model": "m" })] {
         assert_eq!(parts(annotations, one.clone()), [Amount::Slots(1)]);
     }
-    // What one container says does not speak for the other.
+    // The declaration of one container does not apply to the other.
     let half = json!({ "vramguard.dev/vram.a": "20Gi", "vramguard.dev/vram.b": "8GB" });
     assert_eq!(parts(half.clone(), two.clone()), [declared(20 * 1024, 1), Amount::Slots(1)]);
     let mut requested = two;
@@ -175,4 +175,35 @@ fn the_admission_policy_and_the_webhook_excuse_the_same_folders() {
     let policy = include_str!("../../../deploy/base/validatingadmissionpolicy-devices.yaml");
     let listed = object::INFRASTRUCTURE.map(|folder| format!("'{folder}'")).join(", ");
     assert!(policy.contains(&format!("[{listed}].exists(path,")), "{listed}");
+}
+
+#[test]
+fn a_pod_needs_the_label_where_each_alternative_of_its_affinity_wants_it() {
+    let needs = |terms: Value| {
+        let mut pod = json!({
+            "metadata": { "name": "llm", "namespace": "ml", "uid": "u" },
+            "spec": { "nodeName": "gpu-0", "containers": [gpu_container("main")] },
+        });
+        pod["spec"]["affinity"] = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+        would_hold(&object(pod)).expect("it has a GPU").needs_label
+    };
+    let expression =
+        |operator: &str, values: Value| json!({ "key": keys::POD_MAX_MIB, "operator": operator, "values": values });
+    let term = |expression: Value| json!({ "matchExpressions": [expression] });
+    let above = || term(expression("Gt", json!(["8911"])));
+    let absent = || term(expression("DoesNotExist", json!([])));
+    let zone = || term(json!({ "key": "zone", "operator": "In", "values": ["a"] }));
+    let named = json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["gpu-0"] }] });
+    for (terms, expected) in [
+        (json!([above()]), true),
+        (json!([above(), {}]), true),
+        (json!([term(expression("Exists", json!([])))]), true),
+        (json!([above(), absent()]), false),
+        (json!([above(), zone()]), false),
+        (json!([above(), named]), false),
+        (json!([{}]), false),
+        (json!([]), false),
+    ] {
+        assert_eq!(needs(terms.clone()), expected, "{terms}");
+    }
 }

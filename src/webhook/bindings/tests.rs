@@ -1,4 +1,4 @@
-//! When a pod is read for its binding.
+//! When the guard reads the pod of a binding from the API server.
 
 use std::convert::Infallible;
 
@@ -22,7 +22,7 @@ fn seen(object: Value) -> PodObject {
     serde_json::from_value(object).expect("a pod")
 }
 
-/// An API server that knows one pod, with another uid than the watch has shown, and how often it was asked.
+/// An API server with one pod, whose uid differs from the one that the watch has shown, and a counter of its calls.
 fn guard() -> (BindingGuard, Arc<Mutex<usize>>) {
     let asked: Arc<Mutex<usize>> = Arc::default();
     let count = asked.clone();
@@ -54,11 +54,11 @@ async fn a_pod_that_the_watch_has_shown_is_not_read_for_a_binding_with_its_uid_a
         found.uid.to_string()
     };
     assert_eq!((uid(binding("llm", Some("shown"))).await, *asked.lock()), ("shown".into(), 0));
-    // Which pod of that name is meant, and that it is this one, only a read says.
+    // Unless uid and name match a pod of the watch, only a read shows which pod the Binding is for.
     assert_eq!((uid(binding("llm", None)).await, *asked.lock()), ("read".into(), 1));
     assert_eq!((uid(binding("other", Some("shown"))).await, *asked.lock()), ("read".into(), 2));
     assert_eq!((uid(binding("llm", Some("unknown"))).await, *asked.lock()), ("read".into(), 3));
-    // Once it has a node, what the API server has now counts.
+    // Once the pod has a node, the guard uses what the API server returns now.
     let mut bound = object("shown");
     bound["spec"]["nodeName"] = json!("gpu-0");
     index.apply_pod(&seen(bound));

@@ -1,4 +1,4 @@
-//! When a question is asked again, and when it is not answered.
+//! When nodes are looked up again, and when a call gets no answer.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -14,12 +14,12 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::capacity::gpu::Rules;
-use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::policies::PolicyStore;
+use crate::state::index::Index;
+use crate::state::policies::PolicyStore;
 use crate::tls::CertificateStore;
 
-/// A server that has seen nothing yet.
+/// A server whose index is not synced yet.
 fn webhook() -> Webhook {
     let policies = Arc::new(PolicyStore::new(&Vec::new(), "own").unwrap());
     let index = Arc::new(Index::new(Rules::default(), Vec::new()));
@@ -27,7 +27,7 @@ fn webhook() -> Webhook {
     Webhook { index, policies, metrics }
 }
 
-/// One that has seen a node with one GPU and a pod that fills it.
+/// A server that has seen a node with one GPU and a pod that fills it.
 fn full() -> Webhook {
     let webhook = webhook();
     let node = json!({

@@ -1,4 +1,4 @@
-//! Who gets room, and when it is given back.
+//! Which bodies get room, and when the room is returned.
 
 use std::convert::Infallible;
 use std::task::Poll;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-/// A body whose bytes come when the test says so.
+/// A body whose bytes arrive when the test sends them.
 fn body() -> (mpsc::Sender<usize>, Body) {
     let (bytes, arriving) = mpsc::channel::<usize>(64);
     let frames = stream::unfold(arriving, async |mut arriving| {
@@ -19,7 +19,7 @@ fn body() -> (mpsc::Sender<usize>, Body) {
     (bytes, Body::from_stream(frames))
 }
 
-/// KiB that are free in both lanes.
+/// Free KiB in both lanes.
 fn free(intake: &Intake) -> (usize, usize) {
     (intake.small.arriving.available_permits(), intake.large.arriving.available_permits())
 }
@@ -83,7 +83,7 @@ async fn bodies_that_have_all_the_room_together_end_one_after_the_other() {
     let intake = Arc::new(Intake::default());
     let (senders, bodies): (Vec<_>, Vec<_>) = (0..8).map(|_| body()).unzip();
     let sent = async {
-        // A piece of each in turn, so that the room is full of halves.
+        // One piece of each body in turn, so that half bodies fill the room.
         for _ in 0..8 {
             for sender in &senders {
                 sender.send(1 << 20).await.unwrap();
@@ -112,7 +112,7 @@ async fn one_large_body_is_parsed_at_a_time_and_many_usual_ones_beside_it() {
     assert!(poll!(waits.as_mut()).is_pending());
     let small = join_all((0..20).map(|_| receive(10 << 10))).await;
     let _parsing = join_all(small.iter().map(Received::room_to_parse)).await;
-    // A flood of bodies that just pass as small ones keeps no usual one waiting either.
+    // Many bodies just below the size of the small lane do not delay usual ones either.
     let flood = join_all((0..20).map(|_| receive(250 << 10))).await;
     let mut flood: Vec<_> = flood.iter().map(|body| Box::pin(body.room_to_parse())).collect();
     let mut parsed = Vec::new();

@@ -1,7 +1,10 @@
-//! The case files through the binding guard, on a real control plane: it reads the pod and writes the node's ledger through the
-//! API, so it is asked by an API server that holds the case's cluster.
+//! Runs the case files through the binding guard, on a real control plane.
 //!
-//! A case counts here if it says something of a node and its pod is created. Each of its nodes is asked about.
+//! The guard reads the pod and writes the node's ledger through the API. So an API server that holds the cluster of
+//! the case asks the guard.
+//!
+//! A case is used here if it expects something about a node and its pod is created. The guard is asked about each node
+//! of the case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,15 +16,16 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use vramguard::k8s::case::{Bound, Case, Expected, SCHEDULER, Stage, Suite};
+use vramguard::k8s::case::{Bound, Case, Expected, Suite};
 use vramguard::k8s::gpu_ledger::GpuLedger;
+use vramguard::k8s::simulation::Simulation;
 
 use super::suites;
 use crate::guard::Guard;
 use crate::support::{Component, ControlPlane, GpuNode, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What the API server puts before the message of a refusal.
+/// The prefix that the API server adds to the message of a refusal.
 const DENIED: &str = "admission webhook \"bindings.vramguard.dev\" denied the request: ";
 
 #[tokio::test]
@@ -38,7 +42,7 @@ async fn the_binding_guard_answers_every_case_as_the_core_does() {
         }
         let played = Played::start(&plane, &suite).await;
         for case in cases {
-            let by_core = played.stage.play(case).expect("checked in cases").bind;
+            let by_core = case.play(&played.simulation).expect("checked in cases").bind;
             for (node, answer) in &by_core {
                 let of = format!("{}: {}: {node}", path.display(), case.name);
                 played.expect_bind(case, node, answer, &of).await;
@@ -51,11 +55,11 @@ async fn the_binding_guard_answers_every_case_as_the_core_does() {
     assert!(asked > 20, "{asked}");
 }
 
-/// The cluster of a suite in an API server, under the suite's policies.
+/// The cluster of a suite in an API server, under the policies of the suite.
 struct Played<'a> {
     plane: &'a ControlPlane,
     suite: &'a Suite,
-    stage: Stage,
+    simulation: Simulation,
     guard: Guard,
     admin: Client,
     scheduler: Client,
@@ -70,7 +74,7 @@ impl<'a> Played<'a> {
             let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
             plane.apply(&object.to_string()).await;
         }
-        // Pods that a case finds were there before the guard.
+        // The pods of the cluster must exist before the guard starts.
         let admin = plane.client();
         for pod in of_kind(suite, "Pod") {
             eventually("a pod to be created past the guard", PATIENCE, async || create(&admin, pod).await).await;
@@ -81,11 +85,11 @@ impl<'a> Played<'a> {
         let policies: Vec<(&str, &str)> = policies.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
         let guard = Guard::start(plane, &policies).await;
         let scheduler = scheduler(plane.admin_kubeconfig()).await;
-        let stage = Stage::of(suite).expect("checked in cases");
-        Played { plane, suite, stage, guard, admin, scheduler }
+        let simulation = suite.simulation();
+        Played { plane, suite, simulation, guard, admin, scheduler }
     }
 
-    /// Takes away what the next suite must not find.
+    /// Deletes what the next suite must not find.
     async fn end(mut self) {
         self.guard.server.stop();
         for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
@@ -98,7 +102,7 @@ impl<'a> Played<'a> {
         std::fs::remove_dir_all(&self.guard.policies).expect("it was written");
     }
 
-    /// What the binding guard says to a binding of the case's pod, with what it then writes, is what the core says.
+    /// Asserts that the guard answers a binding of the case's pod as the core does, and writes the same annotations.
     async fn expect_bind(&self, case: &Case, node: &str, answer: &Bound, of: &str) {
         let pods = self.pods(&case.pod);
         let name = text(&case.pod, "/metadata/name");
@@ -107,7 +111,7 @@ impl<'a> Played<'a> {
         }
         self.write_ledgers().await;
         self.sees_the_case().await;
-        // The guard's watches lag behind what was written, and a dry run leaves nothing behind.
+        // The guard's watches lag behind what was written, so this retries. A dry run changes nothing.
         eventually(of, PATIENCE, async || {
             let answered = match (self.bind(case, node, true).await, answer) {
                 (Ok(()), Bound::Allow { .. }) => return Ok(()),
@@ -127,7 +131,7 @@ impl<'a> Played<'a> {
         self.remove(&case.pod).await;
     }
 
-    /// Creates a Binding as kube-scheduler would.
+    /// Creates a Binding as kube-scheduler does.
     async fn bind(&self, case: &Case, node: &str, dry_run: bool) -> Result<(), Bound> {
         let name = text(&case.pod, "/metadata/name");
         let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": name },
@@ -145,7 +149,7 @@ impl<'a> Played<'a> {
         }
     }
 
-    /// Writes the ledgers of the suite as they are at its start, with the uids that the API server gave.
+    /// Writes the ledgers of the suite as they are at its start, with the UIDs that the API server assigned.
     async fn write_ledgers(&self) {
         let ledgers: Api<GpuLedger> = Api::all(self.admin.clone());
         for object in of_kind(self.suite, "GpuLedger") {
@@ -158,7 +162,7 @@ impl<'a> Played<'a> {
             }
             let written: Value = serde_json::from_str(&written).expect("it was JSON");
             let (name, parameters) = (text(object, "/metadata/name"), PatchParams::default());
-            // The controller makes it.
+            // The controller creates the ledger, so this retries until it exists.
             eventually("the ledger to be written", PATIENCE, async || {
                 let spec = Patch::Merge(json!({ "spec": written["spec"].as_object().cloned().unwrap_or_default() }));
                 ledgers.patch(name, &parameters, &spec).await?;
@@ -174,16 +178,18 @@ impl<'a> Played<'a> {
         }
     }
 
-    /// Waits until the server holds of each pool what the core does: pods that came and went are seen.
+    /// Waits until the server counts the same amount as held of each pool as the core does.
+    ///
+    /// Then the server has seen all pods that came and went.
     async fn sees_the_case(&self) {
-        let cluster = self.stage.cluster();
-        let standings = cluster.node_names().filter_map(|name| Some((name, cluster.node(name)?.2)));
-        let figure = |node: &str, pool: &vramguard::capacity::ledger::PoolStanding| {
+        let cluster = self.simulation.cluster();
+        let standings = cluster.node_names().filter_map(|name| Some((name, cluster.node(name)?.usage)));
+        let figure = |node: &str, pool: &vramguard::capacity::node::usage::PoolUsage| {
             let labels = format!("node=\"{node}\",resource=\"{}\",mode=\"{}\"", pool.resource, pool.accounting);
             format!("vramguard_pool_held_bytes{{{labels}}} {}", pool.held.bytes())
         };
         let expected: Vec<String> =
-            standings.flat_map(|(name, standing)| standing.pools.iter().map(move |pool| figure(name, pool))).collect();
+            standings.flat_map(|(name, usage)| usage.pools.iter().map(move |pool| figure(name, pool))).collect();
         eventually("the server to see the case", PATIENCE, async || {
             let metrics = self.guard.metrics();
             let missing: Vec<&String> = expected.iter().filter(|line| !metrics.lines().any(|l| l == **line)).collect();
@@ -197,7 +203,7 @@ impl<'a> Played<'a> {
     async fn remove(&self, pod: &Value) {
         let (pods, name) = (self.pods(pod), text(pod, "/metadata/name"));
         eventually("the pod to be gone", PATIENCE, async || {
-            // kwok may take it away first.
+            // kwok may delete it first.
             _ = pods.delete(name, &DeleteParams::default().grace_period(0)).await;
             ensure!(pods.get_opt(name).await?.is_none(), "it is there");
             Ok(())
@@ -210,16 +216,16 @@ impl<'a> Played<'a> {
     }
 }
 
-/// The administrator, in the name of kube-scheduler.
+/// A client of the administrator that impersonates kube-scheduler.
 async fn scheduler(kubeconfig: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("the harness writes readable kubeconfigs");
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
     let mut config = config.expect("the kubeconfig is complete");
-    config.auth_info.impersonate = Some(SCHEDULER.to_owned());
+    config.auth_info.impersonate = Some("system:kube-scheduler".to_owned());
     Client::try_from(config).expect("the certificate is readable")
 }
 
-/// A node that kwok plays, with the labels and the capacity of the case.
+/// Adds a node that kwok simulates, with the labels and the capacity of the case.
 async fn add_node(plane: &ControlPlane, node: &Value) {
     let name = text(node, "/metadata/name");
     let labels: BTreeMap<String, String> =
@@ -230,14 +236,16 @@ async fn add_node(plane: &ControlPlane, node: &Value) {
     }
 }
 
-/// Creates a pod of a case, made complete: what the API server demands or sets itself, and no case is about here.
+/// Creates a pod of a case, completed by what the API server requires.
+///
+/// Fields that the API server sets itself are removed. No case here depends on them.
 async fn create(client: &Client, pod: &Value) -> anyhow::Result<()> {
     let mut object = pod.clone();
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("uid");
     }
     let spec = object["spec"].as_object_mut().expect("a pod has a spec");
-    // They come from a PriorityClass, and a binding is decided without them.
+    // A PriorityClass sets these fields, and the guard decides without them.
     spec.remove("priority");
     spec.remove("preemptionPolicy");
     spec.insert("terminationGracePeriodSeconds".into(), json!(0));
@@ -259,7 +267,7 @@ fn of_kind<'s>(suite: &'s Suite, kind: &'s str) -> impl Iterator<Item = &'s Valu
     suite.cluster.iter().filter(move |object| text(object, "/kind") == kind)
 }
 
-/// Those of the cluster, and those of the cases.
+/// The pods of all cases, and those of the cluster.
 fn pods(suite: &Suite) -> impl Iterator<Item = &Value> {
     suite.cases.iter().map(|case| &case.pod).chain(of_kind(suite, "Pod"))
 }

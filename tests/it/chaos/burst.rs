@@ -1,4 +1,4 @@
-//! The workload of a run, by seed: nodes of every accounting mode, pods of every size, and what becomes of them.
+//! The workload of a run, from its seed: nodes of every accounting mode, pods of every size, and later changes to them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,46 +12,49 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::hardware::{HANDOUT, Handout, SIZES};
+use super::hardware::{AllocationPolicy, HANDOUT, SIZES};
 use super::seed::Chance;
+use crate::support::objects::{ENFORCE, namespace_policy, node_of};
 use crate::support::{ControlPlane, GpuNode, Patience, SECOND_SCHEDULER};
 
-/// Label that keeps pods with an annotation for a GPU on nodes that honour it, and all others off them.
+/// Label of nodes that honour the GPU annotation; pods select nodes by it.
 const POOL: &str = "chaos.test/pool";
-/// Namespace whose pods are pinned.
-pub const PINNED: &str = "pinned";
-/// Namespace of the others.
-pub const OPEN: &str = "open";
-/// Priority class of pods that preempt. They keep to nodes of one GPU: kube-scheduler takes a victim's request for room of the
-/// node, which on nodes of several GPUs it is not, so there it would evict one after the other in vain.
+/// Namespace of pinned pods.
+pub(super) const PINNED: &str = "pinned";
+/// Namespace of the other pods.
+pub(super) const OPEN: &str = "open";
+/// Priority class of pods that preempt, which select nodes with one GPU.
+///
+/// kube-scheduler counts the request of a victim as free VRAM of the node. With several GPUs that VRAM may be split, so
+/// kube-scheduler would evict one pod after the other without success.
 const URGENT: &str = "urgent";
-/// Requests in flight while the workload is created.
+/// Number of concurrent requests while the workload is created.
 const AT_ONCE: usize = 16;
-/// For an attempt that fails while parts of the cluster are away.
+/// Limit of the retries of a request that fails during a fault.
 const INSIST: Duration = Duration::from_secs(60);
 
-/// 24 GiB, 48 GiB.
+/// GPU memory of the nodes: 24 GiB and 48 GiB.
 const SIZES_MIB: [u64; 2] = [24_576, 49_152];
 
-/// Twenty nodes of four GPUs in every accounting mode, and four of one GPU.
-pub fn nodes() -> Vec<GpuNode> {
+/// Twenty nodes with four GPUs, of every accounting mode, and four nodes with one GPU.
+pub(super) fn nodes() -> Vec<GpuNode> {
     let groups = [
-        (Handout::Unverified, 6, "open"),
-        (Handout::Distributed, 4, "open"),
-        (Handout::Packed, 4, "open"),
-        (Handout::Pinned, 6, "pinned"),
-        (Handout::Single, 4, "open"),
+        (AllocationPolicy::Unverified, 6, "open"),
+        (AllocationPolicy::Distributed, 4, "open"),
+        (AllocationPolicy::Packed, 4, "open"),
+        (AllocationPolicy::Pinned, 6, "pinned"),
+        (AllocationPolicy::Single, 4, "open"),
     ];
     let mut nodes = Vec::new();
-    for (handout, count, pool) in groups {
+    for (allocation_policy, count, pool) in groups {
         for number in 0..count {
-            let mut node = GpuNode::new(&format!("{}-{number}", handout.name().to_lowercase()));
-            node.gpus = if handout == Handout::Single { 1 } else { 4 };
+            let mut node = GpuNode::new(&format!("{}-{number}", allocation_policy.name().to_lowercase()));
+            node.gpus = if allocation_policy == AllocationPolicy::Single { 1 } else { 4 };
             node.memory_mib = SIZES_MIB[number % 2];
-            node.labels.insert(HANDOUT.into(), handout.name().into());
+            node.labels.insert(HANDOUT.into(), allocation_policy.name().into());
             node.labels.insert(POOL.into(), pool.into());
-            // GPUs of two sizes, which labels cannot say: the agent does. The label's size is the smaller one.
-            let is_verified = !matches!(handout, Handout::Single | Handout::Unverified);
+            // The label has the smaller of two sizes, because GPU Feature Discovery knows only one. The agent reports both.
+            let is_verified = !matches!(allocation_policy, AllocationPolicy::Single | AllocationPolicy::Unverified);
             if is_verified && number == 2 {
                 let [small, large] = SIZES_MIB;
                 node.labels.insert(SIZES.into(), format!("{small}.{large}.{small}.{large}"));
@@ -62,18 +65,14 @@ pub fn nodes() -> Vec<GpuNode> {
     nodes
 }
 
-/// Policies, namespaces and priorities of the workload.
-pub fn policies() -> [(&'static str, String); 2] {
-    let document = |kind: &str, metadata: &str, spec: &str| {
-        format!("apiVersion: vramguard.dev/v1alpha1\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n")
-    };
-    let pin =
-        document("VramPolicy", &format!("{{name: p, namespace: {PINNED}}}"), "{environment: {visibleDevices: Pin}}");
-    [("cluster.yaml", document("ClusterVramPolicy", "{name: cluster}", "{mode: Enforce}")), ("pinned.yaml", pin)]
+/// File names and texts of the policies.
+pub(super) fn policies() -> [(&'static str, String); 2] {
+    let pin = namespace_policy(PINNED, "{environment: {visibleDevices: Pin}}");
+    [("cluster.yaml", ENFORCE.to_owned()), ("pinned.yaml", pin)]
 }
 
-/// Namespaces and priority classes.
-pub async fn prepare(plane: &ControlPlane) {
+/// Creates the namespaces and priority classes of the workload.
+pub(super) async fn prepare(plane: &ControlPlane) {
     for namespace in [OPEN, PINNED] {
         plane.kubectl(&["create", "namespace", namespace]).await.expect_success();
     }
@@ -88,22 +87,22 @@ pub async fn prepare(plane: &ControlPlane) {
     }
 }
 
-/// What is created, and what becomes of it midway.
+/// The objects of a workload, and the changes to them midway.
 #[derive(Debug, Clone)]
-pub struct Burst {
+pub(super) struct Burst {
     pub bare: Vec<Value>,
     pub deployments: Vec<Value>,
-    /// Bare pods, by namespace and name, that are deleted midway.
+    /// Namespace and name of bare pods that are deleted midway.
     deleted: Vec<(String, String)>,
-    /// Bare pods that end by themselves, if they run by then.
+    /// Namespace and name of bare pods that succeed midway, if they run.
     finished: Vec<(String, String)>,
-    /// Deployments that are scaled: to so many.
+    /// Namespace, name and new replicas of Deployments that are scaled midway.
     scaled: Vec<(String, String, u64)>,
 }
 
 impl Burst {
-    /// So many pods, a third of them bare.
-    pub fn of(chance: &mut Chance, pods: u64) -> Burst {
+    /// Draws a workload of `pods` pods.
+    pub(super) fn of(chance: &mut Chance, pods: u64) -> Burst {
         let mut burst = Burst {
             bare: Vec::new(),
             deployments: Vec::new(),
@@ -140,8 +139,8 @@ impl Burst {
         burst
     }
 
-    /// Creates all of it; what is refused because nobody answers is tried again, as users and controllers do.
-    pub async fn create(&self, client: &Client) {
+    /// Creates all objects. A request that fails during a fault is retried, as by users and controllers.
+    pub(super) async fn create(&self, client: &Client) {
         let places = std::sync::Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
         for object in self.deployments.iter().chain(&self.bare).cloned() {
@@ -161,14 +160,14 @@ impl Burst {
         }
     }
 
-    /// Frees room: deletes, finishes and scales what the seed chose.
-    pub async fn free_some(&self, client: &Client) {
+    /// Deletes, finishes and scales the chosen objects, which frees VRAM.
+    pub(super) async fn free_some(&self, client: &Client) {
         for (namespace, name) in &self.deleted {
             let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
             let parameters = DeleteParams::default().grace_period(0);
             let delete = || async {
                 match pods.delete(name, &parameters).await {
-                    // Preempted before.
+                    // The pod was preempted before.
                     Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
                     other => other.map(|_| ()),
                 }
@@ -187,8 +186,8 @@ impl Burst {
         }
     }
 
-    /// How many pods there are to be in the end, preempted bare ones not counted.
-    pub fn describe(&self) -> String {
+    /// The numbers of this workload, for the log.
+    pub(super) fn describe(&self) -> String {
         let replicas: u64 = self.deployments.iter().filter_map(|d| d["spec"]["replicas"].as_u64()).sum();
         format!(
             "{} bare pods, {} Deployments of {replicas}; midway {} deleted, {} finished, {} scaled",
@@ -201,7 +200,7 @@ impl Burst {
     }
 }
 
-/// A pod that runs has done its work.
+/// Sets a bound pod to Succeeded.
 async fn finish(pods: &Api<Pod>, name: &str) -> kube::Result<()> {
     let Some(pod) = pods.get_opt(name).await? else { return Ok(()) };
     if pod.spec.is_none_or(|spec| spec.node_name.is_none()) {
@@ -228,7 +227,7 @@ where
     let parameters = PostParams::default();
     let attempt = || async {
         match api.create(&parameters, &object).await {
-            // The answer to an earlier attempt was lost.
+            // An earlier attempt succeeded, and its answer was lost.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             other => other.map(|_| ()),
         }
@@ -236,18 +235,18 @@ where
     insist(attempt).await;
 }
 
-/// Repeats what fails while parts of the cluster are away.
+/// Retries a request that fails during a fault.
 async fn insist<F: Future<Output = kube::Result<()>>>(mut attempt: impl FnMut() -> F) {
     let mut patience = Patience::of(INSIST);
     while let Err(error) = attempt().await {
         assert!(!patience.is_over(), "still refused after {patience}: {error}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await; // between two attempts
     }
 }
 
-/// Metadata (without a name) and spec of a pod.
+/// Draws metadata without a name, and spec of a pod.
 fn template(chance: &mut Chance, namespace: &str) -> Value {
-    // Many small, some large, a few that fit nowhere.
+    // Many pods are small, some are large, and a few fit on no node.
     let mib = match chance.between(1, 100) {
         1..=55 => chance.between(4, 20) * 256,
         56..=80 => chance.between(20, 48) * 256,
@@ -282,7 +281,7 @@ fn template(chance: &mut Chance, namespace: &str) -> Value {
     if let Some(priority) = priority {
         spec["priorityClassName"] = json!(priority);
         if priority == URGENT {
-            spec["nodeSelector"][HANDOUT] = json!(Handout::Single.name());
+            spec["nodeSelector"][HANDOUT] = json!(AllocationPolicy::Single.name());
         }
     }
     json!({"metadata": {"annotations": annotations}, "spec": spec})
@@ -304,16 +303,47 @@ fn deployment(namespace: &str, name: &str, replicas: u64, mut template: Value) -
     })
 }
 
-/// Deletes two of three bound pods; returns how many.
-pub async fn delete_bound(client: &Client, chance: &mut Chance) -> usize {
+/// Names of pods that no scheduler binds. Any two of them overcommit the GPU of [`SMALL_NODE`].
+const UNSCHEDULED: [&str; 2] = ["unscheduled-0", "unscheduled-1"];
+/// A node with one GPU of 24 GiB.
+const SMALL_NODE: &str = "single-0";
+
+/// Creates pods that wait until [`bind_unscheduled`] binds them.
+pub(super) async fn create_unscheduled(client: &Client) {
+    for name in UNSCHEDULED {
+        let container = json!({"name": "main", "image": "none", "resources": {"limits": {"nvidia.com/gpu": "1"}}});
+        let spec = json!({
+            "schedulerName": "nobody", "terminationGracePeriodSeconds": 0, "nodeSelector": {POOL: OPEN},
+            "containers": [container],
+        });
+        let template = json!({"metadata": {"annotations": {"vramguard.dev/vram": "14Gi"}}, "spec": spec});
+        create::<Pod>(client, pod(OPEN, name, template)).await;
+    }
+}
+
+/// Binds the pods of [`create_unscheduled`] to a GPU that cannot hold both.
+pub(super) async fn bind_unscheduled(client: &Client) {
+    for name in UNSCHEDULED {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": SMALL_NODE},
+        });
+        let pods: Api<Pod> = Api::namespaced(client.clone(), OPEN);
+        let bound = pods.create_subresource::<Value, Value>("binding", name, &PostParams::default(), &binding).await;
+        bound.unwrap_or_else(|error| panic!("{name} can be bound while nobody guards: {error}"));
+    }
+}
+
+/// Deletes about two of three bound pods, and returns how many.
+pub(super) async fn delete_bound(client: &Client, chance: &mut Chance) -> usize {
     let mut deleted = 0;
     for namespace in [OPEN, PINNED] {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let list = pods.list(&ListParams::default()).await.expect("pods can be listed");
-        for pod in list.items.into_iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())) {
+        for pod in list.items.into_iter().filter(|pod| node_of(pod).is_some()) {
             if chance.percent(67) {
                 let name = pod.metadata.name.expect("a pod has a name");
-                // Somebody else may be faster: a preemption, a ReplicaSet that is scaled down.
+                // A preemption or a ReplicaSet may have deleted the pod before.
                 match pods.delete(&name, &DeleteParams::default().grace_period(0)).await {
                     Ok(_) => deleted += 1,
                     Err(kube::Error::Api(status)) if status.is_not_found() => {}

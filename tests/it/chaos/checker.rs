@@ -1,66 +1,65 @@
-//! The independent checker: what pods and nodes say, added up by code that shares nothing with the product. Owns the
-//! arithmetic of the promise, written a second time from its description; time and versions are arguments.
+//! Owns the arithmetic of the promise a second time, from its description, in code that shares nothing with the product.
 //!
-//! At each version it asks of each node and GPU whether more is promised than there is:
+//! Time and resource versions are arguments. At each version the checker tests whether a GPU is overcommitted:
 //!
-//! | handout | a GPU holds |
+//! | allocation policy | pods that hold a GPU |
 //! |---|---|
 //! | single | every pod of the node |
-//! | pinned | the containers whose annotation names it |
-//! | distributed, packed | the containers that the device plugin put there; only the node knows that, so the stand-in tells |
-//! | unverified | in the worst case the largest of the node, as many as it has replicas |
+//! | pinned | the containers whose annotation names the GPU |
+//! | distributed, packed | the containers that the device plugin put there, as the stand-in reports |
+//! | unverified | the worst case: the largest containers of the node, as many as a GPU has replicas |
 //!
-//! and further: whether a pod that should be pinned names a GPU, whether a pod came in without its request, whether a node
-//! publishes less than what is bound to it, and which pods wait although they fit.
+//! It also finds pinned pods without a GPU, pods that were created without their request, nodes that publish less than is
+//! bound to them, and pods that wait although they fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 
-use super::hardware::{Handout, Hardware, uuid};
-use super::stream::Seen;
+use super::hardware::{AllocationPolicy, Hardware, uuid};
 use super::view::{NodeView, PodView};
+use crate::support::stream::Seen;
 
-/// What can be wrong.
+/// Kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// More is promised of a GPU than it has.
+pub(super) enum Kind {
+    /// A GPU is overcommitted.
     Overcommitted,
-    /// A pinned container on a node names no GPU of it.
+    /// A bound pinned container names no GPU of its node.
     NoGpu,
-    /// A guarded pod does not request what it declares and its context.
+    /// The request of a guarded pod is not its declaration plus its CUDA context.
     WrongRequest,
-    /// A node publishes less than what is bound to it.
+    /// A node publishes less than is bound to it.
     BelowBound,
 }
 
-/// One thing that was wrong for a while.
+/// One violation, from its first version to its last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(super) struct Finding {
     pub kind: Kind,
     pub node: String,
-    /// Where it is about one: its UUID; `worst` where it may be any.
+    /// UUID of the GPU; `worst` under unverified allocation policy; the pod for kinds that have no GPU.
     pub gpu: String,
-    /// The first version at which it was so, and when it was seen.
+    /// First version of the violation, and milliseconds since the start of the run.
     pub from: (u64, u64),
-    /// When it was seen to be right again; `None` while it is wrong.
+    /// First version after the violation, and milliseconds; `None` while it lasts.
     pub to: Option<(u64, u64)>,
     pub held_mib: u64,
     pub limit_mib: u64,
-    /// Who holds how much.
+    /// Name and MiB of each pod that holds VRAM there.
     pub pods: Vec<(String, u64)>,
 }
 
 impl Finding {
-    /// Milliseconds.
-    pub fn lasted(&self, now: u64) -> u64 {
+    /// Duration in milliseconds, up to `now` if the violation lasts.
+    pub(super) fn lasted(&self, now: u64) -> u64 {
         self.to.map_or(now, |(_, at)| at) - self.from.1
     }
 }
 
-/// Where the device plugin put a container, told by the node at the moment when it had seen pods up to `version`.
+/// The GPU that the device plugin gave a container. The node had seen pods up to `version` at that time.
 #[derive(Debug, Clone)]
-pub struct Placement {
+pub(super) struct Placement {
     pub version: u64,
     pub uid: String,
     pub container: String,
@@ -69,29 +68,29 @@ pub struct Placement {
 
 type Key = (Kind, String, String);
 
-/// What has been seen so far.
+/// The state of the cluster and all findings.
 #[derive(Debug, Default)]
-pub struct Checker {
+pub(super) struct Checker {
     version: u64,
     nodes: BTreeMap<String, NodeView>,
-    /// By uid.
+    /// Pods by uid.
     pods: BTreeMap<String, PodView>,
     placed: BTreeMap<(String, String), String>,
-    /// Told for a version of pods that has not been seen yet.
+    /// Placements for a version of pods that this checker has not seen.
     early: Vec<Placement>,
     open: BTreeMap<Key, usize>,
     findings: Vec<Finding>,
-    /// How many versions were looked at.
+    /// Number of checks of a node.
     pub looks: u64,
-    /// When the last pod was bound, freed or created.
+    /// Time of the last creation, binding or end of a pod, in milliseconds since the start of the run.
     pub moved: u64,
 }
 
-/// What one node holds now.
+/// The pods that hold one GPU.
 struct Holdings {
     gpu: String,
     limit: u64,
-    /// Containers by pod.
+    /// Pod name and MiB of each container.
     held: Vec<(String, u64)>,
 }
 
@@ -102,8 +101,8 @@ impl Holdings {
 }
 
 impl Checker {
-    /// A step of the stream of pods.
-    pub fn see_pods(&mut self, seen: Seen<Pod>, now: u64) {
+    /// Applies a step of the stream of pods.
+    pub(super) fn see_pods(&mut self, seen: Seen<Pod>, now: u64) {
         match seen {
             Seen::All(pods, version) => {
                 let uids: BTreeSet<String> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
@@ -127,8 +126,8 @@ impl Checker {
         ready.into_iter().for_each(|placement| self.place(placement, now));
     }
 
-    /// A step of the stream of nodes.
-    pub fn see_nodes(&mut self, seen: Seen<Node>, now: u64) {
+    /// Applies a step of the stream of nodes.
+    pub(super) fn see_nodes(&mut self, seen: Seen<Node>, now: u64) {
         let (nodes, version) = match seen {
             Seen::All(nodes, version) => (nodes, version),
             Seen::Now(node, version) => (vec![node], version),
@@ -143,13 +142,13 @@ impl Checker {
         }
     }
 
-    /// The device plugin's choice.
-    pub fn place(&mut self, placement: Placement, now: u64) {
+    /// Applies a placement of the device plugin.
+    pub(super) fn place(&mut self, placement: Placement, now: u64) {
         if placement.version > self.version {
             self.early.push(placement);
             return;
         }
-        // Gone meanwhile: nobody holds anything there.
+        // The pod has ended and holds nothing.
         let Some(pod) = self.pods.get(&placement.uid) else { return };
         let node = pod.node.clone();
         self.placed.insert((placement.uid, placement.container), placement.gpu);
@@ -191,7 +190,7 @@ impl Checker {
         self.pods.iter().filter(move |(_, pod)| pod.node.as_deref() == Some(node))
     }
 
-    /// Compares a node with what was wrong of it before.
+    /// Checks a node, and opens and closes findings.
     fn look_at(&mut self, node: &str, version: u64, now: u64) {
         self.looks += 1;
         let Some(view) = self.nodes.get(node) else { return };
@@ -219,7 +218,7 @@ impl Checker {
         }
     }
 
-    #[allow(clippy::type_complexity)] // what a finding is made of, before it is one
+    #[allow(clippy::type_complexity)] // the parts of a finding
     fn wrong_on(&self, node: &str, view: &NodeView) -> Vec<(Key, u64, u64, Vec<(String, u64)>)> {
         let mut wrong = Vec::new();
         for holdings in self.holdings(node, &view.hardware) {
@@ -229,7 +228,7 @@ impl Checker {
             }
         }
         let uuids: Vec<String> = (0..view.hardware.sizes.len()).map(|index| uuid(node, index)).collect();
-        for (_, pod) in self.on(node).filter(|_| view.hardware.handout == Handout::Pinned) {
+        for (_, pod) in self.on(node).filter(|_| view.hardware.allocation_policy == AllocationPolicy::Pinned) {
             let unnamed =
                 |c: &&super::view::GpuContainer| c.pinned && !c.gpu.as_ref().is_some_and(|g| uuids.contains(g));
             for container in pod.containers.iter().filter(unnamed) {
@@ -247,7 +246,7 @@ impl Checker {
         wrong
     }
 
-    /// What each GPU holds, as far as it can be known, and what it can hold.
+    /// Holders and allocatable of each GPU, or of the worst GPU under unverified allocation policy.
     fn holdings(&self, node: &str, hardware: &Hardware) -> Vec<Holdings> {
         let containers = || {
             self.on(node).flat_map(|(uid, pod)| {
@@ -255,7 +254,7 @@ impl Checker {
             })
         };
         let limits = hardware.sizes.iter().copied().map(allocatable);
-        if hardware.handout == Handout::Unverified {
+        if hardware.allocation_policy == AllocationPolicy::Unverified {
             let mut held: Vec<(String, u64)> = containers().map(|(.., held)| held).collect();
             held.sort_by_key(|(_, mib)| std::cmp::Reverse(*mib));
             held.truncate(usize::try_from(hardware.replicas).expect("a few"));
@@ -266,11 +265,13 @@ impl Checker {
             let gpu = uuid(node, index);
             let is_here = |uid: &String, container: &super::view::GpuContainer| {
                 let given = || self.placed.get(&(uid.clone(), container.name.clone()));
-                match hardware.handout {
-                    Handout::Single => true,
-                    Handout::Pinned if container.pinned => container.gpu.as_ref() == Some(&gpu),
-                    Handout::Pinned | Handout::Distributed | Handout::Packed => given() == Some(&gpu),
-                    Handout::Unverified => unreachable!("answered above"),
+                match hardware.allocation_policy {
+                    AllocationPolicy::Single => true,
+                    AllocationPolicy::Pinned if container.pinned => container.gpu.as_ref() == Some(&gpu),
+                    AllocationPolicy::Pinned | AllocationPolicy::Distributed | AllocationPolicy::Packed => {
+                        given() == Some(&gpu)
+                    }
+                    AllocationPolicy::Unverified => unreachable!("answered above"),
                 }
             };
             let held = containers().filter(|(uid, _, container, _)| is_here(uid, container)).map(|(.., held)| held);
@@ -279,29 +280,29 @@ impl Checker {
         limits.enumerate().map(holdings).collect()
     }
 
-    /// All that was ever wrong.
-    pub fn findings(&self) -> &[Finding] {
+    /// All findings, also the closed ones.
+    pub(super) fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// What is wrong now.
-    pub fn open(&self) -> impl Iterator<Item = &Finding> {
+    /// The findings that last.
+    pub(super) fn open(&self) -> impl Iterator<Item = &Finding> {
         self.open.values().map(|index| &self.findings[*index])
     }
 
     /// The nodes of the test, by name.
-    pub fn nodes(&self) -> impl Iterator<Item = (&String, &NodeView)> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&String, &NodeView)> {
         self.nodes.iter()
     }
 
-    /// How many pods are bound, and how many wait.
-    pub fn counts(&self) -> (usize, usize) {
+    /// Number of bound and of waiting pods.
+    pub(super) fn counts(&self) -> (usize, usize) {
         let bound = self.pods.values().filter(|pod| pod.node.is_some()).count();
         (bound, self.pods.len() - bound)
     }
 
-    /// Pods that wait although there is a node with room for them: who, and where.
-    pub fn fitting(&self) -> Vec<(String, String)> {
+    /// Pods that wait although they fit, each with a node.
+    pub(super) fn fitting(&self) -> Vec<(String, String)> {
         let waits = |pod: &&PodView| pod.node.is_none() && !pod.leaving;
         let pods = self.pods.values().filter(waits);
         let place = |pod: &PodView| {
@@ -313,7 +314,7 @@ impl Checker {
 
     fn has_room(&self, name: &str, node: &NodeView, pod: &PodView) -> bool {
         let (Some(demand), [_]) = (pod.demand(), pod.containers.as_slice()) else {
-            return false; // a pod of several GPU containers may find room in one order and not in another
+            return false; // whether a pod with several GPU containers fits depends on their order
         };
         let hardware = &node.hardware;
         let selected = pod.selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
@@ -324,36 +325,37 @@ impl Checker {
         }
         let mut holdings = self.holdings(name, hardware);
         let fits = |holdings: &Holdings| holdings.sum() + demand <= holdings.limit;
-        match hardware.handout {
-            Handout::Single => fits(&holdings[0]),
-            Handout::Pinned => holdings.iter().any(|gpu| gpu.held.len() < replicas && fits(gpu)),
-            Handout::Unverified => {
+        match hardware.allocation_policy {
+            AllocationPolicy::Single => fits(&holdings[0]),
+            AllocationPolicy::Pinned => holdings.iter().any(|gpu| gpu.held.len() < replicas && fits(gpu)),
+            AllocationPolicy::Unverified => {
                 let worst = &mut holdings[0];
                 worst.held.truncate(replicas - 1);
                 demand <= worst.limit / hardware.replicas && fits(worst)
             }
-            // Nobody knows who leaves before it gets its GPU: it has to fit on each that may be next then.
-            Handout::Distributed | Handout::Packed => {
+            // Other pods may leave before this one gets its GPU, so it must fit on each GPU that may then be next.
+            AllocationPolicy::Distributed | AllocationPolicy::Packed => {
                 let counts: Vec<usize> = holdings.iter().map(|gpu| gpu.held.len()).collect();
-                // A pod with several containers leaves with all of them.
+                // A pod with several containers leaves with all of them, which this check does not model.
                 let plain = self.on(name).all(|(_, pod)| pod.containers.len() == 1);
-                let fits_whoever_leaves = |index: usize| {
+                let fits_after_departures = |index: usize| {
                     let mut held: Vec<u64> = holdings[index].held.iter().map(|(_, mib)| *mib).collect();
                     held.sort_by_key(|mib| std::cmp::Reverse(*mib));
                     let others = counts.iter().enumerate().filter(|(other, _)| *other != index);
                     let fewest = others.map(|(_, count)| *count).min().unwrap_or(replicas);
                     (0..=held.len()).all(|staying| {
-                        let next = staying < replicas && (hardware.handout == Handout::Packed || staying <= fewest);
+                        let next = staying < replicas
+                            && (hardware.allocation_policy == AllocationPolicy::Packed || staying <= fewest);
                         !next || held[..staying].iter().sum::<u64>() + demand <= holdings[index].limit
                     })
                 };
-                plain && counts.iter().sum::<usize>() == taken && (0..counts.len()).all(fits_whoever_leaves)
+                plain && counts.iter().sum::<usize>() == taken && (0..counts.len()).all(fits_after_departures)
             }
         }
     }
 }
 
-/// What can be promised of a GPU: its total without the larger of 1 %, rounded up, and 256 MiB.
+/// Allocatable MiB of a GPU: its total minus the larger of 256 MiB and 1 %, rounded up.
 fn allocatable(total: u64) -> u64 {
     total - total.div_ceil(100).max(256)
 }

@@ -1,18 +1,20 @@
-//! What goes wrong during a run, by seed: replicas are killed and hang, the leader first of all, and the API server restarts.
-//! At least one replica serves at nearly all times: without any, `Fail` only proves that nothing happens.
+//! The faults of a run, from its seed: replicas are killed or paused, the leader in particular, and the API server restarts.
+//!
+//! At least one replica serves at nearly all times. Without a replica, `failurePolicy: Fail` proves only that nothing is bound.
+//! Each sleep in this file is the length of a fault or the pace between two of them.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::seed::Chance;
-use crate::guard::Replicas;
+use crate::support::guard::Replicas;
 use crate::support::{Component, ControlPlane};
 
-/// Longer than the Lease lasts without being renewed, which is 15 s.
+/// Longer than the duration of the Lease, which is 15 s.
 const LONG_PAUSE: Duration = Duration::from_secs(18);
 
-/// One thing that goes wrong.
+/// One kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Kill,
@@ -24,8 +26,13 @@ enum Fault {
     RestartApiServer,
 }
 
-/// Lets things go wrong, each kind at least once, and further until the time is over; in the end all is as it was.
-pub async fn inflict(plane: &ControlPlane, replicas: &Replicas, mut chance: Chance, lasting: Duration) -> Vec<String> {
+/// Inflicts each fault at least once, and then more until the time is over. All replicas are ready when this returns.
+pub(super) async fn inflict(
+    plane: &ControlPlane,
+    replicas: &Replicas,
+    mut chance: Chance,
+    lasting: Duration,
+) -> Vec<String> {
     let mut all = [
         Fault::Kill,
         Fault::KillTwo,
@@ -65,7 +72,7 @@ async fn one(fault: Fault, plane: &ControlPlane, replicas: &Replicas, chance: &m
             let leader = replicas.leader().await.unwrap_or(order[0]);
             paused(replicas, leader, short).await
         }
-        // Half of the time it leads: when it wakes up, another one does.
+        // Half of the time the victim leads. When it resumes, another replica leads.
         Fault::PauseLong => {
             let leader = replicas.leader().await.filter(|_| chance.percent(50));
             paused(replicas, leader.unwrap_or(order[0]), LONG_PAUSE).await

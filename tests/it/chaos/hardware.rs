@@ -1,70 +1,79 @@
-//! What a test node is made of, as its labels say: the one thing on which the stand-in for the node agent and the checker
-//! agree. Labels of the test's own tell how a node hands out its GPUs and how large each is.
+//! Owns the GPUs of a test node, read from its labels. Only this is common to the stand-in for the node agent and the checker.
+//!
+//! The test's own labels hold how a node allocates its GPUs, and the size of each.
 
 use std::collections::BTreeMap;
 
-/// Label: a [`Handout`] by its name.
-pub const HANDOUT: &str = "chaos.test/handout";
-/// Label: MiB of each GPU, in order, with dots between; where it is missing, GPU Feature Discovery's labels hold.
-pub const SIZES: &str = "chaos.test/sizes";
+/// Label with the name of an [`AllocationPolicy`].
+pub(super) const HANDOUT: &str = "chaos.test/handout";
+/// Label with the MiB of each GPU, separated by dots. Without it, the labels of GPU Feature Discovery apply.
+pub(super) const SIZES: &str = "chaos.test/sizes";
 
-/// How containers come to their GPU on a node.
+/// How the device plugin of a node chooses the GPU of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Handout {
-    /// There is one GPU.
+pub(super) enum AllocationPolicy {
+    /// The node has one GPU.
     Single,
-    /// As the device plugin likes, and nobody says how.
+    /// The rule is unknown.
     Unverified,
-    /// From the GPU with the fewest replicas taken.
+    /// The GPU with the fewest taken replicas.
     Distributed,
-    /// From the GPU with the most replicas taken that has one left.
+    /// The GPU with the most taken replicas that has a free one.
     Packed,
-    /// By the annotation.
+    /// The GPU in the annotation.
     Pinned,
 }
 
-impl Handout {
-    pub const ALL: [Handout; 5] =
-        [Handout::Single, Handout::Unverified, Handout::Distributed, Handout::Packed, Handout::Pinned];
+impl AllocationPolicy {
+    pub(super) const ALL: [AllocationPolicy; 5] = [
+        AllocationPolicy::Single,
+        AllocationPolicy::Unverified,
+        AllocationPolicy::Distributed,
+        AllocationPolicy::Packed,
+        AllocationPolicy::Pinned,
+    ];
 
-    /// As the label says it, and the node agent's report.
-    pub fn name(self) -> &'static str {
+    /// Name in the label and in the node agent's report.
+    pub(super) fn name(self) -> &'static str {
         match self {
-            Handout::Single => "Single",
-            Handout::Unverified => "Unverified",
-            Handout::Distributed => "Distributed",
-            Handout::Packed => "Packed",
-            Handout::Pinned => "Pinned",
+            AllocationPolicy::Single => "Single",
+            AllocationPolicy::Unverified => "Unverified",
+            AllocationPolicy::Distributed => "Distributed",
+            AllocationPolicy::Packed => "Packed",
+            AllocationPolicy::Pinned => "Pinned",
         }
     }
 }
 
 /// The GPUs of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hardware {
-    pub handout: Handout,
-    /// MiB of each.
+pub(super) struct Hardware {
+    pub allocation_policy: AllocationPolicy,
+    /// MiB of each GPU.
     pub sizes: Vec<u64>,
-    /// Of each.
+    /// Replicas of each GPU.
     pub replicas: u64,
 }
 
 impl Hardware {
-    /// `None` for a node that is none of the test's.
-    pub fn of(labels: &BTreeMap<String, String>) -> Option<Hardware> {
-        let handout = labels.get(HANDOUT)?;
-        let handout = Handout::ALL.into_iter().find(|known| known.name() == handout).expect("one of the names");
+    /// The GPUs in the labels of a node, if it is a node of the test.
+    pub(super) fn of(labels: &BTreeMap<String, String>) -> Option<Hardware> {
+        let allocation_policy = labels.get(HANDOUT)?;
+        let allocation_policy = AllocationPolicy::ALL
+            .into_iter()
+            .find(|known| known.name() == allocation_policy)
+            .expect("one of the names");
         let number = |label: &str| labels[label].parse::<u64>().expect("the labels of a test are numbers");
         let sizes = match labels.get(SIZES) {
             Some(sizes) => sizes.split('.').map(|size| size.parse().expect("a number of MiB")).collect(),
             None => (0..number("nvidia.com/gpu.count")).map(|_| number("nvidia.com/gpu.memory")).collect(),
         };
-        Some(Hardware { handout, sizes, replicas: number("nvidia.com/gpu.replicas") })
+        Some(Hardware { allocation_policy, sizes, replicas: number("nvidia.com/gpu.replicas") })
     }
 }
 
-/// The UUID of a GPU.
-pub fn uuid(node: &str, index: usize) -> String {
+/// UUID of a GPU.
+pub(super) fn uuid(node: &str, index: usize) -> String {
     let hash = node.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     format!("GPU-{hash:08x}-0000-4000-8000-{index:012x}")
 }

@@ -1,9 +1,10 @@
-//! A stand-in, on nodes that kwok plays, for two parts that need GPUs: the device plugin, which gives each container its
-//! replica, and vramguard's node agent, which reports that. The agent itself is a later part of the product; what is written
-//! here is what it will write, and nothing else: `status.agent` of `GpuLedger`s that the controller has created.
+//! A stand-in for the device plugin and for vramguard's node agent, on nodes that kwok simulates.
 //!
-//! As a kubelet would, it learns of a pod after it is bound, in no certain order, and has the plugin choose a GPU by its
-//! rule, ties at random. The choice is the truth of the node: the checker is told at once, the report follows late.
+//! The device plugin gives each container a replica, and the agent reports that. The agent itself is a later part of the
+//! product; like it, this stand-in only writes `status.agent` of existing `GpuLedger`s.
+//!
+//! Like a kubelet, it learns of bound pods late and in any order. The plugin then chooses a GPU by its rule, with ties at
+//! random. The checker gets the choice at once, and the report follows later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -17,33 +18,35 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::checker::Placement;
-use super::hardware::{Handout, Hardware, uuid};
+use super::hardware::{AllocationPolicy, Hardware, uuid};
 use super::seed::Chance;
-use super::stream::{Seen, follow};
 use super::view::PodView;
+use crate::support::stream::{Seen, follow};
 
-/// How long a kubelet may take from a binding to the plugin's choice.
+/// Milliseconds from a binding to the plugin's choice: minimum and maximum.
 const ADMISSION_MILLIS: (u64, u64) = (10, 500);
-/// How long the agent may take from the choice to its report, beside its period.
+/// Time between two reports of the agent.
 const PERIOD: Duration = Duration::from_millis(400);
-/// A report is renewed though nothing has changed.
+/// Time after which an unchanged report is renewed.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// Agents and plugins of all nodes; they end when this is dropped.
-pub struct NodeAgents {
+/// Agents and plugins of all nodes. Drop stops them.
+pub(super) struct NodeAgents {
     _tasks: JoinSet<()>,
     reported: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl NodeAgents {
-    /// Starts those of the nodes that have something to report. `tell` hears of each choice as it is made.
-    pub fn start(
+    /// Starts agents and plugins on nodes with a known allocation policy. `tell` is called with each choice.
+    pub(super) fn start(
         client: &kube::Client,
         nodes: &BTreeMap<String, Hardware>,
         chance: Chance,
         tell: impl Fn(Placement) + Send + 'static,
     ) -> NodeAgents {
-        let verified = |hardware: &&Hardware| !matches!(hardware.handout, Handout::Single | Handout::Unverified);
+        let verified = |hardware: &&Hardware| {
+            !matches!(hardware.allocation_policy, AllocationPolicy::Single | AllocationPolicy::Unverified)
+        };
         let host = |(name, hardware): (&String, &Hardware)| (name.clone(), Host::new(name, hardware));
         let hosts = nodes.iter().filter(|(_, hardware)| verified(hardware)).map(host).collect();
         let hosts = Arc::new(Mutex::new(Hosts { hosts, version: 0, chance }));
@@ -59,7 +62,7 @@ impl NodeAgents {
             async move {
                 loop {
                     lock(&hosts).admit().into_iter().for_each(&tell);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await; // the pace of the kubelets
                 }
             }
         });
@@ -68,14 +71,14 @@ impl NodeAgents {
         NodeAgents { _tasks: tasks, reported }
     }
 
-    /// Nodes of which a report has been accepted.
-    pub fn reported(&self) -> BTreeSet<String> {
+    /// Nodes with an accepted report.
+    pub(super) fn reported(&self) -> BTreeSet<String> {
         lock(&self.reported).clone()
     }
 }
 
-/// Which nodes of the cluster have what.
-pub async fn hardware(client: &kube::Client) -> BTreeMap<String, Hardware> {
+/// The GPUs of each node of the test.
+pub(super) async fn hardware(client: &kube::Client) -> BTreeMap<String, Hardware> {
     let nodes = Api::<Node>::all(client.clone()).list(&Default::default()).await.expect("nodes can be listed");
     let of = |node: &Node| Some((node.metadata.name.clone()?, Hardware::of(node.metadata.labels.as_ref()?)?));
     nodes.items.iter().filter_map(of).collect()
@@ -89,25 +92,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Writes what has changed, node by node, until the API server has it.
+/// Writes changed reports, node by node, until the API server accepts them.
 async fn report(hosts: Arc<Mutex<Hosts>>, ledgers: Api<DynamicObject>, reported: Arc<Mutex<BTreeSet<String>>>) {
     loop {
         let due = lock(&hosts).due();
         for (node, revision, agent) in due {
             let patch = Patch::Merge(json!({ "status": { "agent": agent } }));
-            // Not there yet, or the API server is away: it stays due.
+            // The report stays due if the ledger does not exist or the API server is down.
             if ledgers.patch_status(&node, &PatchParams::default(), &patch).await.is_ok() {
                 lock(&hosts).written(&node, revision);
                 lock(&reported).insert(node);
             }
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(PERIOD).await; // the pace of the agents
     }
 }
 
 struct Hosts {
     hosts: BTreeMap<String, Host>,
-    /// Of the pods seen last.
+    /// Resource version of the latest pod.
     version: u64,
     chance: Chance,
 }
@@ -116,9 +119,9 @@ struct Hosts {
 struct Host {
     name: String,
     hardware: Hardware,
-    /// Bound and not with the plugin yet: containers of a pod, and when its turn comes.
+    /// Containers of bound pods that have no GPU yet, by uid, with the time of their admission.
     coming: BTreeMap<String, (Vec<String>, Instant)>,
-    /// GPU of each container, by uid and name.
+    /// GPU index of each container, by uid and name.
     given: BTreeMap<(String, String), usize>,
     revision: u64,
     written: Option<(u64, Instant)>,
@@ -157,7 +160,7 @@ impl Hosts {
         }
     }
 
-    /// Gives GPUs to those whose turn has come.
+    /// Gives GPUs to the pods whose time has come.
     fn admit(&mut self) -> Vec<Placement> {
         let (mut placements, now) = (Vec::new(), Instant::now());
         for host in self.hosts.values_mut() {
@@ -204,15 +207,18 @@ impl Host {
         self.revision += u64::from(self.given.len() != before);
     }
 
-    /// The plugin's rule. `None` where every replica is taken: a kubelet would refuse the pod.
+    /// Chooses a GPU by the plugin's rule. `None` if every replica is taken; a kubelet would refuse the pod.
     fn give(&mut self, uid: &str, container: &str, chance: &mut Chance) -> Option<usize> {
         let mut taken = vec![0; self.hardware.sizes.len()];
         self.given.values().for_each(|gpu| taken[*gpu] += 1);
         let open: Vec<usize> = (0..taken.len()).filter(|gpu| taken[*gpu] < self.hardware.replicas).collect();
         let counts = open.iter().map(|gpu| taken[*gpu]);
-        let best = match self.hardware.handout {
-            Handout::Packed => counts.max()?,
-            Handout::Single | Handout::Unverified | Handout::Distributed | Handout::Pinned => counts.min()?,
+        let best = match self.hardware.allocation_policy {
+            AllocationPolicy::Packed => counts.max()?,
+            AllocationPolicy::Single
+            | AllocationPolicy::Unverified
+            | AllocationPolicy::Distributed
+            | AllocationPolicy::Pinned => counts.min()?,
         };
         let ties: Vec<usize> = open.into_iter().filter(|gpu| taken[*gpu] == best).collect();
         let gpu = *chance.pick(&ties);
@@ -225,7 +231,7 @@ impl Host {
         self.written.is_none_or(|(revision, at)| revision != self.revision || at.elapsed() > HEARTBEAT)
     }
 
-    /// `status.agent`, whole.
+    /// The complete `status.agent`.
     fn report(&self) -> Value {
         let gpu = |(index, total): (usize, &u64)| {
             json!({
@@ -237,6 +243,6 @@ impl Host {
         let given = |((uid, container), gpu): (&(String, String), &usize)| json!({ "uid": uid, "container": container, "gpu": uuid(&self.name, *gpu) });
         let pods: Vec<Value> = self.given.iter().map(given).collect();
         let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-        json!({ "time": time, "handout": self.hardware.handout.name(), "gpus": gpus, "pods": pods })
+        json!({ "time": time, "handout": self.hardware.allocation_policy.name(), "gpus": gpus, "pods": pods })
     }
 }

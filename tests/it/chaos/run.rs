@@ -1,4 +1,4 @@
-//! One run: a control plane, its nodes, replicas, two schedulers, the stand-ins, and the checker's verdict.
+//! Owns one run: a control plane, its nodes, replicas, two schedulers, the stand-ins, and the checker's verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,37 +15,39 @@ use tokio::task::JoinSet;
 use super::burst::{self, Burst};
 use super::checker::{Checker, Finding, Kind};
 use super::faults;
-use super::hardware::Handout;
+use super::hardware::AllocationPolicy;
 use super::node_agent::{self, NodeAgents};
 use super::seed::Chance;
-use super::stream::follow;
-use crate::guard::{OnOutage, Replicas};
-use crate::support::{ControlPlane, Patience, Process, SECOND_SCHEDULER, eventually, pause};
+use crate::support::guard::{OnOutage, Replicas, configurations_reread};
+use crate::support::stream::follow;
+use crate::support::{ControlPlane, Patience, Process, SECOND_SCHEDULER, eventually};
 
 const REPLICAS: usize = 3;
-/// kube-scheduler waits up to 10 s before it tries a pod again that was refused.
+/// Longer than kube-scheduler's maximum back-off for a refused pod, which is 10 s.
 const BACK_OFF: Duration = Duration::from_secs(12);
-/// For everything that fits to be bound once nothing goes wrong any more.
+/// Limit for the binding of everything that fits, after the last fault.
 const SETTLING: Duration = Duration::from_secs(90);
-/// A node may publish less than is bound for as long as it has no leader: the Lease lasts 15 s. Longer on a busy machine.
+/// Longest time for which a node may publish less than is bound, on a quiet machine. Without a leader nothing repairs it,
+/// and the Lease lasts 15 s.
 const REPAIR: Duration = Duration::from_secs(25);
 
-/// Between two looks at how busy the machine is.
+/// Time between two samples of the machine's load.
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// What a run is made of.
+/// Parameters of a run.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub(super) struct Plan {
     pub seed: u64,
     pub pods: u64,
-    /// Of the binding guard.
+    /// `failurePolicy` of the binding guard.
     pub bindings: OnOutage,
-    /// How long things go wrong; every kind of fault at least once, unless zero.
+    /// Duration of the faults, each of which comes at least once; zero means no faults.
     pub faults: Duration,
 }
 
-/// A run under way. Processes end before the control plane does.
-pub struct Run {
+/// A run in progress.
+pub(super) struct Run {
+    // Dropped in this order: the processes end before the control plane.
     plan: Plan,
     watch: Watch,
     agents: NodeAgents,
@@ -55,17 +57,16 @@ pub struct Run {
     _alone: AsyncMutexGuard<'static, ()>,
 }
 
-/// The checker with its own eyes on the cluster.
+/// The checker with its own watches.
 struct Watch {
     checker: Arc<Mutex<Checker>>,
     start: Instant,
-    /// How busy the machine was all the time.
+    /// The machine's load since the start.
     pace: Arc<Mutex<Patience>>,
     _tasks: JoinSet<()>,
 }
 
-/// Held by a run while it lives. Two of them side by side would show each other's load and nothing else, also where their
-/// control planes do not share a machine-wide lock.
+/// Held during a run, because two concurrent runs would only measure each other's load.
 static ALONE: AsyncMutex<()> = AsyncMutex::const_new(());
 
 fn lock<T>(checker: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,7 +96,7 @@ impl Watch {
         tasks.spawn(async move {
             loop {
                 lock(&sampled).spent();
-                tokio::time::sleep(SAMPLE).await;
+                tokio::time::sleep(SAMPLE).await; // the pace of the samples
             }
         });
         Watch { checker, start, pace, _tasks: tasks }
@@ -103,8 +104,8 @@ impl Watch {
 }
 
 impl Run {
-    /// Starts everything; when this returns, each node stands in its accounting mode, as far as the server knows of modes.
-    pub async fn start(plan: Plan) -> Run {
+    /// Starts all parts. Each node has its accounting mode when this returns.
+    pub(super) async fn start(plan: Plan) -> Run {
         let alone = ALONE.lock().await;
         let plane = ControlPlane::start().await;
         for node in burst::nodes() {
@@ -130,19 +131,19 @@ impl Run {
         run
     }
 
-    /// Waits until every node publishes, in the mode that its hardware allows.
+    /// Waits until every node publishes under the accounting mode of its hardware.
     async fn accounted(&self) {
-        let expected = |handout: Handout| match handout {
-            Handout::Single => "Exact",
-            Handout::Unverified => "Slot",
-            Handout::Distributed | Handout::Packed => "Confirmed",
-            Handout::Pinned => "Pinned",
+        let expected = |allocation_policy: AllocationPolicy| match allocation_policy {
+            AllocationPolicy::Single => "Exact",
+            AllocationPolicy::Unverified => "Slot",
+            AllocationPolicy::Distributed | AllocationPolicy::Packed => "Confirmed",
+            AllocationPolicy::Pinned => "Pinned",
         };
         eventually("every node to be accounted for in its mode", Duration::from_secs(60), async || {
             self.replicas.expect_running();
             let checker = lock(&self.watch.checker);
             let mut others = checker.nodes().filter_map(|(name, node)| {
-                let (seen, mode) = (node.accounted.as_deref(), expected(node.hardware.handout));
+                let (seen, mode) = (node.accounted.as_deref(), expected(node.hardware.allocation_policy));
                 (seen != Some(mode) || node.published.is_none()).then(|| format!("{name}: {seen:?}, not {mode}"))
             });
             match others.next() {
@@ -155,8 +156,8 @@ impl Run {
         .await;
     }
 
-    /// The workload, with faults beside it. Returns when all is created, freed and repaired.
-    pub async fn burst(&self) {
+    /// Runs the workload and the faults concurrently, until both are done.
+    pub(super) async fn burst(&self) {
         let Plan { seed, pods, faults: lasting, .. } = self.plan;
         let burst = Burst::of(&mut Chance::of(seed, "burst"), pods);
         println!("{}", burst.describe());
@@ -165,7 +166,7 @@ impl Run {
         let workload = async {
             burst.create(&client).await;
             println!("created after {:?}", start.elapsed());
-            tokio::time::sleep(lasting / 4).await;
+            tokio::time::sleep(lasting / 4).await; // part of the scenario: faults hit a full cluster
             burst.free_some(&client).await;
             println!("freed after {:?}", start.elapsed());
         };
@@ -179,9 +180,9 @@ impl Run {
         tokio::join!(workload, faults);
     }
 
-    /// Waits until nothing has moved for so long, from now on; panics where that does not come.
-    pub async fn settle(&self, quiet: Duration, within: Duration) {
-        // An API server that was away has moved nothing either.
+    /// Waits until no pod was created, bound or ended for `quiet`, counted from now.
+    pub(super) async fn settle(&self, quiet: Duration, within: Duration) {
+        // A restarting API server shows no changes either, so time before this call does not count.
         lock(&self.watch.checker).moved = millis(self.watch.start);
         eventually("the cluster to come to rest", within, async || {
             self.expect_running();
@@ -193,8 +194,8 @@ impl Run {
         .await;
     }
 
-    /// When all is at rest, nobody waits for whom there is room.
-    pub async fn everything_that_fits_is_bound(&self) {
+    /// Waits until the cluster is at rest and no pod waits although it fits.
+    pub(super) async fn everything_that_fits_is_bound(&self) {
         self.settle(BACK_OFF, SETTLING).await;
         eventually("everything that fits to be bound", SETTLING, async || {
             self.expect_running();
@@ -209,13 +210,17 @@ impl Run {
         assert!(bound > 0, "nothing is bound at all");
     }
 
-    /// Stops all replicas in peace, lets room be freed and taken while they are away, and starts them again. Returns when
-    /// one leads.
-    pub async fn away(&self) {
+    /// Stops all replicas gracefully, deletes pods and lets others be bound, and starts the replicas again. Meanwhile at
+    /// least one GPU is overcommitted: the schedulers alone may be lucky, so two pods are bound to one GPU on purpose.
+    ///
+    /// A replica leads when this returns.
+    pub(super) async fn away(&self) {
+        burst::create_unscheduled(&self.plane.client()).await;
         for index in 0..self.replicas.count() {
             self.replicas.terminate(index);
         }
         let deleted = burst::delete_bound(&self.plane.client(), &mut Chance::of(self.plan.seed, "away")).await;
+        burst::bind_unscheduled(&self.plane.client()).await;
         self.settle(Duration::from_secs(5), Duration::from_secs(60)).await;
         println!("{deleted} bound pods deleted while nobody guards; {} overcommitted", self.overcommitted().len());
         for index in 0..self.replicas.count() {
@@ -225,15 +230,15 @@ impl Run {
         self.replicas.led(Duration::from_secs(20)).await;
     }
 
-    /// Nodes with a GPU that is overcommitted now.
-    pub fn overcommitted(&self) -> BTreeSet<String> {
+    /// Nodes with an overcommitted GPU.
+    pub(super) fn overcommitted(&self) -> BTreeSet<String> {
         let checker = lock(&self.watch.checker);
         let overcommitted = checker.open().filter(|finding| finding.kind == Kind::Overcommitted);
         overcommitted.map(|finding| finding.node.clone()).collect()
     }
 
-    /// Each node with a GPU that is overcommitted says so.
-    pub async fn overcommit_is_reported(&self, within: Duration) {
+    /// Waits until the condition of each overcommitted node reports it.
+    pub(super) async fn overcommit_is_reported(&self, within: Duration) {
         let start = Instant::now();
         eventually("each overcommitted node to say so", within, async || {
             let overcommitted = self.overcommitted();
@@ -252,8 +257,8 @@ impl Run {
         println!("reported after {:?}", start.elapsed());
     }
 
-    /// What was bound past the guard is counted, and an event on each such pod and on each overcommitted node says so.
-    pub async fn slips_are_said(&self, within: Duration) {
+    /// Waits until bindings past the guard are counted, and events on their pods and on overcommitted nodes report them.
+    pub(super) async fn slips_are_reported(&self, within: Duration) {
         let events: Api<Event> = Api::all(self.plane.client());
         eventually("events and metric to say what slipped past", within, async || {
             let events = events.list(&ListParams::default()).await?.items;
@@ -261,7 +266,7 @@ impl Run {
                 let of_reason = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
                 of_reason.filter_map(|event| event.involved_object.uid.clone()).collect()
             };
-            // An event on a node has the node's name for a uid.
+            // An event on a node has the name of the node as its uid.
             let (nodes, pods) = (told("GpuOvercommitted"), told("BoundPastGuard"));
             let overcommitted = self.overcommitted();
             let silent: Vec<_> = overcommitted.difference(&nodes).collect();
@@ -275,9 +280,9 @@ impl Run {
         .await;
     }
 
-    /// No GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.
+    /// Asserts that no GPU was overcommitted at any version, and nothing else was wrong for longer than a repair takes.
     #[track_caller]
-    pub fn nothing_was_wrong(&self) {
+    pub(super) fn nothing_was_wrong(&self) {
         self.print_findings();
         let now = millis(self.watch.start);
         let repair = REPAIR.mul_f64(lock(&self.watch.pace).slowness());
@@ -291,13 +296,13 @@ impl Run {
         assert!(wrong.is_empty(), "{} findings, VRAMGUARD_SEED={}: {:#?}", wrong.len(), self.plan.seed, wrong[0]);
     }
 
-    /// How many findings of a kind there are.
-    pub fn count(&self, kind: Kind) -> usize {
+    /// Number of findings of a kind.
+    pub(super) fn count(&self, kind: Kind) -> usize {
         lock(&self.watch.checker).findings().iter().filter(|finding| finding.kind == kind).count()
     }
 
-    /// For whoever reads the log.
-    pub fn print_findings(&self) {
+    /// Prints all findings.
+    pub(super) fn print_findings(&self) {
         let now = millis(self.watch.start);
         let checker = lock(&self.watch.checker);
         let mut kinds: BTreeMap<Kind, (usize, u64)> = BTreeMap::new();
@@ -323,8 +328,8 @@ impl Run {
         println!("{text}");
     }
 
-    /// As a cluster without it: the entry for bindings is taken out.
-    pub async fn remove_binding_guard(&self) {
+    /// Removes the webhook entry for bindings.
+    pub(super) async fn remove_binding_guard(&self) {
         let names = "jsonpath={.webhooks[*].name}";
         let get = ["get", "mutatingwebhookconfiguration", "vramguard", "-o", names];
         let names = self.plane.kubectl(&get).await.expect_success();
@@ -332,7 +337,7 @@ impl Run {
         let patch = format!(r#"[{{"op":"remove","path":"/webhooks/{index}"}}]"#);
         let patch = ["patch", "mutatingwebhookconfiguration", "vramguard", "--type=json", "-p", &patch];
         self.plane.kubectl(&patch).await.expect_success();
-        pause(Duration::from_secs(2)).await;
+        configurations_reread().await;
     }
 
     #[track_caller]

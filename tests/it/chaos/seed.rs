@@ -1,12 +1,12 @@
-//! Chance that can be repeated: everything random in a run follows from one number.
+//! Owns repeatable randomness: everything random in a run follows from one number.
 
-/// SplitMix64: small, and good enough to shuffle pods.
+/// A SplitMix64 generator, which is small and good enough to shuffle pods.
 #[derive(Clone)]
-pub struct Chance(u64);
+pub(super) struct Chance(u64);
 
 impl Chance {
-    /// A sequence of its own for each part of a run, so that one part may draw more without moving the others.
-    pub fn of(seed: u64, part: &str) -> Chance {
+    /// A separate sequence for each part of a run, so that a part can draw more numbers without changing the others.
+    pub(super) fn of(seed: u64, part: &str) -> Chance {
         let salt = part.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
         });
@@ -21,31 +21,31 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both included.
-    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+    /// A number in `low..=high`.
+    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.draw() % (high - low + 1)
     }
 
-    /// Whether something with that many chances in a hundred happens.
-    pub fn percent(&mut self, chances: u64) -> bool {
+    /// True in `chances` of 100 draws.
+    pub(super) fn percent(&mut self, chances: u64) -> bool {
         self.draw() % 100 < chances
     }
 
-    /// One of them.
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    /// One of the elements.
+    pub(super) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[usize::try_from(self.draw() % all.len() as u64).expect("an index")]
     }
 
-    /// In any order.
-    pub fn shuffle<T>(&mut self, all: &mut [T]) {
+    /// Shuffles the elements.
+    pub(super) fn shuffle<T>(&mut self, all: &mut [T]) {
         for last in (1..all.len()).rev() {
             all.swap(last, usize::try_from(self.draw() % (last as u64 + 1)).expect("an index"));
         }
     }
 }
 
-/// `VRAMGUARD_SEED`, or one from the clock; printed, so that a run can be repeated.
-pub fn seed() -> u64 {
+/// The seed in `VRAMGUARD_SEED`, or one from the clock. It is printed, so that a run can be repeated.
+pub(super) fn seed() -> u64 {
     let given = std::env::var("VRAMGUARD_SEED").ok();
     let seed = match given {
         Some(text) => text.parse().unwrap_or_else(|e| panic!("VRAMGUARD_SEED={text:?}: {e}")),

@@ -1,30 +1,30 @@
-//! The few fields of pods and nodes that the checker and the stand-ins read, by their own reading.
+//! Owns the fields of pods and nodes that the checker and the stand-ins read, independently of the product.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 
 use super::hardware::Hardware;
+use crate::support::objects::{VRAM, mib};
 
-const VRAM: &str = "vramguard.dev/vram";
 const GPU: &str = "nvidia.com/gpu";
-/// What a CUDA context costs under the default policy.
+/// VRAM of a CUDA context under the default policy.
 const CONTEXT_MIB: u64 = 720;
 
 /// A node of the test.
 #[derive(Debug, Clone)]
-pub struct NodeView {
+pub(super) struct NodeView {
     pub hardware: Hardware,
     pub labels: BTreeMap<String, String>,
-    /// MiB of VRAM that it advertises as allocatable.
+    /// Allocatable VRAM in MiB.
     pub published: Option<u64>,
-    /// Reason of the condition `VramAccounted`.
+    /// Reason of condition `VramAccounted`.
     pub accounted: Option<String>,
 }
 
 impl NodeView {
-    /// With its name; `None` for a node that is none of the test's.
-    pub fn of(node: &Node) -> Option<(String, NodeView)> {
+    /// Name and view of a node, if it is a node of the test.
+    pub(super) fn of(node: &Node) -> Option<(String, NodeView)> {
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let hardware = Hardware::of(&labels)?;
         let status = node.status.clone().unwrap_or_default();
@@ -37,36 +37,36 @@ impl NodeView {
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodView {
+pub(super) struct PodView {
     pub uid: String,
-    /// With its namespace.
+    /// Namespace and name.
     pub name: String,
     pub node: Option<String>,
-    /// Succeeded or Failed: it holds nothing.
+    /// Whether the phase is Succeeded or Failed; such a pod holds nothing.
     pub ended: bool,
-    /// Is being deleted.
+    /// Whether the pod is being deleted.
     pub leaving: bool,
     pub selector: BTreeMap<String, String>,
-    /// Those that request a GPU.
+    /// The containers that request a GPU.
     pub containers: Vec<GpuContainer>,
-    /// MiB that it should request, by what it declares.
+    /// MiB that the pod should request by its declaration.
     pub expected: Option<u64>,
 }
 
 /// A container with a replica of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GpuContainer {
+pub(super) struct GpuContainer {
     pub name: String,
-    /// MiB that it requests.
+    /// Requested MiB.
     pub mib: Option<u64>,
-    /// It sees what the annotation names, and nothing else.
+    /// Whether the container sees only the GPU in the annotation.
     pub pinned: bool,
-    /// What the annotation names.
+    /// GPU in the annotation.
     pub gpu: Option<String>,
 }
 
 impl PodView {
-    pub fn of(pod: &Pod) -> PodView {
+    pub(super) fn of(pod: &Pod) -> PodView {
         let metadata = &pod.metadata;
         let annotations = metadata.annotations.clone().unwrap_or_default();
         let spec = pod.spec.clone().unwrap_or_default();
@@ -90,8 +90,8 @@ impl PodView {
         }
     }
 
-    /// MiB that it requests; `None` where one of its containers requests none.
-    pub fn demand(&self) -> Option<u64> {
+    /// Requested MiB of the pod; `None` if one of its GPU containers requests none.
+    pub(super) fn demand(&self) -> Option<u64> {
         let each: Option<Vec<u64>> = self.containers.iter().map(|container| container.mib).collect();
         each.filter(|each| !each.is_empty()).map(|each| each.iter().sum())
     }
@@ -108,22 +108,4 @@ impl GpuContainer {
         let gpu = annotations.get(&key).cloned();
         Some(GpuContainer { name: container.name.clone(), mib: requests.get(VRAM).map(|q| mib(&q.0)), pinned, gpu })
     }
-}
-
-/// MiB of a quantity, rounded up. Panics at what no test writes.
-pub fn mib(quantity: &str) -> u64 {
-    let suffixes = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1_u64 << 30),
-        ("Ti", 1 << 40),
-        ("k", 1000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-    ];
-    let bytes = suffixes
-        .iter()
-        .find_map(|(suffix, unit)| Some(quantity.strip_suffix(suffix)?.parse::<u64>().ok()? * unit))
-        .or_else(|| quantity.parse().ok());
-    bytes.unwrap_or_else(|| panic!("no quantity: {quantity:?}")).div_ceil(1 << 20)
 }

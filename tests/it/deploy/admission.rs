@@ -1,4 +1,4 @@
-//! The ValidatingAdmissionPolicies: what holds whether vramguard runs or not. Here it does not.
+//! The ValidatingAdmissionPolicies, which hold without a running vramguard.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use super::{kubectl, kubectl_as};
-use crate::guard::{OnOutage, apply_manifests};
+use crate::support::guard::{OnOutage, apply_manifests};
 use crate::support::{ControlPlane, GpuNode, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,7 +19,7 @@ fn pod(namespace: &str, name: &str, annotations: &str, limits: &str) -> String {
     )
 }
 
-/// The manifests without a server, a namespace, and a kubeconfig of somebody who may edit there.
+/// A control plane with the manifests, and the kubeconfig of a user who may edit namespace `ml`. No server runs.
 async fn start() -> (ControlPlane, String) {
     let plane = ControlPlane::start().await;
     apply_manifests(&plane, "deploy", free_port(), OnOutage::AsShipped).await;
@@ -27,7 +27,7 @@ async fn start() -> (ControlPlane, String) {
         "create namespace ml",
         "-n ml create serviceaccount dev",
         "-n ml create rolebinding dev --clusterrole=edit --serviceaccount=ml:dev",
-        // More than `edit`, which has no status: whoever can write it could write annotations through it.
+        // `edit` does not cover the status, and a write of the status can change annotations.
         "create clusterrole status-writer --verb=patch,update --resource=pods/status",
         "-n ml create rolebinding status --clusterrole=status-writer --serviceaccount=ml:dev",
     ] {
@@ -83,7 +83,7 @@ async fn annotations_that_count_stay_as_they_are_for_the_life_of_a_pod() {
             patch(subresource, allowed).await.expect_success();
         }
     }
-    // Elsewhere nothing is touched.
+    // Exempt namespaces are not affected.
     plane.apply(&pod("kube-system", "llm", &annotations, "{nvidia.com/gpu: 1}")).await;
     kubectl(&plane, "-n kube-system annotate pod llm vramguard.dev/vram=1Gi --overwrite", "").await.expect_success();
 }
@@ -125,7 +125,7 @@ async fn the_service_account_writes_nothing_of_a_pod_but_missing_annotations_of_
         let refused = patch(&annotation(key, json!("2"))).await.expect_failure();
         assert!(refused.contains("is fixed once the pod exists"), "{refused}");
     }
-    // No right of any other kind.
+    // RBAC grants nothing else.
     for denied in ["-n ml delete pod llm", "delete gpuledger gpu-0", "-n ml get secrets", "delete node gpu-0"] {
         let refused = kubectl_as(&plane, own, denied, "").await.expect_failure();
         assert!(refused.contains("(Forbidden)"), "{denied}: {refused}");
@@ -145,7 +145,7 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
         refused.contains("container \"main\" requests vramguard.dev/vram but no GPU (nvidia.com/gpu, "),
         "{refused}"
     );
-    // Neither none of a GPU nor something that is called alike: such a pod would hold VRAM and no replica.
+    // Zero GPUs and resources with a similar name are no GPU: such a pod would hold VRAM and no replica.
     for no_gpu in ["nvidia.com/gpu: 0", "nvidia.com/gpufoo: 1", "nvidia.com/gpumem: 1", "example.com/gpu: 1"] {
         let refused = create("ml", &format!("{{vramguard.dev/vram: 1Gi, {no_gpu}}}")).await.expect_failure();
         assert!(refused.contains("requests vramguard.dev/vram but no GPU"), "{no_gpu}: {refused}");
@@ -156,7 +156,7 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     create("ml", "{cpu: 1}").await.expect_success();
     create("kube-system", "{vramguard.dev/vram: 1Gi}").await.expect_success();
 
-    // The Job controller takes its finalizer off a pod that has ended, declared or not.
+    // The Job controller can remove its finalizer from a pod that has ended.
     let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once", "namespace": "ml"}, "spec": {"template": {
         "metadata": {"annotations": {"vramguard.dev/vram": "8Gi"}},
         "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none",
@@ -178,7 +178,7 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     kubectl(&plane, "-n ml wait --for=condition=Complete --timeout=30s job/once", "").await.expect_success();
     assert_eq!(status("{.items[*].metadata.finalizers}").await, "");
 
-    // The API server finds nothing to warn of in the expressions.
+    // The API server's type checker has no warning about the expressions.
     let warnings =
         "get validatingadmissionpolicies -o jsonpath={range.items[*]}{.metadata.name}={.status.typeChecking}{end}";
     eventually("the expressions to be checked", PATIENCE, async || {
@@ -192,8 +192,9 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     .await;
 }
 
-/// Each way to a GPU past the device plugin, as the binding is shipped and as an operator makes it refuse.
+/// Tests each way around the device plugin under the shipped binding, which warns, and under one that refuses.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of ways, tried one after the other")]
 async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_one_line() {
     let (plane, _) = start().await;
     let pod = |name: &str, annotations: Value, spec: Value| {
@@ -207,13 +208,13 @@ async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_on
             .to_string()
     };
     let visible = |value: &str| json!([{"name": "NVIDIA_VISIBLE_DEVICES", "value": value}]);
-    let from_elsewhere =
+    let from_a_config_map =
         json!([{"name": "NVIDIA_VISIBLE_DEVICES", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]);
     let alone = |env: Value| json!({"containers": [{"name": "main", "env": env}]});
     let host = |path: &str| json!({"containers": [{"name": "main"}], "volumes": [{"name": "dev", "hostPath": {"path": path}}]});
     let ways = [
         ("sets NVIDIA_VISIBLE_DEVICES without requesting a GPU", pod("a", json!({}), alone(visible("all")))),
-        ("sets NVIDIA_VISIBLE_DEVICES without requesting a GPU", pod("b", json!({}), alone(from_elsewhere))),
+        ("sets NVIDIA_VISIBLE_DEVICES without requesting a GPU", pod("b", json!({}), alone(from_a_config_map))),
         (
             "container \"first\" sets NVIDIA_VISIBLE_DEVICES without requesting a GPU",
             pod(
@@ -225,6 +226,7 @@ async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_on
         ("annotation \"cdi.k8s.io/x\" asks", pod("d", json!({"cdi.k8s.io/x": "nvidia.com/gpu=all"}), alone(json!([])))),
         ("annotation \"nvidia.cdi.k8s.io/x\" asks", pod("e", json!({"nvidia.cdi.k8s.io/x": "all"}), alone(json!([])))),
         ("volume \"dev\" mounts /dev/nvidia0", pod("f", json!({}), host("/dev/nvidia0"))),
+        ("volume \"dev\" mounts //dev/./nvidia-uvm", pod("g", json!({}), host("//dev/./nvidia-uvm"))),
     ];
     let mut privileged = alone(visible("all"));
     privileged["containers"][0]["securityContext"] = json!({"privileged": true});
@@ -236,9 +238,11 @@ async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_on
         ("hidden", alone(visible("void"))),
         ("privileged", privileged),
         ("device-plugin", plugin),
-        // The mutating webhook takes it out.
+        // The mutating webhook removes the variable.
         ("with-a-gpu", guarded),
         ("other-path", host("/dev/shm")),
+        // The device cgroup denies the device files to a container without privileges.
+        ("all-devices", host("/dev")),
     ];
     let create = async |pod: &str| kubectl(&plane, "create --dry-run=server -f -", pod).await;
     eventually("the policy to be in force", PATIENCE, async || {
@@ -257,7 +261,7 @@ async fn ways_to_a_gpu_past_the_device_plugin_are_warned_about_and_refused_by_on
         assert!(!created.stderr.contains("Warning"), "{name}: {}", created.stderr);
         created.expect_success();
     }
-    // A debugging container is no pod, and no webhook is asked about it.
+    // The webhooks do not review ephemeral containers.
     plane.apply(&pod("llm", json!({"cdi.k8s.io/x": "nvidia.com/gpu=all"}), alone(json!([])))).await;
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": "none", "env": visible("all")}]}});
     let debug_pod =

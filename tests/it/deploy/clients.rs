@@ -1,5 +1,4 @@
-//! An API server that presents a client certificate, as `deploy/examples/admission-configuration.yaml` says, and a server that
-//! asks for one.
+//! Client certificates: an API server under `deploy/examples/admission-configuration.yaml`, and a server that requires one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,18 +6,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::kubectl;
-use crate::guard::Guard;
-use crate::server::clients::Authority;
-use crate::support::{ADMISSION_CONFIGURATION, ControlPlane, GpuNode, eventually};
+use crate::support::guard::Guard;
+use crate::support::objects::{ENFORCE, gpu_pod};
+use crate::support::{ADMISSION_CONFIGURATION, Authority, ControlPlane, GpuNode, eventually};
 
-const ENFORCE: &str =
-    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
-
-/// Where the example says that files lie.
+/// Folder of the files in the example.
 const FOLDER: &str = "/etc/kubernetes/vramguard";
 
-/// The example and the kubeconfig in its comment. Only where files lie, and that the webhooks have a URL in place of a Service,
-/// are this machine's.
+/// Writes the example and the kubeconfig in its comment, with `folder` as the folder of the files.
+///
+/// The kubeconfig's user is `*`, because the webhooks of a test have a URL in place of a Service.
 fn prepare(folder: &Path, certificate: &str, key: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/admission-configuration.yaml");
     let example = std::fs::read_to_string(path).expect("the example");
@@ -39,13 +36,7 @@ fn prepare(folder: &Path, certificate: &str, key: &str) {
 }
 
 fn pod(name: &str) -> String {
-    let limits = json!({ "nvidia.com/gpu": 1 });
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "name": name, "namespace": "ml", "annotations": { "vramguard.dev/vram": "5Gi" } },
-        "spec": { "containers": [{ "name": "main", "image": "none", "resources": { "limits": limits } }] },
-    })
-    .to_string()
+    gpu_pod("ml", name, "{vramguard.dev/vram: 5Gi}", "")
 }
 
 #[tokio::test]
@@ -66,18 +57,24 @@ async fn an_api_server_is_answered_with_its_certificate_and_with_no_other() {
     assert!(limits.contains("vramguard.dev/vram"), "{limits}");
     assert_eq!(guard.metric("vramguard_refused_clients_total"), Some(0.0));
 
-    // A server that trusts another CA: the same certificate opens nothing, and Enforce fails closed. It is started again,
-    // because connections that are open stay.
+    // A server that trusts another CA refuses the API server, so Enforce fails closed. The test restarts it, because open
+    // connections are not verified again.
     guard.server.stop();
     std::fs::write(&file, &other.certificate).expect("a file in the control plane's folder");
     guard.server.start();
     guard.ready(&plane).await;
     let refused = kubectl(&plane, "apply -f -", &pod("second")).await.expect_failure();
     assert!(refused.contains("failed calling webhook"), "{refused}");
-    assert!(guard.metric("vramguard_refused_clients_total") > Some(0.0), "{}", guard.server.log_tail());
+    // The API server sees the end of its connection before the server has counted it.
+    eventually("the refused client to be counted", Duration::from_secs(20), async || {
+        let counted = guard.metric("vramguard_refused_clients_total");
+        anyhow::ensure!(counted > Some(0.0), "{counted:?}{}", guard.server.log_tail());
+        Ok(())
+    })
+    .await;
     println!("the API server says: {refused}");
 
-    // The file is followed.
+    // The server follows the file.
     std::fs::write(&file, [other.certificate, ca.certificate].concat()).expect("a file in the control plane's folder");
     eventually("the API server to be answered again", Duration::from_secs(20), async || {
         let applied = kubectl(&plane, "apply -f -", &pod("second")).await;

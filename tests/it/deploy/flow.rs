@@ -1,4 +1,4 @@
-//! Priority and fairness: which of the guard's calls have seats of their own at the API server.
+//! API priority and fairness: which calls of the guard have their own priority level.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use super::kubectl;
-use crate::guard::{OnOutage, apply_manifests};
+use crate::support::guard::{OnOutage, apply_manifests};
 use crate::support::{ControlPlane, eventually, free_port};
 
 const SCHEMA: &str = "X-Kubernetes-PF-FlowSchema-UID";
 
-/// Names of the FlowSchemas by uid.
+/// Names of all FlowSchemas by uid.
 async fn schemas(plane: &ControlPlane) -> BTreeMap<String, String> {
     let path = "jsonpath={range .items[*]}{.metadata.uid}={.metadata.name} {end}";
     let listed = plane.kubectl(&["get", "flowschemas", "-o", path]).await.expect_success();
@@ -60,7 +60,7 @@ async fn calls_that_a_binding_waits_for_have_seats_of_their_own() {
         ("PATCH", format!("{ledgers}/gpu-0/status"), "vramguard-bindings"),
         ("PATCH", "/api/v1/nodes/gpu-0/status".to_owned(), "vramguard-controller"),
         ("PUT", format!("{leases}/vramguard"), "vramguard-controller"),
-        // What a starting replica does must not stand in their way.
+        // The lists of a starting replica must not delay those calls.
         ("GET", "/api/v1/pods".to_owned(), "service-accounts"),
         ("GET", "/api/v1/nodes?watch=true&timeoutSeconds=1".to_owned(), "service-accounts"),
         ("GET", ledgers.to_owned(), "service-accounts"),
@@ -69,7 +69,7 @@ async fn calls_that_a_binding_waits_for_have_seats_of_their_own() {
         assert_eq!(schema_of(method, &path).await, expected, "{method} {path}");
     }
 
-    // Somebody else who asks the same goes where everybody goes.
+    // The priority level has dispatched the guard's calls.
     let metrics = kubectl(&plane, "get --raw /metrics", "").await.expect_success();
     let dispatched = |schema: &str| {
         let head = format!(

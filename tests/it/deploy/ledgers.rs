@@ -1,4 +1,4 @@
-//! The schema of GpuLedger: what it keeps, what it refuses, and what `kubectl get` makes of it.
+//! The schema of GpuLedger: stored fields, refused values, and the columns of `kubectl get`.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn definition() -> Value {
     serde_saphyr::from_str(&text).expect("it is YAML")
 }
 
-/// A control plane that serves the resource.
+/// A control plane that serves GpuLedgers.
 async fn start() -> ControlPlane {
     let plane = ControlPlane::start().await;
     plane.apply(&definition().to_string()).await;
@@ -24,7 +24,7 @@ async fn start() -> ControlPlane {
     plane
 }
 
-/// Every field that there is, in an object that makes sense.
+/// A valid GpuLedger with every field.
 fn full() -> Value {
     let reservation = |pod: &str, container: &str, more: Value| {
         let mut entry = json!({
@@ -74,7 +74,7 @@ fn full() -> Value {
     })
 }
 
-/// Creates the object and writes its status, as strictly as the API server can.
+/// Creates the object and its status under strict validation, and returns the stored object.
 async fn store(plane: &ControlPlane, object: &Value) -> Value {
     kubectl(plane, "create --validate=strict -f -", &object.to_string()).await.expect_success();
     let replace = "replace --subresource=status --validate=strict -f -";
@@ -110,7 +110,7 @@ async fn a_ledger_keeps_every_field_and_reads_well() {
     assert_eq!(wide[0], format!("{heading} HANDOUT AGENT"));
     assert!(wide[1].starts_with(row) && wide[1].contains(" Pinned "), "{}", wide[1]);
 
-    // The reservations of one replica's write and the status of another's do not overwrite each other.
+    // A write of the spec keeps the status, so two replicas do not overwrite each other.
     let mut emptied = full.clone();
     emptied["spec"]["reservations"] = json!([]);
     emptied["status"] = json!({"mode": "unknown"});
@@ -125,7 +125,7 @@ async fn a_ledger_that_makes_no_sense_is_refused_by_field() {
     let plane = start().await;
     let full = full();
     store(&plane, &full).await;
-    // Where, what is put there (null takes it away), and what the refusal says, with … for what it quotes.
+    // JSON pointer, value (null removes the field), and the refusal with … for quoted values; no refusal if it is empty.
     let cases = [
         ("/spec/reservations/0/uid", json!(null), "spec.reservations[0].uid: Required value"),
         (
@@ -182,7 +182,7 @@ async fn a_ledger_that_makes_no_sense_is_refused_by_field() {
         assert_eq!(answer.status.success(), refusal.is_empty(), "{at} = {value}: {}", answer.stderr);
         assert!(refusal.split(" … ").all(|part| answer.stderr.contains(part)), "{at} = {value}: {}", answer.stderr);
     }
-    // A pod's role may be left out; nothing else that is required may.
+    // The role of a pod has a default.
     let mut object = full.clone();
     object["spec"]["reservations"][2].as_object_mut().unwrap().remove("role");
     let replaced = kubectl(&plane, "replace --dry-run=server -o json -f -", &object.to_string()).await.expect_success();
@@ -201,7 +201,7 @@ fn every_field_of_a_ledger_is_described_and_bounded() {
             Some("boolean") => true,
             _ => false,
         };
-        // What an array holds is described by the array.
+        // The description of an array covers its items.
         if !bounded || (schema["description"].is_null() && !path.ends_with("[]")) {
             silent.push(path.to_owned());
         }

@@ -1,4 +1,4 @@
-//! The manifests with a server behind them: what it writes passes the schema, the rights and the policies that are shipped.
+//! The manifests with a running server: its writes pass the shipped schema, RBAC and admission policies.
 
 use std::time::Duration;
 
@@ -6,18 +6,12 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::kubectl;
-use crate::guard::Guard;
-use crate::support::{ControlPlane, GpuNode, eventually, pause};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-const ENFORCE: &str =
-    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
+use crate::support::guard::{Guard, configurations_reread};
+use crate::support::objects::{ENFORCE, gpu_pod, plain_pod};
+use crate::support::{ControlPlane, GpuNode, PATIENCE, eventually, stays};
 
 fn pod(name: &str) -> String {
-    format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: ml, annotations: {{vramguard.dev/vram: 5Gi}}}}, spec: {{containers: \
-         [{{name: main, image: none, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}"
-    )
+    gpu_pod("ml", name, "{vramguard.dev/vram: 5Gi}", "")
 }
 
 async fn json_of(plane: &ControlPlane, arguments: &str) -> anyhow::Result<Value> {
@@ -26,7 +20,7 @@ async fn json_of(plane: &ControlPlane, arguments: &str) -> anyhow::Result<Value>
     serde_json::from_str(&found.stdout).context("kubectl prints JSON")
 }
 
-/// Waits for a row of `kubectl get gpuledgers`; returns the table.
+/// Waits for a row of `kubectl get gpuledgers` that begins with `columns`, and returns the table.
 async fn row(plane: &ControlPlane, columns: &str) -> String {
     eventually(&format!("the row {columns}"), PATIENCE, async || {
         let table = kubectl(plane, "get gpuledgers", "").await.stdout;
@@ -37,7 +31,7 @@ async fn row(plane: &ControlPlane, columns: &str) -> String {
     .await
 }
 
-/// Lets everything pass that no server answers for.
+/// Sets `failurePolicy: Ignore` in all webhook entries.
 async fn fail_open(plane: &ControlPlane) {
     for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
         let configuration = json_of(plane, &format!("get {kind} vramguard")).await.expect("it is applied");
@@ -47,8 +41,7 @@ async fn fail_open(plane: &ControlPlane) {
         let patch = Value::Array((0..entries).map(replace).collect());
         kubectl(plane, &format!("patch {kind} vramguard --type=json -p {patch}"), "").await.expect_success();
     }
-    // The API server reads webhook configurations through a watch of its own.
-    pause(Duration::from_secs(2)).await;
+    configurations_reread().await;
 }
 
 #[tokio::test]
@@ -69,15 +62,19 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
     let annotated = json_of(&plane, "-n ml get pod a").await.unwrap();
     assert_eq!(annotated["metadata"]["annotations"]["vramguard.dev/gpu-total-mib"], "24576");
 
-    // Taken away by hand, it comes back with who is there.
+    // The controller recreates a deleted ledger with the bound pods.
     kubectl(&plane, "delete gpul gpu-0", "").await.expect_success();
     row("gpu-0 slot 4 95480Mi 11680Mi 5967Mi 2 True False").await;
 
-    // Nothing is bound while nobody answers, and what waited is bound when somebody does.
+    // No pod is bound while the server is stopped, and the waiting pod is bound once it runs again.
     guard.server.stop();
-    plane.apply("{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: ml}, spec: {containers: [{name: main, image: none}]}}").await;
-    pause(Duration::from_secs(3)).await;
-    assert_eq!(json_of(&plane, "-n ml get pod web").await.unwrap()["spec"]["nodeName"], Value::Null);
+    plane.apply(&plain_pod("ml", "web")).await;
+    stays("the pod without a node", Duration::from_secs(3), async || {
+        let pod = json_of(&plane, "-n ml get pod web").await?;
+        ensure!(pod["spec"]["nodeName"] == Value::Null, "{}", pod["spec"]);
+        Ok(())
+    })
+    .await;
     guard.server.start();
     guard.ready(&plane).await;
     eventually("the pod to be bound", PATIENCE, async || {
@@ -86,7 +83,7 @@ async fn a_ledger_is_written_read_and_made_anew_under_the_manifests() {
     })
     .await;
 
-    // Past the guard: bound all the same, counted, and told its GPU's size, under the rights and policies that are shipped.
+    // A pod that was bound without the guard is counted and annotated later, under the shipped RBAC and policies.
     guard.server.stop();
     fail_open(&plane).await;
     plane.apply(&pod("slipped").replace("nvidia.com/gpu: 1", "nvidia.com/gpu: 1, vramguard.dev/vram: 5840Mi")).await;

@@ -1,6 +1,6 @@
-//! Pods per second from the first one's creation to the last one's binding, with the guard and without it, in turn on one
-//! control plane. Without it pods carry from the start what the guard would have injected, so that kube-scheduler has the same
-//! work.
+//! Pods per second from the first creation to the last binding, with and without the guard, in turn on one control plane.
+//!
+//! Without the guard, pods are created with what it would have injected, so that kube-scheduler has the same work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,24 +10,25 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::cluster::{FiguresCluster, Workload};
 use super::sample::{cpu, median};
-use super::site::{Site, Workload};
 use super::times;
-use crate::chaos::stream::{Seen, follow};
-use crate::support::{ClientLimits, Component, Process};
+use crate::support::objects::node_of;
+use crate::support::stream::{Seen, follow};
+use crate::support::{ClientLimits, Component, Process, within};
 
-/// Pods of a round: three times what kube-scheduler's client may send in one burst.
+/// Pods of a round: three times the burst of kube-scheduler's client.
 const PODS: usize = 300;
 /// Requests in flight while pods are created.
 const AT_ONCE: usize = 16;
-/// For a round of [`PODS`]; kube-scheduler's limit alone makes it four seconds.
+/// Limit of a round, which takes four seconds by kube-scheduler's client limit alone.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Until kube-scheduler's client has its whole burst again.
+/// Time in which kube-scheduler's client regains its burst.
 const REFILL: Duration = Duration::from_secs(3);
-/// 4,696 MiB demanded.
+/// Declared VRAM of a pod, whose demand is 4,696 MiB.
 const VRAM: &str = "4Gi";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,19 +37,19 @@ enum Side {
     Without,
 }
 
-/// What one round of one workload showed.
+/// Measurements of one round of one workload.
 struct Round {
     pods_per_second: f64,
-    /// CPU milliseconds a pod, by process.
+    /// CPU milliseconds per pod, by process.
     cpu: BTreeMap<&'static str, f64>,
-    /// Requests to the API server a pod, by verb and resource.
+    /// Requests to the API server per pod, by verb and resource.
     requests: BTreeMap<String, f64>,
-    /// Bindings that the guard refused.
+    /// Number of bindings that the guard refused.
     refused: u64,
 }
 
-/// Measures and prints.
-pub async fn measure(limits: ClientLimits) {
+/// Measures all rounds and prints the results.
+pub(super) async fn measure(limits: ClientLimits) {
     let rounds = times("VRAMGUARD_ROUNDS", 5);
     let workloads = Workload::chosen();
     let nodes = times("VRAMGUARD_NODES", 10);
@@ -56,12 +57,12 @@ pub async fn measure(limits: ClientLimits) {
     let slot = (0..nodes).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
     let single = (0..20).map(|number| Workload::Single.node(number, 1, 32, 143_771));
     let plain = (0..10).map(|number| Workload::Plain.node(number, 0, 0, 0));
-    let mut site = Site::start(pinned.chain(slot).chain(single).chain(plain).collect()).await;
+    let mut cluster = FiguresCluster::start(pinned.chain(slot).chain(single).chain(plain).collect()).await;
     let scheduler = match limits {
         ClientLimits::Default => None,
         ClientLimits::Raised => {
-            site.plane.stop_component(Component::Scheduler);
-            let mut scheduler = site.plane.scheduler_with(limits);
+            cluster.plane.stop_component(Component::Scheduler);
+            let mut scheduler = cluster.plane.scheduler_with(limits);
             scheduler.start();
             Some(scheduler)
         }
@@ -69,21 +70,21 @@ pub async fn measure(limits: ClientLimits) {
     let mut templates = BTreeMap::new();
     for workload in workloads.iter().copied() {
         templates.insert((workload, Side::With), workload.pod("x", VRAM));
-        templates.insert((workload, Side::Without), as_admitted(&site, workload).await);
-        // Not counted: caches and connections are made.
-        round(&site, scheduler.as_ref(), workload, Side::With, &templates).await;
+        templates.insert((workload, Side::Without), as_admitted(&cluster, workload).await);
+        // This round is not measured: it fills caches and opens connections.
+        round(&cluster, scheduler.as_ref(), workload, Side::With, &templates).await;
     }
     let mut seen: BTreeMap<(Workload, Side), Vec<Round>> = BTreeMap::new();
     let mut now = Side::With;
     for number in 0..rounds {
-        // The side that ended a round begins the next one: nothing that grows with time favours one of them.
+        // The last side of a round is the first side of the next one, so that growth over time favours neither.
         for side in [now, other(now)] {
             if side != now {
-                turn(&mut site, side).await;
+                turn(&mut cluster, side).await;
                 now = side;
             }
             for workload in workloads.iter().copied() {
-                let round = round(&site, scheduler.as_ref(), workload, side, &templates).await;
+                let round = round(&cluster, scheduler.as_ref(), workload, side, &templates).await;
                 let rate = round.pods_per_second;
                 println!("round {number} {} {side:?}: {rate:.1} pods/s, {} refused", workload.name(), round.refused);
                 seen.entry((workload, side)).or_default().push(round);
@@ -100,16 +101,16 @@ fn other(side: Side) -> Side {
     }
 }
 
-async fn turn(site: &mut Site, side: Side) {
+async fn turn(cluster: &mut FiguresCluster, side: Side) {
     match side {
-        Side::With => site.with_guard().await,
-        Side::Without => site.without_guard().await,
+        Side::With => cluster.with_guard().await,
+        Side::Without => cluster.without_guard().await,
     }
 }
 
-/// The pod that becomes of a workload's pod when the guard is there.
-async fn as_admitted(site: &Site, workload: Workload) -> Value {
-    let pods: Api<Pod> = Api::namespaced(site.plane.client(), workload.name());
+/// A pod of a workload with what the guard injects.
+async fn as_admitted(cluster: &FiguresCluster, workload: Workload) -> Value {
+    let pods: Api<Pod> = Api::namespaced(cluster.plane.client(), workload.name());
     let mut template = workload.pod("x", VRAM);
     let pod: Pod = serde_json::from_value(template.clone()).expect("a pod");
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
@@ -127,28 +128,28 @@ async fn as_admitted(site: &Site, workload: Workload) -> Value {
 }
 
 async fn round(
-    site: &Site,
+    cluster: &FiguresCluster,
     scheduler: Option<&Process>,
     workload: Workload,
     side: Side,
     templates: &BTreeMap<(Workload, Side), Value>,
 ) -> Round {
-    tokio::time::sleep(REFILL).await;
+    tokio::time::sleep(REFILL).await; // part of the scenario: the client's burst cannot be observed
     let asked = || match side {
-        Side::With => site.bindings(),
+        Side::With => cluster.bindings(),
         Side::Without => (0, 0),
     };
-    let requests_before = requests(site).await;
-    let (cpu_before, asked_before) = (cpu_times(site, scheduler), asked());
-    let took = burst(&site.plane.client(), workload, &templates[&(workload, side)]).await;
-    let (cpu_after, asked_after) = (cpu_times(site, scheduler), asked());
-    let requests_after = requests(site).await;
+    let requests_before = requests(cluster).await;
+    let (cpu_before, asked_before) = (cpu_times(cluster, scheduler), asked());
+    let took = burst(&cluster.plane.client(), workload, &templates[&(workload, side)]).await;
+    let (cpu_after, asked_after) = (cpu_times(cluster, scheduler), asked());
+    let requests_after = requests(cluster).await;
     if side == Side::With {
         let asked = asked_after.0 - asked_before.0;
         assert!(asked >= PODS as u64, "the guard was asked about {asked} of {PODS} bindings");
     }
-    site.clear(workload).await;
-    site.plane.expect_running();
+    cluster.clear(workload).await;
+    cluster.plane.expect_running();
     let used = |(name, after): (&&'static str, &Duration)| {
         (*name, (*after - cpu_before[name]).as_secs_f64() * 1e3 / PODS as f64)
     };
@@ -164,9 +165,9 @@ async fn round(
     }
 }
 
-/// Requests that the API server has answered so far, by verb, resource and status code.
-async fn requests(site: &Site) -> BTreeMap<String, f64> {
-    let metrics = site.plane.kubectl(&["get", "--raw", "/metrics"]).await.expect_success();
+/// Number of requests that the API server has answered, by verb, resource and status code.
+async fn requests(cluster: &FiguresCluster) -> BTreeMap<String, f64> {
+    let metrics = cluster.plane.kubectl(&["get", "--raw", "/metrics"]).await.expect_success();
     let label = |line: &str, name: &str| {
         let (_, rest) = line.split_once(&format!("{name}=\""))?;
         Some(rest.split_once('"')?.0.to_owned())
@@ -182,39 +183,39 @@ async fn requests(site: &Site) -> BTreeMap<String, f64> {
     requests
 }
 
-fn cpu_times(site: &Site, scheduler: Option<&Process>) -> BTreeMap<&'static str, Duration> {
-    let scheduler = scheduler.map_or_else(|| site.plane.pid(Component::Scheduler), Process::pid);
+fn cpu_times(cluster: &FiguresCluster, scheduler: Option<&Process>) -> BTreeMap<&'static str, Duration> {
+    let scheduler = scheduler.map_or_else(|| cluster.plane.pid(Component::Scheduler), Process::pid);
     let processes = [
-        ("etcd", site.plane.pid(Component::Etcd)),
-        ("apiserver", site.plane.pid(Component::ApiServer)),
+        ("etcd", cluster.plane.pid(Component::Etcd)),
+        ("apiserver", cluster.plane.pid(Component::ApiServer)),
         ("scheduler", scheduler),
-        ("kwok", site.plane.pid(Component::Kwok)),
-        ("vramguard", site.guard.server.pid()),
+        ("kwok", cluster.plane.pid(Component::Kwok)),
+        ("vramguard", cluster.guard.server.pid()),
     ];
     processes.into_iter().filter_map(|(name, pid)| Some((name, cpu(pid?)))).collect()
 }
 
-/// Creates [`PODS`] and waits until the last of them is bound; returns how long that took.
+/// Creates [`PODS`] pods, waits until all are bound, and returns the time.
 async fn burst(client: &Client, workload: Workload, template: &Value) -> Duration {
     let pods: Api<Pod> = Api::namespaced(client.clone(), workload.name());
     let (tell, mut told) = mpsc::unbounded_channel();
-    let watched = pods.clone();
+    let (watched, listed) = (pods.clone(), Arc::new(Notify::new()));
+    let has_listed = listed.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut bound = BTreeSet::new();
-        follow(watched, |seen| {
-            if let Seen::Now(pod, _) = seen
-                && pod.spec.is_some_and(|spec| spec.node_name.is_some())
-                && bound.insert(pod.metadata.name)
-            {
-                // Nobody listens any more once all are bound.
+        follow(watched, |seen| match seen {
+            Seen::All(..) => has_listed.notify_one(),
+            Seen::Now(pod, _) if node_of(&pod).is_some() && bound.insert(pod.metadata.name.clone()) => {
+                // The receiver is gone once all pods are bound.
                 _ = tell.send(Instant::now());
             }
+            Seen::Now(..) | Seen::Gone(..) => {}
         })
         .await;
     });
-    // The list of the watch, which is empty, comes before the first pod.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The watch starts from a list without pods, so it sees every pod from the first on.
+    within(PATIENCE, listed.notified()).await.expect("the API server lists the pods");
     let start = Instant::now();
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut creations = JoinSet::new();

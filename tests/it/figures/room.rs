@@ -1,5 +1,6 @@
-//! From the deletion of a pod on a full node to the binding of the one that waits there, as one watch sees both. A sample
-//! begins when the back-off of the waiting pod is over.
+//! Time from the deletion of a pod on a full node to the binding of the waiting pod, both seen by one watch.
+//!
+//! A sample begins when the back-off of the waiting pod is over.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,12 @@ use kube::api::{DeleteParams, PostParams};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinSet;
 
+use super::cluster::{FiguresCluster, Workload};
 use super::sample::percentile;
-use super::site::{Site, Workload};
 use super::times;
-use crate::chaos::stream::{Seen, follow};
+use crate::support::stream::{Seen, follow};
 
-/// kube-scheduler's back-off after a first attempt is 1 s.
+/// Longer than kube-scheduler's back-off after a first attempt, which is 1 s.
 const BACK_OFF: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,14 +26,14 @@ enum Step {
     Gone(String),
 }
 
-/// Measures and prints.
-pub async fn measure(workload: Workload) {
+/// Measures all samples and prints the results.
+pub(super) async fn measure(workload: Workload) {
     let samples = times("VRAMGUARD_SAMPLES", 100);
-    // 8,912 MiB each: two on a GPU of 23,870.
+    // Each pod demands 8,912 MiB, so a GPU of 23,870 MiB holds two.
     let gpus = if workload == Workload::Pinned { 2 } else { 1 };
     let full = 2 * gpus as usize;
-    let site = Site::start(vec![workload.node(0, gpus, 4, 24_576)]).await;
-    let pods: Api<Pod> = Api::namespaced(site.plane.client(), workload.name());
+    let cluster = FiguresCluster::start(vec![workload.node(0, gpus, 4, 24_576)]).await;
+    let pods: Api<Pod> = Api::namespaced(cluster.plane.client(), workload.name());
     let (mut steps, _watch) = watch(pods.clone());
     let create = async |number: usize| {
         let pod = serde_json::from_value(workload.pod(&name(number), "8Gi")).expect("a pod");
@@ -47,13 +48,13 @@ pub async fn measure(workload: Workload) {
         let waits = number + full;
         create(waits).await;
         until(&mut steps, Step::Unschedulable(name(waits))).await;
-        tokio::time::sleep(BACK_OFF).await;
+        tokio::time::sleep(BACK_OFF).await; // part of the scenario: the back-off cannot be observed
         pods.delete(&name(number), &DeleteParams::default().grace_period(0)).await.expect("it is there");
         let gone = until(&mut steps, Step::Gone(name(number))).await;
         let bound = until(&mut steps, Step::Bound(name(waits))).await;
         took.push((bound - gone).as_secs_f64() * 1e3);
     }
-    let (_, refused) = site.bindings();
+    let (_, refused) = cluster.bindings();
     let of = |percent| percentile(&took, percent);
     println!(
         "freed → bound on a {} node, {samples} samples: p50 {:.0} ms, p90 {:.0} ms, p99 {:.0} ms, longest {:.0} ms; {refused} \
@@ -83,7 +84,7 @@ fn watch(pods: Api<Pod>) -> (UnboundedReceiver<(Step, Instant)>, JoinSet<()>) {
             Seen::Gone(pod, _) => pod.metadata.name.map(Step::Gone),
         };
         if let Some(step) = step {
-            // The receiver is gone when the measurement is over.
+            // The receiver is gone once the measurement is over.
             _ = tell.send((step, Instant::now()));
         }
     }));
@@ -98,7 +99,7 @@ fn is_unschedulable(pod: &Pod) -> bool {
         .any(|condition| condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable"))
 }
 
-/// When a step was seen; steps before it are let go.
+/// The time at which `wanted` was seen; earlier steps are dropped.
 async fn until(steps: &mut UnboundedReceiver<(Step, Instant)>, wanted: Step) -> Instant {
     let seen = tokio::time::timeout(PATIENCE, async {
         loop {

@@ -1,9 +1,9 @@
-//! What is computed of many measurements, and how much CPU time a process has used.
+//! Medians and percentiles of measurements, and the CPU time of a process.
 
 use std::time::Duration;
 
-/// The value below or at which so many percent of the values are (nearest rank).
-pub fn percentile(values: &[f64], percent: usize) -> f64 {
+/// The percentile of the values by nearest rank.
+pub(super) fn percentile(values: &[f64], percent: usize) -> f64 {
     assert!(!values.is_empty(), "nothing was measured");
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -11,19 +11,19 @@ pub fn percentile(values: &[f64], percent: usize) -> f64 {
     sorted[rank - 1]
 }
 
-/// The middle value; of an even number of values the mean of the two in the middle.
-pub fn median(values: &[f64]) -> f64 {
+/// The median; of an even number of values the mean of the two in the middle.
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
 
-/// CPU time that a process has used so far, in user and kernel mode, in steps of 10 ms.
-pub fn cpu(pid: u32) -> Duration {
+/// CPU time of a process in user and kernel mode, in steps of 10 ms.
+pub(super) fn cpu(pid: u32) -> Duration {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    // The name, the second field, is in parentheses and may hold anything.
+    // The second field, the name, is in parentheses and may contain any character.
     let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().expect("a number")).sum();
     Duration::from_millis(ticks * 10)

@@ -1,4 +1,4 @@
-//! What somebody can do who reaches the ports, and somebody who may create pods and no more.
+//! The attacks of a client that reaches the ports, and of a user who may only create pods.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use tokio::io::AsyncWriteExt;
 
 use super::probe::dry_run;
 use super::shapes;
-use crate::guard::get;
-use crate::server::client::{Client, connect};
+use crate::support::client::{Client, connect};
+use crate::support::http::get;
 
-/// How large the largest reviews are: the API server takes 3 MiB.
+/// Bytes of a large review. The API server accepts 3 MiB.
 const LARGE: usize = 2_900 << 10;
-/// As large as small ones may be.
+/// Bytes of the largest review that the server treats as small.
 const SMALL: usize = 250 << 10;
 
-/// Whom to attack.
+/// The ports under attack.
 #[derive(Clone)]
-pub struct Target {
+pub(super) struct Target {
     pub https: u16,
     pub http: u16,
     pub ca: String,
-    /// A namespace in mode Enforce.
+    /// A namespace with mode Enforce.
     pub namespace: String,
 }
 
 impl Target {
-    /// Sends bodies at once, each over a connection of its own. What is answered is nobody's business here.
+    /// Sends bodies concurrently, each over its own connection, and ignores the answers.
     async fn post_all(&self, bodies: impl IntoIterator<Item = Vec<u8>>) {
         let post = async |body: Vec<u8>| {
             if let Ok(mut client) = Client::connect(self.https, &self.ca, "http/1.1").await {
@@ -36,29 +36,29 @@ impl Target {
         join_all(bodies.into_iter().map(post)).await;
     }
 
-    /// Large reviews of each shape at once, of the first one `count`, of the others `others`.
-    pub async fn large_reviews(&self, count: usize, others: usize) {
+    /// Sends large reviews concurrently: `count` of the first shape, `others` of each other shape.
+    pub(super) async fn large_reviews(&self, count: usize, others: usize) {
         let counts = std::iter::once(count).chain(std::iter::repeat(others));
         for ((_, body), count) in shapes::reviews(&self.namespace, LARGE).into_iter().zip(counts) {
             self.post_all((0..count).map(|_| body.clone())).await;
         }
     }
 
-    /// Reviews of each shape that pass as small ones, that many at once.
-    pub async fn small_reviews(&self, count: usize) {
+    /// Sends `count` small reviews of each shape concurrently.
+    pub(super) async fn small_reviews(&self, count: usize) {
         for (_, body) in shapes::reviews(&self.namespace, SMALL) {
             self.post_all((0..count).map(|_| body.clone())).await;
         }
     }
 
-    /// Bodies that are claimed and do not come, and bodies that come a byte at a time; new ones for those that are cut off.
-    pub async fn slow_bodies(&self, bytes: &[usize], within: Duration) {
+    /// Claims a body of each length and then sends it slowly. A connection that the server closes is opened again.
+    pub(super) async fn slow_bodies(&self, bytes: &[usize], within: Duration) {
         let slow = async |length: usize| {
             loop {
                 let Ok(mut stream) = connect(self.https, &self.ca, "http/1.1").await else { continue };
                 let head = format!("POST /mutate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n");
                 while stream.write_all(head.as_bytes()).await.is_ok() && stream.flush().await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    tokio::time::sleep(Duration::from_millis(200)).await; // the pace of a slow client
                 }
             }
         };
@@ -66,22 +66,22 @@ impl Target {
         _ = tokio::time::timeout(within, all).await;
     }
 
-    /// Connections over which one request went, and which are held.
-    pub async fn idle_connections(&self, count: usize, within: Duration) {
+    /// Opens connections, sends one request over each, and keeps them open.
+    pub(super) async fn idle_connections(&self, count: usize, within: Duration) {
         let hold = async || {
             let mut client = Client::connect(self.https, &self.ca, "http/1.1").await.ok()?;
-            _ = client.send(hyper::Method::GET, "/", crate::server::client::whole("")).await;
+            _ = client.send(hyper::Method::GET, "/", crate::support::client::whole("")).await;
             Some(client)
         };
         let mut held = Vec::new();
         while held.len() < count {
             held.extend(join_all((0..50).map(|_| hold())).await);
         }
-        tokio::time::sleep(within).await;
+        tokio::time::sleep(within).await; // part of the attack: the connections stay open
     }
 
-    /// Scrapes at once, again and again.
-    pub async fn scrapes(&self, count: usize, within: Duration) {
+    /// Scrapes with `count` clients until the time is over.
+    pub(super) async fn scrapes(&self, count: usize, within: Duration) {
         let port = self.http;
         let end = tokio::time::Instant::now() + within;
         let scrape = async || {
@@ -93,8 +93,8 @@ impl Target {
     }
 }
 
-/// Large pods through the API server, by a user who may create pods and no more.
-pub async fn large_pods(tenant: &kube::Client, namespace: &str, count: usize) {
+/// Creates large pods on a dry run through the API server, as a user who may only create pods.
+pub(super) async fn large_pods(tenant: &kube::Client, namespace: &str, count: usize) {
     let pod = shapes::pod(namespace, LARGE);
     join_all((0..count).map(|_| dry_run(tenant, namespace, pod.clone()))).await;
 }

@@ -1,9 +1,8 @@
-//! The long form: the shipped manifests, many nodes, the API server between, and tenants' pods in the cluster.
+//! The long form: attacks through the API server, with the shipped manifests, many nodes and the pods of a tenant.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use futures::StreamExt;
 use futures::stream::iter;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -14,30 +13,29 @@ use super::attacks::{self, Target};
 use super::memory::{self, Limited};
 use super::probe::Asker;
 use super::{HELD, LONG, Victim, ports};
-use crate::guard::Guard;
-use crate::server::site::{pod, review};
+use crate::support::guard::Guard;
+use crate::support::objects::{ENFORCE, VRAM};
+use crate::support::test_server::{pod, review};
 use crate::support::{Component, ControlPlane, eventually};
 
-const ENFORCE: &str =
-    "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: {mode: Enforce}\n";
 const GPUS: u32 = 8;
-/// Requests to the API server at once.
+/// Number of concurrent requests to the API server.
 const AT_ONCE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How many of something, if the environment does not say otherwise.
+/// The number in an environment variable, or `default`.
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// `VRAMGUARD_NODES` (5,000) nodes of 8 GPUs; `VRAMGUARD_WAITING` (200) pods of 1 MiB that wait; `VRAMGUARD_PODS` (500) pods of
-/// 1 MiB in one LIST.
+/// Environment: `VRAMGUARD_NODES` (5,000) nodes of 8 GPUs, `VRAMGUARD_WAITING` (200) waiting pods of 1 MiB, and
+/// `VRAMGUARD_PODS` (500) pods of 1 MiB in one LIST.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: `just hostile`"]
 async fn a_cluster_under_attack_keeps_its_guard() {
     let limited = Limited::new("vramguard-hostile-cluster");
     let plane = ControlPlane::start().await;
-    // Nodes without kubelets stay as they are, and pods wait, while nobody looks after them.
+    // Without these components, nodes without kubelets do not change, and pods wait.
     for component in [Component::ControllerManager, Component::Scheduler, Component::Kwok] {
         plane.stop_component(component);
     }
@@ -64,6 +62,7 @@ async fn a_cluster_under_attack_keeps_its_guard() {
     large_pods(&plane, pods).await;
     restart(&mut guard, &plane, &limited).await;
     let victim = self::victim(&plane, &guard, &target);
+    // The sleep is the scenario: good reviews after a restart, without an attack.
     victim.suffers(&format!("after a start with {pods} more pods of 1 MiB"), tokio::time::sleep(HELD)).await;
     guard.server.stop();
     drop(limited);
@@ -91,7 +90,7 @@ fn victim(plane: &ControlPlane, guard: &Guard, target: &Target) -> Victim {
     Victim { pid: guard.server.pid().expect("it runs"), askers: Box::new(askers) }
 }
 
-/// Kills the server, and waits until it has listed everything again.
+/// Kills and restarts the server, and waits until it has listed all objects.
 async fn restart(guard: &mut Guard, plane: &ControlPlane, limited: &Limited) {
     guard.server.stop();
     let start = Instant::now();
@@ -121,19 +120,13 @@ async fn add_nodes(plane: &ControlPlane, count: usize) {
     iter(0..count).for_each_concurrent(AT_ONCE, add).await;
 }
 
-/// Waits until the leader has written the numbers, so that it does not do so during the first attack.
+/// Waits until the leader has published all nodes, so that it does not do so during the first attack.
 async fn published(plane: &ControlPlane, count: usize) {
-    let api: Api<Node> = Api::all(plane.client());
-    eventually("the last node to be published", PATIENCE, async || {
-        let node = api.get(&format!("gpu-node-{:05}", count - 1)).await?;
-        let allocatable = node.status.and_then(|status| status.allocatable).unwrap_or_default();
-        ensure!(allocatable.contains_key("vramguard.dev/vram"), "{allocatable:?}");
-        Ok(())
-    })
-    .await;
+    let last = format!("gpu-node-{:05}", count - 1);
+    eventually("the last node to be published", PATIENCE, async || plane.published(&last, VRAM).await).await;
 }
 
-/// Somebody who may create pods in `ml` and no more.
+/// A client of a user who may only create pods in `ml`.
 async fn tenant(plane: &ControlPlane) -> kube::Client {
     let namespaces: Api<Namespace> = Api::all(plane.client());
     let namespace = serde_json::from_value(json!({ "metadata": { "name": "ml" } })).expect("a Namespace");
@@ -151,9 +144,9 @@ async fn tenant(plane: &ControlPlane) -> kube::Client {
     kube::Client::try_from(config).expect("the certificate is readable")
 }
 
-/// A pod of about 1 MiB, within all bounds of what is read.
-fn of_a_mebibyte(name: &str, limits: Value) -> Value {
-    let values: Vec<String> = (0..16_000).map(|n| format!("{n:060}")).collect();
+/// A pod with `count` values of 60 bytes in its affinity.
+fn of_values(count: usize, name: &str, limits: Value) -> Value {
+    let values: Vec<String> = (0..count).map(|n| format!("{n:060}")).collect();
     let expression = json!({ "key": "kubernetes.io/hostname", "operator": "NotIn", "values": values });
     json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -174,12 +167,13 @@ async fn create(plane: &ControlPlane, pod: Value) {
     created.unwrap_or_else(|error| panic!("{:?}: {error}", pod.metadata.name));
 }
 
-/// GPU pods that kube-scheduler found no node for.
+/// Creates GPU pods that are marked as unschedulable, and holds them for [`HELD`].
 async fn waiting_pods(plane: &ControlPlane, count: usize) {
     let pods: Api<Pod> = Api::namespaced(plane.client(), "ml");
     let add = async |number: usize| {
         let name = format!("waiting-{number:04}");
-        let mut pod = of_a_mebibyte(&name, json!({ "nvidia.com/gpu": "1" }));
+        // The webhook makes two terms of this one, which together have 1 MiB.
+        let mut pod = of_values(8_000, &name, json!({ "nvidia.com/gpu": "1" }));
         pod["metadata"]["annotations"] = json!({ "vramguard.dev/vram": "8Gi" });
         create(plane, pod).await;
         let condition = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" });
@@ -187,11 +181,11 @@ async fn waiting_pods(plane: &ControlPlane, count: usize) {
         pods.patch_status(&name, &PatchParams::default(), &status).await.expect("a status can be written");
     };
     iter(0..count).for_each_concurrent(AT_ONCE / 4, add).await;
-    tokio::time::sleep(HELD).await;
+    tokio::time::sleep(HELD).await; // part of the attack
 }
 
-/// Pods without a GPU, which a tenant needs no quota for.
+/// Creates large pods without a GPU, for which a tenant needs no GPU quota.
 async fn large_pods(plane: &ControlPlane, count: usize) {
-    let add = async |number: usize| create(plane, of_a_mebibyte(&format!("large-{number:04}"), json!({}))).await;
+    let add = async |number: usize| create(plane, of_values(16_000, &format!("large-{number:04}"), json!({}))).await;
     iter(0..count).for_each_concurrent(AT_ONCE / 4, add).await;
 }

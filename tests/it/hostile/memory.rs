@@ -1,18 +1,18 @@
-//! How much memory a process has, and a limit on it that the kernel keeps: a cgroup, where this process may make one.
+//! The memory of a process, and a limit on it that the kernel enforces if this process may create a cgroup.
 
 use std::path::{Path, PathBuf};
 
-/// What the manifests give a replica.
-pub const LIMIT: u64 = 256 << 20;
+/// Memory limit of a replica in the manifests, in bytes.
+pub(super) const LIMIT: u64 = 256 << 20;
 
-/// A cgroup with the shipped limit; it is removed when this is dropped, by when its process has to be gone.
-pub struct Limited {
+/// A cgroup with the shipped limit. Drop removes it, so its process must have ended before.
+pub(super) struct Limited {
     folder: Option<PathBuf>,
 }
 
 impl Limited {
-    /// One of this name. Says so where there can be none: then the limit is only compared with.
-    pub fn new(name: &str) -> Limited {
+    /// Creates a cgroup with this name. If that is impossible, prints it and leaves the limit to the assertions.
+    pub(super) fn new(name: &str) -> Limited {
         let folder = parent().map(|(parent, file)| (parent.join(format!("{name}-{}", std::process::id())), file));
         let made = folder.and_then(|(folder, file)| {
             std::fs::create_dir(&folder).ok()?;
@@ -28,15 +28,15 @@ impl Limited {
         Limited { folder: made }
     }
 
-    /// Puts a process under the limit.
-    pub fn take(&self, pid: u32) {
+    /// Moves a process into the cgroup.
+    pub(super) fn take(&self, pid: u32) {
         if let Some(folder) = &self.folder {
             std::fs::write(folder.join("cgroup.procs"), pid.to_string()).expect("a process of ours can be moved");
         }
     }
 
-    /// Whether the kernel keeps the limit.
-    pub fn is_kept(&self) -> bool {
+    /// Whether the kernel enforces the limit.
+    pub(super) fn is_kept(&self) -> bool {
         self.folder.is_some()
     }
 }
@@ -49,7 +49,7 @@ impl Drop for Limited {
     }
 }
 
-/// The cgroup of this process that controls memory, and the name of its limit: version 1, or 2 where memory is delegated.
+/// The memory cgroup of this process and the file of its limit: of version 1, or of version 2 if memory is delegated.
 fn parent() -> Option<(PathBuf, &'static str)> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let of = |fields: &str| {
@@ -66,8 +66,8 @@ fn parent() -> Option<(PathBuf, &'static str)> {
     delegated.split_whitespace().any(|controller| controller == "memory").then_some((folder, "memory.max"))
 }
 
-/// MiB that a process has resident now, and had at most since [`forget_peak`].
-pub fn resident(pid: u32) -> Option<(u64, u64)> {
+/// Resident memory of a process in MiB: now, and at most since [`forget_peak`].
+pub(super) fn resident(pid: u32) -> Option<(u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -76,8 +76,8 @@ pub fn resident(pid: u32) -> Option<(u64, u64)> {
     Some((of("VmRSS")? >> 10, of("VmHWM")? >> 10))
 }
 
-/// Begins to measure the peak anew.
-pub fn forget_peak(pid: u32) {
-    // Where that is not allowed the peak is that of the whole life, which is only stricter.
+/// Resets the peak of [`resident`].
+pub(super) fn forget_peak(pid: u32) {
+    // If this is not allowed, the peak is that of the whole life of the process, which is stricter.
     _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }

@@ -1,40 +1,42 @@
-//! Somebody who asks for good reviews while others attack, and writes down how long each took.
+//! A client that sends good reviews during an attack and records their latencies.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use tokio::task::JoinHandle;
 
-use crate::server::client::Client;
+use crate::support::client::Client;
+use crate::support::eventually;
 
-/// Between two reviews.
+/// Time between two reviews.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The longest timeout of the webhook configurations: an answer after that is none.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest timeout of the webhook configurations. A later answer is useless to the API server.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What was asked so far.
-pub struct Probe {
+/// A running client.
+pub(super) struct Probe {
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     asked: JoinHandle<Vec<Result<Duration, String>>>,
 }
 
-/// How long good reviews took.
+/// Latencies of good reviews.
 #[derive(Debug)]
-pub struct Latencies {
+pub(super) struct Latencies {
     pub median: Duration,
     pub worst: Duration,
     pub count: usize,
-    /// Reviews without an answer in time, and why.
+    /// Reasons of the reviews without an answer in time.
     pub unanswered: Vec<String>,
 }
 
-/// Who asks, over which way.
-pub enum Asker {
-    /// The port itself, over a connection that is kept open.
+/// The way of a review to the server.
+pub(crate) enum Asker {
+    /// Directly to the port, over a connection that is kept open.
     Port { port: u16, ca: String, body: String, client: Option<Client> },
-    /// The API server, which asks in turn: a pod of this namespace on a dry run.
+    /// Through the API server, which reviews a pod of this namespace on a dry run.
     ApiServer { client: kube::Client, namespace: String, pod: String },
 }
 
@@ -47,7 +49,7 @@ impl Asker {
                     None => Client::connect(*port, ca, "http/1.1").await?,
                 };
                 let (status, answer) = match connection.post("/validate/pods", body.clone()).await {
-                    // It was closed for another one while it was idle: API servers ask again over a new one too.
+                    // The server has closed the idle connection for another one. API servers retry over a new one too.
                     Err(_) => {
                         connection = Client::connect(*port, ca, "http/1.1").await?;
                         connection.post("/validate/pods", body.clone()).await?
@@ -63,8 +65,8 @@ impl Asker {
     }
 }
 
-/// Creates a pod through the API server, on a dry run; what comes back.
-pub async fn dry_run(client: &kube::Client, namespace: &str, pod: String) -> anyhow::Result<String> {
+/// Creates a pod through the API server on a dry run, and returns the answer.
+pub(super) async fn dry_run(client: &kube::Client, namespace: &str, pod: String) -> anyhow::Result<String> {
     let request = hyper::Request::post(format!("/api/v1/namespaces/{namespace}/pods?dryRun=All"))
         .header("content-type", "application/json")
         .body(pod.into_bytes())?;
@@ -72,10 +74,12 @@ pub async fn dry_run(client: &kube::Client, namespace: &str, pod: String) -> any
 }
 
 impl Probe {
-    /// Asks again and again.
-    pub fn start(mut asker: Asker) -> Probe {
+    /// Starts to send reviews, one after the other.
+    pub(super) fn start(mut asker: Asker) -> Probe {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
         let asked = tokio::spawn(async move {
             let mut asked = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
@@ -86,15 +90,25 @@ impl Probe {
                     Ok(Err(error)) => Err(format!("{error:#}")),
                     Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
                 });
-                tokio::time::sleep(PAUSE).await;
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(PAUSE).await; // the pace of the requests
             }
             asked
         });
-        Probe { stop, asked }
+        Probe { stop, count, asked }
     }
 
-    /// Stops asking.
-    pub async fn stop(self) -> Latencies {
+    /// Waits until the first request has ended.
+    pub(super) async fn begun(&self) {
+        eventually("the first good review", TIMEOUT * 2, async || {
+            ensure!(self.count.load(Ordering::Relaxed) > 0, "no request has ended");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Stops and returns the latencies.
+    pub(super) async fn stop(self) -> Latencies {
         self.stop.store(true, Ordering::Relaxed);
         let asked = self.asked.await.expect("a probe does not panic");
         let count = asked.len();

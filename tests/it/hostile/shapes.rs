@@ -1,6 +1,8 @@
-//! Pods that are as large as possible in memory for their size as JSON. Written as text: as values they would be as large here.
+//! Pods that need as much memory as possible for their size as JSON.
+//!
+//! They are written as text, because as JSON values they would be as large in this process.
 
-/// A pod whose `spec` and annotations are mostly `repeated`, up to `bytes`.
+/// A pod whose `spec` consists mostly of `repeated`.
 struct Shape {
     name: &'static str,
     before: &'static str,
@@ -58,13 +60,13 @@ const SHAPES: [Shape; 10] = [
     },
 ];
 
-/// A review of each shape, of about that many bytes, in a namespace.
-pub fn reviews(namespace: &str, bytes: usize) -> Vec<(&'static str, Vec<u8>)> {
+/// Name and review of each shape, of about `bytes` bytes.
+pub(super) fn reviews(namespace: &str, bytes: usize) -> Vec<(&'static str, Vec<u8>)> {
     SHAPES.iter().map(|shape| (shape.name, review(namespace, &shape.pod(namespace, bytes)))).collect()
 }
 
-/// A pod that the API server takes up to admission, of about that many bytes.
-pub fn pod(namespace: &str, bytes: usize) -> String {
+/// A pod of about `bytes` bytes that passes the API server's checks before admission.
+pub(super) fn pod(namespace: &str, bytes: usize) -> String {
     SHAPES[0].pod(namespace, bytes)
 }
 
@@ -77,7 +79,7 @@ fn review(namespace: &str, pod: &str) -> Vec<u8> {
 
 impl Shape {
     fn pod(&self, namespace: &str, bytes: usize) -> String {
-        // Declarations for containers that are not there, each of which a refusal would answer with the names of all.
+        // Each declaration names a missing container, and a refusal could list all of them.
         let annotations: Vec<String> = (0..1000).map(|n| format!(r#""vramguard.dev/vram.none-{n}":"1Gi""#)).collect();
         let mut pod = format!(
             r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"hostile","namespace":"{namespace}","annotations":{{{}}}}},"spec":{{{}"#,

@@ -1,4 +1,4 @@
-//! Which certificate is served, while files change under the server.
+//! The serving certificate while its files change.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use vramguard::tls::{Issued, issue};
 
-use super::client::{Client, Verdict, served_certificate};
-use super::site::{PATIENCE, Server, Site, pod, write};
-use crate::support::eventually;
+use crate::support::client::{Client, Verdict, served_certificate};
+use crate::support::test_server::{PATIENCE, ServerFiles, TestServer, pod};
+use crate::support::{eventually, write};
 
 const EXPIRY: &str = "vramguard_certificate_not_after_timestamp_seconds";
-/// A pair as of then has ended, 90 days later.
+/// Time of issue of an expired pair. A pair is valid for 90 days.
 const LONG_AGO: &str = "2020-01-01T00:00:00Z";
 
-/// A pair that was issued some days ago: 90 days from then it ends.
+/// A pair that was issued `days_ago` days ago.
 fn issued(days_ago: i64) -> Issued {
     let then = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days_ago);
     issue(&["127.0.0.1".to_owned()], then).expect("a pair")
@@ -32,22 +32,22 @@ fn put(directory: &Path, certificate: &str, key: &str) {
     write(&directory.join("tls.key"), key);
 }
 
-/// A server that serves this pair, from files.
-async fn serving(pair: &Issued) -> Server {
-    let site = Site::new();
-    put(&site.certificates(), &pair.certificate, &pair.key);
-    let mut server = site.server(&[]);
+/// A server with this pair in its files.
+async fn serving(pair: &Issued) -> TestServer {
+    let files = ServerFiles::new();
+    put(&files.certificates(), &pair.certificate, &pair.key);
+    let mut server = files.server(&[]);
     server.process.start();
     server.ready().await;
     server
 }
 
-async fn serves(server: &Server, pair: &Issued) -> bool {
+async fn serves(server: &TestServer, pair: &Issued) -> bool {
     let expected = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).expect("PEM");
-    served_certificate(server.site.https).await.expect("a handshake") == expected
+    served_certificate(server.files.https).await.expect("a handshake") == expected
 }
 
-async fn served_soon(server: &Server, pair: &Issued) {
+async fn served_soon(server: &TestServer, pair: &Issued) {
     eventually("new connections to get the new certificate", PATIENCE, async || {
         ensure!(serves(server, pair).await, "another one{}", server.process.log_tail());
         Ok(())
@@ -55,8 +55,8 @@ async fn served_soon(server: &Server, pair: &Issued) {
     .await;
 }
 
-/// Waits until the server has looked at what it was given and refused it.
-async fn refused(server: &Server, times: usize) {
+/// Waits until the log has `times` refused pairs.
+async fn refused(server: &TestServer, times: usize) {
     eventually("the server to refuse the pair", PATIENCE, async || {
         let seen = server.log().matches("the last good pair stays").count();
         ensure!(seen >= times, "refused {seen} times");
@@ -82,18 +82,18 @@ async fn a_broken_rotation_leaves_the_last_good_pair_being_served() {
         ("an expired pair", old.certificate, old.key),
     ] {
         let before = server.log().matches("the last good pair stays").count();
-        put(&server.site.certificates(), &certificate, &key);
+        put(&server.files.certificates(), &certificate, &key);
         refused(&server, before + 1).await;
         assert!(serves(&server, &good).await, "{what}");
         assert_eq!(server.metric(EXPIRY), expiry, "{what}");
         server.expect_ready();
     }
     let before = server.log().matches("the last good pair stays").count();
-    std::fs::remove_file(server.site.certificates().join("tls.crt")).expect("it is there");
+    std::fs::remove_file(server.files.certificates().join("tls.crt")).expect("it is there");
     refused(&server, before + 1).await;
     assert!(serves(&server, &good).await, "without a file");
 
-    put(&server.site.certificates(), &other.certificate, &other.key);
+    put(&server.files.certificates(), &other.certificate, &other.key);
     served_soon(&server, &other).await;
 }
 
@@ -102,17 +102,17 @@ async fn a_new_pair_is_served_to_new_connections_while_an_old_one_goes_on() {
     let (first, second) = (issued(30), issued(0));
     let server = serving(&first).await;
     let before = server.metric(EXPIRY).expect("a pair is served");
-    let mut open = Client::connect(server.site.https, &first.ca, "http/1.1").await.expect("a connection");
+    let mut open = Client::connect(server.files.https, &first.ca, "http/1.1").await.expect("a connection");
     let denied = Verdict::Denied("VramUndeclared".into());
     assert_eq!(open.verdict(&pod("lab", json!({}))).await, denied);
 
-    put(&server.site.certificates(), &second.certificate, &second.key);
+    put(&server.files.certificates(), &second.certificate, &second.key);
     served_soon(&server, &second).await;
     assert_eq!(server.metric(EXPIRY), Some(before + 30.0 * 86_400.0));
     assert_eq!(open.verdict(&pod("lab", json!({}))).await, denied);
-    let mut new = Client::connect(server.site.https, &second.ca, "h2").await.expect("a connection");
+    let mut new = Client::connect(server.files.https, &second.ca, "h2").await.expect("a connection");
     assert_eq!(new.verdict(&pod("lab", json!({}))).await, denied);
-    let stale = Client::connect(server.site.https, &first.ca, "http/1.1").await;
+    let stale = Client::connect(server.files.https, &first.ca, "http/1.1").await;
     assert!(stale.is_err(), "the old CA still vouches for the server");
 }
 
@@ -120,8 +120,8 @@ async fn a_new_pair_is_served_to_new_connections_while_an_old_one_goes_on() {
 async fn a_pair_behind_the_kubelets_symlinks_is_followed() {
     use std::os::unix::fs::symlink;
     let (first, second) = (issued(1), issued(0));
-    let site = Site::new();
-    let directory = site.certificates();
+    let files = ServerFiles::new();
+    let directory = files.certificates();
     for (version, pair) in [("..2026_1", &first), ("..2026_2", &second)] {
         std::fs::create_dir(directory.join(version)).expect("a new folder");
         put(&directory.join(version), &pair.certificate, &pair.key);
@@ -130,7 +130,7 @@ async fn a_pair_behind_the_kubelets_symlinks_is_followed() {
     for name in ["tls.crt", "tls.key"] {
         symlink(format!("..data/{name}"), directory.join(name)).expect("a link");
     }
-    let mut server = site.server(&[]);
+    let mut server = files.server(&[]);
     server.process.start();
     server.ready().await;
     assert!(serves(&server, &first).await);
@@ -153,15 +153,15 @@ async fn an_expired_pair_is_served_where_there_is_no_better_and_the_metric_tells
     assert!(server.log().contains("has ended"), "nothing said: {}", server.log());
 
     let good = issued(0);
-    put(&server.site.certificates(), &good.certificate, &good.key);
+    put(&server.files.certificates(), &good.certificate, &good.key);
     served_soon(&server, &good).await;
 }
 
 #[tokio::test]
 async fn a_directory_without_a_certificate_is_waited_for() {
-    let site = Site::new();
-    std::fs::remove_dir(site.certificates()).expect("an empty folder");
-    let mut server = site.server(&[]);
+    let files = ServerFiles::new();
+    std::fs::remove_dir(files.certificates()).expect("an empty folder");
+    let mut server = files.server(&[]);
     server.process.start();
     let unready = eventually("the server to say that it is not ready", PATIENCE, async || {
         server.process.expect_running();
@@ -173,11 +173,11 @@ async fn a_directory_without_a_certificate_is_waited_for() {
     assert!(unready.contains("certificate"), "{unready}");
     assert!(server.plain("/healthz").starts_with("HTTP/1.1 200"));
     assert_eq!(server.metric(EXPIRY), None);
-    assert!(served_certificate(server.site.https).await.is_err(), "there is none");
+    assert!(served_certificate(server.files.https).await.is_err(), "there is none");
 
     let pair = issued(0);
-    std::fs::create_dir(server.site.certificates()).expect("a new folder");
-    put(&server.site.certificates(), &pair.certificate, &pair.key);
+    std::fs::create_dir(server.files.certificates()).expect("a new folder");
+    put(&server.files.certificates(), &pair.certificate, &pair.key);
     server.ready().await;
     assert!(serves(&server, &pair).await);
     server.process.terminate(Duration::from_secs(10));

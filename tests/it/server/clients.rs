@@ -1,62 +1,33 @@
-//! Who may ask: clients with a certificate of the CA that the server was given, of the names that it was given.
+//! Client certificates: the server accepts those of its `--client-ca` with a name in `--client-name`.
 
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::json;
 
-use super::client::{Client, Presented, Verdict};
-use super::site::{PATIENCE, Server, Site, pod, write};
-use crate::support::eventually;
+use crate::support::client::{Client, Presented, Verdict};
+use crate::support::test_server::{PATIENCE, ServerFiles, TestServer, pod, review};
+use crate::support::{Authority, eventually, write};
 
-/// A CA that signs client certificates.
-pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// PEM.
-    pub certificate: String,
-}
-
-impl Authority {
-    pub fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("a certificate").pem();
-        Authority { issuer: Issuer::new(params, key), certificate }
-    }
-
-    /// A certificate for a client of that common name, with its key.
-    pub fn sign(&self, common_name: &str) -> Presented {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        Presented { certificate: certificate.pem(), key: key.serialize_pem() }
-    }
-}
-
-/// A server that lets in clients of this CA and of these names, and the file of the CA.
-async fn server(ca: &Authority, names: &[&str]) -> (Server, PathBuf) {
-    let site = Site::new();
-    let file = site.folder().join("clients.crt");
+/// A server that accepts clients of this CA with these names, and the file of the CA.
+async fn server(ca: &Authority, names: &[&str]) -> (TestServer, PathBuf) {
+    let files = ServerFiles::new();
+    let file = files.folder().join("clients.crt");
     write(&file, &ca.certificate);
     let path = file.display().to_string();
     let mut flags = vec!["--self-signed", "--client-ca", &path];
     names.iter().for_each(|name| flags.extend(["--client-name", name]));
-    let mut server = site.server(&flags);
+    let mut server = files.server(&flags);
     server.process.start();
     server.ready().await;
     (server, file)
 }
 
-/// Asks for a review with a certificate, or without one.
-async fn ask(server: &Server, presented: Option<&Presented>) -> anyhow::Result<Verdict> {
-    let mut client = Client::connect_with(server.site.https, &server.ca(), "http/1.1", presented).await?;
-    // In TLS 1.3 a client learns only from its first read that it was refused.
-    let body = super::site::review(&pod("lab", json!({}))).to_string();
+/// Sends a review with this certificate, or without one.
+async fn ask(server: &TestServer, presented: Option<&Presented>) -> anyhow::Result<Verdict> {
+    let mut client = Client::connect_with(server.files.https, &server.ca(), "http/1.1", presented).await?;
+    // In TLS 1.3 the first read of a client shows the refusal.
+    let body = review(&pod("lab", json!({}))).to_string();
     let (status, answer) = client.post("/validate/pods", body).await?;
     ensure!(status.is_success(), "{status}");
     ensure!(String::from_utf8_lossy(&answer).contains("VramUndeclared"), "{answer:?}");
@@ -64,7 +35,7 @@ async fn ask(server: &Server, presented: Option<&Presented>) -> anyhow::Result<V
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_of_the_ca_gets_no_answer_and_is_said_at_times() {
+async fn a_client_without_a_certificate_of_the_ca_gets_no_answer_and_is_logged_at_times() {
     let (ca, other) = (Authority::new("clients"), Authority::new("others"));
     let (server, _) = server(&ca, &[]).await;
     ask(&server, Some(&ca.sign("anybody"))).await.expect("an answer");
@@ -74,12 +45,24 @@ async fn a_client_without_a_certificate_of_the_ca_gets_no_answer_and_is_said_at_
     for _ in 0..20 {
         assert!(ask(&server, None).await.is_err());
     }
-    assert_eq!(server.metric("vramguard_refused_clients_total"), Some(22.0));
-    let log = server.log();
+    // The client sees the end of its connection before the server has counted and logged why.
+    eventually("22 refused clients to be counted", PATIENCE, async || {
+        let counted = server.metric("vramguard_refused_clients_total");
+        ensure!(counted == Some(22.0), "{counted:?}");
+        Ok(())
+    })
+    .await;
+    // The server counts a refused client before it logs why.
+    let log = eventually("the refusal to be logged", PATIENCE, async || {
+        let log = server.log();
+        ensure!(log.contains("client refused"), "{log}");
+        Ok(log)
+    })
+    .await;
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("client refused")).collect();
     assert!(lines[0].contains("it presents no certificate"), "{lines:?}");
     assert!(lines.len() < 10, "a line stands for many: {lines:?}");
-    server.expect_ready(); // probes come over the other port
+    server.expect_ready(); // probes use the other port
 }
 
 #[tokio::test]
@@ -89,9 +72,15 @@ async fn of_the_certificates_of_a_ca_the_named_ones_are_let_in() {
     ask(&server, Some(&ca.sign("kube-apiserver"))).await.expect("an answer");
     ask(&server, Some(&ca.sign("kube-scheduler"))).await.expect("an answer");
     assert!(ask(&server, Some(&ca.sign("tenant"))).await.is_err());
-    let log = server.log();
-    let said = r#"its certificate is made out to "tenant", and --client-name lists "kube-apiserver", "kube-scheduler""#;
-    assert!(log.contains(said), "{log}");
+    let expected =
+        r#"its certificate is made out to "tenant", and --client-name lists "kube-apiserver", "kube-scheduler""#;
+    // The client sees the end of its connection before the server has logged why.
+    eventually("the refusal to be logged", PATIENCE, async || {
+        let log = server.log();
+        ensure!(log.contains(expected), "{log}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -120,8 +109,8 @@ async fn a_changed_ca_is_followed_and_a_broken_one_leaves_the_last_good_one() {
 
 #[test]
 fn a_server_does_not_start_with_a_ca_that_it_cannot_read() {
-    let site = Site::new();
-    let mut command = site.command();
+    let files = ServerFiles::new();
+    let mut command = files.command();
     command.args(["--self-signed", "--client-ca", "/nonexistent/ca.crt"]);
     let finished = crate::support::run(&mut command, PATIENCE);
     assert_eq!(finished.status.code(), Some(2), "{finished:?}");

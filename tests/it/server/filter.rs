@@ -1,15 +1,15 @@
-//! What kube-scheduler is answered when it asks as it asks an extender, and what strangers are.
+//! Answers to filter requests: those of kube-scheduler, and invalid ones.
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
-use super::client::{Client, Verdict};
-use super::site::{Server, pod};
+use crate::support::client::{Client, Verdict};
+use crate::support::test_server::{TestServer, pod};
 
 const PATH: &str = "/scheduler/filter";
 const EXTENDER: &[&str] = &["--scheduler-extender"];
 
-/// A pod after its mutation, with this request.
+/// A mutated pod with this request.
 fn requesting(vram: &str) -> Value {
     let mut pod = pod("team", json!({}));
     let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": vram });
@@ -26,9 +26,9 @@ async fn ask(client: &mut Client, question: &Value) -> Value {
 
 #[tokio::test]
 async fn each_node_passes_or_fails_with_a_reason_over_http_1_and_http_2() {
-    let server = Server::start_with(EXTENDER).await;
+    let server = TestServer::start_with(EXTENDER).await;
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         let nodes = json!(["l40s-0", "h100-0", "cpu-0"]);
         let question = json!({ "Pod": requesting("12000Mi"), "Nodes": null, "NodeNames": nodes });
         let failed = json!({
@@ -50,7 +50,7 @@ async fn each_node_passes_or_fails_with_a_reason_over_http_1_and_http_2() {
 
 #[tokio::test]
 async fn a_pod_without_a_request_passes_everywhere() {
-    let server = Server::start_with(EXTENDER).await;
+    let server = TestServer::start_with(EXTENDER).await;
     let mut client = server.client().await;
     let nodes = json!(["l40s-0", "h100-0", "cpu-0"]);
     for pod in [pod("team", json!({ "vramguard.dev/vram": "8Gi" })), json!({ "metadata": { "name": "web" } })] {
@@ -62,7 +62,7 @@ async fn a_pod_without_a_request_passes_everywhere() {
 
 #[tokio::test]
 async fn who_sends_whole_nodes_gets_those_back_that_pass() {
-    let server = Server::start_with(EXTENDER).await;
+    let server = TestServer::start_with(EXTENDER).await;
     let node = |name: &str| json!({ "metadata": { "name": name, "labels": { "a": "b" } }, "status": { "images": [] } });
     let nodes = json!({ "metadata": {}, "items": [node("l40s-0"), node("h100-0")] });
     let question = json!({ "Pod": requesting("12000Mi"), "Nodes": nodes, "NodeNames": null });
@@ -74,7 +74,7 @@ async fn who_sends_whole_nodes_gets_those_back_that_pass() {
 
 #[tokio::test]
 async fn questions_are_counted_and_timed() {
-    let server = Server::start_with(EXTENDER).await;
+    let server = TestServer::start_with(EXTENDER).await;
     let mut client = server.client().await;
     for vram in ["12000Mi", "12000Mi", "200Gi"] {
         ask(&mut client, &json!({ "Pod": requesting(vram), "NodeNames": ["l40s-0", "h100-0"] })).await;
@@ -91,7 +91,7 @@ async fn questions_are_counted_and_timed() {
 #[tokio::test]
 async fn a_body_that_is_no_question_gets_400_and_is_repeated_nowhere() {
     let marker = "hunter2marker";
-    let server = Server::start_with(EXTENDER).await;
+    let server = TestServer::start_with(EXTENDER).await;
     let valid = json!({ "Pod": pod(marker, json!({})), "NodeNames": [marker] });
     let text = valid.to_string();
     let deep = format!("{{\"Pod\":{{\"{marker}\":{}", "[".repeat(100_000));
@@ -125,7 +125,7 @@ async fn a_body_that_is_no_question_gets_400_and_is_repeated_nowhere() {
     let (status, _) = client.post(PATH, larger).await.expect("an answer");
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
 
-    // Strange names are answered as any others, and count under one namespace.
+    // Nodes with invalid names are answered like unknown nodes.
     let strange =
         json!({ "Pod": requesting("1Gi"), "NodeNames": ["", "a\"b\\c\nd", "ü", "../..", "h100-0", "h100-0"] });
     let answer = ask(&mut server.client().await, &strange).await;

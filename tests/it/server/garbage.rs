@@ -1,4 +1,4 @@
-//! What is answered to what is no review, or a strange one. The API server sends neither; whoever reaches the port may.
+//! Answers to bodies that are no reviews, and to strange reviews. A client other than the API server may send them.
 
 use std::cell::RefCell;
 
@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::{Value, json};
 
-use super::client::{Client, Verdict, patch_of};
-use super::site::{Server, pod, review};
+use crate::support::client::{Client, Verdict, patch_of};
+use crate::support::test_server::{TestServer, pod, review};
 
-/// Stands in each body, and may stand nowhere else.
+/// A text in each body, which answers, log and metrics must not repeat.
 const MARKER: &str = "hunter2marker";
 
 fn no_reviews() -> Vec<(&'static str, Vec<u8>)> {
@@ -67,10 +67,10 @@ fn no_reviews() -> Vec<(&'static str, Vec<u8>)> {
 
 #[tokio::test]
 async fn a_body_that_is_no_review_gets_400_and_is_repeated_nowhere() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let mut sent = 0.0;
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         for (name, body) in no_reviews() {
             for path in ["/mutate/pods", "/validate/pods"] {
                 let (status, answer) = client.post(path, body.clone()).await.expect("an answer");
@@ -81,7 +81,7 @@ async fn a_body_that_is_no_review_gets_400_and_is_repeated_nowhere() {
                 sent += 1.0;
             }
         }
-        // The connection that all of it came over is as good as ever.
+        // The connection of all these bodies still works.
         assert_eq!(client.verdict(&pod("lab", json!({}))).await, Verdict::Denied("VramUndeclared".into()));
     }
     let log = server.log();
@@ -94,11 +94,11 @@ async fn a_body_that_is_no_review_gets_400_and_is_repeated_nowhere() {
 
 #[tokio::test]
 async fn a_body_of_more_than_8_mib_gets_413_and_one_of_8_mib_is_read() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string().into_bytes();
     body.resize(8 << 20, b' ');
     for protocol in ["http/1.1", "h2"] {
-        let connect = async || Client::connect(server.site.https, &server.ca(), protocol).await;
+        let connect = async || Client::connect(server.files.https, &server.ca(), protocol).await;
         let mut client = connect().await.expect("a connection");
         let (status, _) = client.post("/mutate/pods", body.clone()).await.expect("an answer");
         assert_eq!(status, StatusCode::OK, "over {protocol}");
@@ -114,7 +114,7 @@ async fn a_body_of_more_than_8_mib_gets_413_and_one_of_8_mib_is_read() {
 
 #[tokio::test]
 async fn a_name_with_line_breaks_forges_no_line_of_the_log() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let mut pod = pod("lab", json!({}));
     pod["metadata"]["name"] = json!("x\n2026-01-01T00:00:00Z  INFO forged\r\u{1b}[2Jline");
     assert_eq!(server.client().await.verdict(&pod).await, Verdict::Denied("VramUndeclared".into()));
@@ -124,7 +124,7 @@ async fn a_name_with_line_breaks_forges_no_line_of_the_log() {
     assert!(!log.contains('\u{1b}'), "{log:?}");
 }
 
-/// A review in which much is there to be broken.
+/// A review with many fields, for mutation.
 fn rich() -> Value {
     let mut pod = pod(
         "team",
@@ -158,7 +158,7 @@ fn rich() -> Value {
     review(&pod)
 }
 
-/// A JSON pointer to each value in it, itself left out.
+/// Adds JSON pointers to all values in `value`, without itself.
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(map) => {
@@ -174,7 +174,7 @@ fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Any JSON, with a bent to what is nearly right.
+/// Any JSON, often with nearly valid strings and keys.
 fn any_json() -> impl Strategy<Value = Value> {
     let near = [
         "",
@@ -221,7 +221,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// What must hold whatever was asked.
+/// Sends a review to both webhooks and checks what must hold for any answer.
 async fn check(client: &mut Client, review: &Value) -> Result<(), TestCaseError> {
     for path in ["/mutate/pods", "/validate/pods"] {
         let answered = client.post(path, review.to_string()).await;
@@ -237,7 +237,7 @@ async fn check(client: &mut Client, review: &Value) -> Result<(), TestCaseError>
         prop_assert_eq!(&response["uid"], &review["request"]["uid"]);
         prop_assert!(response["allowed"].is_boolean());
         let Some(patch) = patch_of(response) else { continue };
-        // What is no Pod to the API server does not get here, and a patch of it has no meaning.
+        // The API server never sends an object that is no Pod, and a patch of one has no meaning.
         if serde_json::from_value::<Pod>(review["request"]["object"].clone()).is_err() {
             continue;
         }
@@ -254,7 +254,7 @@ async fn check(client: &mut Client, review: &Value) -> Result<(), TestCaseError>
 #[test]
 fn any_json_in_any_place_of_a_review_is_answered_or_refused() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let server = runtime.block_on(Server::shared());
+    let server = runtime.block_on(TestServer::shared());
     let client = RefCell::new(runtime.block_on(server.client()));
     let base = rich();
     assert!(
@@ -269,7 +269,7 @@ fn any_json_in_any_place_of_a_review_is_answered_or_refused() {
     let tested = TestRunner::new(config).run(&changes, |changes| {
         let mut review = base.clone();
         for (place, value) in changes {
-            // An earlier change may have taken the place away.
+            // An earlier change may have removed the place.
             if let Some(at) = review.pointer_mut(&place) {
                 *at = value;
             }

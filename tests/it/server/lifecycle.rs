@@ -1,4 +1,4 @@
-//! How a server starts, what it makes of bad input, and how it stops.
+//! Start, invalid input, and stop of a server.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -10,9 +10,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::client::{Client, Verdict, connect};
-use super::site::{BINARY, PATIENCE, POLICIES, Server, Site, pod, review, write};
-use crate::support::{Finished, Process, eventually, run, within};
+use crate::support::client::{Client, Verdict, connect};
+use crate::support::test_server::{BINARY, PATIENCE, POLICIES, ServerFiles, TestServer, pod, review};
+use crate::support::{Finished, Process, eventually, run, within, write};
 
 fn exits(command: &mut Command, code: i32) -> Finished {
     let finished = run(command, PATIENCE);
@@ -33,39 +33,39 @@ fn a_policy_that_cannot_be_read_ends_it_with_file_line_and_field() {
         ("spec: {mode: Enforce}", "spec: {mode: Enforce", "bad.yaml:"),
         ("mode: Enforce", "mode: Enforce, headroom: {percent: 101}", "spec.headroom"),
     ] {
-        let site = Site::new();
-        write(&site.policies().join("policies.yaml"), "");
+        let files = ServerFiles::new();
+        write(&files.policies().join("policies.yaml"), "");
         let bad = POLICIES.replace(from, to);
         assert_ne!(bad, POLICIES, "{from}");
-        write(&site.policies().join("bad.yaml"), bad);
-        let stderr = exits(&mut site.command(), 2).stderr;
+        write(&files.policies().join("bad.yaml"), bad);
+        let stderr = exits(&mut files.command(), 2).stderr;
         assert!(stderr.contains(said), "{to}: {stderr}");
-        assert!(stderr.contains(&site.policies().display().to_string()), "which folder: {stderr}");
+        assert!(stderr.contains(&files.policies().display().to_string()), "which folder: {stderr}");
     }
 }
 
 #[test]
 fn all_errors_of_all_policy_files_are_told_at_once() {
-    let site = Site::new();
-    write(&site.policies().join("a.yaml"), POLICIES.replace("Enforce", "A"));
-    write(&site.policies().join("b.yaml"), POLICIES.replace("true", "b"));
-    let stderr = exits(&mut site.command(), 2).stderr;
+    let files = ServerFiles::new();
+    write(&files.policies().join("a.yaml"), POLICIES.replace("Enforce", "A"));
+    write(&files.policies().join("b.yaml"), POLICIES.replace("true", "b"));
+    let stderr = exits(&mut files.command(), 2).stderr;
     assert!(stderr.contains("a.yaml:4:") && stderr.contains("b.yaml:9:"), "{stderr}");
 }
 
 #[test]
 fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
-    let site = Site::new();
-    let snapshot = std::fs::read_to_string(site.snapshot()).expect("it was just written");
+    let files = ServerFiles::new();
+    let snapshot = std::fs::read_to_string(files.snapshot()).expect("it was just written");
     let file = |name: &str, text: &str| {
-        let path = site.folder().join(name);
+        let path = files.folder().join(name);
         write(&path, text);
         path.display().to_string()
     };
     let same = file("same.yaml", &snapshot);
     let twice = file("twice.yaml", &snapshot.replace("l40s-0", "h100-0"));
     let broken = file("broken.yaml", "kind: Node\nmetadata: {name: [\n");
-    let binary = site.folder().join("binary.yaml");
+    let binary = files.folder().join("binary.yaml");
     write(&binary, [0xff, 0xfe, 0x00, 0x80]);
     let binary = binary.display().to_string();
     for (flags, said) in [
@@ -82,9 +82,9 @@ fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
     ] {
         let mut command = Command::new(BINARY);
         let given: Vec<String> = match flags[0] {
-            "--policies" => site.arguments().into_iter().filter(|given| !given.contains("policies")).collect(),
-            "--drain" => site.arguments().into_iter().take(10).collect(),
-            _ => site.arguments(),
+            "--policies" => files.arguments().into_iter().filter(|given| !given.contains("policies")).collect(),
+            "--drain" => files.arguments().into_iter().take(10).collect(),
+            _ => files.arguments(),
         };
         command.arg("serve").args(given).args(&flags);
         let stderr = exits(&mut command, 2).stderr;
@@ -102,29 +102,29 @@ fn input_that_is_not_there_or_not_readable_ends_it_with_code_2() {
 
 #[test]
 fn a_port_in_use_ends_it_with_code_1_and_the_address() {
-    let site = Site::new();
-    for port in [site.https, site.http] {
+    let files = ServerFiles::new();
+    for port in [files.https, files.http] {
         let _taken = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
-        let stderr = exits(&mut site.command(), 1).stderr;
+        let stderr = exits(&mut files.command(), 1).stderr;
         assert!(stderr.contains(&format!("127.0.0.1:{port}")), "{stderr}");
     }
 }
 
 #[tokio::test]
 async fn flags_can_be_given_by_environment_variables() {
-    let site = Site::new();
+    let files = ServerFiles::new();
     let address = |port: u16| format!("127.0.0.1:{port}");
-    let process = Process::new("vramguard", BINARY.as_ref(), site.folder())
+    let process = Process::new("vramguard", BINARY.as_ref(), files.folder())
         .arg("serve")
-        .env("VRAMGUARD_SNAPSHOT", site.snapshot())
-        .env("VRAMGUARD_POLICIES", site.policies())
-        .env("VRAMGUARD_CERT_DIR", site.certificates())
+        .env("VRAMGUARD_SNAPSHOT", files.snapshot())
+        .env("VRAMGUARD_POLICIES", files.policies())
+        .env("VRAMGUARD_CERT_DIR", files.certificates())
         .env("VRAMGUARD_SELF_SIGNED", "true")
-        .env("VRAMGUARD_LISTEN", address(site.https))
-        .env("VRAMGUARD_METRICS_LISTEN", address(site.http))
+        .env("VRAMGUARD_LISTEN", address(files.https))
+        .env("VRAMGUARD_METRICS_LISTEN", address(files.http))
         .env("VRAMGUARD_DRAIN", "0")
         .env("VRAMGUARD_LOG_FORMAT", "json");
-    let mut server = Server { process, site };
+    let mut server = TestServer { process, files };
     server.process.start();
     server.ready().await;
     let verdict = server.client().await.verdict(&pod("lab", json!({}))).await;
@@ -138,13 +138,13 @@ async fn flags_can_be_given_by_environment_variables() {
 
 #[test]
 fn a_switch_that_is_off_in_the_environment_is_off() {
-    let site = Site::new();
-    let _taken = TcpListener::bind(("127.0.0.1", site.https)).expect("a free port");
-    let mut command = site.command();
+    let files = ServerFiles::new();
+    let _taken = TcpListener::bind(("127.0.0.1", files.https)).expect("a free port");
+    let mut command = files.command();
     exits(command.env("VRAMGUARD_SELF_SIGNED", "false"), 1);
-    assert!(!site.certificates().join("tls.crt").exists());
-    // What is off requires nothing and excludes nothing.
-    let listen = format!("127.0.0.1:{}", site.https);
+    assert!(!files.certificates().join("tls.crt").exists());
+    // A switch that is off neither requires nor excludes another flag.
+    let listen = format!("127.0.0.1:{}", files.https);
     let mut command = Command::new(BINARY);
     command.args(["serve", "--cert-secret", "x", "--listen", &listen]);
     let stderr = exits(command.env("VRAMGUARD_SELF_SIGNED", "false"), 1).stderr;
@@ -153,7 +153,7 @@ fn a_switch_that_is_off_in_the_environment_is_off() {
 
 #[tokio::test]
 async fn a_restart_keeps_the_certificate_that_it_made() {
-    let mut server = Server::start().await;
+    let mut server = TestServer::start().await;
     let ca = server.ca();
     assert_eq!(server.process.terminate(Duration::from_secs(10)).code(), Some(0));
     server.process.start();
@@ -161,17 +161,17 @@ async fn a_restart_keeps_the_certificate_that_it_made() {
     assert_eq!(server.ca(), ca);
 }
 
-/// Sends the head and half the body of a review, and the rest when it is told to.
+/// A review of which only the head and half of the body are sent; [`InFlight::finish`] sends the rest.
 struct InFlight {
-    stream: super::client::Stream,
+    stream: crate::support::client::Stream,
     rest: String,
 }
 
 impl InFlight {
-    async fn start(server: &Server) -> InFlight {
+    async fn start(server: &TestServer) -> InFlight {
         let body = review(&pod("lab", json!({}))).to_string();
         let (half, rest) = body.split_at(body.len() / 2);
-        let mut stream = connect(server.site.https, &server.ca(), "http/1.1").await.expect("a connection");
+        let mut stream = connect(server.files.https, &server.ca(), "http/1.1").await.expect("a connection");
         let length = body.len();
         let head = format!("POST /validate/pods HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n{half}");
         stream.write_all(head.as_bytes()).await.expect("half a request");
@@ -191,11 +191,11 @@ impl InFlight {
 
 #[tokio::test]
 async fn a_server_told_to_stop_is_unready_first_then_finishes_what_is_in_flight_and_exits_0() {
-    let mut server = Server::start().await;
+    let mut server = TestServer::start().await;
     let mut idle = [server.client().await, server.client().await];
     let denied = Verdict::Denied("VramUndeclared".into());
     assert_eq!(idle[0].verdict(&pod("lab", json!({}))).await, denied);
-    let idle_http2 = Client::connect(server.site.https, &server.ca(), "h2").await.expect("a connection");
+    let idle_http2 = Client::connect(server.files.https, &server.ca(), "h2").await.expect("a connection");
     let in_flight = InFlight::start(&server).await;
     server.tell_to_stop();
     eventually("the server to be unready", Duration::from_secs(5), async || {
@@ -204,14 +204,14 @@ async fn a_server_told_to_stop_is_unready_first_then_finishes_what_is_in_flight_
         Ok(())
     })
     .await;
-    // Whoever has not heard yet is served, on connections old and new.
+    // Clients that do not know yet are served, on old and new connections.
     assert_eq!(idle[1].verdict(&pod("lab", json!({}))).await, denied);
     assert_eq!(server.client().await.verdict(&pod("lab", json!({}))).await, denied);
     server.process.expect_running();
     assert!(server.plain("/healthz").starts_with("HTTP/1.1 200"));
 
     eventually("the server to stop listening", PATIENCE, async || {
-        let connected = TcpStream::connect(("127.0.0.1", server.site.https)).await;
+        let connected = TcpStream::connect(("127.0.0.1", server.files.https)).await;
         ensure!(connected.is_err());
         Ok(())
     })
@@ -233,7 +233,7 @@ async fn a_server_told_to_stop_is_unready_first_then_finishes_what_is_in_flight_
 
 #[tokio::test]
 async fn a_server_that_nobody_uses_stops_within_its_drain() {
-    let mut server = Server::start().await;
+    let mut server = TestServer::start().await;
     let ended = server.process.terminate(Duration::from_secs(5));
     assert_eq!(ended.code(), Some(0), "{}", server.process.log_tail());
 }

@@ -1,19 +1,19 @@
-//! What `/metrics` says, and that nobody can make it say something else.
+//! The content of `/metrics`, which no client can forge.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::site::{Server, Site, pod, review};
+use crate::support::test_server::{ServerFiles, TestServer, pod, review};
 
-/// One line that is no comment.
+/// One line of `/metrics` that is no comment.
 struct Sample {
     name: String,
     labels: BTreeMap<String, String>,
     value: f64,
 }
 
-/// Reads the OpenMetrics text format, strictly in what a scraper depends on.
+/// Parses the OpenMetrics text format, and is strict about everything that scrapers rely on.
 fn parse(text: &str) -> Result<Vec<Sample>, String> {
     let body = text.strip_suffix("# EOF\n").ok_or("the end is missing")?;
     let (mut samples, mut families, mut series) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
@@ -80,7 +80,7 @@ fn sample(line: &str) -> Option<Sample> {
     (!name.is_empty()).then(|| Sample { name: name.to_owned(), labels, value })
 }
 
-/// A label's value up to its closing quote, and what follows.
+/// The value of a label up to its closing quote, and the text after it.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let (mut value, mut chars) = (String::new(), text.char_indices());
     while let Some((at, c)) = chars.next() {
@@ -97,7 +97,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-fn scrape(server: &Server) -> Vec<Sample> {
+fn scrape(server: &TestServer) -> Vec<Sample> {
     let answer = server.plain("/metrics");
     let (head, text) = answer.split_once("\r\n\r\n").expect("an answer has a body");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -139,7 +139,7 @@ fn the_checker_finds_what_scrapers_stumble_over() {
 
 #[tokio::test]
 async fn metrics_tell_of_reviews_gpus_and_the_build() {
-    let mut server = Site::new().server(&["--self-signed", "--metrics-per-gpu"]);
+    let mut server = ServerFiles::new().server(&["--self-signed", "--metrics-per-gpu"]);
     server.process.start();
     server.ready().await;
     let mut client = server.client().await;
@@ -178,7 +178,7 @@ async fn metrics_tell_of_reviews_gpus_and_the_build() {
 
 #[tokio::test]
 async fn a_namespace_cannot_break_or_forge_metrics() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let mut client = server.client().await;
     let forged = "x\"} 1\nvramguard_forged_total{a=\"\\";
     for namespace in [forged, "\"", "\\", "a\nb", "a\r\nb", "\u{0}", "# EOF\n", "ü{},=", ""] {
@@ -198,7 +198,7 @@ async fn a_namespace_cannot_break_or_forge_metrics() {
 
 #[tokio::test]
 async fn what_a_review_says_does_not_stay_in_memory_at_any_length() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let mut client = server.client().await;
     let mut forged = review(&pod("lab", json!({})));
     forged["request"]["namespace"] = json!("x".repeat(1 << 20));

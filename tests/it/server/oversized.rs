@@ -1,9 +1,10 @@
-//! Pods that are larger than what is read of them. Under Enforce none of them slips in, elsewhere all of them are said.
+//! Pods with more entries than the server reads: refused under Enforce, and reported under the other modes.
 
 use serde_json::{Value, json};
 
-use super::client::patch_of;
-use super::site::{POLICIES, Server, Site, pod, review, write};
+use crate::support::client::patch_of;
+use crate::support::test_server::{POLICIES, ServerFiles, TestServer, pod, review};
+use crate::support::write;
 
 const OTHERS: &str = "\
 apiVersion: vramguard.dev/v1alpha1
@@ -17,11 +18,11 @@ metadata: {name: watched, namespace: watched}
 spec: {mode: Audit}
 ";
 
-async fn server() -> Server {
-    let site = Site::new();
-    write(&site.policies().join("others.yaml"), [POLICIES, "---\n", OTHERS].concat());
-    std::fs::remove_file(site.policies().join("policies.yaml")).expect("it was written");
-    let mut server = site.server(&["--self-signed"]);
+async fn server() -> TestServer {
+    let files = ServerFiles::new();
+    write(&files.policies().join("others.yaml"), [POLICIES, "---\n", OTHERS].concat());
+    std::fs::remove_file(files.policies().join("policies.yaml")).expect("it was written");
+    let mut server = files.server(&["--self-signed"]);
     server.process.start();
     server.ready().await;
     server
@@ -38,11 +39,11 @@ fn oversized(namespace: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_pod_that_is_not_read_whole_is_refused_under_enforce_and_told_or_recorded_elsewhere() {
+async fn a_pod_that_is_not_read_whole_is_refused_under_enforce_and_warned_about_or_recorded_under_other_modes() {
     let server = server().await;
     let mut client = server.client().await;
     let said = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution (values of all its terms) has a \
-                length of 200000, and vramguard reads 16384 at most, so it cannot tell what the pod demands or where it may \
+                length of 200000, and vramguard reads 8192 at most, so it cannot tell what the pod demands or where it may \
                 land; shorten it";
     for namespace in ["team", "lax", "watched"] {
         let review = review(&oversized(namespace));
@@ -81,4 +82,36 @@ async fn containers_that_may_hide_a_gpu_are_refused_and_tolerations_of_a_pod_wit
     let judged = client.ask("/validate/pods", &review(&web)).await;
     let message = judged["status"]["message"].as_str().expect("a denial");
     assert!(message.contains("spec.containers has a length of 1000, and vramguard reads 128 at most"), "{message}");
+}
+
+/// The mutation adds requirements, terms and a resource, so a pod at its bounds exceeds them afterwards.
+#[tokio::test]
+async fn what_mutate_makes_of_a_pod_at_its_bounds_passes_validate() {
+    let server = server().await;
+    let mut client = server.client().await;
+    let mut pod = pod("team", json!({ "vramguard.dev/vram": "2Gi" }));
+    let requirement = |n: usize| json!({ "key": format!("k{n}"), "operator": "NotIn", "values": ["a", "b"] });
+    let terms: Vec<Value> = (0..64)
+        .map(|term| json!({ "matchExpressions": (0..62).map(|n| requirement(term * 62 + n)).collect::<Value>() }))
+        .collect();
+    let extra = json!({ "key": "last", "operator": "NotIn", "values": vec!["a"; 8192 - 64 * 62 * 2 + 2] });
+    let mut terms = json!(terms);
+    terms[0]["matchExpressions"][0] = extra;
+    pod["spec"]["affinity"] =
+        json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+    let mut others: Value = (0..63).map(|n| (format!("example.com/r{n}"), json!("1"))).collect();
+    others["nvidia.com/gpu"] = json!("1");
+    pod["spec"]["containers"][0]["resources"] = json!({ "limits": others });
+    let mutated = client.ask("/mutate/pods", &review(&pod)).await;
+    let patch = patch_of(&mutated).expect("it is patched");
+    json_patch::patch(&mut pod, &patch).expect("the patch applies");
+    let terms =
+        &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    assert_eq!(terms.as_array().map(Vec::len), Some(128));
+    assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"].as_object().map(serde_json::Map::len), Some(65));
+    let judged = client.ask("/validate/pods", &review(&pod)).await;
+    assert_eq!(judged["allowed"], json!(true), "{judged}");
+    // A copy of the running pod needs no second patch.
+    let again = client.ask("/mutate/pods", &review(&pod)).await;
+    assert_eq!((&again["allowed"], patch_of(&again)), (&json!(true), None), "{again}");
 }

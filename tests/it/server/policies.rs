@@ -1,11 +1,11 @@
-//! Which policies are in force, while files change under the server.
+//! The policies in force while their files change.
 
 use anyhow::ensure;
 use serde_json::json;
 
-use super::client::Verdict;
-use super::site::{PATIENCE, POLICIES, Server, Site, pod, write};
-use crate::support::eventually;
+use crate::support::client::Verdict;
+use crate::support::test_server::{PATIENCE, POLICIES, ServerFiles, TestServer, pod};
+use crate::support::{eventually, write};
 
 const ERRORS: &str = "vramguard_policy_reload_errors_total";
 
@@ -13,11 +13,11 @@ fn undeclared() -> Verdict {
     Verdict::Denied("VramUndeclared".into())
 }
 
-async fn verdict(server: &Server, namespace: &str) -> Verdict {
+async fn verdict(server: &TestServer, namespace: &str) -> Verdict {
     server.client().await.verdict(&pod(namespace, json!({ "example.com/other": "x" }))).await
 }
 
-async fn soon(server: &Server, namespace: &str, expected: &Verdict) {
+async fn soon(server: &TestServer, namespace: &str, expected: &Verdict) {
     eventually("the changed policy to be in force", PATIENCE, async || {
         let verdict = verdict(server, namespace).await;
         ensure!(verdict == *expected, "{verdict:?}{}", server.process.log_tail());
@@ -28,20 +28,25 @@ async fn soon(server: &Server, namespace: &str, expected: &Verdict) {
 
 #[tokio::test]
 async fn a_changed_policy_file_changes_verdicts_and_a_broken_one_does_not() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     assert_eq!(verdict(&server, "lab").await, undeclared());
     assert_eq!(server.metric("vramguard_policy_generation"), Some(1.0));
     assert_eq!(server.metric(ERRORS), Some(0.0));
 
-    let file = server.site.policies().join("policies.yaml");
+    let file = server.files.policies().join("policies.yaml");
     write(&file, POLICIES.replace("required: true", "required: maybe"));
     eventually("the broken file to be counted", PATIENCE, async || {
         ensure!(server.metric(ERRORS) == Some(1.0), "{:?}", server.metric(ERRORS));
         Ok(())
     })
     .await;
-    let log = server.log();
-    assert!(log.contains("policies.yaml:9: spec.declaration.required"), "{log}");
+    // The server counts the error before it logs it.
+    eventually("the error to be logged", PATIENCE, async || {
+        let log = server.log();
+        ensure!(log.contains("policies.yaml:9: spec.declaration.required"), "{log}");
+        Ok(())
+    })
+    .await;
     assert_eq!(verdict(&server, "lab").await, undeclared());
     assert_eq!(server.metric("vramguard_policy_generation"), Some(1.0));
     server.expect_ready();
@@ -51,7 +56,7 @@ async fn a_changed_policy_file_changes_verdicts_and_a_broken_one_does_not() {
     assert_eq!(server.metric("vramguard_policy_generation"), Some(2.0));
     assert_eq!(server.metric(ERRORS), Some(1.0), "a file is complained about once");
 
-    write(&server.site.policies().join("more.yml"), POLICIES.split("---").nth(1).expect("two documents"));
+    write(&server.files.policies().join("more.yml"), POLICIES.split("---").nth(1).expect("two documents"));
     eventually("the same policy twice to be counted", PATIENCE, async || {
         ensure!(server.metric(ERRORS) == Some(2.0), "{:?}", server.metric(ERRORS));
         Ok(())
@@ -62,8 +67,8 @@ async fn a_changed_policy_file_changes_verdicts_and_a_broken_one_does_not() {
 
 #[tokio::test]
 async fn a_new_file_and_a_removed_one_take_effect() {
-    let server = Server::start().await;
-    let new = server.site.policies().join("new.json");
+    let server = TestServer::start().await;
+    let new = server.files.policies().join("new.json");
     let policy = json!({
         "apiVersion": "vramguard.dev/v1alpha1", "kind": "VramPolicy", "metadata": { "name": "new", "namespace": "new" },
         "spec": { "declaration": { "required": true } },
@@ -78,8 +83,8 @@ async fn a_new_file_and_a_removed_one_take_effect() {
 
 #[tokio::test]
 async fn a_directory_that_goes_away_leaves_the_last_good_policies() {
-    let server = Server::start().await;
-    let (directory, aside) = (server.site.policies(), server.site.folder().join("aside"));
+    let server = TestServer::start().await;
+    let (directory, aside) = (server.files.policies(), server.files.folder().join("aside"));
     std::fs::rename(&directory, &aside).expect("a move");
     eventually("the missing directory to be counted", PATIENCE, async || {
         ensure!(server.metric(ERRORS) > Some(0.0));
@@ -95,8 +100,8 @@ async fn a_directory_that_goes_away_leaves_the_last_good_policies() {
 #[tokio::test]
 async fn a_policy_directory_behind_the_kubelets_symlinks_is_followed() {
     use std::os::unix::fs::symlink;
-    let site = Site::new();
-    let directory = site.policies();
+    let files = ServerFiles::new();
+    let directory = files.policies();
     std::fs::remove_file(directory.join("policies.yaml")).expect("it is there");
     for (version, text) in [("..1", POLICIES.to_owned()), ("..2", POLICIES.replace("Enforce", "Audit"))] {
         std::fs::create_dir(directory.join(version)).expect("a new folder");
@@ -104,7 +109,7 @@ async fn a_policy_directory_behind_the_kubelets_symlinks_is_followed() {
     }
     symlink("..1", directory.join("..data")).expect("a link");
     symlink("..data/policies.yaml", directory.join("policies.yaml")).expect("a link");
-    let mut server = site.server(&["--self-signed"]);
+    let mut server = files.server(&["--self-signed"]);
     server.process.start();
     server.ready().await;
     assert_eq!(verdict(&server, "lab").await, undeclared());

@@ -1,19 +1,19 @@
-//! What is answered, and over what.
+//! Answers to reviews, and the protocols, methods and paths of the port.
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::client::{Client, Verdict, patch_of, whole};
-use super::site::{PATIENCE, Server, pod, review};
+use crate::support::client::{Client, Verdict, patch_of, whole};
+use crate::support::test_server::{PATIENCE, TestServer, pod, review};
 use crate::support::within;
 
 #[tokio::test]
 async fn reviews_are_answered_over_http_1_and_http_2() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         for _ in 0..3 {
             let pod = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
             let response = client.ask("/mutate/pods", &review(&pod)).await;
@@ -26,7 +26,7 @@ async fn reviews_are_answered_over_http_1_and_http_2() {
 
 #[tokio::test]
 async fn a_client_without_tls_1_3_is_refused_for_its_protocol_version() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut hello = vec![3, 3]; // TLS 1.2
     hello.extend([7; 32]); // random
     hello.extend([0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2f, 1, 0]); // no session, two suites of TLS 1.2, no compression
@@ -41,7 +41,7 @@ async fn a_client_without_tls_1_3_is_refused_for_its_protocol_version() {
     let mut record = vec![0x16, 3, 1, 0, hello.len() as u8 + 4, 1, 0, 0, hello.len() as u8];
     record.extend(hello);
 
-    let mut stream = TcpStream::connect(("127.0.0.1", server.site.https)).await.expect("a connection");
+    let mut stream = TcpStream::connect(("127.0.0.1", server.files.https)).await.expect("a connection");
     stream.write_all(&record).await.expect("a hello");
     let mut answer = Vec::new();
     let reading = within(PATIENCE, stream.read_to_end(&mut answer)).await;
@@ -52,7 +52,7 @@ async fn a_client_without_tls_1_3_is_refused_for_its_protocol_version() {
 
 #[tokio::test]
 async fn a_mutation_is_a_patch_that_applies_and_is_not_needed_twice() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut client = server.client().await;
     let mut pod = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
     let first = client.ask("/mutate/pods", &review(&pod)).await;
@@ -71,14 +71,14 @@ async fn a_mutation_is_a_patch_that_applies_and_is_not_needed_twice() {
 
 #[tokio::test]
 async fn a_pod_that_was_not_mutated_is_denied() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let pod = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
     assert_eq!(server.client().await.verdict(&pod).await, Verdict::Denied("RequestMismatch".into()));
 }
 
 #[tokio::test]
 async fn a_denial_says_code_reason_and_remedy_and_a_dry_run_gets_the_same() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut client = server.client().await;
     for (annotations, code, reason, remedy) in [
         (json!({}), 403, "VramUndeclared", "vramguard.dev/vram"),
@@ -102,7 +102,7 @@ async fn a_denial_says_code_reason_and_remedy_and_a_dry_run_gets_the_same() {
 
 #[tokio::test]
 async fn reviews_of_anything_but_the_creation_of_a_pod_are_allowed_untouched() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut client = server.client().await;
     let guarded = review(&pod("lab", json!({ "vramguard.dev/vram": "lots", "vramguard.dev/gpu.main": "0" })));
     assert!(patch_of(&client.ask("/mutate/pods", &guarded).await).is_some(), "else nothing is shown here");
@@ -139,10 +139,10 @@ async fn reviews_of_anything_but_the_creation_of_a_pod_are_allowed_untouched() {
 
 #[tokio::test]
 async fn other_methods_get_405_and_other_paths_404() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         let methods = [Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
         for method in methods {
             for path in ["/mutate/pods", "/validate/pods"] {
@@ -182,7 +182,7 @@ async fn other_methods_get_405_and_other_paths_404() {
 
 #[tokio::test]
 async fn a_review_of_3_mib_is_answered_as_a_small_one_is() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let small = pod("team", json!({ "vramguard.dev/vram": "8Gi" }));
     let mut large = small.clone();
     for number in 0..8 {
@@ -191,7 +191,7 @@ async fn a_review_of_3_mib_is_answered_as_a_small_one_is() {
     let field = json!({ "manager": "kubelet", "fieldsV1": { "f:metadata": { "f:labels": { ".": {}, "f:app": {} } } } });
     large["metadata"]["managedFields"] = Value::Array(vec![field; 20_000]);
     for protocol in ["http/1.1", "h2"] {
-        let mut client = Client::connect(server.site.https, &server.ca(), protocol).await.expect("a connection");
+        let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         let review_of_large = review(&large);
         assert!(review_of_large.to_string().len() > 3 << 20, "else nothing is shown here");
         for path in ["/mutate/pods", "/validate/pods"] {
@@ -203,7 +203,7 @@ async fn a_review_of_3_mib_is_answered_as_a_small_one_is() {
 
 #[tokio::test]
 async fn a_node_selector_term_that_matches_no_node_is_left_as_it_is() {
-    let server = Server::shared().await;
+    let server = TestServer::shared().await;
     let mut client = server.client().await;
     let nothing = [
         json!({}),

@@ -1,4 +1,4 @@
-//! Clients that stall. Deadlines are those of the server: 5 s for a handshake, 5 s for the first header, 2 s for a body.
+//! Clients that stall. The server's deadlines are 5 s for a handshake, 5 s for the first header, and 2 s for a body.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::client::{Client, TRICKLE, Verdict, connect, stalling};
-use super::site::{PATIENCE, Server, pod, review};
 use crate::support::Patience;
+use crate::support::client::{Client, TRICKLE, Verdict, connect, stalling};
+use crate::support::test_server::{PATIENCE, TestServer, pod, review};
 
-/// What a busy machine may add to a deadline.
+/// Time that a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(4);
-/// No review takes as long while others stall.
+/// Limit of a review while other clients stall.
 const LENIENT: Duration = Duration::from_secs(3);
 
-/// Sends `beginning`, then `again` every now and then, until the server closes; what it answered, and after how long.
+/// Sends `beginning`, and then `again` once per [`TRICKLE`], until the server closes. Returns its answer and the time.
 async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8], again: &[u8]) -> (String, Patience) {
     let mut patience = Patience::of(PATIENCE);
     stream.write_all(beginning).await.expect("a beginning");
@@ -27,7 +27,7 @@ async fn stall<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: &[u8
         match tokio::time::timeout(TRICKLE, stream.read(&mut buffer)).await {
             Ok(Ok(0) | Err(_)) => break,
             Ok(Ok(count)) => answer.extend(&buffer[..count]),
-            // A failed write shows in the next read.
+            // The next read shows a failed write.
             Err(_) => _ = stream.write_all(again).await,
         }
         _ = stream.flush().await;
@@ -41,8 +41,8 @@ fn expect_within(what: &str, mut took: Patience, deadline: Duration) {
     assert!(in_time, "{what}: cut off after {took}, the deadline is {deadline:?}");
 }
 
-async fn stalls_before_the_first_request(server: &Server) {
-    let (port, plain, ca) = (server.site.https, server.site.http, server.ca());
+async fn stalls_before_the_first_request(server: &TestServer) {
+    let (port, plain, ca) = (server.files.https, server.files.http, server.ca());
     let deadline = Duration::from_secs(5);
     let tcp = async |port: u16, what: &str, beginning: &[u8], again: &[u8]| {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
@@ -70,8 +70,8 @@ async fn stalls_before_the_first_request(server: &Server) {
     );
 }
 
-async fn stalls_within_a_body(server: &Server) {
-    let (port, ca) = (server.site.https, server.ca());
+async fn stalls_within_a_body(server: &TestServer) {
+    let (port, ca) = (server.files.https, server.ca());
     let deadline = Duration::from_secs(2);
     let body = review(&pod("team", json!({ "vramguard.dev/vram": "8Gi" }))).to_string();
     let half = &body[..body.len() / 2];
@@ -95,7 +95,7 @@ async fn stalls_within_a_body(server: &Server) {
 
 #[tokio::test]
 async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let stalled = async {
         tokio::join!(stalls_before_the_first_request(&server), stalls_within_a_body(&server));
     };
@@ -105,7 +105,7 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
             let verdict = server.client().await.verdict(&pod("lab", json!({}))).await;
             assert_eq!(verdict, Verdict::Denied("VramUndeclared".into()));
             assert!(patience.spent() < LENIENT, "held up for {patience}");
-            tokio::time::sleep(TRICKLE).await;
+            tokio::time::sleep(TRICKLE).await; // the pace of the good clients
         }
     };
     tokio::select! {
@@ -117,8 +117,8 @@ async fn a_client_that_stalls_is_cut_off_and_holds_up_nobody() {
 
 #[tokio::test]
 async fn one_connection_carries_many_reviews_at_once() {
-    let server = Server::shared().await;
-    let Client::Http2(sender) = Client::connect(server.site.https, &server.ca(), "h2").await.expect("a connection")
+    let server = TestServer::shared().await;
+    let Client::Http2(sender) = Client::connect(server.files.https, &server.ca(), "h2").await.expect("a connection")
     else {
         unreachable!("h2 was asked for");
     };

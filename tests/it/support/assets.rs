@@ -1,4 +1,4 @@
-//! Where the programs of the control plane come from: `KUBEBUILDER_ASSETS`, else the pinned build in the user's cache.
+//! Owns the lookup of the control plane's programs: in `KUBEBUILDER_ASSETS`, else in the pinned build in the user's cache.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,11 +6,14 @@ use std::sync::OnceLock;
 
 const CONTROL_PLANE: [&str; 5] = ["etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl"];
 
-/// The path of a program, or why there is none.
+/// The path of a program.
 ///
-/// `KUBEBUILDER_ASSETS` counts if it holds a whole control plane; what it lacks beyond that (kwok, kubelet, the device
-/// plugin) comes from the pinned build, which is made when it is missing.
-pub fn program(name: &str) -> Result<PathBuf, String> {
+/// `KUBEBUILDER_ASSETS` is used if it holds a whole control plane. Further programs (kwok, kubelet, the device plugin) may
+/// then still come from the pinned build, which is built on demand.
+///
+/// # Errors
+/// If the program is neither found nor built.
+pub(super) fn program(name: &str) -> Result<PathBuf, String> {
     if let Some(folder) = given_folder() {
         let path = folder.join(name);
         if path.is_file() {
@@ -21,8 +24,8 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
     if path.is_file() { Ok(path) } else { Err(format!("{} is missing", path.display())) }
 }
 
-/// Where locks and builds live: one folder a user, shared by all checkouts.
-pub fn cache_folder() -> PathBuf {
+/// The folder of locks and builds: one per user, shared by all checkouts.
+pub(super) fn cache_folder() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME or XDG_CACHE_HOME is set")).join(".cache");
     let folder = cache.unwrap_or_else(home).join("vramguard");
@@ -44,8 +47,9 @@ fn given_folder() -> Option<&'static Path> {
     FOLDER.get_or_init(find).as_deref()
 }
 
-/// Runs the build script, which answers at once when it has built before. Bounded by the script's own bound on waiting
-/// for another build; its progress goes to the terminal.
+/// The folder of the pinned build. The build script returns at once if the build exists.
+///
+/// The script bounds its own wait for a concurrent build, and its progress goes to the terminal.
 fn built_folder() -> Result<&'static Path, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {

@@ -1,6 +1,6 @@
-//! The programs of the control plane and the flags that each is run with.
+//! Owns the programs of the control plane, their flags, and their files.
 //!
-//! Stock behaviour wherever a test could notice: the deviations below say why.
+//! The programs behave as in a stock cluster wherever a test could notice; each deviation below has its reason.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,21 @@ use super::assets;
 use super::process::{Process, write};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Component {
+pub(crate) enum Component {
     Etcd,
     ApiServer,
     ControllerManager,
     Scheduler,
-    /// Plays the kubelets of the nodes that [`super::ControlPlane::add_gpu_node`] adds.
+    /// Simulates the kubelets of the nodes that [`super::ControlPlane::add_gpu_node`] adds.
     Kwok,
 }
 
 impl Component {
-    /// In the order in which they depend on each other.
-    pub const ALL: [Self; 5] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler, Self::Kwok];
+    /// All components, each after the ones that it depends on.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler, Self::Kwok];
 
-    pub fn program(self) -> &'static str {
+    pub(crate) fn program(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
@@ -36,42 +37,42 @@ impl Component {
     }
 }
 
-/// Nodes that carry this annotation are played by kwok.
-pub const KWOK_NODE: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
+/// Annotation of the nodes that kwok simulates.
+pub(super) const KWOK_NODE: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 
 const ADMIN: &str = "admin";
 
-/// Name and user of a scheduler beside the stock one.
-pub const SECOND_SCHEDULER: &str = "second-scheduler";
+/// Name and user of a scheduler that runs next to the stock one.
+pub(crate) const SECOND_SCHEDULER: &str = "second-scheduler";
 
 /// How many requests a second a scheduler may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientLimits {
-    /// As kube-scheduler comes.
+pub(crate) enum ClientLimits {
+    /// The defaults of kube-scheduler.
     Default,
-    /// More than a test machine can serve.
+    /// A limit above what a test machine can serve.
     Raised,
 }
 
-/// Users by token: name, groups. Those of the components are the names that Kubernetes' own bootstrap roles bind.
+/// Token, name and groups of each user. Kubernetes' bootstrap roles bind the names of the components.
 const USERS: [(&str, &str, &str); 6] = [
     (ADMIN, "admin", "system:masters"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
     (SECOND_SCHEDULER, SECOND_SCHEDULER, ""),
     ("kwok", "kwok", "system:masters"),
-    // A real node may join later; tokens are read once, at the API server's start.
+    // The API server reads tokens once, at its start, and a real node may join later.
     ("real-0", "system:node:real-0", "system:nodes"),
 ];
 
 /// Name of the certificate and key with which the API server calls a kubelet.
-pub const KUBELET_CLIENT: &str = "kubelet-client";
+pub(super) const KUBELET_CLIENT: &str = "kubelet-client";
 
-/// Name of the API server's AdmissionConfiguration, where a test has written one.
-pub const ADMISSION_CONFIGURATION: &str = "admission-configuration.yaml";
+/// File name of the API server's AdmissionConfiguration, which a test may write.
+pub(crate) const ADMISSION_CONFIGURATION: &str = "admission-configuration.yaml";
 
-/// Everything one control plane keeps on disk, and its addresses.
-pub struct Site {
+/// Files and ports of one control plane.
+pub(super) struct ControlPlaneFiles {
     folder: PathBuf,
     api_server: u16,
     etcd_client: u16,
@@ -80,10 +81,10 @@ pub struct Site {
     scheduler: u16,
 }
 
-impl Site {
-    /// Lays out keys, tokens and kubeconfigs in `folder`.
-    pub fn create(folder: &Path) -> Self {
-        let site = Self {
+impl ControlPlaneFiles {
+    /// Writes keys, tokens and kubeconfigs into `folder`.
+    pub(super) fn create(folder: &Path) -> Self {
+        let files = Self {
             folder: folder.to_owned(),
             api_server: free_port(),
             etcd_client: free_port(),
@@ -92,20 +93,20 @@ impl Site {
             scheduler: free_port(),
         };
         let key = rcgen::KeyPair::generate().expect("a key can be generated");
-        write(&site.file("service-accounts.key"), key.serialize_pem());
-        write(&site.file("service-accounts.pub"), key.public_key_pem());
-        site.write_kubelet_client();
+        write(&files.file("service-accounts.key"), key.serialize_pem());
+        write(&files.file("service-accounts.pub"), key.public_key_pem());
+        files.write_kubelet_client();
         let line = |(token, user, groups): (&str, &str, &str)| format!("token-{token},{user},{user},\"{groups}\"\n");
         let nodes = (0..4).map(|n| format!("token-real-{n},system:node:real-{n},real-{n},\"system:nodes\"\n"));
-        write(&site.file("tokens.csv"), USERS.into_iter().map(line).chain(nodes).collect::<String>());
+        write(&files.file("tokens.csv"), USERS.into_iter().map(line).chain(nodes).collect::<String>());
         for (token, ..) in USERS {
-            site.write_kubeconfig(&site.kubeconfig(token), &format!("token-{token}"));
+            files.write_kubeconfig(&files.kubeconfig(token), &format!("token-{token}"));
         }
-        write(&site.file("kwok.yaml"), include_str!("kwok.yaml"));
-        site
+        write(&files.file("kwok.yaml"), include_str!("kwok.yaml"));
+        files
     }
 
-    /// A certificate that vouches for itself: kubelets are told to trust this one and no other.
+    /// Writes a self-signed certificate, the only one that the test kubelet trusts.
     fn write_kubelet_client(&self) {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "kube-apiserver");
@@ -120,11 +121,11 @@ impl Site {
         self.folder.join(name)
     }
 
-    pub fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.api_server)
     }
 
-    pub fn admin_kubeconfig(&self) -> PathBuf {
+    pub(super) fn admin_kubeconfig(&self) -> PathBuf {
         self.kubeconfig(ADMIN)
     }
 
@@ -132,8 +133,8 @@ impl Site {
         self.file(&format!("{user}.kubeconfig"))
     }
 
-    /// The certificate exists once the API server runs; whoever reads the file before that fails.
-    pub fn write_kubeconfig(&self, path: &Path, token: &str) {
+    /// Writes a kubeconfig. It refers to a certificate that exists only once the API server has started.
+    pub(super) fn write_kubeconfig(&self, path: &Path, token: &str) {
         let cluster = json!({"server": self.url(), "certificate-authority": self.file("tls/apiserver.crt")});
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -144,7 +145,7 @@ impl Site {
         write(path, kubeconfig.to_string());
     }
 
-    pub fn process(&self, component: Component) -> Process {
+    pub(super) fn process(&self, component: Component) -> Process {
         let name = component.program();
         let program = assets::program(name).unwrap_or_else(|reason| panic!("no {name}: {reason}"));
         let process = Process::new(name, &program, &self.folder);
@@ -166,7 +167,7 @@ impl Site {
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
             .arg(format!("--initial-cluster=default={peer}"))
-            .arg("--unsafe-no-fsync") // survives a kill of the process, which is all that tests do to it
+            .arg("--unsafe-no-fsync") // data survives SIGKILL, and tests do nothing worse
             .arg("--log-level=warn")
     }
 
@@ -180,7 +181,7 @@ impl Site {
             .arg("--bind-address=127.0.0.1")
             .arg(format!("--secure-port={}", self.api_server))
             .arg(format!("--cert-dir={}", self.file("tls").display()))
-            // An endpoint of the service `kubernetes` may not be a loopback address, and nothing here looks for it.
+            // The Service `kubernetes` may not have a loopback endpoint, and no test uses it.
             .arg("--endpoint-reconciler-type=none")
             .arg("--service-cluster-ip-range=10.96.0.0/24")
             .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
@@ -189,11 +190,11 @@ impl Site {
             .arg(format!("--token-auth-file={}", self.file("tokens.csv").display()))
             .arg("--authorization-mode=Node,RBAC")
             .arg("--enable-admission-plugins=NodeRestriction")
-            // A pod needs no token here, and with the plugin a pod created in the first moment of its namespace is
-            // refused until the controller-manager has made the namespace's account.
+            // With this plugin a pod is refused until the controller-manager has created the service account of a new
+            // namespace. Pods of tests need no token.
             .arg("--disable-admission-plugins=ServiceAccount")
             .arg("--allow-privileged=true")
-            // A node's host name is in nobody's name server.
+            // No name server resolves the host names of the nodes.
             .arg("--kubelet-preferred-address-types=InternalIP")
             .arg(format!("--kubelet-client-certificate={}", self.file(&format!("{KUBELET_CLIENT}.crt")).display()))
             .arg(format!("--kubelet-client-key={}", self.file(&format!("{KUBELET_CLIENT}.key")).display()))
@@ -208,14 +209,14 @@ impl Site {
             .arg(format!("--root-ca-file={}", self.file("tls/apiserver.crt").display()))
             .arg(format!("--service-account-private-key-file={}", self.file("service-accounts.key").display()))
             .arg("--leader-elect=false")
-            // The bootstrap roles are those of the single controllers.
+            // The bootstrap roles bind the service accounts of the single controllers.
             .arg("--use-service-account-credentials=true")
-            // Bursts of pods shall be as fast as the API server lets them: what is measured is not this client.
+            // This client must not limit bursts of pods: the API server is what tests measure.
             .args(["--kube-api-qps=500", "--kube-api-burst=1000", "--resource-quota-sync-period=10s"])
     }
 
-    /// The scheduler with a configuration of the test's own: what says how to reach the API server is put into it.
-    pub fn configured_scheduler(&self, mut configuration: serde_json::Value) -> Process {
+    /// The stock scheduler under `configuration`, which gets the connection to the API server added.
+    pub(super) fn configured_scheduler(&self, mut configuration: serde_json::Value) -> Process {
         configuration["clientConnection"] = json!({"kubeconfig": self.kubeconfig("scheduler")});
         configuration["leaderElection"] = json!({"leaderElect": false});
         let path = self.file("scheduler-config.json");
@@ -235,11 +236,11 @@ impl Site {
             .arg("--bind-address=127.0.0.1")
             .arg(format!("--secure-port={}", self.scheduler))
             .arg(format!("--cert-dir={}", self.file("scheduler-tls").display()))
-            .arg("--v=2") // logs every binding and why a pod does not fit: what a failed test is read for
+            .arg("--v=2") // logs every binding and why a pod does not fit, which explains a failed test
     }
 
-    /// A scheduler that answers to `name` in `spec.schedulerName`, as the user of kubeconfig `user`.
-    pub fn another_scheduler(&self, name: &str, user: &str, limits: ClientLimits) -> Process {
+    /// A scheduler for pods with `spec.schedulerName: name`, with the kubeconfig of `user`.
+    pub(super) fn another_scheduler(&self, name: &str, user: &str, limits: ClientLimits) -> Process {
         let mut client = json!({"kubeconfig": self.kubeconfig(user)});
         if limits == ClientLimits::Raised {
             client["qps"] = json!(5000);
@@ -275,15 +276,14 @@ fn loopback(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// A TCP port of the loopback interface that nobody listens on.
+/// A free TCP port of the loopback interface, below the ephemeral range.
 ///
-/// Below the range from which systems take the ports of outgoing connections: there, while a server is stopped, a
-/// client that reconnects to it could be given the very port and hold it.
-pub fn free_port() -> u16 {
+/// While a server is stopped, the system could give its port to an outgoing connection if it were an ephemeral port.
+pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % u32::from(COUNT)) as u16; // two processes that ask at once seldom collide
+    let start = (std::process::id() % u32::from(COUNT)) as u16; // two processes that start at once seldom collide
     for _ in 0..COUNT {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
         let port = FIRST + (start + offset) % COUNT;

@@ -1,4 +1,4 @@
-//! Nodes as the control plane sees them when NVIDIA's device plugin and GPU Feature Discovery run there.
+//! Owns the objects of nodes on which NVIDIA's device plugin and GPU Feature Discovery would run.
 
 use std::collections::BTreeMap;
 
@@ -6,29 +6,29 @@ use serde_json::{Value, json};
 
 use super::components::KWOK_NODE;
 
-/// A node that kwok plays. Fill in what matters to the test: `GpuNode { replicas: 3, ..GpuNode::new("gpu-0") }`.
+/// A node that kwok simulates. A test sets the fields that matter: `GpuNode { replicas: 3, ..GpuNode::new("gpu-0") }`.
 #[derive(Debug, Clone)]
-pub struct GpuNode {
+pub(crate) struct GpuNode {
     pub name: String,
-    /// What the device plugin advertises: `gpus` × `replicas` of this.
+    /// Extended resource of which the device plugin advertises `gpus` × `replicas`.
     pub resource: String,
-    /// 0 makes a node without GPUs: no labels, no resource.
+    /// Number of GPUs. With 0 the node has no labels of GPUs and no resource.
     pub gpus: u32,
-    /// Replicas of each GPU; 1 is a GPU that is not shared.
+    /// Replicas of each GPU; 1 means that a GPU is not shared.
     pub replicas: u32,
-    /// Total memory of each GPU, as GPU Feature Discovery labels it.
+    /// Total memory of each GPU in MiB, as in the label of GPU Feature Discovery.
     pub memory_mib: u64,
     pub product: String,
-    /// `time-slicing` or `mps`; nothing is shared with one replica, whatever this says.
+    /// `time-slicing` or `mps`; ignored with one replica.
     pub sharing: String,
-    /// Added to the labels that follow from the above, or put in their place.
+    /// Further labels, which win over those that follow from the other fields.
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Value>,
 }
 
 impl GpuNode {
     /// One A10 of 24 GiB, time-sliced into four replicas.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             resource: "nvidia.com/gpu".to_owned(),
@@ -42,8 +42,8 @@ impl GpuNode {
         }
     }
 
-    /// The labels of GPU Feature Discovery, and the test's own.
-    pub fn labels(&self) -> BTreeMap<String, String> {
+    /// The labels of GPU Feature Discovery and those of the test.
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
         let shared = self.replicas > 1;
         let mut labels = BTreeMap::from([("kubernetes.io/hostname".to_owned(), self.name.clone())]);
         let mut label = |key: &str, value: String| labels.insert(format!("nvidia.com/{key}"), value);
@@ -64,14 +64,14 @@ impl GpuNode {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": self.taints}})
     }
 
-    /// The status that a kubelet would write: kwok is told to leave it alone.
+    /// The status that a kubelet would write. kwok is configured to leave it alone.
     pub(super) fn status(&self) -> Value {
         let mut resources = json!({"cpu": "64", "memory": "512Gi", "pods": "500", "ephemeral-storage": "1Ti"});
         if self.gpus > 0 {
             resources[&self.resource] = json!((self.gpus * self.replicas).to_string());
         }
         let condition = |kind: &str, status: &str, reason: &str| {
-            let at = "2025-01-01T00:00:00Z"; // the lease says that the node lives, not this
+            let at = "2025-01-01T00:00:00Z"; // liveness comes from the Lease, not from this time
             json!({"type": kind, "status": status, "reason": reason, "message": "", "lastHeartbeatTime": at,
                    "lastTransitionTime": at})
         };

@@ -1,4 +1,4 @@
-//! What a real node takes from the host outside its own folder and namespaces: a cgroup, a bridge, and the programs.
+//! Owns what a real node uses of the host outside its folder and namespaces: a cgroup, a bridge, and the programs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,18 +10,18 @@ use super::assets;
 use super::process::run;
 use super::wait::Patience;
 
-/// Pods live in this cgroup, not in the host's own `kubepods`.
-pub const CGROUP: &str = "vramguard-test";
+/// Cgroup of the pods, so that they are not in the host's own `kubepods`.
+pub(super) const CGROUP: &str = "vramguard-test";
 
-/// The pods' network, and the node's address on it: a range that is set aside for tests and routed nowhere.
-pub const BRIDGE: &str = "vramguard0";
-pub const NODE_ADDRESS: &str = "198.18.213.1";
-pub const SUBNET: &str = "198.18.213.0/24";
+/// Bridge of the pod network. Its subnet is reserved for tests and is not routed.
+pub(super) const BRIDGE: &str = "vramguard0";
+pub(super) const NODE_ADDRESS: &str = "198.18.213.1";
+pub(super) const SUBNET: &str = "198.18.213.0/24";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the programs of a node are. Only what this finds may be relied on.
-pub struct Programs {
+/// Paths of the programs of a node.
+pub(super) struct Programs {
     pub kubelet: PathBuf,
     pub device_plugin: PathBuf,
     pub busybox: PathBuf,
@@ -29,8 +29,11 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds them, or says why there can be no real node on this host.
-    pub fn find() -> Result<Self, String> {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// If this host cannot run a real node.
+    pub(super) fn find() -> Result<Self, String> {
         if !cfg!(target_os = "linux") {
             return Err("a kubelet needs Linux".to_owned());
         }
@@ -70,19 +73,21 @@ fn on_path(name: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
-/// What the kubelet's folder is mounted over, in the node's own view of the file system only.
+/// Mount point of the kubelet's folder, in the mount namespace of the node only.
 const MOUNT_POINT: &str = "/var/lib/kubelet";
 
-/// The cgroup, the bridge and the mount point; taken away again on drop.
-pub struct Reserved {
+/// The cgroup, the bridge and the mount point, which drop removes.
+pub(super) struct Reserved {
     cgroups: Vec<PathBuf>,
     made_mount_point: bool,
 }
 
 impl Reserved {
-    /// Makes them, or says why this host does not allow them. The machine-wide lock is held: what is there already was
-    /// left behind by a test process that was killed, and is taken over.
-    pub fn new() -> Result<Self, String> {
+    /// Creates them. The caller holds the machine-wide lock, so leftovers belong to a killed test process and are reused.
+    ///
+    /// # Errors
+    /// If this host does not allow one of them.
+    pub(super) fn new() -> Result<Self, String> {
         let mut reserved = Self { cgroups: make_cgroups()?, made_mount_point: false };
         if !Path::new(MOUNT_POINT).is_dir() {
             fs::create_dir_all(MOUNT_POINT).map_err(|e| format!("cannot make {MOUNT_POINT}: {e}"))?;
@@ -104,12 +109,12 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         remove_bridge();
         let mut patience = Patience::of(PATIENCE);
-        // The kernel is still burying the processes that were in there.
+        // The kernel removes the last processes of a cgroup a moment after they ended.
         while !self.cgroups.iter().all(|cgroup| removed(cgroup)) && !patience.is_over() {
             std::thread::sleep(Duration::from_millis(50));
         }
         if self.made_mount_point {
-            let _ = fs::remove_dir(MOUNT_POINT); // not if somebody put something there meanwhile
+            let _ = fs::remove_dir(MOUNT_POINT); // fails if the folder is no longer empty
         }
     }
 }
@@ -118,7 +123,7 @@ fn remove_bridge() {
     let _ = Command::new("ip").args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
 }
 
-/// In every mounted hierarchy: one on a host with cgroup v2, one a controller with v1.
+/// Creates the cgroup in every mounted hierarchy: cgroup v2 has one, v1 has one per controller.
 fn make_cgroups() -> Result<Vec<PathBuf>, String> {
     let mounts = fs::read_to_string("/proc/mounts").map_err(|e| format!("/proc/mounts: {e}"))?;
     let mut cgroups = Vec::new();
@@ -149,7 +154,7 @@ fn make_cgroups() -> Result<Vec<PathBuf>, String> {
     if cgroups.is_empty() { Err("no cgroups are mounted".to_owned()) } else { Ok(cgroups) }
 }
 
-/// Lets children of the root have every controller there is. What cannot be had is found missing by the caller.
+/// Delegates every controller to the children of the root. The caller checks which ones are missing.
 fn delegate_controllers(root: &Path) {
     let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
@@ -157,7 +162,7 @@ fn delegate_controllers(root: &Path) {
     }
 }
 
-/// A cgroup goes by rmdir of its folder, children first; its files are not files.
+/// Whether a cgroup was removed. The kernel removes it on rmdir, once it has no children.
 fn removed(cgroup: &Path) -> bool {
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -167,8 +172,8 @@ fn removed(cgroup: &Path) -> bool {
     fs::remove_dir(cgroup).is_ok() || !cgroup.exists()
 }
 
-/// The process that `parent` forked, if it has.
-pub fn child_of(parent: u32) -> Option<u32> {
+/// Process id of a child of `parent`, if it has one.
+pub(super) fn child_of(parent: u32) -> Option<u32> {
     let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

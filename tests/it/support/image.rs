@@ -1,4 +1,4 @@
-//! The one container image of the real node, made of the host's static busybox, because there is no registry.
+//! Owns the only container image of the real node. There is no registry, so it is built from the host's static busybox.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use serde_json::json;
 
 use super::process::{run, write};
 
-/// Its name in the container runtime. It is the sandbox image as well.
-pub const IMAGE: &str = "vramguard.test/busybox:1";
+/// Name of the image in the container runtime, which also uses it as the sandbox image.
+pub(super) const IMAGE: &str = "vramguard.test/busybox:1";
 
-/// Programs that the image offers under their own names.
+/// Applets of busybox that the image has links for.
 const APPLETS: [&str; 10] = ["cat", "echo", "env", "false", "kill", "ls", "sh", "sleep", "true", "wget"];
 
-/// Sleeps until it is told to end, which plain `sleep` as process 1 would ignore.
+/// Sleeps until SIGTERM. As process 1, plain `sleep` would ignore that signal.
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 143' TERM; sleep 1000000000 & wait"];
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Writes the image as an archive of `docker save`'s form into `folder` and returns its path.
-pub fn make(busybox: &Path, folder: &Path) -> PathBuf {
+/// Writes the image into `folder` as an archive in the format of `docker save`, and returns its path.
+pub(super) fn make(busybox: &Path, folder: &Path) -> PathBuf {
     let bin = folder.join("root/bin");
     std::fs::create_dir_all(&bin).expect("the image's folder can be made");
     std::fs::copy(busybox, bin.join("busybox")).expect("busybox can be copied");
@@ -50,7 +50,7 @@ pub fn make(busybox: &Path, folder: &Path) -> PathBuf {
     archive
 }
 
-/// The name that images use for this machine's processor.
+/// Architecture of this machine, as images name it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

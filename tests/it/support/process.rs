@@ -1,5 +1,4 @@
-//! Child processes that cannot outlive the tests: killed and reaped on drop, and by the kernel when the test process
-//! itself is killed.
+//! Owns child processes, which never outlive the tests: drop kills them, and so does the kernel if the test is killed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -12,13 +11,13 @@ use std::time::Duration;
 
 use super::wait::Patience;
 
-/// What is shown of a log when something went wrong.
+/// Number of lines that a failure shows of a log.
 const TAIL_LINES: usize = 15;
-/// Components write dozens of lines about the caches of their clients at each start, and they say nothing.
+/// Texts of lines that a failure leaves out: components log dozens of lines about their caches at each start.
 const NOISE: [&str; 3] = ["Caches populated", "Caches are synced", "Waiting for caches"];
 
-/// A long-running program with its log, which can be stopped and started again with the same arguments.
-pub struct Process {
+/// A long-running program with its log. It can be stopped, and started again with the same arguments.
+pub(crate) struct Process {
     name: String,
     program: PathBuf,
     arguments: Vec<OsString>,
@@ -28,8 +27,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Describes a process; nothing runs before [`Process::start`]. Its output is appended to `<folder>/<name>.log`.
-    pub fn new(name: &str, program: &Path, folder: &Path) -> Self {
+    /// Describes a process, which [`Process::start`] starts. Its output is appended to `<folder>/<name>.log`.
+    pub(crate) fn new(name: &str, program: &Path, folder: &Path) -> Self {
         Self {
             name: name.to_owned(),
             program: program.to_owned(),
@@ -40,23 +39,26 @@ impl Process {
         }
     }
 
-    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    pub fn args<I: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = I>) -> Self {
+    pub(crate) fn args<I: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = I>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.into(), value.as_ref().to_owned()));
         self
     }
 
-    /// Starts it; does nothing if it runs. Panics if the program cannot be executed.
-    pub fn start(&mut self) {
+    /// Starts the process, if it does not run.
+    ///
+    /// # Panics
+    /// If the program cannot be executed.
+    pub(crate) fn start(&mut self) {
         if self.exit_status().is_none() && self.child.is_some() {
             return;
         }
@@ -69,17 +71,20 @@ impl Process {
         self.child = Some(child.unwrap_or_else(|e| panic!("{}: cannot start {:?}: {e}", self.name, self.program)));
     }
 
-    /// Kills it (SIGKILL) and reaps it. A program under test that should end in peace gets [`Process::terminate`].
-    pub fn stop(&mut self) {
+    /// Kills the process with SIGKILL and reaps it. See [`Process::terminate`] for a graceful end.
+    pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Both fail only for a child that was reaped already.
+            // Both calls fail only for a child that was already reaped.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// Sends SIGTERM and waits for the end; panics with the log's tail if it has not come `within` that time.
-    pub fn terminate(&mut self, within: Duration) -> ExitStatus {
+    /// Sends SIGTERM and waits for the end of the process.
+    ///
+    /// # Panics
+    /// With the end of its log if it takes longer than `within`.
+    pub(crate) fn terminate(&mut self, within: Duration) -> ExitStatus {
         self.signal("TERM");
         let mut patience = Patience::of(within);
         loop {
@@ -88,16 +93,16 @@ impl Process {
                 return status;
             }
             assert!(!patience.is_over(), "{} ignored SIGTERM for {patience}:\n{}", self.name, self.log_tail());
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20)); // between two looks
         }
     }
 
-    /// Stops it from being scheduled (SIGSTOP): it holds its connections and answers nobody, as a machine that hangs.
-    pub fn pause(&self) {
+    /// Sends SIGSTOP: the process keeps its connections and does not answer, like one on a machine that hangs.
+    pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
 
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.signal("CONT");
     }
 
@@ -107,25 +112,28 @@ impl Process {
         run(kill.arg(format!("-{signal}")).arg(pid.to_string()), Duration::from_secs(5)).expect_success();
     }
 
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// The status of a process that ended by itself; `None` while it runs and when it was stopped on purpose.
-    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+    /// Exit status of a process that ended by itself; `None` while it runs, and after [`Process::stop`].
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().expect("a child that was not waited for can be asked")
     }
 
-    /// Panics with the log's tail if it ended by itself: nothing that is waited for will come any more.
+    /// Fails a wait early, because a process that ended will not do what the test waits for.
+    ///
+    /// # Panics
+    /// With the end of its log if the process ended by itself.
     #[track_caller]
-    pub fn expect_running(&mut self) {
+    pub(crate) fn expect_running(&mut self) {
         if let Some(status) = self.exit_status() {
             panic!("{} ended with {status}:\n{}", self.name, self.log_tail());
         }
     }
 
-    /// The last lines that it wrote to stdout and stderr.
-    pub fn log_tail(&self) -> String {
+    /// The last lines of its stdout and stderr.
+    pub(crate) fn log_tail(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().filter(|line| !NOISE.iter().any(|noise| line.contains(noise))).collect();
@@ -140,9 +148,9 @@ impl Drop for Process {
     }
 }
 
-/// What a command that ended has left.
+/// Exit status and output of a command.
 #[derive(Debug)]
-pub struct Finished {
+pub(crate) struct Finished {
     pub command: String,
     pub status: ExitStatus,
     pub stdout: String,
@@ -150,34 +158,43 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Its stdout; panics with its stderr if it failed.
+    /// Returns the stdout of a command that must succeed.
+    ///
+    /// # Panics
+    /// With its stderr if it failed.
     #[track_caller]
-    pub fn expect_success(self) -> String {
+    pub(crate) fn expect_success(self) -> String {
         assert!(self.status.success(), "{} ended with {}: {}{}", self.command, self.status, self.stderr, self.stdout);
         self.stdout
     }
 
-    /// Its stderr; panics if it succeeded.
+    /// Returns the stderr of a command that must fail.
+    ///
+    /// # Panics
+    /// If it succeeded.
     #[track_caller]
-    pub fn expect_failure(self) -> String {
+    pub(crate) fn expect_failure(self) -> String {
         assert!(!self.status.success(), "{} succeeded: {}", self.command, self.stdout);
         self.stderr
     }
 }
 
-/// Runs a command to its end; panics, after killing it, if that takes longer than `within`.
-pub fn run(command: &mut Command, within: Duration) -> Finished {
+/// Runs a command and waits for its end.
+///
+/// # Panics
+/// If it takes longer than `within`; the command is killed first.
+pub(crate) fn run(command: &mut Command, within: Duration) -> Finished {
     run_with_input(command, String::new(), within)
 }
 
 /// As [`run`], with `input` on its stdin.
-pub fn run_with_input(command: &mut Command, input: String, within: Duration) -> Finished {
+pub(super) fn run_with_input(command: &mut Command, input: String, within: Duration) -> Finished {
     let shown = format!("{command:?}");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {shown}: {e}"));
-    // Pipes are fed and drained beside the wait: a full one would block the child for ever.
+    // Threads feed and drain the pipes during the wait, because a full pipe would block the child forever.
     let mut stdin = child.stdin.take().expect("piped above");
-    thread::spawn(move || stdin.write_all(input.as_bytes())); // a child that reads no input is no error
+    thread::spawn(move || stdin.write_all(input.as_bytes())); // a child may ignore its input
     let stdout = drain(child.stdout.take().expect("piped above"));
     let stderr = drain(child.stderr.take().expect("piped above"));
     let mut patience = Patience::of(within);
@@ -189,7 +206,7 @@ pub fn run_with_input(command: &mut Command, input: String, within: Duration) ->
                 let _ = child.wait();
                 panic!("{shown} did not end within {patience}: {}{}", collect(&stderr), collect(&stdout));
             }
-            None => thread::sleep(Duration::from_millis(5)),
+            None => thread::sleep(Duration::from_millis(5)), // between two looks
         }
     };
     Finished { command: shown, status, stdout: collect(&stdout), stderr: collect(&stderr) }
@@ -205,12 +222,12 @@ fn drain(mut pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
     receiver
 }
 
-/// A grandchild may have inherited the pipe and hold it open: what came so far is then given up, not waited for.
+/// The output of a pipe. A grandchild may hold the pipe open, so the wait is bounded and the output may be lost.
 fn collect(pipe: &mpsc::Receiver<String>) -> String {
     pipe.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| "(its output is still held open)".to_owned())
 }
 
-/// The program, to be killed by the kernel when this process dies without dropping what it holds.
+/// A command for the program that the kernel kills if this process dies without running drop.
 fn tied_to_this_process(program: &Path) -> Command {
     static SETPRIV: OnceLock<bool> = OnceLock::new();
     let available = *SETPRIV.get_or_init(|| {
@@ -220,13 +237,14 @@ fn tied_to_this_process(program: &Path) -> Command {
     if !available {
         return Command::new(program);
     }
-    let mut command = Command::new("setpriv"); // execs in place: the pid is the program's
+    let mut command = Command::new("setpriv"); // execs in place, so the pid is that of the program
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
-/// The parent-death signal fires when the *thread* that forked ends, and a test's thread ends before what it may have
-/// shared with others; so all children are forked from one thread that lives as long as the process.
+/// Spawns a child from one thread that lives as long as this process.
+///
+/// The parent-death signal fires when the *thread* that forked ends, and a test may share its child with later tests.
 fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
     type Order = (Command, mpsc::Sender<io::Result<Child>>);
     static ORDERS: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
@@ -244,8 +262,11 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
     child.recv().expect("the spawning thread answers every order")
 }
 
-/// Creates a file with its content, for configuration that holds no secret worth more than a test.
-pub fn write(path: &Path, content: impl AsRef<[u8]>) {
+/// Writes a file of a test.
+///
+/// # Panics
+/// If the file cannot be written.
+pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) {
     let mut file = File::create(path).unwrap_or_else(|e| panic!("cannot create {}: {e}", path.display()));
     file.write_all(content.as_ref()).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
 }

@@ -1,4 +1,4 @@
-//! A node with a real kubelet: containers run, devices are allocated, and the node's status is the kubelet's own.
+//! Owns a node with a real kubelet, which runs containers, allocates devices and writes the node's status.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,12 +18,12 @@ use super::process::{Process, run, write};
 use super::runtime::{self, Runtime};
 use super::{ControlPlane, GpuNode, eventually, image};
 
-/// A kubelet reports within seconds; a status sync is 10 s.
+/// Limit for a report of the kubelet, which syncs its status every 10 s.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Why there can be no real node on this host. A test prints it and returns.
+/// Reason why this host cannot run a real node. A test prints it and returns.
 #[derive(Debug)]
-pub struct Skip(String);
+pub(crate) struct Skip(String);
 
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,29 +31,37 @@ impl fmt::Display for Skip {
     }
 }
 
-/// Fields are dropped in this order: the kubelet first, the host's things last. A test that fails leaves the ends of the
-/// logs on stderr.
-pub struct RealNode {
+/// A running node. A test that fails prints the ends of its logs.
+pub(crate) struct RealNode {
+    // Dropped in this order: the kubelet first, the resources of the host last.
     kubelet: Process,
     device_plugin: Process,
     runtime: Runtime,
     folder: PathBuf,
     gpus: GpuNode,
-    /// The last sign of life that the API server had from the kubelet when it was stopped.
+    /// Latest heartbeat in the API server at the time when the kubelet was stopped.
     last_heartbeat: Option<Time>,
     _reserved: Reserved,
 }
 
 impl RealNode {
-    pub const NAME: &str = "real-0";
-    /// An image that is there already. Its own command sleeps, and ends when it is told to; there are a shell, `env`,
-    /// `cat` and `sleep`. Pods must not pull: `imagePullPolicy: Never`, or a tag other than `latest`.
-    pub const IMAGE: &str = image::IMAGE;
+    pub(crate) const NAME: &str = "real-0";
+    /// The only image of the node. Its command sleeps until SIGTERM; it has a shell, `env`, `cat` and `sleep`.
+    ///
+    /// Pods must not pull it: they need `imagePullPolicy: Never`, or a tag other than `latest`.
+    pub(crate) const IMAGE: &str = image::IMAGE;
 
-    /// Joins a real node to the control plane. Its GPUs are those of `gpus`, whose name must be [`RealNode::NAME`]: the
-    /// test device plugin advertises them, and the labels of GPU Feature Discovery are put on the node. When this
-    /// returns, the node is schedulable and its allocatable holds the replicas.
-    pub async fn try_start(plane: &ControlPlane, gpus: &GpuNode) -> Result<Self, Skip> {
+    /// Joins a real node with the GPUs of `gpus` to the control plane.
+    ///
+    /// A test device plugin advertises the GPUs, and the node gets the labels of GPU Feature Discovery. When this returns,
+    /// the node is schedulable and its allocatable holds the replicas.
+    ///
+    /// # Errors
+    /// If this host cannot run a real node.
+    ///
+    /// # Panics
+    /// If the name in `gpus` is not [`RealNode::NAME`].
+    pub(crate) async fn try_start(plane: &ControlPlane, gpus: &GpuNode) -> Result<Self, Skip> {
         assert_eq!(gpus.name, Self::NAME, "the control plane knows the credentials of one real node");
         let programs = Programs::find().map_err(Skip)?;
         let reserved = Reserved::new().map_err(Skip)?;
@@ -77,8 +85,8 @@ impl RealNode {
         Ok(node)
     }
 
-    /// Waits until the kubelet that runs now has reported, the node is schedulable and its devices are there.
-    pub async fn ready(&mut self, plane: &ControlPlane) {
+    /// Waits until the running kubelet has reported, its devices are registered and the node is schedulable.
+    pub(crate) async fn ready(&mut self, plane: &ControlPlane) {
         self.reported(plane).await;
         let replicas = (self.gpus.gpus * self.gpus.replicas).to_string();
         eventually("the kubelet to register its devices", PATIENCE, async || {
@@ -93,9 +101,10 @@ impl RealNode {
         plane.schedulable(Self::NAME).await;
     }
 
-    /// Waits until the kubelet that runs now has written the node's status: what stands there before is its
-    /// predecessor's. Heartbeats are whole seconds; see [`RealNode::start_kubelet`].
-    pub async fn reported(&mut self, plane: &ControlPlane) {
+    /// Waits until the running kubelet, and not the one before it, has written the node's status.
+    ///
+    /// Heartbeats are whole seconds; see [`RealNode::start_kubelet`].
+    pub(crate) async fn reported(&mut self, plane: &ControlPlane) {
         eventually("the kubelet to report", PATIENCE, async || {
             self.expect_running();
             let heartbeat = heartbeat(&node(plane).await.with_context(|| self.kubelet.log_tail())?);
@@ -110,21 +119,21 @@ impl RealNode {
         self.device_plugin.expect_running();
     }
 
-    /// Adds labels to the node or replaces them, as GPU Feature Discovery does.
-    pub async fn label(&self, plane: &ControlPlane, labels: BTreeMap<String, String>) {
+    /// Adds or replaces labels of the node, as GPU Feature Discovery does.
+    pub(crate) async fn label(&self, plane: &ControlPlane, labels: BTreeMap<String, String>) {
         let nodes: Api<Node> = Api::all(plane.client());
         let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
         nodes.patch(Self::NAME, &PatchParams::default(), &patch).await.expect("the node can be labelled");
     }
 
-    /// Kills the kubelet; the containers go on.
-    pub async fn stop_kubelet(&mut self, plane: &ControlPlane) {
+    /// Kills the kubelet; its containers keep running.
+    pub(crate) async fn stop_kubelet(&mut self, plane: &ControlPlane) {
         self.kill_kubelet();
         self.last_heartbeat = heartbeat(&node(plane).await.expect("the node is there"));
     }
 
     fn kill_kubelet(&mut self) {
-        // `nsenter` had to fork to enter the process namespace; it ends when its child does.
+        // `nsenter` forks to enter the process namespace, and ends when its child does.
         if let Some(kubelet) = self.kubelet.pid().and_then(child_of) {
             let mut kill = Command::new("kill");
             run(kill.args(["-KILL", &kubelet.to_string()]), Duration::from_secs(5)).expect_success();
@@ -132,51 +141,52 @@ impl RealNode {
         self.kubelet.stop();
     }
 
-    /// The device plugin registers again by itself. See [`RealNode::ready`].
-    pub fn start_kubelet(&mut self) {
-        // A kubelet writes an unchanged status every five minutes only. If its first one came in the second of its
-        // predecessor's last, the two heartbeats would be equal and nobody could tell that it has reported.
+    /// Starts the kubelet. The device plugin then registers by itself; see [`RealNode::ready`].
+    pub(crate) fn start_kubelet(&mut self) {
+        // A kubelet writes an unchanged status only every five minutes. If its first heartbeat fell into the same second
+        // as the last one of its predecessor, a test could not see that it has reported. So this waits for the next second.
         std::thread::sleep(Duration::from_secs(1));
         self.kubelet.start();
     }
 
-    pub async fn restart_kubelet(&mut self, plane: &ControlPlane) {
+    pub(crate) async fn restart_kubelet(&mut self, plane: &ControlPlane) {
         self.stop_kubelet(plane).await;
         self.start_kubelet();
         self.ready(plane).await;
     }
 
-    /// Deletes, for a stopped kubelet, its record of the devices it knew and of the pods it gave them to.
-    pub fn delete_device_checkpoint(&self) {
+    /// Deletes the device checkpoint of a stopped kubelet: its record of devices and of the pods that hold them.
+    pub(crate) fn delete_device_checkpoint(&self) {
         let checkpoint = self.kubelet_folder().join("device-plugins/kubelet_internal_checkpoint");
         std::fs::remove_file(checkpoint).expect("a kubelet that had devices wrote its checkpoint");
     }
 
-    /// Empties, for a stopped kubelet, the whole device-plugin folder, as on a machine that was installed anew under
-    /// its old name. Only this makes the kubelet zero extended resources: it takes any file there, a left-over socket
-    /// too, for a checkpoint.
-    pub fn empty_device_plugin_folder(&self) {
+    /// Empties the device-plugin folder of a stopped kubelet, as on a machine that was reinstalled under its old name.
+    ///
+    /// Only this makes the kubelet set extended resources to zero, because it takes any file there for a checkpoint, even a
+    /// stale socket.
+    pub(crate) fn empty_device_plugin_folder(&self) {
         let folder = self.kubelet_folder().join("device-plugins");
         for file in std::fs::read_dir(&folder).expect("the kubelet made the folder").flatten() {
             std::fs::remove_file(file.path()).expect("there are files and sockets");
         }
     }
 
-    pub fn stop_device_plugin(&mut self) {
+    pub(crate) fn stop_device_plugin(&mut self) {
         self.device_plugin.stop();
     }
 
-    pub fn start_device_plugin(&mut self) {
+    pub(crate) fn start_device_plugin(&mut self) {
         self.device_plugin.start();
     }
 
-    /// What is `/var/lib/kubelet` for the kubelet: `pod-resources/kubelet.sock` is in there.
-    pub fn kubelet_folder(&self) -> PathBuf {
+    /// The folder that the kubelet sees as `/var/lib/kubelet`, with `pod-resources/kubelet.sock`.
+    pub(crate) fn kubelet_folder(&self) -> PathBuf {
         self.folder.join("kubelet")
     }
 
-    /// The environment of a container's first process, as that process sees it.
-    pub async fn exec_env(
+    /// Environment variables of the first process of a container.
+    pub(crate) async fn exec_env(
         plane: &ControlPlane,
         namespace: &str,
         pod: &str,
@@ -188,7 +198,7 @@ impl RealNode {
         entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
-    pub fn kubelet_log_tail(&self) -> String {
+    pub(crate) fn kubelet_log_tail(&self) -> String {
         self.kubelet.log_tail()
     }
 }
@@ -223,10 +233,10 @@ fn kubelet(plane: &ControlPlane, programs: &Programs, runtime: &Runtime, folder:
             "anonymous": {"enabled": false}, "webhook": {"enabled": false},
             "x509": {"clientCAFile": plane.folder().join(format!("{KUBELET_CLIENT}.crt"))},
         },
-        "authorization": {"mode": "AlwaysAllow"}, // everyone who authenticates, that is the API server
+        "authorization": {"mode": "AlwaysAllow"}, // only the API server can authenticate
         "cgroupDriver": "cgroupfs", "cgroupRoot": format!("/{CGROUP}"), "enforceNodeAllocatable": [],
         "failCgroupV1": false, "failSwapOn": false,
-        // How full the host's disk is shall not decide a test, nor shall its firewall and its name servers be touched.
+        // A full disk of the host must not fail a test, and a test must not change the host's firewall and name servers.
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%",
             "nodefs.inodesFree": "0%", "imagefs.inodesFree": "0%"},
         "imageGCHighThresholdPercent": 100, "makeIPTablesUtilChains": false,

@@ -1,4 +1,4 @@
-//! The container runtime of a real node: containerd in namespaces of its own, with the one image in it.
+//! Owns the container runtime of a real node: containerd in its own namespaces, with the test image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,22 +12,22 @@ use super::image::{self, IMAGE};
 use super::process::{Process, run, write};
 use super::wait::{Patience, eventually};
 
-/// As seen from inside the namespaces.
-pub const SOCKET: &str = "/run/containerd/containerd.sock";
+/// Socket of containerd, as a path inside the namespaces.
+pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Everything in it ends with it, containers included.
-pub struct Runtime {
-    /// `unshare`, which forked the first process of the namespaces and takes it down with itself.
+/// A running containerd. All its containers end with it.
+pub(super) struct Runtime {
+    /// `unshare`, which forked the first process of the namespaces and kills it when it ends.
     process: Process,
-    /// That first process.
+    /// Process id of the first process of the namespaces.
     init: u32,
 }
 
 impl Runtime {
-    /// `folder` is to hold all its data.
-    pub async fn start(programs: &Programs, folder: &Path) -> Self {
+    /// Starts containerd with all its data in `folder`, and imports the image.
+    pub(super) async fn start(programs: &Programs, folder: &Path) -> Self {
         for name in ["kubelet", "containerd", "network"] {
             std::fs::create_dir_all(folder.join(name)).expect("the node's folder can be made");
         }
@@ -69,17 +69,17 @@ impl Runtime {
         command
     }
 
-    /// The option of `nsenter` that enters the mounts; the process that it then becomes keeps its id.
-    pub fn mounts(&self) -> String {
+    /// Option of `nsenter` that enters the mount namespace. `nsenter` keeps its process id.
+    pub(super) fn mounts(&self) -> String {
         format!("--mount=/proc/{}/ns/mnt", self.init)
     }
 
-    /// The option of `nsenter` that enters the processes; needs a fork, so it belongs together with a look for the child.
-    pub fn processes(&self) -> String {
+    /// Option of `nsenter` that enters the process namespace. `nsenter` forks for it; see [`child_of`].
+    pub(super) fn processes(&self) -> String {
         format!("--pid=/proc/{}/ns/pid", self.init)
     }
 
-    pub fn log_tail(&self) -> String {
+    pub(super) fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 }
@@ -87,23 +87,25 @@ impl Runtime {
 impl Drop for Runtime {
     fn drop(&mut self) {
         self.process.stop();
-        // The folder is deleted next: let the kernel finish with those who still write there.
+        // The folder is deleted next, so wait until no process of the namespaces writes there.
         let mut patience = Patience::of(PATIENCE);
         while PathBuf::from(format!("/proc/{}", self.init)).exists() && !patience.is_over() {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20)); // between two looks
         }
     }
 }
 
-/// The native snapshotter copies files: slower than overlayfs, and works on every file system, which may be an overlay
-/// itself. `restrict_oom_score_adj` is for hosts that do not let a container raise its priority against the OOM killer.
+/// The configuration of containerd.
+///
+/// The native snapshotter copies files. It is slower than overlayfs and works on every file system, also on an overlay.
+/// `restrict_oom_score_adj` is for hosts where a container may not raise its priority against the OOM killer.
 fn configuration(folder: &Path, network_plugins: &Path) -> String {
     let (folder, plugins) = (folder.display(), network_plugins.display());
     format!(
         r#"version = 2
 root = "{folder}/containerd"
 state = "/run/containerd"
-# Not used here, and some of them write to fixed places of the host.
+# Not used, and some of them write to fixed paths of the host.
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
 [grpc]
@@ -123,7 +125,7 @@ conf_dir = "{folder}/network"
     )
 }
 
-/// A bridge without a gateway: pods and the node reach each other, and nothing else has a route.
+/// The CNI configuration: a bridge without a gateway, so that pods reach the node and nothing else.
 fn network(folder: &Path) -> String {
     let addresses = json!({
         "type": "host-local",

@@ -1,26 +1,19 @@
-//! Who waits and who never fits.
+//! Tests of which pods wait and which never fit.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU32;
 
 use super::*;
 use crate::capacity::cluster::NodeFacts;
-use crate::capacity::gpu::{Contents, Gpu, Handout, Rules, Sharing};
-use crate::capacity::placement::Site;
-
-fn gpu() -> Resource {
-    Resource("nvidia.com/gpu".into())
-}
+use crate::capacity::gpu::Rules;
+use crate::capacity::pod::placement::NodeProfile;
+use crate::capacity::testing::{gpu, pool};
 
 fn add(cluster: &mut Cluster, name: &str, size: u64, gpus: u32, replicas: u32) {
-    let gpus = (0..gpus).map(|index| Gpu::of_size(index, Vram::from_mib(size))).collect();
-    let contents = Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() };
+    let pool = pool(&vec![size; gpus as usize], replicas);
     let labels = [("pool".into(), name.split('-').next().unwrap().into())].into_iter().collect();
-    let pool =
-        Pool { resource: gpu(), sharing: Sharing::TimeSlicing, contents: Ok(contents), handout: Handout::Unverified };
     cluster.apply_node(
         name,
-        NodeFacts { site: Site { labels, taints: Vec::new() }, pools: vec![pool], ..NodeFacts::default() },
+        NodeFacts { profile: NodeProfile { labels, taints: Vec::new() }, pools: vec![pool], ..NodeFacts::default() },
     );
 }
 
@@ -32,7 +25,7 @@ fn outlook(cluster: &Cluster, demand: u64, placement: &Placement) -> Outlook {
     cluster.outlook(&gpu(), Vram::from_mib(demand), placement)
 }
 
-/// Eight GPUs of 80 GiB that four share, and one of 24 GiB.
+/// A node with eight GPUs of 80 GiB, and one with a single GPU of 24 GiB. Each GPU has four replicas.
 fn cluster() -> Cluster {
     let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
     add(&mut cluster, "h-0", 81_559, 8, 4);
@@ -50,13 +43,13 @@ fn never(cluster: &Cluster, demand: u64, placement: &Placement) -> NeverFits {
 #[test]
 fn a_model_larger_than_a_slot_never_fits_and_the_replicas_that_would_hold_it_are_named() {
     let cluster = cluster();
-    let slot = cluster.node("h-0").unwrap().0.pools[0].slot(cluster.rules()).unwrap();
+    let slot = cluster.node("h-0").unwrap().facts.pools[0].slot(cluster.rules()).unwrap();
     assert_eq!(outlook(&cluster, slot.mib(), &on("h")), Outlook::Fits);
     let never = never(&cluster, 31_440, &on("h"));
     assert_eq!(never.largest, LargestNode { node: "h-0".into(), most: slot });
     let Remedy::FewerReplicas { fits: 2, replicas: 4, slot, .. } = never.remedy else { panic!("{never:?}") };
-    // What is named holds it, and one more would not.
-    let gpu = cluster.node("h-0").unwrap().0.pools[0].smallest_gpu(cluster.rules()).unwrap();
+    // The named number of replicas holds the demand, and one more would not.
+    let gpu = cluster.node("h-0").unwrap().facts.pools[0].smallest_gpu(cluster.rules()).unwrap();
     assert!(slot == gpu.share(2) && gpu.share(3) < Vram::from_mib(31_440));
 }
 
@@ -66,9 +59,9 @@ fn what_only_a_whole_gpu_holds_is_to_be_shared_with_nobody_and_what_none_holds_n
     let remedy = |demand, placement| never(&cluster, demand, &placement).remedy;
     assert!(matches!(remedy(60_000, on("h")), Remedy::FewerReplicas { fits: 1, .. }));
     assert!(matches!(remedy(100_000, on("h")), Remedy::LargerGpu { node, .. } if node == "h-0"));
-    // On one GPU a pod may take all of it: fewer replicas give it no more.
+    // With one GPU, a pod may take all of it, so fewer replicas give it no more.
     assert!(matches!(remedy(30_000, on("l")), Remedy::LargerGpu { node, .. } if node == "l-0"));
-    // The node that takes most today is not the one that could take more.
+    // The node that can take the most today is not the node that could take more with fewer replicas.
     let anywhere = never(&cluster, 30_000, &Placement::default());
     assert_eq!(anywhere.largest.node, "l-0");
     assert!(matches!(anywhere.remedy, Remedy::FewerReplicas { node, fits: 2, .. } if node == "h-0"));
@@ -86,7 +79,7 @@ fn never_is_judged_over_the_nodes_that_the_pod_may_land_on() {
 fn a_look_ends_after_so_many_nodes_and_the_pod_is_then_said_to_wait() {
     let mut cluster = Cluster::new(Rules::default(), BTreeSet::new());
     add(&mut cluster, "small-0", 24_576, 1, 4);
-    for number in 0..LOOKED_AT {
+    for number in 0..MAX_NODES_COMPARED {
         add(&mut cluster, &format!("big-{number}"), 81_559, 1, 4);
     }
     assert!(matches!(outlook(&cluster, 30_000, &on("small")), Outlook::Waits(_)));

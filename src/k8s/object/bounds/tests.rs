@@ -7,7 +7,7 @@ fn read(pod: &Value) -> PodObject {
     serde_json::from_str(&pod.to_string()).expect("a pod of any size is read")
 }
 
-/// A pod with one GPU, and `spec` besides.
+/// A pod with one GPU and the fields of `spec`.
 fn with(spec: &Value) -> PodObject {
     let mut pod = json!({ "spec": {
         "containers": [{ "name": "main", "resources": { "limits": { "nvidia.com/gpu": "1" } } }],
@@ -36,6 +36,9 @@ fn each_list_of_a_pod_is_named_with_its_count_and_its_bound_where_it_is_too_long
     let numbered = |count: usize| -> Value { (0..count).map(|n| (format!("k{n}"), json!("1"))).collect() };
     let at = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution";
     let container = |field: &str, value: Value| json!({ "containers": [{ "name": "main", field: value }] });
+    let our_bound =
+        |values: usize| json!({ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": vec!["1"; values] });
+    let bound = || json!({ "matchExpressions": [our_bound(1)] });
     let ours = vec![json!({ "name": "NVIDIA_VISIBLE_DEVICES", "value": "all" }); 65];
     for (spec, field, count, most, hides) in [
         (json!({ "containers": vec![json!({}); 129] }), "spec.containers".to_owned(), 129, 128, true),
@@ -58,21 +61,31 @@ fn each_list_of_a_pod_is_named_with_its_count_and_its_bound_where_it_is_too_long
         (json!({ "containers": [{ "name": "x".repeat(254) }] }), "spec.containers[0].name".into(), 254, 253, false),
         (json!({ "nodeSelector": numbered(129) }), "spec.nodeSelector".to_owned(), 129, 128, false),
         (json!({ "tolerations": vec![json!({}); 257] }), "spec.tolerations".to_owned(), 257, 256, false),
-        (required(&json!(vec![json!({}); 129])), format!("{at}.nodeSelectorTerms"), 129, 128, false),
+        (required(&json!(vec![json!({}); 65])), format!("{at}.nodeSelectorTerms"), 65, 64, false),
+        (required(&json!(vec![bound(); 129])), format!("{at}.nodeSelectorTerms"), 129, 64, false),
         (
             required(&json!([{}, { "matchFields": vec![json!({}); 65] }])),
             format!("{at}.nodeSelectorTerms[1].matchFields"),
             65,
-            64,
+            62,
+            false,
+        ),
+        // Our requirements and their values count too if the list has further requirements that are not read.
+        (
+            required(&json!([{ "matchExpressions": vec![our_bound(1); 65] }])),
+            format!("{at}.nodeSelectorTerms[0].matchExpressions"),
+            65,
+            62,
             false,
         ),
         (
-            required(&json!([values(10_000), values(6_385)])),
+            required(&json!([{ "matchExpressions": [our_bound(16_769)] }])),
             format!("{at} (values of all its terms)"),
-            16_385,
-            16_384,
+            16_769,
+            8192,
             false,
         ),
+        (required(&json!([values(5000), values(3193)])), format!("{at} (values of all its terms)"), 8193, 8192, false),
     ] {
         let object = with(&spec);
         assert_eq!(said(&object), Some((field.as_str(), count, most, hides)));
@@ -86,14 +99,14 @@ fn each_list_of_a_pod_is_named_with_its_count_and_its_bound_where_it_is_too_long
 fn a_pod_at_its_bounds_is_read_whole() {
     let env: Vec<Value> = (0..5000).map(|n| json!({ "name": format!("V{n}"), "value": "x" })).collect();
     let annotations: Value = (0..5000).map(|n| (format!("example.com/a{n}"), json!("x"))).collect();
-    let mut pod = required(&json!([values(16_000), values(384)]));
+    let mut pod = required(&json!([values(8000), values(192)]));
     pod["containers"] = json!(vec![json!({ "name": "c", "env": env }); 2]);
     pod["tolerations"] = json!(vec![json!({ "operator": "Exists" }); 256]);
     let object = read(&json!({ "metadata": { "annotations": annotations }, "spec": pod }));
     assert_eq!(object.excess, None);
     let placement = pod::translate(&object, None, None).placement;
     let terms = placement.required.expect("it was required");
-    assert_eq!(terms.iter().map(|term| term.labels[0].values.len()).sum::<usize>(), 16_384);
+    assert_eq!(terms.iter().map(|term| term.labels[0].values.len()).sum::<usize>(), 8192);
     assert_eq!(placement.tolerations.len(), 256);
 }
 
@@ -103,11 +116,17 @@ fn a_gpu_is_counted_however_many_containers_and_resources_stand_before_it() {
     containers.push(
         json!({ "name": "late", "resources": { "limits": { "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" } } }),
     );
-    let mut limits: Value = (0..1000).map(|n| (format!("a.example/{n}"), json!("1"))).collect();
-    limits["nvidia.com/gpu"] = json!("1");
-    for (containers, request) in
-        [(json!(containers), Some("8Gi")), (json!([{ "name": "main", "resources": { "limits": limits } }]), None)]
-    {
+    let of_others: Value = (0..1000).map(|n| (format!("a.example/{n}"), json!("1"))).collect();
+    let zeros: Value = (0..1000).map(|n| (format!("nvidia.com/a{n}"), json!("0"))).collect();
+    let behind = |mut limits: Value| {
+        limits["nvidia.com/gpu"] = json!("1");
+        limits["vramguard.dev/vram"] = json!("8Gi");
+        json!([{ "name": "main", "resources": { "limits": limits } }])
+    };
+    let mut unasking = vec![json!({ "name": "idle", "resources": { "limits": { "nvidia.com/gpu": "0" } } }); 1000];
+    unasking.extend(containers.last().cloned());
+    for containers in [json!(containers), json!(unasking), behind(of_others), behind(zeros)] {
+        let request = Some("8Gi");
         let object = read(&json!({ "spec": { "nodeName": "gpu-0", "containers": containers } }));
         assert!(object.excess.as_ref().is_some_and(|excess| excess.hides_gpus));
         let (_, node, holder) = pod::holder(&object).expect("it holds a GPU");

@@ -1,4 +1,4 @@
-//! The checker on states made by hand: it finds each kind of fault, and nothing where there is none.
+//! The checker on handmade states: it finds each kind of violation, and nothing in a correct state.
 
 use serde_json::{Value, json};
 
@@ -7,18 +7,18 @@ use crate::chaos::hardware::{HANDOUT, SIZES};
 
 const ALLOCATABLE: u64 = 24_576 - 256;
 
-/// Four GPUs of 24 GiB with four replicas, or one.
-fn node(handout: Handout, published: &str) -> Node {
-    let count = if handout == Handout::Single { "1" } else { "4" };
+/// A node with four GPUs of 24 GiB and four replicas each, or with one such GPU under single allocation policy.
+fn node(allocation_policy: AllocationPolicy, published: &str) -> Node {
+    let count = if allocation_policy == AllocationPolicy::Single { "1" } else { "4" };
     let labels = json!({
-        (HANDOUT): handout.name(), "nvidia.com/gpu.count": count, "nvidia.com/gpu.memory": "24576",
+        (HANDOUT): allocation_policy.name(), "nvidia.com/gpu.count": count, "nvidia.com/gpu.memory": "24576",
         "nvidia.com/gpu.replicas": "4", "zone": "a",
     });
     let status = json!({"allocatable": {"vramguard.dev/vram": published}});
     serde_json::from_value(json!({"metadata": {"name": "n", "labels": labels}, "status": status})).expect("a node")
 }
 
-/// A pod of one GPU container; `node` and `gpu` may be empty.
+/// A pod with one GPU container; `node` and `gpu` may be empty.
 fn pod(name: &str, mib: u64, node: &str, gpu: &str) -> Pod {
     let quantity = format!("{mib}Mi");
     let resources = json!({"requests": {"nvidia.com/gpu": "1", "vramguard.dev/vram": quantity}});
@@ -44,10 +44,10 @@ fn with(mut pod: Pod, change: impl FnOnce(&mut Value)) -> Pod {
     pod
 }
 
-/// A checker that has seen a node and then these pods, one version after the other.
-fn seen(handout: Handout, pods: &[Pod]) -> Checker {
+/// A checker that has seen a node and then these pods, each at its own version.
+fn seen(allocation_policy: AllocationPolicy, pods: &[Pod]) -> Checker {
     let mut checker = Checker::default();
-    checker.see_nodes(Seen::Now(node(handout, "1000Gi"), 1), 0);
+    checker.see_nodes(Seen::Now(node(allocation_policy, "1000Gi"), 1), 0);
     for (version, pod) in (2..).zip(pods) {
         checker.see_pods(Seen::Now(pod.clone(), version), version);
     }
@@ -65,7 +65,7 @@ fn placed(checker: &mut Checker, pod: &str, gpu: usize, version: u64) {
 
 #[test]
 fn a_full_gpu_is_right_and_one_mib_more_is_overcommitted() {
-    let mut checker = seen(Handout::Single, &[pod("a", ALLOCATABLE - 1000, "n", ""), pod("b", 1000, "n", "")]);
+    let mut checker = seen(AllocationPolicy::Single, &[pod("a", ALLOCATABLE - 1000, "n", ""), pod("b", 1000, "n", "")]);
     assert_eq!(checker.findings(), []);
     checker.see_pods(Seen::Now(pod("c", 721, "n", ""), 9), 500);
     let [finding] = checker.findings() else { panic!("{:?}", checker.findings()) };
@@ -82,12 +82,12 @@ fn a_full_gpu_is_right_and_one_mib_more_is_overcommitted() {
 #[test]
 fn a_pod_that_has_ended_holds_nothing() {
     let ended = with(pod("a", 24_000, "n", ""), |pod| pod["status"] = json!({"phase": "Succeeded"}));
-    let checker = seen(Handout::Single, &[pod("a", 24_000, "n", ""), ended, pod("b", 24_000, "n", "")]);
+    let checker = seen(AllocationPolicy::Single, &[pod("a", 24_000, "n", ""), ended, pod("b", 24_000, "n", "")]);
     assert_eq!(checker.findings(), []);
     let leaving = with(pod("a", 24_000, "n", ""), |pod| {
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     });
-    let checker = seen(Handout::Single, &[leaving, pod("b", 24_000, "n", "")]);
+    let checker = seen(AllocationPolicy::Single, &[leaving, pod("b", 24_000, "n", "")]);
     assert_eq!(kinds(&checker), [Kind::Overcommitted], "one that is being deleted still runs");
 }
 
@@ -95,9 +95,9 @@ fn a_pod_that_has_ended_holds_nothing() {
 fn pinned_pods_are_added_up_by_their_annotation() {
     let (first, second) = (uuid("n", 0), uuid("n", 1));
     let pods = [pod("a", 20_000, "n", &first), pod("b", 20_000, "n", &second)];
-    assert_eq!(seen(Handout::Pinned, &pods).findings(), []);
+    assert_eq!(seen(AllocationPolicy::Pinned, &pods).findings(), []);
     let pods = [pod("a", 20_000, "n", &first), pod("b", 20_000, "n", &first)];
-    let checker = seen(Handout::Pinned, &pods);
+    let checker = seen(AllocationPolicy::Pinned, &pods);
     assert_eq!(kinds(&checker), [Kind::Overcommitted]);
     assert_eq!(checker.findings()[0].gpu, first);
 }
@@ -107,9 +107,9 @@ fn a_pinned_pod_without_a_gpu_of_its_node_is_found() {
     let unnamed = with(pod("a", 1000, "n", "GPU-x"), |pod| {
         pod["metadata"]["annotations"].as_object_mut().expect("a map").remove("vramguard.dev/gpu.main");
     });
-    assert_eq!(kinds(&seen(Handout::Pinned, &[unnamed])), [Kind::NoGpu]);
-    assert_eq!(kinds(&seen(Handout::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")])), [Kind::NoGpu]);
-    let mut checker = seen(Handout::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Pinned, &[unnamed])), [Kind::NoGpu]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")])), [Kind::NoGpu]);
+    let mut checker = seen(AllocationPolicy::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")]);
     checker.see_pods(Seen::Now(pod("a", 1000, "n", &uuid("n", 3)), 9), 9);
     assert_eq!(checker.open().count(), 0, "filled in later");
 }
@@ -117,20 +117,20 @@ fn a_pinned_pod_without_a_gpu_of_its_node_is_found() {
 #[test]
 fn of_unverified_gpus_the_worst_is_the_largest_pods_on_the_smallest_one() {
     let quarters: Vec<Pod> = (0..16).map(|n| pod(&format!("p{n}"), ALLOCATABLE / 4, "n", "")).collect();
-    assert_eq!(seen(Handout::Unverified, &quarters).findings(), []);
+    assert_eq!(seen(AllocationPolicy::Unverified, &quarters).findings(), []);
     let mut one_more = quarters;
     one_more[7] = pod("p7", ALLOCATABLE / 4 + 1, "n", "");
-    let checker = seen(Handout::Unverified, &one_more);
+    let checker = seen(AllocationPolicy::Unverified, &one_more);
     assert_eq!(kinds(&checker), [Kind::Overcommitted]);
     assert_eq!(checker.findings()[0].gpu, "worst");
-    // Two large ones fit a GPU each, but nobody says that they get one each.
+    // Two large pods would fit on a GPU each, but they may get the same one.
     let large = [pod("a", 20_000, "n", ""), pod("b", 20_000, "n", "")];
-    assert_eq!(kinds(&seen(Handout::Unverified, &large)), [Kind::Overcommitted]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Unverified, &large)), [Kind::Overcommitted]);
 }
 
 #[test]
 fn what_the_plugin_chose_counts_from_when_it_chose() {
-    let mut checker = seen(Handout::Distributed, &[pod("a", 20_000, "n", ""), pod("b", 20_000, "n", "")]);
+    let mut checker = seen(AllocationPolicy::Distributed, &[pod("a", 20_000, "n", ""), pod("b", 20_000, "n", "")]);
     placed(&mut checker, "a", 2, 3);
     placed(&mut checker, "b", 1, 3);
     assert_eq!(checker.findings(), []);
@@ -140,12 +140,13 @@ fn what_the_plugin_chose_counts_from_when_it_chose() {
     assert_eq!(checker.findings()[0].gpu, uuid("n", 2));
 }
 
-/// The node hears of pods by a watch of its own. What it tells of a version that the checker has not seen waits for that:
-/// else a pod that is gone would still count beside the one that got its place.
+/// The node has its own watch of pods, so a placement may be for a version that the checker has not seen.
+///
+/// Without a wait for that version, a deleted pod would count together with the pod that got its replica.
 #[test]
 fn a_choice_of_a_later_version_waits_for_it() {
     let (a, b) = (pod("a", 20_000, "n", ""), pod("b", 20_000, "n", ""));
-    let mut checker = seen(Handout::Packed, &[a.clone(), b]);
+    let mut checker = seen(AllocationPolicy::Packed, &[a.clone(), b]);
     placed(&mut checker, "a", 0, 2);
     placed(&mut checker, "b", 0, 4);
     assert_eq!(checker.findings(), [], "version 4, in which the first one went, is not here yet");
@@ -158,7 +159,7 @@ fn a_choice_of_a_later_version_waits_for_it() {
 
 #[test]
 fn gpus_of_two_sizes_are_each_held_to_their_own() {
-    let mut mixed = node(Handout::Pinned, "1000Gi");
+    let mut mixed = node(AllocationPolicy::Pinned, "1000Gi");
     mixed.metadata.labels.as_mut().expect("labels").insert(SIZES.into(), "24576.49152".into());
     for (gpu, expected) in [(1, vec![]), (0, vec![Kind::Overcommitted])] {
         let mut checker = Checker::default();
@@ -172,12 +173,12 @@ fn gpus_of_two_sizes_are_each_held_to_their_own() {
 #[test]
 fn a_node_that_publishes_less_than_is_bound_is_found_until_it_is_repaired() {
     let mut checker = Checker::default();
-    checker.see_nodes(Seen::Now(node(Handout::Unverified, "5000Mi"), 1), 0);
+    checker.see_nodes(Seen::Now(node(AllocationPolicy::Unverified, "5000Mi"), 1), 0);
     checker.see_pods(Seen::Now(pod("a", 5000, "n", ""), 2), 0);
     assert_eq!(checker.findings(), []);
     checker.see_pods(Seen::Now(pod("b", 1000, "n", ""), 3), 100);
     assert_eq!(kinds(&checker), [Kind::BelowBound]);
-    checker.see_nodes(Seen::Now(node(Handout::Unverified, "6000Mi"), 4), 350);
+    checker.see_nodes(Seen::Now(node(AllocationPolicy::Unverified, "6000Mi"), 4), 350);
     assert_eq!((checker.open().count(), checker.findings()[0].lasted(9999)), (0, 250));
 }
 
@@ -187,20 +188,20 @@ fn a_pod_that_came_in_without_its_request_is_found() {
         let requests = &mut pod["spec"]["containers"][0]["resources"]["requests"];
         requests.as_object_mut().expect("a map").remove("vramguard.dev/vram");
     });
-    assert_eq!(kinds(&seen(Handout::Single, &[bare])), [Kind::WrongRequest]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Single, &[bare])), [Kind::WrongRequest]);
     let less = with(pod("a", 1000, "", ""), |pod| {
         pod["spec"]["containers"][0]["resources"]["requests"]["vramguard.dev/vram"] = json!("900Mi");
     });
-    assert_eq!(kinds(&seen(Handout::Single, &[less])), [Kind::WrongRequest]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Single, &[less])), [Kind::WrongRequest]);
     let plain = json!({"metadata": {"name": "web", "namespace": "ml", "uid": "web"}, "spec": {"containers": [{"name": "main"}]}});
     let plain = serde_json::from_value(plain).expect("a pod");
-    assert_eq!(seen(Handout::Single, &[plain]).findings(), []);
+    assert_eq!(seen(AllocationPolicy::Single, &[plain]).findings(), []);
 }
 
 #[test]
 fn pods_that_a_relist_does_not_show_are_gone() {
     let (a, b) = (pod("a", 20_000, "n", ""), pod("b", 20_000, "n", ""));
-    let mut checker = seen(Handout::Single, &[a]);
+    let mut checker = seen(AllocationPolicy::Single, &[a]);
     checker.see_pods(Seen::All(vec![b], 9), 9);
     assert_eq!((checker.findings(), checker.counts()), (&[][..], (1, 0)));
 }
@@ -211,34 +212,34 @@ fn a_pod_that_waits_although_it_fits_is_found_under_every_handout() {
     let fitting = |checker: &Checker| checker.fitting().len();
 
     let full = pod("a", 20_000, "n", "");
-    assert_eq!(fitting(&seen(Handout::Single, &[full.clone(), waiting(4320)])), 1);
-    assert_eq!(fitting(&seen(Handout::Single, &[full, waiting(4321)])), 0);
+    assert_eq!(fitting(&seen(AllocationPolicy::Single, &[full.clone(), waiting(4320)])), 1);
+    assert_eq!(fitting(&seen(AllocationPolicy::Single, &[full, waiting(4321)])), 0);
 
     let on = |gpu: usize, mib: u64| pod(&format!("on-{gpu}"), mib, "n", &uuid("n", gpu));
     let pinned = [on(0, 20_000), on(1, 21_000), on(2, 22_000), on(3, 23_000)];
     let and = |pod: Pod| [&pinned[..], &[pod]].concat();
-    assert_eq!(fitting(&seen(Handout::Pinned, &and(waiting(4320)))), 1);
-    assert_eq!(fitting(&seen(Handout::Pinned, &and(waiting(4321)))), 0);
+    assert_eq!(fitting(&seen(AllocationPolicy::Pinned, &and(waiting(4320)))), 1);
+    assert_eq!(fitting(&seen(AllocationPolicy::Pinned, &and(waiting(4321)))), 0);
 
-    assert_eq!(fitting(&seen(Handout::Unverified, &[waiting(ALLOCATABLE / 4)])), 1);
-    assert_eq!(fitting(&seen(Handout::Unverified, &[waiting(ALLOCATABLE / 4 + 1)])), 0, "more than one slot");
+    assert_eq!(fitting(&seen(AllocationPolicy::Unverified, &[waiting(ALLOCATABLE / 4)])), 1);
+    assert_eq!(fitting(&seen(AllocationPolicy::Unverified, &[waiting(ALLOCATABLE / 4 + 1)])), 0, "more than one slot");
 
-    // Distributed: one of the three empty ones. Packed: the one that has a pod already.
-    for (handout, fits) in [(Handout::Distributed, 1), (Handout::Packed, 0)] {
-        let mut checker = seen(handout, &[pod("a", 20_000, "n", ""), waiting(8000)]);
+    // The next container gets an empty GPU if distributed, and the GPU with a pod if packed.
+    for (allocation_policy, fits) in [(AllocationPolicy::Distributed, 1), (AllocationPolicy::Packed, 0)] {
+        let mut checker = seen(allocation_policy, &[pod("a", 20_000, "n", ""), waiting(8000)]);
         assert_eq!(fitting(&checker), 0, "where the first one is nobody knows yet");
         placed(&mut checker, "a", 1, 3);
-        assert_eq!(fitting(&checker), fits, "{handout:?}");
+        assert_eq!(fitting(&checker), fits, "{allocation_policy:?}");
     }
 }
 
 #[test]
 fn a_pod_fits_only_where_it_may_land_and_a_replica_is_left() {
-    let elsewhere = with(pod("waits", 1000, "", ""), |pod| pod["spec"]["nodeSelector"] = json!({"zone": "b"}));
+    let other_zone = with(pod("waits", 1000, "", ""), |pod| pod["spec"]["nodeSelector"] = json!({"zone": "b"}));
     let here = with(pod("waits", 1000, "", ""), |pod| pod["spec"]["nodeSelector"] = json!({"zone": "a"}));
-    assert_eq!(seen(Handout::Single, &[elsewhere]).fitting(), []);
-    assert_eq!(seen(Handout::Single, std::slice::from_ref(&here)).fitting().len(), 1);
+    assert_eq!(seen(AllocationPolicy::Single, &[other_zone]).fitting(), []);
+    assert_eq!(seen(AllocationPolicy::Single, std::slice::from_ref(&here)).fitting().len(), 1);
     let mut four: Vec<Pod> = (0..4).map(|n| pod(&format!("p{n}"), 1000, "n", "")).collect();
     four.push(here);
-    assert_eq!(seen(Handout::Single, &four).fitting(), [], "all four replicas are taken");
+    assert_eq!(seen(AllocationPolicy::Single, &four).fitting(), [], "all four replicas are taken");
 }

@@ -1,0 +1,221 @@
+//! The environment variables of each container of a guarded pod. Owns which ones are injected, with which values, and
+//! which values of the user conflict with them; [`crate::k8s::patch`] writes them into the object.
+
+use crate::capacity::pod::demand::Demand;
+use crate::capacity::pod::{Container, EnvEntry};
+use crate::capacity::policy::VisibleDevices;
+use crate::capacity::verdict::EnvConflict;
+use crate::keys;
+
+/// One variable that vramguard injects into a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Name of the variable.
+    pub name: &'static str,
+    /// What it is set to.
+    pub value: Value,
+}
+
+/// The value of a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// This text.
+    Literal(String),
+    /// The value of the pod's field at this path when the container starts (`valueFrom.fieldRef`).
+    Field(String),
+}
+
+/// The variables that one container lacks, and the user's values that conflict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// Variables to insert before the user's entries, in this order, so that the user's entries can refer to them.
+    pub missing: Vec<Variable>,
+    /// The user's own values of injected variables. They are never overwritten silently.
+    pub conflicts: Vec<EnvConflict>,
+    /// The user's own choice of GPUs on a container that requests one; every entry of the variable must be removed.
+    ///
+    /// The device plugin decides the GPU. If it passes GPUs by this variable, the user's value would win. The caller
+    /// sets this field, because it knows whether any resource is guarded: see [`chosen_gpus`].
+    pub chosen_gpus: Option<EnvConflict>,
+}
+
+/// The injection for one container of a guarded pod. `demand` is `None` if the container requests no guarded GPU.
+pub fn of_container(container: &Container, demand: Option<&Demand>, visible: VisibleDevices) -> Injection {
+    let mut injection = Injection::default();
+    match demand {
+        Some(demand) => {
+            if let Some(declared) = demand.declared {
+                injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
+            }
+            injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
+            if visible == VisibleDevices::Pin && !is_pinned(container) {
+                let value = Value::Field(gpu_field(&container.name));
+                injection.missing.push(Variable { name: keys::ENV_VISIBLE_DEVICES, value });
+            }
+        }
+        // CUDA images are built with NVIDIA_VISIBLE_DEVICES=all, which shows every GPU to a container that requests
+        // none. A value that the user set is a separate violation, see `shows_gpus_without_request`.
+        None if container.gpus.is_empty() && container.env(keys::ENV_VISIBLE_DEVICES).is_none() => {
+            injection.want(container, keys::ENV_VISIBLE_DEVICES, Value::Literal("void".to_owned()));
+        }
+        None => {}
+    }
+    injection
+}
+
+/// The GPUs that a container chooses itself although it requests one from the device plugin.
+///
+/// A pin is no such choice, because vramguard injected it, under this policy or an earlier one.
+pub fn chosen_gpus(container: &Container) -> Option<EnvConflict> {
+    let theirs = container.env(keys::ENV_VISIBLE_DEVICES);
+    let theirs = theirs.filter(|_| !container.gpus.is_empty() && !is_pinned(container))?;
+    let chosen = !hides_gpus(theirs.value.as_deref());
+    chosen.then(|| EnvConflict { name: keys::ENV_VISIBLE_DEVICES, theirs: theirs.value.clone(), ours: None })
+}
+
+/// The path of the pod's field that names the GPU of this container.
+pub fn gpu_field(container: &str) -> String {
+    format!("metadata.annotations['{}{container}']", keys::GPU_OF)
+}
+
+/// Whether a container sees only the GPU that the pod's annotation `vramguard.dev/gpu.<container>` names.
+pub fn is_pinned(container: &Container) -> bool {
+    let entry = container.env(keys::ENV_VISIBLE_DEVICES);
+    entry.and_then(|entry| entry.field.as_ref()).is_some_and(|field| *field == gpu_field(&container.name))
+}
+
+/// Whether a container that requests no GPU makes GPUs visible to itself.
+pub fn shows_gpus_without_request(container: &Container) -> bool {
+    container.gpus.is_empty()
+        && container.env(keys::ENV_VISIBLE_DEVICES).is_some_and(|entry| !hides_gpus(entry.value.as_deref()))
+}
+
+/// Whether the NVIDIA container toolkit shows no GPU under this value.
+fn hides_gpus(value: Option<&str>) -> bool {
+    matches!(value, Some("" | "void" | "none"))
+}
+
+impl Injection {
+    /// Adds a variable to `missing` if the container does not set it, or to `conflicts` if its own value differs.
+    fn want(&mut self, container: &Container, name: &'static str, value: Value) {
+        let there = |entry: &EnvEntry| match &value {
+            Value::Literal(text) => entry.value.as_ref() == Some(text),
+            Value::Field(path) => entry.field.as_ref() == Some(path),
+        };
+        match container.env(name) {
+            None => self.missing.push(Variable { name, value }),
+            Some(entry) if there(entry) => {}
+            Some(entry) => {
+                let ours = match value {
+                    Value::Literal(text) | Value::Field(text) => text,
+                };
+                self.conflicts.push(EnvConflict { name, theirs: entry.value.clone(), ours: Some(ours) });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::gpu::Resource;
+    use crate::capacity::pod::VramRequest;
+    use crate::capacity::pod::demand::Role;
+    use crate::capacity::vram::Vram;
+
+    fn container(gpu: bool, env: &[(&str, Option<&str>)]) -> Container {
+        Container {
+            name: "main".into(),
+            role: Role::App,
+            gpus: if gpu { vec![(Resource("nvidia.com/gpu".into()), 1)] } else { vec![] },
+            vram_request: VramRequest::Absent,
+            env: env.iter().map(|&(n, v)| EnvEntry { name: n.into(), value: v.map(Into::into), field: None }).collect(),
+        }
+    }
+
+    fn demand() -> Demand {
+        Demand::declared(Vram::from_mib(8192), Vram::from_mib(600), 1).unwrap()
+    }
+
+    fn injected(injection: &Injection) -> Vec<String> {
+        let text = |value: &Value| match value {
+            Value::Literal(text) => text.clone(),
+            Value::Field(path) => format!("<{path}>"),
+        };
+        injection.missing.iter().map(|v| format!("{}={}", v.name, text(&v.value))).collect()
+    }
+
+    #[test]
+    fn a_gpu_container_gets_its_budget_and_the_device_order() {
+        let injection =
+            of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()), VisibleDevices::Leave);
+        assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
+        assert_eq!(injection.conflicts, []);
+    }
+
+    #[test]
+    fn a_container_without_a_gpu_sees_none() {
+        assert_eq!(
+            injected(&of_container(&container(false, &[]), None, VisibleDevices::Leave)),
+            ["NVIDIA_VISIBLE_DEVICES=void"]
+        );
+        let own = container(false, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
+        assert_eq!(of_container(&own, None, VisibleDevices::Leave), Injection::default());
+        assert!(shows_gpus_without_request(&own));
+        for harmless in ["void", "none", ""] {
+            assert!(!shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))])));
+        }
+        assert!(shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", None)])));
+    }
+
+    #[test]
+    fn what_is_already_there_is_not_injected_again() {
+        let there = [("VRAMGUARD_VRAM_MIB", Some("8192")), ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID"))];
+        assert_eq!(
+            of_container(&container(true, &there), Some(&demand()), VisibleDevices::Leave),
+            Injection::default()
+        );
+    }
+
+    #[test]
+    fn a_users_own_value_is_a_conflict_and_the_last_one_counts() {
+        let own = [("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")), ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST"))];
+        let injection = of_container(&container(true, &own), Some(&demand()), VisibleDevices::Leave);
+        assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192"]);
+        assert_eq!(injection.conflicts.len(), 1);
+        assert_eq!(injection.conflicts[0].theirs.as_deref(), Some("FASTEST_FIRST"));
+    }
+
+    #[test]
+    fn under_pin_a_gpu_container_sees_what_the_annotation_names() {
+        let pinned = of_container(&container(true, &[]), Some(&demand()), VisibleDevices::Pin);
+        let field = "metadata.annotations['vramguard.dev/gpu.main']";
+        assert_eq!(injected(&pinned)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
+        let mut again = container(true, &[("NVIDIA_VISIBLE_DEVICES", None)]);
+        again.env[0].field = Some(field.into());
+        assert!(is_pinned(&again));
+        for policy in [VisibleDevices::Pin, VisibleDevices::Leave] {
+            let injection = of_container(&again, Some(&demand()), policy);
+            assert_eq!((chosen_gpus(&again), injection.missing.len()), (None, 2));
+        }
+        let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("0"))]);
+        let injection = of_container(&own, Some(&demand()), VisibleDevices::Pin);
+        assert!(chosen_gpus(&own).is_some());
+        assert_eq!(injected(&injection)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
+        assert!(!is_pinned(&own));
+    }
+
+    /// Regression: 16 pods of 20 GiB with `all` could meet on one GPU of eight.
+    #[test]
+    fn a_gpu_container_never_keeps_its_own_choice_of_gpus() {
+        for value in [Some("all"), Some("0"), Some("GPU-3e095815-0000-4000-8000-000000000000"), None] {
+            let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", value)]);
+            let chosen = chosen_gpus(&own);
+            assert_eq!(chosen.unwrap().theirs.as_deref(), value);
+        }
+        for hidden in ["void", "none", ""] {
+            let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some(hidden))]);
+            assert_eq!(chosen_gpus(&own), None);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Pods and templates: what the policy of its namespace says of each, and what is wrong with it.
+
+use std::collections::BTreeMap;
+
+use super::findings::Findings;
+use super::scene::{Scene, Stage, Subject};
+use super::{Modes, View};
+use crate::capacity::admission::{self, Reassessment};
+use crate::capacity::name::Name;
+use crate::capacity::policy::Mode;
+use crate::capacity::verdict::finding::{Finding, Matter, Severity};
+use crate::capacity::verdict::{Advice, Violation};
+use crate::capacity::vram::Vram;
+
+/// What the policy says of each subject of a scene, by its index; `None` if its namespace is exempt.
+pub(super) struct Reassessments {
+    pub(super) all: Vec<Option<Reassessment>>,
+}
+
+impl Reassessments {
+    /// The smallest demand of a pod without a node. A pod that never fits waits for another cluster, not for room.
+    pub(super) fn smallest_waiting(&self, scene: &Scene) -> Option<Vram> {
+        let waiting = scene.subjects.iter().zip(&self.all).filter(|(subject, _)| subject.stage == Stage::Waiting);
+        let fitting = waiting.filter_map(|(_, reassessment)| {
+            reassessment.as_ref().filter(|reassessment| reassessment.never_fits.is_none())
+        });
+        fitting.filter_map(|reassessment| reassessment.demand).min()
+    }
+}
+
+/// Looks at every pod and template.
+pub(super) fn reassessments(
+    view: &View<'_>,
+    policies: &BTreeMap<Name, Option<Modes>>,
+    findings: &mut Findings,
+) -> Reassessments {
+    let look = |subject: &Subject| {
+        let modes = policies.get(&subject.pod.name.namespace)?.as_ref()?;
+        let mut reassessment = admission::reassess(&subject.pod, &modes.enforced, view.cluster);
+        if !view.scene.has_nodes() {
+            reassessment.violations.retain(|violation| !violation.depends_on_nodes());
+            reassessment.never_fits = None;
+        }
+        let reporter = Reporter { subject, mode: modes.mode };
+        reporter.policy(&reassessment, findings);
+        reporter.facts(findings);
+        Some(reassessment)
+    };
+    Reassessments { all: view.scene.subjects.iter().map(look).collect() }
+}
+
+/// Reports about one subject.
+struct Reporter<'a> {
+    subject: &'a Subject,
+    mode: Mode,
+}
+
+impl Reporter<'_> {
+    /// What the policy makes of it.
+    fn policy(&self, reassessment: &Reassessment, findings: &mut Findings) {
+        // A namespace in another mode refuses nothing today.
+        let refused = if self.mode == Mode::Enforce { Severity::Deny } else { Severity::Warn };
+        for violation in &reassessment.violations {
+            let matter = if self.is_infrastructure(violation) {
+                Matter::Infrastructure(violation.clone())
+            } else {
+                Matter::Violation(violation.clone())
+            };
+            self.add(matter, refused, findings);
+        }
+        for advice in &reassessment.advice {
+            // What it declares for another tool is reported as such.
+            if matches!(advice, Advice::CountsAsSlot { .. }) && !self.subject.foreign.is_empty() {
+                continue;
+            }
+            let severity = match advice {
+                Advice::NotGuarded { .. } => Severity::Info,
+                _ => Severity::Warn,
+            };
+            self.add(Matter::Advice(advice.clone()), severity, findings);
+        }
+        // A pod that runs has found a node.
+        if let Some(never) = reassessment.never_fits.as_ref().filter(|_| !matches!(self.subject.stage, Stage::Bound(_)))
+        {
+            self.add(Matter::NeverFits(never.clone()), Severity::Deny, findings);
+        }
+    }
+
+    /// What is wrong with it under any policy.
+    fn facts(&self, findings: &mut Findings) {
+        for declaration in &self.subject.foreign {
+            self.add(Matter::Foreign(declaration.clone()), Severity::Warn, findings);
+        }
+        for fault in &self.subject.environment {
+            self.add(Matter::Environment(fault.clone()), Severity::Warn, findings);
+        }
+        for what in &self.subject.bypasses {
+            self.add(Matter::Bypass { what: what.clone() }, Severity::Warn, findings);
+        }
+    }
+
+    /// Whether a DaemonSet makes GPUs visible to itself without requesting one, as device plugins and exporters do.
+    fn is_infrastructure(&self, violation: &Violation) -> bool {
+        self.subject.owner_kind.as_ref().is_some_and(|kind| *kind == "DaemonSet")
+            && matches!(violation, Violation::VisibleDevices { .. })
+    }
+
+    fn add(&self, matter: Matter, severity: Severity, findings: &mut Findings) {
+        let Subject { object, stage, place, .. } = self.subject;
+        let pods = if *stage == Stage::Template { 0 } else { 1 };
+        findings.add(Finding { object: object.clone(), matter, severity, node: None, pods, place: place.clone() });
+    }
+}

@@ -1,0 +1,117 @@
+//! [`Scene`]: what an audit looks at. Owns the shapes; [`crate::k8s`] fills them from objects.
+
+use std::collections::BTreeMap;
+
+use crate::capacity::cluster::Cluster;
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::pod::Pod;
+use crate::capacity::policy::Policies;
+use crate::capacity::verdict::finding::{EnvironmentFault, ForeignDeclaration, Object, Place};
+use crate::capacity::vram::Vram;
+
+/// A cluster at one moment, or manifests that are to be applied to one.
+#[derive(Debug)]
+pub struct Scene {
+    /// Nodes with GPUs, and the pods on them.
+    pub cluster: Cluster,
+    /// The policies in force.
+    pub policies: Policies,
+    /// Whether vramguard publishes memory on a node, so that kube-scheduler counts it.
+    pub installed: bool,
+    /// Pods and templates of pods that request GPUs, or that an audit has something to say about.
+    pub subjects: Vec<Subject>,
+    /// Workloads with a template that requests a GPU.
+    pub workloads: Vec<Workload>,
+    /// Hard limit on `vramguard.dev/vram` by namespace; the smallest if there are several ResourceQuotas.
+    pub quotas: BTreeMap<String, Vram>,
+    /// GPUs that are shared through dynamic resource allocation (DRA).
+    pub devices: Vec<SharedDevice>,
+}
+
+impl Scene {
+    /// Whether there is a cluster, and not only manifests.
+    pub fn has_nodes(&self) -> bool {
+        self.cluster.node_names().next().is_some()
+    }
+}
+
+/// One pod, or the template of a workload.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The pod.
+    pub pod: Pod,
+    /// Its uid; that of a template is empty.
+    pub uid: PodUid,
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// The object that findings are about: the topmost workload that owns the pod, or the pod itself.
+    pub object: Object,
+    /// Kind of the pod's direct owner; `DaemonSet` marks what may be infrastructure. `None` without an owner.
+    pub owner_kind: Option<Name>,
+    /// Where the object is written, if it was read from a file.
+    pub place: Option<Place>,
+    /// Declarations for other tools.
+    pub foreign: Vec<ForeignDeclaration>,
+    /// Variables that have no effect, or a dangerous one.
+    pub environment: Vec<EnvironmentFault>,
+    /// Ways to a GPU past the device plugin, each as what it is: `hostPath volume /dev/nvidia0`.
+    pub bypasses: Vec<String>,
+}
+
+/// Where a pod is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is the template of a workload, and no pod.
+    Template,
+    /// It has no node yet.
+    Waiting,
+    /// It is bound to this node and has not ended.
+    Bound(Name),
+}
+
+/// A workload that makes pods from a template.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The workload.
+    pub object: Object,
+    /// Index of its template in [`Scene::subjects`].
+    pub template: usize,
+    /// Number of pods that it should have now.
+    pub replicas: u64,
+    /// Number of pods that a rollout adds while it lasts; 0 if it replaces pods in place.
+    pub surge: u64,
+    /// `maxReplicas` and name of the HorizontalPodAutoscaler that scales it.
+    pub autoscaler: Option<(Name, u64)>,
+    /// Number of its pods that are bound now.
+    pub bound: u64,
+}
+
+/// A GPU that several claims may share, by a ResourceSlice with `allowMultipleAllocations`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDevice {
+    /// Node of the device; `None` if the slice is not for one node.
+    pub node: Option<Name>,
+    /// DRA driver, such as `gpu.nvidia.com`.
+    pub driver: Name,
+    /// Pool of the device.
+    pub pool: Name,
+    /// Name of the device in its pool.
+    pub device: Name,
+    /// Its memory, as the slice says; `None` if the slice has none that can be read.
+    pub memory: Option<Vram>,
+    /// The claims that it is allocated to.
+    pub claims: Vec<DeviceClaim>,
+}
+
+/// One ResourceClaim that has a share of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceClaim {
+    /// Namespace of the claim.
+    pub namespace: Name,
+    /// Name of the claim.
+    pub name: Name,
+    /// The memory that it consumes, by `consumedCapacity`; `None` if it names none.
+    pub memory: Option<Vram>,
+    /// The pods that it is reserved for.
+    pub pods: Vec<Name>,
+}

@@ -1,0 +1,76 @@
+//! How many more pods of one demand fit. Owns this count over all nodes.
+
+use super::{Cluster, NodeView, Resource, Vram};
+use crate::capacity::gpu::{Accounting, Pool};
+use crate::capacity::node::usage::PoolUsage;
+use crate::capacity::pod::placement::Placement;
+
+/// The number of further pods that fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// That many fit for certain.
+    pub pods: u64,
+    /// Whether no more fit, or not all nodes were counted because enough fit already. If not, which GPU each pod gets
+    /// decides how many fit.
+    pub is_exact: bool,
+}
+
+impl Cluster {
+    /// The number of further pods with this demand that fit now on the nodes that they may land on, counted up to
+    /// `at_most`. Each takes one replica of the resource.
+    pub fn room(&self, resource: &Resource, demand: Vram, placement: &Placement, at_most: u64) -> Room {
+        let mut room = Room { pods: 0, is_exact: true };
+        if at_most == 0 {
+            return room;
+        }
+        for name in self.fitting(resource, demand, placement) {
+            let on_node = self.node(name).map_or_else(Room::default, |node| on_node(&node, resource, demand));
+            room.pods = room.pods.saturating_add(on_node.pods);
+            room.is_exact &= on_node.is_exact;
+            if room.pods >= at_most {
+                return Room { pods: at_most, is_exact: true };
+            }
+        }
+        room
+    }
+}
+
+impl Cluster {
+    /// Whether a node that has the resource is one that the pod may land on, however full it is.
+    pub fn may_land(&self, resource: &Resource, placement: &Placement) -> bool {
+        let ranked = self.by_free.get(resource).into_iter().flatten();
+        ranked.take(placement.max_nodes_compared()).any(|(_, name)| self.allows(placement, name))
+    }
+}
+
+/// The number of further pods on a node that can take at least one.
+fn on_node(node: &NodeView<'_>, resource: &Resource, demand: Vram) -> Room {
+    let mut pools = node.facts.pools.iter().zip(&node.usage.pools);
+    let Some((pool, usage)) = pools.find(|(pool, _)| pool.resource == *resource) else { return Room::default() };
+    let Ok(contents) = &pool.contents else { return Room::default() };
+    let replicas = (contents.gpus.len() as u64).saturating_mul(u64::from(contents.replicas.get()));
+    let taken = node.ledger.counted().filter_map(|(_, holder)| holder.takes(resource)).fold(0, u64::saturating_add);
+    let left = replicas.saturating_sub(taken);
+    let (by_memory, is_exact) = by_memory(pool, usage, demand);
+    Room { pods: by_memory.min(left), is_exact: is_exact || by_memory >= left }
+}
+
+/// The number of further pods by memory, and whether no more fit.
+fn by_memory(pool: &Pool, usage: &PoolUsage, demand: Vram) -> (u64, bool) {
+    match pool.accounting() {
+        Accounting::Exact => (demand.times_in(usage.free).max(1), true),
+        Accounting::Exclusive => (u64::MAX, true),
+        // Each pod takes a slot of its own, however small it is, while every pod fits in one.
+        Accounting::Slot if usage.free_total > usage.free => (u64::MAX, true),
+        // The room of each GPU in the worst case, one GPU after the other.
+        Accounting::Pinned => {
+            let of_gpus = usage.gpus.iter().filter_map(|gpu| gpu.free).map(|free| demand.times_in(free));
+            (of_gpus.fold(0, u64::saturating_add).max(1), true)
+        }
+        Accounting::Slot | Accounting::Confirmed => (1, false),
+        Accounting::Unknown => (0, true),
+    }
+}
+
+#[cfg(test)]
+mod tests;

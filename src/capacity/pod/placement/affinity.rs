@@ -1,0 +1,157 @@
+//! The required node affinity that vramguard adds to a pod, and how it finds its own requirements again.
+//!
+//! Owns both directions, so that a pod that was copied from another one is distinguished from one whose author wrote
+//! requirements.
+//!
+//! Terms are alternatives, so each term of the author is combined with each of ours:
+//!
+//! ```text
+//! author: zone=a | zone=b      ours: no label | label > N
+//! result: zone=a & no label | zone=b & no label | zone=a & label > N | zone=b & label > N
+//! ```
+//!
+//! Our requirements are removed first. Otherwise each copy of a copy with a larger demand would double the terms, and a
+//! copy with a smaller demand would keep the bound of its original.
+
+use super::{Operator, Placement, Requirement, Term, below};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+/// What a guarded pod requires of the labels of its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeNeeds {
+    /// Whether nodes whose label reports shared GPUs are excluded.
+    pub avoid_shared: bool,
+    /// The demand that one pod must be able to get there; `None` if nothing is required.
+    pub pod_max_at_least: Option<Vram>,
+}
+
+/// The required node affinity that a pod gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// No affinity: all requirements that the pod has are ours.
+    Nothing,
+    /// These terms, in place of all terms of the pod that have requirements.
+    Terms(Vec<NewTerm>),
+}
+
+/// One term of the new affinity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTerm {
+    /// Index of the pod's term that it is based on; `None` if it contains nothing of the author's.
+    pub from: Option<usize>,
+    /// Indices of the requirements on labels to remove from that term, ascending.
+    pub without: Vec<usize>,
+    /// Requirements on labels to add.
+    pub with: Vec<Requirement>,
+}
+
+/// A term as its author wrote it, without our requirements.
+#[derive(Default)]
+struct Base {
+    /// Index of the term; `None` if it is not a term of the author's.
+    from: Option<usize>,
+    /// Indices of our requirements in the term.
+    without: Vec<usize>,
+    /// The term without them.
+    rest: Term,
+}
+
+impl NodeNeeds {
+    /// Lists of requirements, of which one list must hold.
+    fn alternatives(&self) -> Vec<Vec<Requirement>> {
+        let requirement = |key: &str, operator, values: &[&str]| Requirement {
+            key: key.to_owned(),
+            operator,
+            values: values.iter().map(|value| (*value).to_owned()).collect(),
+        };
+        let values = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
+        let unshared = self.avoid_shared.then(|| requirement(keys::GFD_SHARING, Operator::NotIn, &values));
+        let Some(request) = self.pod_max_at_least else { return vec![unshared.into_iter().collect()] };
+        // On a node without the label, kube-scheduler's sum bounds the pod. This list comes first, because Karpenter
+        // tries the first term first and does not know the label on nodes that it has yet to create.
+        let unlabelled = requirement(keys::POD_MAX_MIB, Operator::DoesNotExist, &[]);
+        let large = requirement(keys::POD_MAX_MIB, Operator::Gt, &[&below(request).to_string()]);
+        [unlabelled, large].map(|either| unshared.iter().cloned().chain([either]).collect()).into()
+    }
+}
+
+impl Placement {
+    /// The required node affinity with which the pod meets `needs`.
+    ///
+    /// It is `None` if the pod meets them already, or if its affinity matches no node whatever is added.
+    pub fn affinity_for(&self, needs: &NodeNeeds) -> Option<Affinity> {
+        let alternatives = needs.alternatives();
+        let nothing_needed = alternatives.iter().all(Vec::is_empty);
+        let Some(terms) = &self.required else {
+            let terms = || alternatives.into_iter().map(|with| NewTerm { from: None, without: Vec::new(), with });
+            return (!nothing_needed).then(|| Affinity::Terms(terms().collect()));
+        };
+        // A term without requirements matches no node. With one requirement added, it would match some.
+        let matching = || terms.iter().enumerate().filter(|(_, term)| !term.is_empty());
+        matching().next()?;
+        let mut bases: Vec<Base> = Vec::new();
+        for (index, term) in matching() {
+            let (without, rest) = term.without_ours();
+            if bases.iter().all(|known| known.rest != rest) {
+                bases.push(Base { from: Some(index), without, rest });
+            }
+        }
+        // In a term that has only our requirements, the author requires nothing, so the other terms are needless.
+        let unconstrained = bases.iter().any(|base| base.rest.is_empty());
+        if unconstrained && nothing_needed {
+            return Some(Affinity::Nothing);
+        }
+        if unconstrained {
+            bases = vec![Base::default()];
+        }
+        let wanted = || alternatives.iter().flat_map(|with| bases.iter().map(move |base| (base, with)));
+        let mut is: Vec<Term> = matching().map(|(_, term)| term.sorted()).collect();
+        let mut should_be: Vec<Term> = wanted().map(|(base, with)| base.rest.and(with).sorted()).collect();
+        for terms in [&mut is, &mut should_be] {
+            terms.sort();
+            terms.dedup();
+        }
+        if is == should_be {
+            return None;
+        }
+        let new = |(base, with): (&Base, &Vec<Requirement>)| NewTerm {
+            from: base.from,
+            without: base.without.clone(),
+            with: with.clone(),
+        };
+        Some(Affinity::Terms(wanted().map(new).collect()))
+    }
+
+    /// Whether the required node affinity has a requirement on our label.
+    pub fn requires_our_label(&self) -> bool {
+        self.required.iter().flatten().flat_map(|term| &term.labels).any(Requirement::is_ours)
+    }
+
+    /// Whether the nodeSelector names our label.
+    pub fn selects_our_label(&self) -> bool {
+        self.node_selector.contains_key(keys::POD_MAX_MIB)
+    }
+}
+
+impl Term {
+    /// Indices of our requirements in the term, and the term without them.
+    fn without_ours(&self) -> (Vec<usize>, Term) {
+        let ours = self.labels.iter().enumerate().filter(|(_, requirement)| requirement.is_ours());
+        let labels = self.labels.iter().filter(|requirement| !requirement.is_ours()).cloned().collect();
+        (ours.map(|(index, _)| index).collect(), Term { labels, fields: self.fields.clone() })
+    }
+
+    /// The term with requirements on labels added.
+    fn and(&self, with: &[Requirement]) -> Term {
+        Term { labels: self.labels.iter().chain(with).cloned().collect(), fields: self.fields.clone() }
+    }
+
+    /// The term in an order that does not depend on how it was written.
+    fn sorted(&self) -> Term {
+        let mut sorted = self.clone();
+        sorted.labels.sort();
+        sorted.fields.sort();
+        sorted
+    }
+}

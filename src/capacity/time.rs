@@ -1,0 +1,25 @@
+//! Time as an argument: [`Moment`].
+//!
+//! Owns its arithmetic only. The shells read the clock.
+
+use std::time::Duration;
+
+/// A point in time: milliseconds since 1970-01-01 UTC, by the clock of the component that recorded it.
+///
+/// The clocks of two replicas of the server differ: see [`Patience`](crate::capacity::node::reservation::Patience).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(pub i64);
+
+impl Moment {
+    /// The moment that is later by `duration`; it saturates at the end of the range.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Moment {
+        Moment(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// The moment that is earlier by `duration`; it saturates at the end of the range.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Moment {
+        Moment(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+}

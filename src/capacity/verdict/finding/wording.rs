@@ -1,0 +1,187 @@
+//! The message and the remedy of each finding.
+
+use std::fmt;
+
+use super::{ForeignDeclaration, Growth, Matter};
+use crate::capacity::gpu::Unknown;
+use crate::capacity::verdict::{Advice, Violation, count, quoted};
+
+/// The message: what is the matter, with the numbers.
+impl fmt::Display for Matter {
+    #[expect(clippy::too_many_lines, reason = "one arm for each sentence, and no catch-all")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Matter::Violation(violation) => write!(f, "{violation}"),
+            Matter::Infrastructure(violation) => {
+                write!(f, "infrastructure that mode Enforce would refuse when its node is replaced: {violation}")
+            }
+            Matter::Advice(advice) => write!(f, "{advice}"),
+            Matter::NeverFits(never) => write!(f, "waits until the cluster changes: {never}"),
+            Matter::Overcommitted { gpu: Some(gpu), resource, held, allocatable, by } => write!(
+                f,
+                "GPU {gpu} of {resource}: {held} held of {allocatable} allocatable, {by} more than it has; its pods can run out \
+                 of memory at any time"
+            ),
+            Matter::Overcommitted { gpu: None, resource, held, allocatable, by } => write!(
+                f,
+                "one GPU of {resource} may be overcommitted by up to {by}, depending on which pod is on which GPU: {held} of \
+                 {allocatable} held in all"
+            ),
+            Matter::GpusUnknown { resource, why } => {
+                write!(f, "{resource}: {why}, so what fits on its GPUs is not known")
+            }
+            Matter::GpusMissing { resource } => {
+                write!(f, "pods that request {resource} are bound here, and the node was not read or does not offer it")
+            }
+            Matter::TooManyReplicas { resource, replicas, median, allocatable, fits } => write!(
+                f,
+                "the device plugin offers {replicas} replicas of each GPU of {resource}, but its {allocatable} hold {} of the \
+                 median demand here, {median}; without a guard, kube-scheduler places {replicas}",
+                pods(*fits)
+            ),
+            Matter::Stranded { free, smallest } => {
+                write!(f, "{free} are free for one pod, and the smallest demand that waits is {smallest}")
+            }
+            Matter::Foreign(ForeignDeclaration { container, key, text, amount, tool, .. }) => {
+                if let Some(container) = container {
+                    write!(f, "container {container:?}: ")?;
+                }
+                write!(f, "{key}: {} is for {tool}, and the stock scheduler does not count it", quoted(text))?;
+                match amount {
+                    Ok(amount) => write!(f, "; it means {amount}"),
+                    Err(why) => write!(f, "; it {why}"),
+                }
+            }
+            Matter::Environment(fault) => {
+                write!(f, "container {:?} sets {}={}, {}", fault.container, fault.name, quoted(&fault.value), fault.why)
+            }
+            Matter::Bypass { what } => {
+                write!(f, "reaches GPUs past the device plugin: {}; what it takes is not counted", quoted(what))
+            }
+            Matter::ExceedsRoom { growth, demand, bound, wanted, fits, is_exact } => {
+                match growth {
+                    Growth::Autoscaler(name) => {
+                        write!(f, "HorizontalPodAutoscaler {name:?} may scale it to {}", pods(*wanted))?;
+                    }
+                    Growth::Rollout => write!(f, "a rollout needs {} at a time", pods(*wanted))?,
+                    Growth::Replicas => write!(f, "it should have {}", pods(*wanted))?,
+                    Growth::Parallelism => write!(f, "a run needs {} at a time", pods(*wanted))?,
+                }
+                let certain = if *is_exact { "" } else { " for certain" };
+                write!(f, " of {demand}; {bound} run, and {fits} more fit now{certain}")
+            }
+            Matter::KeptOff { resource } => {
+                write!(f, "no node that has {resource} is one that its pods may land on, so none of them can run")
+            }
+            Matter::OverQuota { of_policy: true, held, quota } => {
+                write!(f, "its pods hold {held}, above the policy's quota of {quota}")
+            }
+            Matter::OverQuota { of_policy: false, held, quota } => write!(
+                f,
+                "its pods hold {held}, above the {quota} of its ResourceQuota, which counts no pod without a request for VRAM"
+            ),
+            Matter::DeviceOvercommitted { device, held, memory, .. } if held > memory => {
+                write!(f, "device {device:?}: its claims take {held} of {memory}")
+            }
+            Matter::DeviceOvercommitted { device, held, memory, reserve } => write!(
+                f,
+                "device {device:?}: its claims take {held} of {memory}, of which the driver and CUDA contexts need some {reserve}"
+            ),
+            Matter::ClaimWithoutMemory { device } => {
+                write!(f, "it has a share of device {device:?} and names no amount of memory, so it counts as nothing")
+            }
+            Matter::BothWorlds { driver, resource } => write!(
+                f,
+                "the device plugin offers {resource}, and DRA driver {driver} offers GPUs of the same node; neither knows \
+                 what the other gave"
+            ),
+        }
+    }
+}
+
+fn pods(number: u64) -> String {
+    count(usize::try_from(number).unwrap_or(usize::MAX), "pod")
+}
+
+impl Matter {
+    /// A line to paste, or what to do; empty if the message has it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Matter::Violation(violation) => violation.line().unwrap_or_default(),
+            Matter::Infrastructure(_) => "add its namespace to exemptNamespaces of the ClusterVramPolicy".to_owned(),
+            Matter::Advice(Advice::CountsAsSlot { key, .. }) => {
+                format!("{key}: 8Gi  # an example; write what the model needs")
+            }
+            Matter::Advice(Advice::Violates(violation)) => Violation::line(violation).unwrap_or_default(),
+            Matter::Advice(_) | Matter::NeverFits(_) => String::new(),
+            Matter::Overcommitted { .. } => {
+                "lower what its pods declare, or delete one of them; mode Enforce keeps it from happening again"
+                    .to_owned()
+            }
+            Matter::GpusUnknown { why, .. } => unknown(why).to_owned(),
+            Matter::GpusMissing { .. } => {
+                "start the device plugin on the node; if it is gone, delete its pods; in a snapshot, give its Node"
+                    .to_owned()
+            }
+            Matter::TooManyReplicas { fits, .. } if *fits > 1 => {
+                format!("replicas: {fits}  # or keep them, and let vramguard count memory")
+            }
+            Matter::TooManyReplicas { .. } => "share none of these GPUs, or let vramguard count memory".to_owned(),
+            Matter::Stranded { .. } => {
+                "lower the demand of a pod that waits, or the replicas of the device plugin: vramguard plan".to_owned()
+            }
+            Matter::Foreign(ForeignDeclaration { amount: Ok(amount), ours, .. }) => format!("{ours}: {amount}"),
+            Matter::Foreign(declaration) => {
+                format!("{}: 8Gi  # an example; write what the model needs", declaration.ours)
+            }
+            Matter::Environment(fault) => format!("remove {} from container {:?}", fault.name, fault.container),
+            Matter::Bypass { .. } => {
+                "request the GPU instead, or see the page on ways past the guard (docs/security.md)".to_owned()
+            }
+            Matter::ExceedsRoom { is_exact: false, .. } => {
+                "let vramguard count memory, or run one GPU a node: then the number that fits is known".to_owned()
+            }
+            Matter::ExceedsRoom { growth, bound, fits, .. } => {
+                let field = match growth {
+                    Growth::Rollout => {
+                        return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned();
+                    }
+                    Growth::Autoscaler(_) => "maxReplicas",
+                    Growth::Replicas => "replicas",
+                    Growth::Parallelism => "parallelism",
+                };
+                match bound.saturating_add(*fits) {
+                    0 => "lower what it declares, or add room".to_owned(),
+                    most => format!("{field}: {most}"),
+                }
+            }
+            Matter::KeptOff { .. } => {
+                "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
+            }
+            Matter::OverQuota { of_policy: true, held, .. } => format!("quota: {held}  # or fewer pods"),
+            Matter::OverQuota { of_policy: false, .. } => "let its pods declare, or raise the ResourceQuota".to_owned(),
+            Matter::DeviceOvercommitted { .. } => "lower the memory that its claims request".to_owned(),
+            Matter::ClaimWithoutMemory { .. } => "capacity: {requests: {memory: 8Gi}}  # an example".to_owned(),
+            Matter::BothWorlds { .. } => {
+                "give the node to one of them: a nodeSelector on the device plugin's or the driver's DaemonSet"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// What makes the GPUs of a pool known.
+fn unknown(why: &Unknown) -> &'static str {
+    match why {
+        Unknown::Ledger { .. } => "repair or delete the GpuLedger of the node",
+        Unknown::ReportContradicts { .. } | Unknown::ReportedNone { .. } | Unknown::UnevenReplicas { .. } => {
+            "make the node agent and the device plugin agree"
+        }
+        Unknown::Unlabelled { .. }
+        | Unknown::BadLabel { .. }
+        | Unknown::Contradiction { .. }
+        | Unknown::BadCapacity { .. }
+        | Unknown::Renamed { .. } => "run GPU Feature Discovery on the node, or describe it in a GpuInventory",
+        Unknown::Unsupported { .. } => "describe the node in a GpuInventory",
+    }
+}

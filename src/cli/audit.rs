@@ -1,0 +1,371 @@
+//! `vramguard audit`: reads a cluster or files, audits them, and writes the report. Owns these arguments, files and exit
+//! codes; what is found is decided in [`capacity::audit`](crate::capacity::audit), and how it looks in
+//! [`report`](crate::report).
+
+use std::fs::File;
+use std::io::BufReader;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, anyhow};
+
+use self::output::Progress;
+use super::outputs::{self, Output};
+use super::{Failure, live};
+use crate::capacity::audit::{self as core, Assumption, scene::Scene};
+use crate::capacity::name::Name;
+use crate::capacity::policy::{Mode, Policies};
+use crate::capacity::verdict::finding::Place;
+use crate::k8s::audit::Reader;
+use crate::k8s::document::{self, Configuration, DocumentError};
+use crate::k8s::manifests;
+use crate::keys;
+use crate::report::assemble::{self, Origin};
+use crate::report::baseline::{self, FailOn};
+use crate::report::document::{Gap, Report};
+use crate::report::{Format, ReportApi};
+use crate::state::objects::{Objects, Unread};
+use crate::state::policies;
+
+mod output;
+
+/// Arguments of `audit`.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// File with objects instead of a live cluster, as `kubectl get nodes,pods -A -o json` prints them, or manifests.
+    /// `-` is standard input. Repeatable
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "all_namespaces"])]
+    snapshot: Vec<PathBuf>,
+
+    /// Directory of policy files [default: those of the cluster, or those among the objects, or else the built-in
+    /// policy, mode Audit]
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+
+    /// Report on one namespace. What other namespaces hold still counts on each GPU
+    #[arg(long, short = 'n', value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+
+    /// Report on all namespaces, which is the default
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+
+    /// Context of the kubeconfig [default: the current one]
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
+    /// Report the same cluster under an assumption next to today's: mode=MODE, replicas=N, policy=FILE or steered.
+    /// Repeatable
+    #[arg(long, value_name = "ASSUMPTION")]
+    assume: Vec<Assumed>,
+
+    /// Format of the report: table, json, yaml, markdown, html, sarif, junit, github or policyreport. With =FILE it is
+    /// written to that file. Repeatable [default: table]
+    #[arg(long, short = 'o', value_name = "FORMAT[=FILE]")]
+    output: Vec<Output<Format>>,
+
+    /// Earlier report in JSON to compare with
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+
+    /// Earlier reports in JSON that the HTML report shows as a trend. Repeatable
+    #[arg(long, value_name = "FILE")]
+    history: Vec<PathBuf>,
+
+    /// Findings for which the exit code is 1: deny, warn (and deny), new (deny or warn that --baseline does not have), or
+    /// never
+    #[arg(long, value_name = "WHICH", default_value = "deny")]
+    fail_on: FailOn,
+
+    /// API of the format policyreport: openreports or wgpolicyk8s [default: the one that the cluster serves, else
+    /// openreports]
+    #[arg(long, value_name = "API")]
+    report_api: Option<ReportApi>,
+
+    /// Show healthy GPUs one by one, and all findings
+    #[arg(long)]
+    all: bool,
+
+    /// Colours in the table: auto (on a terminal, unless NO_COLOR is set), always or never
+    #[arg(long, value_name = "WHEN", default_value_t = clap::ColorChoice::Auto)]
+    color: clap::ColorChoice,
+}
+
+/// A value of `--assume`.
+#[derive(Clone, Debug)]
+enum Assumed {
+    Core(Assumption),
+    Policy(PathBuf),
+}
+
+impl FromStr for Assumed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Assumed, String> {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        match (name, value) {
+            ("steered", "") => Ok(Assumed::Core(Assumption::Steered)),
+            ("mode", mode) => {
+                let modes = [Mode::Enforce, Mode::Warn, Mode::Audit, Mode::Off];
+                let known = modes.into_iter().find(|known| known.to_string().eq_ignore_ascii_case(mode));
+                let known = known.ok_or_else(|| format!("{mode:?} is not Enforce, Warn, Audit or Off"))?;
+                Ok(Assumed::Core(Assumption::Mode(known)))
+            }
+            ("replicas", number) => {
+                let number: NonZeroU32 =
+                    number.parse().map_err(|_| format!("{number:?} is not a whole number above zero"))?;
+                Ok(Assumed::Core(Assumption::Replicas(number)))
+            }
+            ("policy", file) if !file.is_empty() => Ok(Assumed::Policy(file.into())),
+            _ => Err("expected mode=MODE, replicas=N, policy=FILE or steered".to_owned()),
+        }
+    }
+}
+
+/// Audits, writes the report, and fails if a finding is grave enough.
+pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
+    check(&args)?;
+    let earlier = args.baseline.as_deref().map(report_of).transpose()?;
+    let history = args.history.iter().map(|file| report_of(file)).collect::<Result<Vec<Report>, Failure>>()?;
+    let (mut scene, origin) = read(&mut args).await?;
+    let mut report = assemble::report(&core::run(&scene), &origin);
+    if !args.assume.is_empty() {
+        let given: Vec<String> = given(&args.assume);
+        let audit = assuming(&mut scene, &args.assume)?;
+        report.assume(given, assemble::report(&audit, &origin));
+    }
+    drop(scene);
+    if let Some(namespace) = &args.namespace {
+        if !report.namespaces.iter().any(|known| known.namespace == *namespace) {
+            eprintln!("warning: nothing in namespace {namespace:?} requests a GPU; is its name right?");
+        }
+        report.narrow(namespace);
+    }
+    if let Some(earlier) = &earlier {
+        baseline::compare(&mut report, earlier);
+    }
+    output::write(&report, history, &args).map_err(Failure::Input)?;
+    if baseline::fails(&report, args.fail_on) {
+        // The table says what it found; a run that writes files alone says why it fails.
+        if !args.output.is_empty() && args.output.iter().all(|output| output.file.is_some()) {
+            let summary = &report.summary;
+            eprintln!("{} deny and {} warn findings; --fail-on is {}", summary.deny, summary.warn, args.fail_on);
+        }
+        return Err(Failure::Findings);
+    }
+    Ok(())
+}
+
+/// Checks what the command line allows and makes no sense.
+fn check(args: &Args) -> Result<(), Failure> {
+    let input = |text: String| Err(Failure::Input(anyhow!(text)));
+    if args.namespace.as_ref().is_some_and(String::is_empty) {
+        return input("--namespace is empty; leave it out to report on all namespaces".to_owned());
+    }
+    if args.fail_on == FailOn::New && args.baseline.is_none() {
+        return input("--fail-on new compares with an earlier report: give --baseline FILE".to_owned());
+    }
+    if !args.history.is_empty() && !args.output.iter().any(|output| output.format == Format::Html) {
+        return input("--history is shown by the HTML report alone: add --output html=FILE".to_owned());
+    }
+    let inputs = args.snapshot.iter().chain(&args.baseline).chain(&args.history);
+    outputs::check(&args.output, inputs).map_err(Failure::Input)?;
+    Ok(())
+}
+
+/// The assumptions as they were given.
+fn given(assumed: &[Assumed]) -> Vec<String> {
+    let text = |assumed: &Assumed| match assumed {
+        Assumed::Core(Assumption::Mode(mode)) => format!("mode={mode}"),
+        Assumed::Core(Assumption::Replicas(replicas)) => format!("replicas={replicas}"),
+        Assumed::Core(Assumption::Steered) => "steered".to_owned(),
+        Assumed::Policy(file) => format!("policy={}", file.display()),
+    };
+    assumed.iter().map(text).collect()
+}
+
+/// Audits a scene under assumptions. Its policies are those of the assumptions afterwards.
+fn assuming(scene: &mut Scene, assumed: &[Assumed]) -> Result<core::outcome::Audit, Failure> {
+    let mut assumptions = Vec::new();
+    for assumed in assumed {
+        match assumed {
+            Assumed::Core(assumption) => assumptions.push(*assumption),
+            Assumed::Policy(file) => {
+                let name = file.display().to_string();
+                let text = std::fs::read_to_string(file).with_context(|| name.clone()).map_err(Failure::Input)?;
+                let configuration = document::read([(name.as_str(), text.as_str())]).map_err(errors)?;
+                if !configuration.overrides.is_empty() {
+                    let error =
+                        anyhow!("{name}: a GpuInventory describes nodes and is no policy; give it in --policies DIR");
+                    return Err(Failure::Input(error));
+                }
+                scene.policies = Policies::new(&configuration.documents, keys::NAMESPACE);
+                let guarded = scene.cluster.guarded();
+                scene.cluster.set_rules(*scene.policies.rules(), guarded);
+            }
+        }
+    }
+    Ok(core::run_assuming(scene, &assumptions))
+}
+
+/// Reads the cluster or the files. A cluster decides on the API of the reports if the arguments do not.
+async fn read(args: &mut Args) -> Result<(Scene, Origin), Failure> {
+    let mut reader = Reader::default();
+    let progress = Progress::default();
+    let mut origin = Origin { generated_at: now(), ..Origin::default() };
+    let mut found = Vec::new();
+    if args.snapshot.is_empty() {
+        let (objects, name) = live::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
+        origin.gaps = read_live(&objects, &mut reader, &progress).await?;
+        origin.cluster = name;
+        match objects.policies().await {
+            Ok(files) => found = files,
+            Err(gap) if args.policies.is_none() => origin.gaps.push(gap),
+            Err(_) => {}
+        }
+        let reports = args.output.iter().any(|output| output.format == Format::PolicyReport);
+        if args.report_api.is_none() && reports {
+            args.report_api = objects.report_api().await.unwrap_or_else(|error| {
+                eprintln!("warning: {error}; the reports are of openreports.io, or choose one by --report-api");
+                None
+            });
+        }
+    } else {
+        let names: Vec<String> = args.snapshot.iter().map(|file| file.display().to_string()).collect();
+        read_files(args, &mut reader, &progress)?;
+        origin.cluster = names.join(", ");
+    }
+    let from_files = !args.snapshot.is_empty();
+    let lacks_policies = from_files && args.policies.is_none() && !reader.has_policies();
+    origin.gaps.extend((from_files && reader.lacks_pods()).then(without_pods));
+    let unread = |(kind, count): (&String, &usize)| Gap {
+        what: kind.clone(),
+        why: format!(
+            "{count} of this kind ask for GPUs, and their templates are not read; their pods are, where there are any"
+        ),
+    };
+    origin.gaps.extend(reader.unread().iter().map(unread));
+    found.extend(reader.policies().iter().cloned());
+    let configuration = policies_of(args, &found)?;
+    let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
+    let scene = reader.finish(policies, &configuration.overrides);
+    origin.gaps.extend((lacks_policies && scene.installed).then(without_policies));
+    Ok((scene, origin))
+}
+
+/// Reads the objects of a cluster. Returns what could not be read.
+async fn read_live(objects: &Objects, reader: &mut Reader, progress: &Progress) -> Result<Vec<Gap>, Failure> {
+    let mut unread = Unread::default();
+    let mut add = |object| {
+        reader.add(None, &object).unwrap_or_else(|error| unread.note(&error));
+        Ok(())
+    };
+    let read = objects.read(&|what, count| progress.tell(what, count), &mut add).await;
+    progress.end();
+    let mut gaps = read.map_err(live::failure)?;
+    gaps.extend(unread.gap());
+    Ok(gaps)
+}
+
+/// Files of a cluster with vramguard, and without its policies.
+fn without_policies() -> Gap {
+    let (namespace, name) = (keys::NAMESPACE, keys::POLICIES);
+    Gap {
+        what: format!("configmaps {namespace}/{name}"),
+        why: format!(
+            "vramguard is installed on the nodes, and the files have no policies; the built-in policy (mode Audit) is \
+             used in place of the cluster's own; add `kubectl get configmap {name} -n {namespace} -o json`, or give \
+             --policies DIR"
+        ),
+    }
+}
+
+/// Files of a cluster without its pods.
+fn without_pods() -> Gap {
+    Gap {
+        what: "pods".to_owned(),
+        why: "the files have nodes and no pods; what pods hold is missing, so GPUs look emptier than they are; add \
+              `kubectl get pods -A -o json`"
+            .to_owned(),
+    }
+}
+
+/// Reads all files, and reports the errors of all of them together.
+fn read_files(args: &Args, reader: &mut Reader, progress: &Progress) -> Result<(), Failure> {
+    let mut wrong: Vec<DocumentError> = Vec::new();
+    for file in &args.snapshot {
+        let name = file.display().to_string();
+        let shared = Name::from(&name);
+        let mut count = 0;
+        let mut add = |line, object| {
+            count += 1;
+            progress.tell(&name, count);
+            reader.add(Some(Place { file: shared.clone(), line }), &object)
+        };
+        let read = if file == Path::new("-") {
+            manifests::read_reduced(&name, std::io::stdin().lock(), &mut add)
+        } else {
+            let opened = File::open(file).with_context(|| name.clone()).map_err(Failure::Input)?;
+            manifests::read_reduced(&name, BufReader::with_capacity(BUFFER, opened), &mut add)
+        };
+        wrong.extend(read.err().unwrap_or_default());
+    }
+    progress.end();
+    if wrong.is_empty() { Ok(()) } else { Err(errors(wrong)) }
+}
+
+/// Bytes of a file that are read at a time.
+const BUFFER: usize = 1 << 20;
+
+/// The policy documents: of `--policies`, else those that were found.
+fn policies_of(args: &Args, found: &[(String, String)]) -> Result<Configuration, Failure> {
+    let files = match &args.policies {
+        Some(directory) => {
+            let files = policies::files_of(directory).map_err(|error| Failure::Input(error.into()))?;
+            if files.is_empty() {
+                let error = anyhow!("{}: holds no policy files (.yaml, .yml or .json)", directory.display());
+                return Err(Failure::Input(error));
+            }
+            files
+        }
+        None => found.to_vec(),
+    };
+    let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    document::read(texts).map_err(errors)
+}
+
+/// The most errors that are printed; the others are counted.
+const MAX_ERRORS: usize = 20;
+
+fn errors(wrong: Vec<DocumentError>) -> Failure {
+    let mut lines: Vec<String> = wrong.iter().take(MAX_ERRORS).map(ToString::to_string).collect();
+    if wrong.len() > MAX_ERRORS {
+        lines.push(format!("and {} more errors", wrong.len() - MAX_ERRORS));
+    }
+    Failure::Input(anyhow!(lines.join("\n")))
+}
+
+/// Reads an earlier report in JSON.
+fn report_of(file: &Path) -> Result<Report, Failure> {
+    let read = || {
+        let text = std::fs::read_to_string(file)?;
+        let report: Report = serde_json::from_str(&text)?;
+        anyhow::ensure!(
+            report.schema_version == crate::report::document::SCHEMA_VERSION,
+            "schemaVersion is {:?}, and this version reads {:?}",
+            report.schema_version,
+            crate::report::document::SCHEMA_VERSION
+        );
+        anyhow::Ok(report)
+    };
+    let expected = || format!("{}: no report in JSON, as --output json writes it", file.display());
+    read().with_context(expected).map_err(Failure::Input)
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! Pods and pod templates in the objects of a manifest or snapshot. Owns where each kind of workload has its template
+//! and how many pods it makes, and what the containers of a template demand.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::foreign::{self, ForeignDeclaration};
+use super::object::PodObject;
+use super::pod;
+use crate::capacity::admission::declaration::{Fallback, Names, resolve};
+use crate::capacity::gpu::Resource;
+use crate::capacity::pod::demand::{Demand, Role};
+use crate::capacity::pod::placement::{Placement, Preemption};
+use crate::capacity::policy::{Mode, Policies, Policy};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+/// How many pods an object makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// This many.
+    Exactly(u64),
+    /// One for each node that it may be placed on.
+    PerNode,
+}
+
+/// The pod template of an object, or the object itself if it is a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Template<'o> {
+    /// JSON pointer from the object to the template; empty for a pod.
+    pub pointer: &'static str,
+    /// The template, with `metadata` and `spec`.
+    pub value: &'o Value,
+    /// How many pods are made of it.
+    pub copies: Copies,
+}
+
+/// The pod template of an object; `None` for a kind that makes no pods.
+pub fn of(object: &Value) -> Option<Template<'_>> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_u64);
+    let (group, kind) = (text("/apiVersion").split('/').next().unwrap_or_default(), text("/kind"));
+    let (pointer, copies) = match (group, kind) {
+        ("v1", "Pod") => ("", Copies::Exactly(1)),
+        ("apps" | "extensions", "Deployment" | "StatefulSet" | "ReplicaSet") | ("v1", "ReplicationController") => {
+            ("/spec/template", Copies::Exactly(number("/spec/replicas").unwrap_or(1)))
+        }
+        ("apps" | "extensions", "DaemonSet") => ("/spec/template", Copies::PerNode),
+        ("batch", "Job") => ("/spec/template", Copies::Exactly(at_once(object.get("spec")))),
+        ("batch", "CronJob") => {
+            let job = object.pointer("/spec/jobTemplate/spec");
+            ("/spec/jobTemplate/spec/template", Copies::Exactly(at_once(job)))
+        }
+        _ => return None,
+    };
+    object.pointer(pointer).map(|value| Template { pointer, value, copies })
+}
+
+/// The first of the numbers that [`of`] takes from an object which is none, as a sentence.
+fn unreadable_number(object: &Value) -> Option<String> {
+    let fields = [
+        "/spec/replicas",
+        "/spec/parallelism",
+        "/spec/completions",
+        "/spec/jobTemplate/spec/parallelism",
+        "/spec/jobTemplate/spec/completions",
+    ];
+    fields.into_iter().find_map(|pointer| {
+        let value = object.pointer(pointer).filter(|value| !value.is_null() && value.as_u64().is_none())?;
+        Some(format!("{}: {value} is not a whole number of pods", pointer[1..].replace('/', ".")))
+    })
+}
+
+/// Pods of a job that run at the same time.
+fn at_once(job: Option<&Value>) -> u64 {
+    let number = |key: &str| job.and_then(|job| job.get(key)).and_then(Value::as_u64);
+    let parallel = number("parallelism").unwrap_or(1);
+    number("completions").map_or(parallel, |completions| completions.min(parallel))
+}
+
+/// `Kind namespace/name` of an object, for messages.
+pub fn title(object: &Value) -> String {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").unwrap_or("object");
+    let name = text("/metadata/name").or_else(|| text("/metadata/generateName")).unwrap_or("without a name");
+    match text("/metadata/namespace") {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    }
+}
+
+/// What the pods of the objects demand.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// The demands of containers with one GPU, in the order of the objects.
+    pub declared: Vec<Declared>,
+    /// Containers with a GPU that declare nothing, each with its object and number.
+    pub undeclared: Vec<(String, Copies)>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
+}
+
+/// One container of an object, with its demand.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    /// `Kind namespace/name` of the object.
+    pub object: String,
+    /// Resource that the container requests.
+    pub resource: Resource,
+    /// What it takes.
+    pub demand: Vram,
+    /// How many there are.
+    pub copies: Copies,
+    /// Where its pod may be placed, whatever its node is now.
+    pub placement: Placement,
+}
+
+/// Reads what the pods of all objects demand.
+///
+/// An object whose controller is among the objects is left out, because the controller's template counts. So are
+/// pods that ended, and namespaces that are exempt or in mode Off.
+pub fn demands(objects: &[Value], policies: &Policies) -> Demands {
+    let id = |kind: &str, namespace: &str, name: &str| format!("{kind} {namespace}/{name}");
+    let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let namespace = |object: &Value| text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
+    let known: BTreeSet<String> = objects
+        .iter()
+        .filter_map(|object| Some(id(&text(object, "/kind")?, &namespace(object), &text(object, "/metadata/name")?)))
+        .collect();
+    let owned = |object: &Value| {
+        let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten();
+        let mut owners = owners.filter(|owner| owner.get("controller").and_then(Value::as_bool) == Some(true));
+        owners.any(|owner| {
+            let named = |key: &str| owner.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            known.contains(&id(&named("kind"), &namespace(object), &named("name")))
+        })
+    };
+    let mut demands = Demands::default();
+    for object in objects.iter().filter(|object| !owned(object)) {
+        let Some(template) = of(object) else { continue };
+        if let Some(what) = unreadable_number(object) {
+            demands.left_out.push(format!("{}: {what}", title(object)));
+            continue;
+        }
+        let ended = matches!(text(object, "/status/phase").as_deref(), Some("Succeeded" | "Failed"));
+        if ended || template.copies == Copies::Exactly(0) {
+            continue;
+        }
+        demands.of_template(object, template, &namespace(object), policies);
+    }
+    demands
+}
+
+/// What one container with a GPU demands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerDemand {
+    /// Name of the container.
+    pub container: String,
+    /// When it runs.
+    pub role: Role,
+    /// The GPU resources that it requests, each with its number.
+    pub gpus: Vec<(Resource, u64)>,
+    /// What it takes; `None` if it declares nothing.
+    pub demand: Option<Demand>,
+    /// CUDA processes of the container.
+    pub processes: u32,
+}
+
+/// What the containers with a GPU of a template demand, under the policy of its namespace.
+///
+/// # Errors
+/// The template cannot be read, or a declaration is refused. The list has all reasons.
+pub fn container_demands(
+    template: &Value,
+    namespace: &str,
+    policy: &Policy,
+) -> Result<(Vec<ContainerDemand>, Placement), Vec<String>> {
+    let read = PodObject::deserialize(template).map_err(|error| vec![format!("cannot be read: {error}")])?;
+    let pod = pod::translate(&read, Some(namespace), None);
+    let all: Vec<&str> = pod.containers.iter().map(|container| container.name.as_str()).collect();
+    let with_gpu: Vec<_> = pod.containers.iter().filter(|container| !container.gpus.is_empty()).collect();
+    let guarded: Vec<&str> = with_gpu.iter().map(|container| container.name.as_str()).collect();
+    let mut violations = Vec::new();
+    let fallback = Fallback { models: &policy.models, default: policy.default };
+    let figures = resolve(&pod.declarations, Names { all: &all, guarded: &guarded }, fallback, &mut violations);
+    if !violations.is_empty() {
+        return Err(violations.iter().map(ToString::to_string).collect());
+    }
+    let processes = match &pod.declarations.processes {
+        None => 1,
+        Some(Ok(processes)) => *processes,
+        Some(Err(text)) => return Err(vec![format!("{}: {text:?} is not a number of processes", keys::PROCESSES)]),
+    };
+    let mut demands = Vec::new();
+    for (container, figure) in with_gpu.iter().zip(figures) {
+        let declared = figure.ok().flatten();
+        let demand = declared.map(|declared| {
+            let demand = Demand::declared(declared, policy.per_process_overhead, processes);
+            demand.ok_or_else(|| vec!["its demand is larger than any amount of memory".to_owned()])
+        });
+        demands.push(ContainerDemand {
+            container: container.name.clone(),
+            role: container.role,
+            gpus: container.gpus.clone(),
+            demand: demand.transpose()?,
+            processes,
+        });
+    }
+    Ok((demands, pod.placement))
+}
+
+impl Demands {
+    fn of_template(&mut self, object: &Value, template: Template<'_>, namespace: &str, policies: &Policies) {
+        let Some(policy) = policies.of(namespace).filter(|policy| policy.mode != Mode::Off) else { return };
+        let title = title(object);
+        if let Some(foreign) = only_foreign(template.value) {
+            let what = format!("declares {} for {}; run `vramguard convert` on it first", foreign.key, foreign.scheme);
+            self.left_out.push(format!("{title}: {what}"));
+            return;
+        }
+        let (containers, placement) = match container_demands(template.value, namespace, policy) {
+            Ok(read) => read,
+            Err(reasons) => {
+                self.left_out.extend(reasons.iter().map(|reason| format!("{title}: {reason}")));
+                return;
+            }
+        };
+        let any_lasts = containers.iter().any(|container| container.role != Role::Init);
+        for ContainerDemand { container, role, gpus, demand, .. } in containers {
+            // An init container has ended before the others need its replica.
+            if any_lasts && role == Role::Init {
+                continue;
+            }
+            let [(resource, 1)] = gpus.as_slice() else {
+                let what = "asks for several GPUs, which are not shared";
+                self.left_out.push(format!("{title}: container {container:?} {what}"));
+                continue;
+            };
+            match demand {
+                None => self.undeclared.push((title.clone(), template.copies)),
+                Some(demand) => self.declared.push(Declared {
+                    object: title.clone(),
+                    resource: resource.clone(),
+                    demand: demand.total,
+                    copies: template.copies,
+                    placement: Placement { node_name: None, ..placement.clone() },
+                }),
+            }
+        }
+    }
+}
+
+/// The first declaration of a template for another project, if it has none of vramguard's own.
+fn only_foreign(template: &Value) -> Option<ForeignDeclaration> {
+    let annotations = template.pointer("/metadata/annotations").and_then(Value::as_object);
+    let mut names = annotations.into_iter().flat_map(|annotations| annotations.keys());
+    let ours = |name: &String| name == keys::VRAM || name == keys::MODEL || name.starts_with(keys::VRAM_OF);
+    let found = foreign::of_pod(template).into_iter().find(|declaration| !declaration.understood);
+    found.filter(|_| !names.any(ours))
+}
+
+/// A demand without an object, such as one from the command line: it may be placed on any GPU.
+pub fn anywhere() -> Placement {
+    Placement::anywhere(0, Preemption::LowerPriority)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+use serde_json::json;
+
+use super::*;
+use crate::k8s::document;
+
+fn policies(text: &str) -> Policies {
+    Policies::new(&document::read([("p.yaml", text)]).unwrap().documents, "vramguard-system")
+}
+
+/// A template with a container `main` that requests one GPU and these annotations.
+fn template(annotations: &Value) -> Value {
+    json!({
+        "metadata": {"annotations": annotations},
+        "spec": {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": 1}}}]}
+    })
+}
+
+fn workload(group: &str, kind: &str, spec: &Value) -> Value {
+    json!({"apiVersion": group, "kind": kind, "metadata": {"namespace": "ml", "name": "w"}, "spec": spec})
+}
+
+#[test]
+fn every_kind_of_workload_has_its_template_and_its_number_of_pods() {
+    let pod = template(&json!({}));
+    for (object, pointer, copies) in [
+        (workload("apps/v1", "Deployment", &json!({"replicas": 3, "template": pod})), "/spec/template", 3),
+        (workload("apps/v1", "StatefulSet", &json!({"template": pod})), "/spec/template", 1),
+        (workload("apps/v1", "ReplicaSet", &json!({"replicas": 0, "template": pod})), "/spec/template", 0),
+        (
+            workload("batch/v1", "Job", &json!({"parallelism": 4, "completions": 2, "template": pod})),
+            "/spec/template",
+            2,
+        ),
+        (
+            workload("batch/v1", "CronJob", &json!({"jobTemplate": {"spec": {"parallelism": 5, "template": pod}}})),
+            "/spec/jobTemplate/spec/template",
+            5,
+        ),
+        (workload("v1", "Pod", &json!({})), "", 1),
+    ] {
+        let template = of(&object).unwrap();
+        assert_eq!((template.pointer, template.copies), (pointer, Copies::Exactly(copies)), "{object}");
+    }
+    assert_eq!(of(&workload("apps/v1", "DaemonSet", &json!({"template": pod}))).unwrap().copies, Copies::PerNode);
+    assert!(of(&workload("v1", "Service", &json!({"template": pod}))).is_none());
+    assert!(of(&workload("serving.knative.dev/v1", "Deployment", &json!({"template": pod}))).is_none());
+    assert!(of(&json!(null)).is_none());
+}
+
+#[test]
+fn a_demand_is_the_declaration_with_the_overhead_under_the_policy_of_its_namespace() {
+    let policies = policies(
+        "apiVersion: vramguard.dev/v1alpha1\nkind: VramPolicy\nmetadata: {name: p, namespace: ml}\nspec:\n  declaration: \
+         {default: 2Gi}\n  models: {qwen: 4Gi}\n",
+    );
+    let of = |annotations: Value| {
+        let object = workload("apps/v1", "Deployment", &json!({"template": template(&annotations)}));
+        demands(&[object], &policies).declared[0].demand
+    };
+    assert_eq!(of(json!({"vramguard.dev/vram": "8Gi"})).mib(), 8192 + 720);
+    assert_eq!(of(json!({"vramguard.dev/vram": "8Gi", "vramguard.dev/processes": "2"})).mib(), 8192 + 2 * 720);
+    assert_eq!(of(json!({"vramguard.dev/model": "qwen"})).mib(), 4096 + 720);
+    assert_eq!(of(json!({})).mib(), 2048 + 720);
+}
+
+#[test]
+fn what_declares_nothing_or_cannot_be_read_is_named_and_never_zero() {
+    let policies = policies("");
+    let deployment = |name: &str, annotations: Value| {
+        let spec = json!({"replicas": 2, "template": template(&annotations)});
+        let mut object = workload("apps/v1", "Deployment", &spec);
+        object["metadata"]["name"] = json!(name);
+        object
+    };
+    let objects = [
+        deployment("silent", json!({})),
+        deployment("wrong", json!({"vramguard.dev/vram": "8"})),
+        deployment("exempt", json!({})),
+    ];
+    let mut exempt = objects[2].clone();
+    exempt["metadata"]["namespace"] = json!("kube-system");
+    let found = demands(&[objects[0].clone(), objects[1].clone(), exempt], &policies);
+    assert_eq!(found.declared.len(), 0);
+    assert_eq!(found.undeclared, [("Deployment ml/silent".to_owned(), Copies::Exactly(2))]);
+    assert_eq!(found.left_out.len(), 1);
+    assert!(found.left_out[0].starts_with("Deployment ml/wrong: ") && found.left_out[0].contains("\"8\""));
+}
+
+#[test]
+fn a_pod_whose_controller_is_there_is_not_counted_twice_and_one_that_ended_not_at_all() {
+    let policies = policies("");
+    let declared = template(&json!({"vramguard.dev/vram": "8Gi"}));
+    let deployment = workload("apps/v1", "ReplicaSet", &json!({"replicas": 3, "template": declared}));
+    let mut pod = declared.clone();
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["namespace"] = json!("ml");
+    pod["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet", "name": "w", "controller": true}]);
+    pod["spec"]["nodeName"] = json!("gpu-0");
+    let count = |objects: &[Value]| demands(objects, &policies).declared.len();
+    assert_eq!((count(&[deployment.clone(), pod.clone()]), count(std::slice::from_ref(&pod))), (1, 1));
+    assert_eq!(demands(std::slice::from_ref(&pod), &policies).declared[0].placement.node_name, None);
+    pod["status"] = json!({"phase": "Succeeded"});
+    assert_eq!(count(&[pod]), 0);
+}
+
+#[test]
+fn what_is_declared_for_another_project_is_not_planned_as_undeclared() {
+    let mut pod = template(&json!({"gpu-memory": "2000"}));
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    let found = demands(std::slice::from_ref(&pod), &policies(""));
+    assert_eq!((found.declared.len(), found.undeclared.len()), (0, 0));
+    assert_eq!(
+        found.left_out,
+        ["Pod without a name: declares gpu-memory for KAI; run `vramguard convert` on it first"]
+    );
+    pod["metadata"]["annotations"]["vramguard.dev/vram"] = json!("2000Mi");
+    assert_eq!(demands(&[pod], &policies("")).declared.len(), 1);
+}
+
+#[test]
+fn a_number_of_pods_that_cannot_be_read_is_named_and_is_not_one() {
+    let annotations = json!({"vramguard.dev/vram": "8Gi"});
+    let spec = json!({"replicas": "three", "template": template(&annotations)});
+    let found = demands(&[workload("apps/v1", "Deployment", &spec)], &policies(""));
+    assert!(found.declared.is_empty(), "{:?}", found.declared);
+    assert!(
+        found.left_out[0].contains("spec.replicas: \"three\" is not a whole number of pods"),
+        "{:?}",
+        found.left_out
+    );
+}

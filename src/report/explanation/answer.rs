@@ -1,0 +1,297 @@
+//! A question → its answer. Owns the order in which the core is asked, and what is left out if no cluster is known.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::{
+    Container, Explanation, Group, Ignored, Mutate, Nodes, Origin, Pod, SCHEMA_VERSION, Setting, Source, Validate,
+    Violation,
+};
+use crate::capacity::admission::account::{Account, ContainerAccount};
+use crate::capacity::admission::environment::Value;
+use crate::capacity::admission::{self, Changes, ContainerChange, Judgement};
+use crate::capacity::candidates::{self, Candidates};
+use crate::capacity::cluster::Cluster;
+use crate::capacity::pod::Pod as CorePod;
+use crate::capacity::pod::demand::{Basis, Role};
+use crate::capacity::pod::placement::Affinity;
+use crate::capacity::policy::{self, Documents, Mode, Policies, Policy, Why};
+use crate::capacity::verdict::{self, Advice, Counts, Verdict};
+use crate::capacity::vram::Vram;
+use crate::k8s::document::{Configuration, Sources};
+use crate::k8s::manifest::Manifest;
+use crate::k8s::object::PodObject;
+use crate::k8s::pod_review::{self, Subject};
+use crate::k8s::simulation::Simulation;
+use crate::k8s::snapshot::Snapshot;
+use crate::k8s::{patch, pod};
+use crate::keys;
+
+/// The most names of nodes that are listed with one reason.
+const MAX_NAMES: usize = 100;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The namespace.
+    pub namespace: &'a str,
+    /// All policy documents.
+    pub configuration: &'a Configuration,
+    /// Where they are written.
+    pub sources: &'a Sources,
+    /// The pod, if one is asked about.
+    pub manifest: Option<&'a Manifest>,
+    /// The cluster, if it is known.
+    pub cluster: Option<&'a Snapshot>,
+    /// Version of the program.
+    pub version: &'a str,
+}
+
+/// Answers a question.
+///
+/// # Errors
+/// The pod cannot be reviewed. [`crate::k8s::manifest`] reads only pods that can be.
+pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
+    let Question { namespace, configuration, sources, manifest, cluster, version } = question;
+    let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
+    let settings = configuration.documents.settings(namespace);
+    let mut explanation = Explanation {
+        schema_version: SCHEMA_VERSION.to_owned(),
+        generated_by: format!("vramguard {version}"),
+        namespace: namespace.to_owned(),
+        exempt: policies.of(namespace).is_none(),
+        policy: settings.into_iter().map(|setting| located(setting, namespace, configuration, sources)).collect(),
+        ..Explanation::default()
+    };
+    if configuration.documents == Documents::default() {
+        explanation.notes.push(verdict::NO_POLICY.to_owned());
+    }
+    let (Some(manifest), Some(policy)) = (manifest, policies.of(namespace).cloned()) else {
+        return Ok(explanation);
+    };
+    let object = PodObject::deserialize(&manifest.pod).map_err(|error| error.to_string())?;
+    let pod = pod::translate(&object, Some(namespace), Some(""));
+    let resources = pod.containers.iter().flat_map(|container| &container.gpus).map(|(resource, _)| resource.clone());
+    let (nothing, overrides) = (Snapshot::default(), &configuration.overrides);
+    let simulation = match cluster {
+        Some(cluster) => Simulation::new(cluster, policies, overrides),
+        None => Simulation::guarding(&nothing, policies, overrides, resources.collect::<BTreeSet<_>>()),
+    };
+    let asked = Asked { manifest, object: &object, pod: &pod, policy: &policy, cluster: simulation.cluster() };
+    explanation.pod = Some(asked.explain(cluster.is_some())?);
+    match cluster {
+        Some(snapshot) => explanation.nodes = asked.nodes(snapshot)?,
+        None => explanation.notes.push(verdict::NO_CLUSTER.to_owned()),
+    }
+    if matches!(policy.mode, Mode::Audit | Mode::Off) {
+        explanation.notes.push(verdict::not_held_back(policy.mode));
+    }
+    Ok(explanation)
+}
+
+/// A setting of the core, with the place in a file where it is written.
+fn located(setting: policy::Setting, namespace: &str, configuration: &Configuration, sources: &Sources) -> Setting {
+    let policy::Setting { path, value, origin, locked, passed_over } = setting;
+    let source = |origin: policy::Origin| {
+        let document = match origin {
+            policy::Origin::Default => None,
+            policy::Origin::Cluster => sources.cluster.as_ref(),
+            policy::Origin::Namespace => sources.namespaces.get(namespace),
+        }?;
+        Some(Source { file: document.file.clone(), line: document.lines.get(&path).copied() })
+    };
+    let written = value.as_deref().unwrap_or_default();
+    let in_force = source(origin);
+    // A field is without effect as a whole, or with one of its values: `quota`, `onShortfall: Reroute`.
+    let no_effect = in_force.as_ref().is_some_and(|source| {
+        let is_it = |inert: &str| inert == path || inert == format!("{path}: {written}");
+        configuration.inert.iter().any(|(file, inert)| *file == source.file && is_it(inert))
+    });
+    let ignored = passed_over.map(|other| Ignored {
+        source: source(other.origin),
+        value: other.value,
+        origin: other.origin.into(),
+        why: match other.why {
+            Why::Locked => "locked",
+            Why::Replaced => "replaced",
+            Why::LessStrict => "lessStrict",
+        },
+    });
+    Setting { source: in_force, field: path, value, origin: origin.into(), locked, ignored, no_effect }
+}
+
+impl From<policy::Origin> for Origin {
+    fn from(origin: policy::Origin) -> Origin {
+        match origin {
+            policy::Origin::Default => Origin::Default,
+            policy::Origin::Cluster => Origin::Cluster,
+            policy::Origin::Namespace => Origin::Namespace,
+        }
+    }
+}
+
+/// A pod that is asked about, with all that decides on it.
+struct Asked<'a> {
+    manifest: &'a Manifest,
+    object: &'a PodObject,
+    pod: &'a CorePod,
+    policy: &'a Policy,
+    cluster: &'a Cluster,
+}
+
+impl Asked<'_> {
+    fn explain(&self, knows_nodes: bool) -> Result<Pod, String> {
+        let account = admission::assess(self.pod, self.policy, self.cluster).account();
+        let subject = |object| Subject { object, namespace: None, user: "" };
+        let mutation = pod_review::mutate(subject(self.object), self.policy, || self.cluster);
+        let mutated = self.patched(&mutation.patch)?;
+        let validation = pod_review::validate(subject(&mutated), self.policy, &[], || self.cluster);
+        let overhead = self.policy.per_process_overhead;
+        let changes = mutation.changes.containers.iter().map(Some).chain(std::iter::repeat(None));
+        let containers = account.containers.iter().zip(changes);
+        Ok(Pod {
+            kind: self.manifest.kind.clone(),
+            name: self.manifest.name.clone(),
+            containers: containers
+                .map(|(container, change)| self.container(container, &account, overhead, change))
+                .collect(),
+            demand_mib: account.demand.map(Vram::mib),
+            mutate: Mutate {
+                changes: !mutation.patch.0.is_empty(),
+                removed_annotations: mutation.changes.strip.clone(),
+                affinity: alternatives(&mutation.changes),
+                warnings: mutation.changes.advice.iter().map(Advice::to_string).collect(),
+            },
+            validate: validation.map_or_else(not_asked, |validation| validate(validation.judgement, knows_nodes)),
+        })
+    }
+
+    fn patched(&self, patch: &json_patch::Patch) -> Result<PodObject, String> {
+        let mut pod = self.manifest.pod.clone();
+        json_patch::patch(&mut pod, patch).map_err(|error| error.to_string())?;
+        PodObject::deserialize(&pod).map_err(|error| error.to_string())
+    }
+
+    fn container(
+        &self,
+        container: &ContainerAccount,
+        account: &Account,
+        overhead: Vram,
+        change: Option<&ContainerChange>,
+    ) -> Container {
+        let key = |source| verdict::source(source, &container.name, &self.pod.declarations);
+        let demand = container.demand;
+        let overhead = match (demand, account.processes) {
+            (Some(demand), Some(_)) if demand.basis == Basis::Declared => {
+                demand.declared.map(|declared| demand.total.minus(declared).free())
+            }
+            (Some(_), Some(processes)) => overhead.checked_times(u64::from(processes)),
+            _ => None,
+        };
+        Container {
+            name: container.name.clone(),
+            role: match container.role {
+                Role::App => "app",
+                Role::Init => "init",
+                Role::Sidecar => "sidecar",
+            },
+            counts: demand.is_some() || matches!(container.counts, Counts::Guarded(_)),
+            why: container.counts.to_string(),
+            declared_mib: container.declared.map(|(amount, _)| amount.mib()),
+            source: container.declared.map(|(_, source)| key(source)).unwrap_or_default(),
+            also: container.also.iter().map(|source| key(*source)).collect(),
+            processes: account.processes,
+            overhead_mib: overhead.map(Vram::mib),
+            demand_mib: demand.map(|demand| demand.total.mib()),
+            slot: demand.is_some_and(|demand| demand.basis == Basis::Slot),
+            injected_request_mib: change.and_then(|change| change.request).map(Vram::mib),
+            injected_env: change.into_iter().flat_map(|change| &change.env).map(variable).collect(),
+            removed_env: change.and_then(|change| change.remove_env).map(str::to_owned),
+        }
+    }
+
+    /// What becomes of the pod on the nodes; `None` if it has no say on VRAM, or if its declaration is refused.
+    fn nodes(&self, snapshot: &Snapshot) -> Result<Option<Nodes>, String> {
+        // Under Audit and Off nothing is injected, so the pod is asked about as Enforce would create it.
+        let enforced = Policy { mode: Mode::Enforce, ..self.policy.clone() };
+        let changes = admission::assess(self.pod, &enforced, self.cluster).changes();
+        let mutated = self.patched(&patch::operations(self.object, &changes))?;
+        let Some(holder) = pod::would_hold(&mutated).filter(|holder| holder.request.is_some()) else { return Ok(None) };
+        // The node affinity that is added to the pod rules nodes out too.
+        let placement = pod::translate(&mutated, None, None).placement;
+        let candidates = candidates::of(self.cluster, &pod::uid(&mutated.metadata), &holder, &placement);
+        let known: BTreeSet<&str> = self.cluster.node_names().collect();
+        let others = snapshot.nodes.iter().map(|node| node.name()).filter(|name| !known.contains(name));
+        Ok(Some(nodes(candidates, others.map(str::to_owned).collect())))
+    }
+}
+
+/// The groups of nodes. `without_gpu` are the nodes that the core does not know, because they have no GPU.
+fn nodes(candidates: Candidates, without_gpu: Vec<String>) -> Nodes {
+    let group = |(why, group): (String, candidates::Group)| {
+        let count = group.nodes.len();
+        let why = why.strip_prefix("node(s) ").unwrap_or(&why).to_owned();
+        Group { why, count, nodes: group.nodes.into_iter().take(MAX_NAMES).collect(), example: group.example }
+    };
+    let later: Vec<Group> = candidates.later.into_iter().map(group).collect();
+    let mut never: Vec<Group> = candidates.never.into_iter().map(group).collect();
+    if !without_gpu.is_empty() {
+        let (count, why) = (without_gpu.len(), verdict::NO_GPU_AT_ALL.to_owned());
+        let nodes = without_gpu.into_iter().take(MAX_NAMES).collect();
+        never.push(Group { why, count, nodes, example: String::new() });
+    }
+    let total = candidates.now.len() + later.iter().chain(&never).map(|group| group.count).sum::<usize>();
+    Nodes { total, now: candidates.now, later, never }
+}
+
+/// What the node affinity requires in addition, as alternatives.
+fn alternatives(changes: &Changes) -> Vec<String> {
+    match &changes.affinity {
+        Some(Affinity::Terms(terms)) => {
+            let term = |term: &crate::capacity::pod::placement::NewTerm| {
+                term.with.iter().map(verdict::requirement).collect::<Vec<_>>().join(" and ")
+            };
+            let all: BTreeSet<String> = terms.iter().map(term).filter(|term| !term.is_empty()).collect();
+            all.into_iter().collect()
+        }
+        Some(Affinity::Nothing) | None => Vec::new(),
+    }
+}
+
+fn variable(variable: &admission::environment::Variable) -> String {
+    match &variable.value {
+        Value::Literal(value) => format!("{}={value}", variable.name),
+        Value::Field(path) => format!("{} from {path}", variable.name),
+    }
+}
+
+fn not_asked() -> Validate {
+    Validate { verdict: "Allow", ..Validate::default() }
+}
+
+/// The answer of `/validate/pods`. Violations that follow from nodes are left out of the verdict if no nodes are known.
+fn validate(judgement: Judgement, knows_nodes: bool) -> Validate {
+    let violation = |violation: &verdict::Violation| Violation {
+        reason: violation.reason().to_string(),
+        message: violation.to_string(),
+    };
+    let (of_nodes, violations): (Vec<_>, Vec<_>) =
+        judgement.violations.into_iter().partition(|violation| !knows_nodes && violation.depends_on_nodes());
+    let written = violations.iter().map(violation).collect();
+    let judgement = Judgement { violations, ..judgement };
+    let (verdict, advice) = match judgement.verdict() {
+        Verdict::Allow { advice } => ("Allow", advice),
+        Verdict::Deny { advice, .. } => ("Deny", advice),
+    };
+    Validate {
+        verdict,
+        violations: written,
+        depends_on_nodes: of_nodes.iter().map(violation).collect(),
+        warnings: advice
+            .iter()
+            .filter(|advice| !matches!(advice, Advice::Violates(_)))
+            .map(Advice::to_string)
+            .collect(),
+    }
+}

@@ -1,0 +1,204 @@
+//! The report as JSON for the script of the page. Owns its shape, which only `page.js` reads, and its escaping.
+//!
+//! Names that repeat are written once, in a list of strings, and are numbers elsewhere. So the page of 40,000 GPUs with
+//! 150,000 holders stays small.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::Serialize;
+use serde_json::ser::{CharEscape, Formatter, Serializer};
+
+use super::findings::Group;
+use super::nodes::NodeView;
+use super::tables::{Cell, Table};
+use super::text::visible;
+use crate::report::document::{Holder, Severity, Status};
+
+/// All that the script can show.
+#[derive(Serialize)]
+struct Data<'a> {
+    /// The names that repeat.
+    strings: Vec<&'a str>,
+    /// The findings, by reason.
+    findings: Vec<GroupData<'a>>,
+    /// The nodes, the worst first.
+    nodes: Vec<NodeData<'a>>,
+    /// The tables that can be filtered, by the id of their section.
+    tables: BTreeMap<&'a str, Vec<RowData<'a>>>,
+}
+
+/// Severity, reason, findings.
+#[derive(Serialize)]
+struct GroupData<'a>(Severity, &'a str, Vec<FindingData<'a>>);
+
+/// Anchor, kind, namespace, name, container, node, message, remedy, pods, source, whether it is new.
+#[derive(Serialize)]
+struct FindingData<'a>(
+    &'a str,
+    &'a str,
+    &'a str,
+    &'a str,
+    Option<&'a str>,
+    Option<&'a str>,
+    &'a str,
+    &'a str,
+    u64,
+    Option<String>,
+    bool,
+);
+
+/// Name, status, mode, product, pods, allocatable, held, free, why it is not known, its bars, unassigned holders.
+#[derive(Serialize)]
+struct NodeData<'a>(
+    &'a str,
+    Status,
+    usize,
+    Option<usize>,
+    u64,
+    Option<u64>,
+    u64,
+    Option<u64>,
+    Option<usize>,
+    Vec<BarData<'a>>,
+    Vec<HolderData<'a>>,
+);
+
+/// Name, number of its GPUs, headroom, outside, allocatable, held, free, used, holders.
+#[derive(Serialize)]
+struct BarData<'a>(&'a str, u64, u64, u64, u64, u64, Option<u64>, Option<u64>, Vec<HolderData<'a>>);
+
+/// Namespace, pod, container, amount, whether it declares one.
+#[derive(Serialize)]
+struct HolderData<'a>(usize, &'a str, usize, Option<u64>, u8);
+
+/// Namespace, node, cells. The first two are what the filters look at.
+#[derive(Serialize)]
+struct RowData<'a>(&'a str, &'a str, &'a [Cell]);
+
+/// Numbers for strings, in the order in which they were first asked for.
+#[derive(Default)]
+struct Interner<'a> {
+    numbers: BTreeMap<&'a str, usize>,
+    strings: Vec<&'a str>,
+}
+
+impl<'a> Interner<'a> {
+    fn number(&mut self, text: &'a str) -> usize {
+        *self.numbers.entry(text).or_insert_with(|| {
+            self.strings.push(text);
+            self.strings.len() - 1
+        })
+    }
+
+    fn holders(&mut self, holders: impl IntoIterator<Item = &'a Holder>) -> Vec<HolderData<'a>> {
+        let data = |holder: &'a Holder| {
+            let (namespace, container) = (self.number(&holder.namespace), self.number(&holder.container));
+            HolderData(namespace, &holder.pod, container, holder.vram_mib, u8::from(holder.declared))
+        };
+        holders.into_iter().map(data).collect()
+    }
+
+    fn node(&mut self, view: &NodeView<'a>) -> NodeData<'a> {
+        let node = view.node;
+        let bars = view.bars.iter().map(|bar| {
+            let holders = self.holders(bar.holders.iter().copied());
+            BarData(
+                bar.name,
+                bar.gpus,
+                bar.headroom,
+                bar.outside,
+                bar.allocatable,
+                bar.held,
+                bar.free,
+                bar.used,
+                holders,
+            )
+        });
+        let bars = bars.collect();
+        NodeData(
+            &node.node,
+            node.status,
+            self.number(&node.mode),
+            node.product.as_deref().map(|product| self.number(product)),
+            node.pods,
+            node.allocatable_mib,
+            node.held_mib,
+            node.free_mib,
+            node.unknown.as_deref().map(|why| self.number(why)),
+            bars,
+            self.holders(view.unassigned.iter().copied()),
+        )
+    }
+}
+
+/// Returns the data of the page as JSON that cannot end the element that it is in.
+///
+/// # Errors
+/// None is possible: each type of the data has a form in JSON, and memory takes all that is written.
+pub(super) fn json(groups: &[Group], nodes: &[NodeView], tables: &[Table]) -> serde_json::Result<String> {
+    let mut interner = Interner::default();
+    let findings = groups.iter().map(|group| {
+        let findings = group.findings.iter().map(|view| {
+            let finding = view.finding;
+            FindingData(
+                &view.anchor,
+                &finding.kind,
+                &finding.namespace,
+                &finding.name,
+                finding.container.as_deref(),
+                finding.node.as_deref(),
+                &finding.message,
+                &finding.remedy,
+                finding.pods,
+                view.source(),
+                view.is_new,
+            )
+        });
+        GroupData(group.severity, group.reason, findings.collect())
+    });
+    let findings = findings.collect();
+    let nodes = nodes.iter().map(|node| interner.node(node)).collect();
+    let tables = tables.iter().map(|table| {
+        let rows = table.rows.iter().map(|row| RowData(&row.namespace, &row.node, &row.cells));
+        (table.id, rows.collect())
+    });
+    let data = Data { strings: interner.strings, findings, nodes, tables: tables.collect() };
+    let mut written = Vec::new();
+    data.serialize(&mut Serializer::with_formatter(&mut written, Inert))?;
+    Ok(String::from_utf8_lossy(&written).into_owned())
+}
+
+/// Writes strings without the characters that mean something in HTML, and with deceptive characters [`visible`].
+struct Inert;
+
+impl Formatter for Inert {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        for piece in visible(fragment).split_inclusive(['<', '>', '&', '\\']) {
+            let (plain, escape): (&str, &[u8]) = match piece.as_bytes().last() {
+                Some(b'<') => (&piece[..piece.len() - 1], br"\u003c"),
+                Some(b'>') => (&piece[..piece.len() - 1], br"\u003e"),
+                Some(b'&') => (&piece[..piece.len() - 1], br"\u0026"),
+                Some(b'\\') => (&piece[..piece.len() - 1], br"\\"), // of `visible`: others are not in a fragment
+                _ => (piece, b""),
+            };
+            writer.write_all(plain.as_bytes())?;
+            writer.write_all(escape)?;
+        }
+        Ok(())
+    }
+
+    fn write_char_escape<W: ?Sized + io::Write>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()> {
+        writer.write_all(match escape {
+            CharEscape::Quote => br#"\""#,
+            CharEscape::ReverseSolidus => br"\\",
+            CharEscape::LineFeed => br"\n",
+            CharEscape::Tab => br"\t",
+            CharEscape::Solidus => b"/",
+            CharEscape::Backspace => br"\\u{8}",
+            CharEscape::FormFeed => br"\\u{c}",
+            CharEscape::CarriageReturn => br"\\u{d}",
+            CharEscape::AsciiControl(byte) => return write!(writer, r"\\u{{{byte:x}}}"),
+        })
+    }
+}

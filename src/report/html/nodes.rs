@@ -1,0 +1,202 @@
+//! The nodes with their GPUs. Owns their order and what each bar is made of.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use maud::{Markup, html};
+
+use super::bars::{self, Bar};
+use super::text::{counted, gib, gib_or_unknown, grouped};
+use crate::report::document::{Gpu, Holder, Node, Report, Status};
+
+/// Number of nodes that the page shows before its script runs.
+pub(super) const FIRST: usize = 40;
+/// The mode in which the GPU of no pod is known.
+const SLOT: &str = "slot";
+
+/// One node with what its bars show.
+pub(super) struct NodeView<'a> {
+    pub(super) node: &'a Node,
+    /// One for each GPU whose holders are known, and one for all the others together.
+    pub(super) bars: Vec<Bar<'a>>,
+    /// The holders that no bar shows.
+    pub(super) unassigned: Vec<&'a Holder>,
+}
+
+/// Returns the nodes of a report, the worst first: by status, then by how much they are over, then by name.
+pub(super) fn views<'a>(report: &'a Report, orphans: &'a [Node]) -> Vec<NodeView<'a>> {
+    let mut gpus: BTreeMap<&str, Vec<&Gpu>> = BTreeMap::new();
+    for gpu in &report.gpus {
+        gpus.entry(&gpu.node).or_default().push(gpu);
+    }
+    let nodes = report.nodes.iter().chain(orphans);
+    let mut views: Vec<NodeView> =
+        nodes.map(|node| view(node, gpus.get(node.node.as_str()).map_or(&[], Vec::as_slice))).collect();
+    views.sort_by_cached_key(|view| {
+        let over: u64 = view.bars.iter().map(Bar::over).fold(0, u64::saturating_add);
+        (Reverse(view.node.status), Reverse(over), view.node.node.as_str())
+    });
+    views
+}
+
+/// Nodes that only the GPUs of a report name. A report of `vramguard audit` has none; one written by hand may.
+pub(super) fn orphans(report: &Report) -> Vec<Node> {
+    let known: std::collections::BTreeSet<&str> = report.nodes.iter().map(|node| node.node.as_str()).collect();
+    let mut orphans: BTreeMap<&str, Node> = BTreeMap::new();
+    for gpu in report.gpus.iter().filter(|gpu| !known.contains(gpu.node.as_str())) {
+        let node = orphans.entry(&gpu.node).or_insert_with(|| Node {
+            node: gpu.node.clone(),
+            mode: gpu.mode.clone(),
+            product: gpu.product.clone(),
+            ..Node::default()
+        });
+        node.status = node.status.max(gpu.status);
+        node.held_mib = node.held_mib.saturating_add(gpu.held_mib);
+        node.allocatable_mib = Some(node.allocatable_mib.unwrap_or(0).saturating_add(gpu.allocatable_mib));
+        node.free_mib = node.free_mib.max(gpu.free_mib);
+    }
+    orphans.into_values().collect()
+}
+
+fn view<'a>(node: &'a Node, gpus: &[&'a Gpu]) -> NodeView<'a> {
+    let (together, alone): (Vec<&Gpu>, Vec<&Gpu>) =
+        gpus.iter().partition(|gpu| gpu.mode == SLOT && !node.is_assigned(gpus));
+    let mut bars: Vec<Bar> = alone.into_iter().map(Bar::of_gpu).collect();
+    let mut unassigned: Vec<&Holder> = node.unassigned.iter().collect();
+    if !together.is_empty() {
+        bars.push(Bar::of_unassigned(&together, std::mem::take(&mut unassigned), node.free_mib));
+    }
+    NodeView { node, bars, unassigned }
+}
+
+/// The words and the sign of a status. The sign tells states apart without colour.
+pub(super) fn status(status: Status) -> (&'static str, &'static str, &'static str) {
+    match status {
+        Status::Overcommitted => ("overcommitted", "■", "Overcommitted"),
+        Status::MaybeOvercommitted => ("maybe", "▲", "May be overcommitted"),
+        Status::Unknown => ("unknown", "?", "Not known"),
+        Status::Full => ("full", "●", "Full"),
+        Status::Ok => ("ok", "○", "Has room"),
+    }
+}
+
+/// The section of nodes.
+pub(super) fn section(views: &[NodeView]) -> Markup {
+    let left = views.len().saturating_sub(FIRST);
+    html! {
+        @if views.is_empty() {
+            p class="none" { "No node has GPUs." }
+        } @else {
+            (states(views))
+            (bars::legend())
+        }
+        div class="nodes" {
+            @for view in views.iter().take(FIRST) { (node_markup(view)) }
+        }
+        @if left > 0 {
+            p class="more" { (grouped(left as u64)) " more nodes, less full than these, are in this file. They need JavaScript." }
+        }
+    }
+}
+
+/// How many nodes are in each state, as one bar.
+fn states(views: &[NodeView]) -> Markup {
+    let mut counts: BTreeMap<Reverse<Status>, u64> = BTreeMap::new();
+    for view in views {
+        *counts.entry(Reverse(view.node.status)).or_default() += 1;
+    }
+    html! {
+        div class="states" {
+            div class="proportion" aria-hidden="true" {
+                @for (Reverse(state), count) in &counts {
+                    span class=(status(*state).0) style={ "flex-grow:" (count) } {}
+                }
+            }
+            ul {
+                @for (Reverse(state), count) in &counts {
+                    @let (class, sign, words) = status(*state);
+                    li { span class={ "badge " (class) } { span aria-hidden="true" { (sign) } " " (words) } " " (grouped(*count)) }
+                }
+            }
+        }
+    }
+}
+
+/// One node. `page.js` builds the same elements.
+fn node_markup(view: &NodeView) -> Markup {
+    let node = view.node;
+    let (class, sign, words) = status(node.status);
+    let domain = view.bars.iter().map(Bar::extent).max().unwrap_or(0).max(1);
+    let facts = [node.product.clone(), Some(format!("mode {}", node.mode)), Some(counted(node.pods, "pod"))];
+    html! {
+        article class={ "node " (class) } {
+            header {
+                h3 { (node.node) }
+                span class={ "badge " (class) } { span aria-hidden="true" { (sign) } " " (words) }
+                p class="facts" { (facts.into_iter().flatten().collect::<Vec<_>>().join(" · ")) }
+                p class="amounts" { (amounts(node)) }
+            }
+            @if let Some(why) = &node.unknown {
+                p class="say" { strong { "Its GPUs are not known: " } (why) }
+            }
+            @for bar in &view.bars { (bar.markup(domain)) }
+            @if !view.unassigned.is_empty() && !view.bars.is_empty() {
+                p class="say" {
+                    (counted(view.unassigned.len() as u64, "container"))
+                    " more of this node: it is not known on which of its GPUs. No bar shows them."
+                }
+            }
+            (holders_markup(view))
+        }
+    }
+}
+
+/// What is held and free. Where the GPUs are not known, a sum is only a lower bound, and zero says nothing.
+fn amounts(node: &Node) -> Markup {
+    html! {
+        @if node.unknown.is_none() {
+            b { (gib(node.held_mib)) } " of " (gib_or_unknown(node.allocatable_mib)) " GiB held · largest next pod "
+            b { (gib_or_unknown(node.free_mib)) }
+        } @else if node.held_mib == 0 {
+            "amount held not known"
+        } @else {
+            "at least " b { (gib(node.held_mib)) } " GiB held"
+        }
+    }
+}
+
+/// All holders of a node in a table, for those who cannot point at a bar, and for paper.
+fn holders_markup(view: &NodeView) -> Markup {
+    let of_bars = view.bars.iter().flat_map(|bar| bar.holders.iter().map(|holder| (bar.place(), *holder)));
+    let unassigned = view.unassigned.iter().map(|holder| ("not known".to_owned(), *holder));
+    let holders: Vec<(String, &Holder)> = of_bars.chain(unassigned).collect();
+    html! {
+        @if !holders.is_empty() {
+            details {
+                summary { (counted(holders.len() as u64, "holder")) }
+                table class="holders" {
+                    thead {
+                        tr {
+                            th scope="col" { "Namespace / pod" }
+                            th scope="col" { "Container" }
+                            th scope="col" { "GPU" }
+                            th scope="col" class="n" { "GiB" }
+                            th scope="col" { "Counted by" }
+                        }
+                    }
+                    tbody {
+                        @for (place, holder) in &holders {
+                            tr {
+                                th scope="row" { (holder.namespace) "/" (holder.pod) }
+                                td { (holder.container) }
+                                td { (place) }
+                                td class="n" { (gib_or_unknown(holder.vram_mib)) }
+                                td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

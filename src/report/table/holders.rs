@@ -1,0 +1,67 @@
+//! Who holds an overcommitted GPU, or may: the pods of which one has to go, the largest first.
+
+use std::cmp::Reverse;
+
+use super::Page;
+use super::findings::more;
+use super::grid::{Cell, Column, Grid};
+use super::paint::Role;
+use crate::report::document::{Holder, Report, Status};
+use crate::report::summary::Tone;
+use crate::report::text::{gib, named};
+
+/// The largest number of rows without `--all`.
+const ROWS: usize = 20;
+
+/// A GPU, or a node of which it is not known which pod is on which GPU.
+struct Place<'r> {
+    /// What is held beyond the allocatable, in MiB; 0 if not known.
+    excess: u64,
+    node: &'r str,
+    gpu: &'r str,
+    holders: &'r [Holder],
+}
+
+pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
+    let of_gpus = report.gpus.iter().filter(|gpu| gpu.status == Status::Overcommitted && !gpu.holders.is_empty());
+    let of_gpus = of_gpus.map(|gpu| Place {
+        excess: gpu.held_mib.saturating_sub(gpu.allocatable_mib),
+        node: &gpu.node,
+        gpu: &gpu.gpu,
+        holders: &gpu.holders,
+    });
+    // Where the GPU of a pod is not known, all pods of the node come into question.
+    let bad = |status: Status| matches!(status, Status::Overcommitted | Status::MaybeOvercommitted);
+    let of_nodes = report.nodes.iter().filter(|node| bad(node.status) && !node.unassigned.is_empty());
+    let of_nodes = of_nodes.map(|node| Place { excess: 0, node: &node.node, gpu: "-", holders: &node.unassigned });
+    let mut places: Vec<Place<'_>> = of_gpus.chain(of_nodes).collect();
+    places.sort_by_key(|place| Reverse(place.excess));
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let columns = vec![Column::name("POD", 24), Column::number("HELD"), Column::word("AS"), Column::word("GPU")];
+    let mut grid = Grid::new([columns, vec![Column::name("NODE", 12)]].concat());
+    let rows = places.iter().flat_map(|place| {
+        let mut holders: Vec<&Holder> = place.holders.iter().collect();
+        holders.sort_by_key(|holder| (Reverse(holder.vram_mib), &holder.namespace, &holder.pod, &holder.container));
+        holders.into_iter().map(move |holder| (place.node, place.gpu, holder))
+    });
+    let rows: Vec<(&str, &str, &Holder)> = rows.collect();
+    let shown = if page.all { rows.len() } else { ROWS };
+    for (node, gpu, holder) in rows.iter().take(shown) {
+        let by = if holder.declared { Cell::new("declared") } else { Cell::with("slot", Role::Doubtful) };
+        grid.push(vec![
+            Cell::new(page.paint.plain(&named(&holder.namespace, &holder.pod))),
+            Cell::known(holder.vram_mib.map(gib)),
+            by,
+            Cell::new(page.paint.cut(&page.paint.text(gpu), 12)),
+            Cell::new(page.paint.text(node)),
+        ]);
+    }
+    let about = ["of overcommitted GPUs".to_owned(), "in GiB".to_owned(), "largest first".to_owned()]
+        .map(|text| (text, Tone::Plain));
+    let mut lines = page.title("HOLDERS", &about);
+    lines.extend(grid.lines(&page.paint, page.width));
+    lines.extend(more(rows.len(), shown, page));
+    lines
+}
