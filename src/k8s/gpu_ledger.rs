@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::pod::moment;
+use super::wording;
 use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource, Rules};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::holder::{Amount, Holder, Part};
@@ -235,7 +236,7 @@ impl GpuLedger {
         serde_path_to_error::deserialize(value).map_err(|error| LedgerError {
             ledger: self.node().to_owned(),
             field: format!("{section}.{}", error.path()),
-            why: error.inner().to_string(),
+            why: wording::json(error.inner()),
         })
     }
 
