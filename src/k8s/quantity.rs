@@ -98,7 +98,7 @@ pub fn count(text: &str) -> Option<u64> {
     thousandths.is_multiple_of(1000).then(|| u64::try_from(thousandths / 1000).ok()).flatten()
 }
 
-/// What is wrong with a text that is no count of devices.
+/// Parses a count of devices, and says what is wrong with a text that is none.
 ///
 /// # Errors
 /// The text is not a whole number from 0 to the largest that the API can express; the error says which of these it is.
@@ -115,12 +115,15 @@ pub fn checked_count(text: &str) -> Result<u64, &'static str> {
     let (digits, suffix) = unsigned.split_at(end);
     let is_exponent = suffix.strip_prefix(['e', 'E']).is_some_and(|power| power.parse::<i64>().is_ok());
     let is_number = digits.contains(|c: char| c.is_ascii_digit()) && digits.matches('.').count() <= 1;
-    Err(match () {
-        () if !is_number || (unit(suffix).is_none() && !is_exponent) => "is not a number",
-        () if is_negative => BELOW_ZERO,
-        () if thousandths(unsigned).is_some_and(|read| !read.is_multiple_of(1000)) => FRACTION,
-        () => TOO_LARGE,
-    })
+    if !is_number || (unit(suffix).is_none() && !is_exponent) {
+        Err("is not a number")
+    } else if is_negative {
+        Err(BELOW_ZERO)
+    } else if thousandths(unsigned).is_some_and(|read| !read.is_multiple_of(1000)) {
+        Err(FRACTION)
+    } else {
+        Err(TOO_LARGE)
+    }
 }
 
 const BELOW_ZERO: &str = "is below zero";

@@ -50,9 +50,7 @@ pub fn json(error: &serde_json::Error) -> String {
 /// The messages that serde gives to every format, in other words. Any other text stays as it is.
 fn plain(text: &str) -> String {
     let mismatch = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
-    if let Some((found, wanted)) =
-        mismatch.and_then(|text| text.rsplit_once(", expected ").filter(|_| !text.is_empty()))
-    {
+    if let Some((found, wanted)) = mismatch.and_then(|text| text.rsplit_once(", expected ")) {
         // What is expected may have the separator in its own text; what was found is in quotes or short.
         let (found, wanted) = match found.split_once(", expected ") {
             Some((first, rest)) if !first.starts_with("string ") => (first, format!("{rest}, expected {wanted}")),
