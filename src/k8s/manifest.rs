@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::document::DocumentError;
 use super::object::PodObject;
-use super::snapshot;
+use super::{counts, snapshot, wording};
 
 /// The pod of a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,8 +95,9 @@ pub(super) fn check_pod(pod: &Value) -> Result<(), (String, String)> {
     let read: Result<PodObject, _> = serde_path_to_error::deserialize(pod);
     read.map(|_| ()).map_err(|error| {
         let field = format!(".{}", error.path());
-        (field.trim_end_matches(['.', '?']).to_owned(), error.inner().to_string())
-    })
+        (field.trim_end_matches(['.', '?']).to_owned(), wording::json(error.inner()))
+    })?;
+    counts::check(pod)
 }
 
 #[cfg(test)]
@@ -152,10 +153,10 @@ mod tests {
         assert_eq!(error("kind: Service\n"), "m.yaml:1: holds no Pod and no workload with a pod template");
         assert_eq!(
             error("{kind: Pod, metadata: {name: a}}\n---\n{kind: Pod, metadata: {generateName: b-}}\n"),
-            "m.yaml:1: holds 2 pods or workloads (Pod \"a\" in line 1, Pod \"b-*\" in line 2); one is explained at a time"
+            "m.yaml:1: holds 2 pods or workloads (Pod \"a\" in line 1, Pod \"b-*\" in line 3); one is explained at a time"
         );
         let odd = error("a: 1\n---\nkind: Deployment\nspec: {template: {spec: {nodeName: [], containers: []}}}\n");
-        assert!(odd.starts_with("m.yaml:2: spec.template.spec.nodeName: invalid type: sequence"), "{odd}");
+        assert!(odd.starts_with("m.yaml:3: spec.template.spec.nodeName: is a list"), "{odd}");
         assert!(error("kind: [\n").starts_with("m.yaml:"), "{}", error("kind: [\n"));
     }
 }

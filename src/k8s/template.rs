@@ -3,12 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::foreign::{self, ForeignDeclaration};
 use super::object::PodObject;
-use super::pod;
+use super::{counts, pod, quantity, wording};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{Demand, Role};
@@ -68,8 +67,8 @@ fn unreadable_number(object: &Value) -> Option<String> {
         "/spec/jobTemplate/spec/completions",
     ];
     fields.into_iter().find_map(|pointer| {
-        let value = object.pointer(pointer).filter(|value| !value.is_null() && value.as_u64().is_none())?;
-        Some(format!("{}: {value} is not a whole number of pods", pointer[1..].replace('/', ".")))
+        let why = quantity::whole(object.pointer(pointer).filter(|value| !value.is_null())?).err()?;
+        Some(format!("{}: {why}", pointer[1..].replace('/', ".")))
     })
 }
 
@@ -177,7 +176,11 @@ pub fn container_demands(
     namespace: &str,
     policy: &Policy,
 ) -> Result<(Vec<ContainerDemand>, Placement), Vec<String>> {
-    let read = PodObject::deserialize(template).map_err(|error| vec![format!("cannot be read: {error}")])?;
+    let read = serde_path_to_error::deserialize(template).map_err(|error: serde_path_to_error::Error<_>| {
+        vec![format!("cannot be read: {}: {}", error.path(), wording::json(error.inner()))]
+    });
+    let read: PodObject = read?;
+    counts::check(template).map_err(|(field, what)| vec![format!("{}: {what}", field.trim_start_matches('.'))])?;
     let pod = pod::translate(&read, Some(namespace), None);
     let all: Vec<&str> = pod.containers.iter().map(|container| container.name.as_str()).collect();
     let with_gpu: Vec<_> = pod.containers.iter().filter(|container| !container.gpus.is_empty()).collect();

@@ -6,9 +6,11 @@ use super::findings::Findings;
 use super::scene::{Scene, Stage, Subject};
 use super::{Modes, View};
 use crate::capacity::admission::{self, Reassessment};
+use crate::capacity::cluster::Cluster;
 use crate::capacity::name::Name;
+use crate::capacity::node::holder::{Amount, Part};
 use crate::capacity::policy::Mode;
-use crate::capacity::verdict::finding::{Finding, Matter, Severity};
+use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
 use crate::capacity::verdict::{Advice, Violation};
 use crate::capacity::vram::Vram;
 
@@ -41,7 +43,7 @@ pub(super) fn reassessments(
             reassessment.violations.retain(|violation| !violation.depends_on_nodes());
             reassessment.never_fits = None;
         }
-        let reporter = Reporter { subject, mode: modes.mode };
+        let reporter = Reporter { subject, mode: modes.mode, cluster: view.cluster };
         reporter.policy(&reassessment, findings);
         reporter.facts(findings);
         Some(reassessment)
@@ -53,6 +55,7 @@ pub(super) fn reassessments(
 struct Reporter<'a> {
     subject: &'a Subject,
     mode: Mode,
+    cluster: &'a Cluster,
 }
 
 impl Reporter<'_> {
@@ -89,7 +92,8 @@ impl Reporter<'_> {
     /// What is wrong with it under any policy.
     fn facts(&self, findings: &mut Findings) {
         for declaration in &self.subject.foreign {
-            self.add(Matter::Foreign(declaration.clone()), Severity::Warn, findings);
+            let given = self.given(declaration);
+            self.add(Matter::Foreign(ForeignDeclaration { given, ..declaration.clone() }), Severity::Warn, findings);
         }
         for fault in &self.subject.environment {
             self.add(Matter::Environment(fault.clone()), Severity::Warn, findings);
@@ -97,6 +101,19 @@ impl Reporter<'_> {
         for what in &self.subject.bypasses {
             self.add(Matter::Bypass { what: what.clone() }, Severity::Warn, findings);
         }
+    }
+
+    /// What another tool gave the container of a declaration, as the node counts it.
+    fn given(&self, declaration: &ForeignDeclaration) -> Given {
+        let Stage::Bound(node) = &self.subject.stage else { return Given::Nothing };
+        let holder = self.cluster.node(node).and_then(|node| node.ledger.holders().get(&self.subject.uid));
+        let is_it = |part: &&Part| declaration.container.as_ref().is_none_or(|name| *part.container == **name);
+        let amount = |part: &Part| match part.amount {
+            Amount::Counted(amount) => Some(amount),
+            Amount::Requested(_) | Amount::Declared { .. } | Amount::Slots(_) => None,
+        };
+        let counted = holder.and_then(|holder| holder.parts.iter().filter(is_it).find_map(amount));
+        counted.map_or(Given::Unrecorded, Given::Counted)
     }
 
     /// Whether a DaemonSet makes GPUs visible to itself without requesting one, as device plugins and exporters do.

@@ -72,6 +72,19 @@ pub struct ForeignDeclaration {
     pub tool: &'static str,
     /// The annotation that declares the same for vramguard.
     pub ours: String,
+    /// What the tool gave the container.
+    pub given: Given,
+}
+
+/// What another tool gave a container, by that tool's own record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// Nothing yet: the pod is not bound.
+    Nothing,
+    /// This much, which is what the container holds in a report.
+    Counted(Vram),
+    /// There is no record that can be read. The container holds what one that declares nothing holds.
+    Unrecorded,
 }
 
 /// A variable that has no effect, or a dangerous one.
@@ -119,6 +132,15 @@ pub enum Matter {
         resource: Resource,
         /// Why.
         why: Unknown,
+    },
+    /// The device plugin offers less of a resource than the node has.
+    GpusUnusable {
+        /// The resource.
+        resource: Resource,
+        /// What the node has.
+        has: u64,
+        /// What pods can request together.
+        usable: u64,
     },
     /// Pods that request GPUs are bound to a node that was not read, or has none.
     GpusMissing {
@@ -232,6 +254,7 @@ impl Matter {
             Matter::Overcommitted { gpu: Some(_), .. } => Reason::GpuOvercommitted,
             Matter::Overcommitted { gpu: None, .. } => Reason::GpuMayBeOvercommitted,
             Matter::GpusUnknown { .. } | Matter::GpusMissing { .. } => Reason::GpusUnknown,
+            Matter::GpusUnusable { .. } => Reason::GpusUnusable,
             Matter::TooManyReplicas { .. } => Reason::TooManyReplicas,
             Matter::Stranded { .. } => Reason::VramStranded,
             Matter::Foreign(_) => Reason::ForeignDeclaration,
@@ -263,6 +286,7 @@ impl Matter {
             Matter::GpusUnknown { resource, .. }
             | Matter::KeptOff { resource }
             | Matter::GpusMissing { resource }
+            | Matter::GpusUnusable { resource, .. }
             | Matter::TooManyReplicas { resource, .. } => resource.to_string(),
             Matter::Foreign(declaration) => {
                 format!("{} {}", declaration.container.as_deref().unwrap_or_default(), declaration.key)
@@ -296,6 +320,7 @@ impl Matter {
             Matter::Overcommitted { held, allocatable, by, .. } => {
                 vec![("heldMib", held.mib()), ("allocatableMib", allocatable.mib()), ("deficitMib", by.mib())]
             }
+            Matter::GpusUnusable { has, usable, .. } => vec![("capacity", *has), ("allocatable", *usable)],
             Matter::TooManyReplicas { replicas, median, allocatable, fits, .. } => vec![
                 ("replicas", u64::from(*replicas)),
                 ("medianDemandMib", median.mib()),

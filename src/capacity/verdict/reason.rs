@@ -81,6 +81,8 @@ pub enum Reason {
     GpuMayBeOvercommitted,
     /// The GPUs of a node are not known: its labels are missing, cannot be read, or contradict its capacity.
     GpusUnknown,
+    /// The device plugin offers less of a resource than the node has, or nothing.
+    GpusUnusable,
     /// The device plugin offers more replicas of a GPU than pods of the usual demand fit on it.
     TooManyReplicas,
     /// Memory is free, and smaller than the smallest demand that waits.

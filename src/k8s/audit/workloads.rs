@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::pods::About;
+use super::pods::{About, counted};
 use super::{Names, Reader, kept, owners, typed};
 use crate::capacity::audit::scene::{Stage, Subject, Workload};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::k8s::object::PodObject;
+use crate::k8s::quantity;
 
 /// How a kind of workload is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ fn number(spec: Option<&Value>, path: &str, field: &str) -> Result<Option<u64>, 
         None | Some(Value::Null) => Ok(None),
         Some(value) => {
             let path = path.replace('/', ".");
-            value.as_u64().map(Some).ok_or_else(|| format!("{path}.{field}: {value} is not a whole number"))
+            quantity::whole(value).map(Some).map_err(|why| format!("{path}.{field}: {why}"))
         }
     }
 }
@@ -126,8 +127,12 @@ impl IntOrPercent {
             let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
             is_number.then(|| IntOrPercent::Percent(digits.parse().unwrap_or(u64::MAX)))
         };
-        let read = value.as_u64().map(IntOrPercent::Int).or_else(|| percent(value.as_str()?));
-        read.ok_or_else(|| format!("{value} is neither a whole number nor a percentage"))
+        match value.as_str() {
+            Some(text) => {
+                percent(text).ok_or_else(|| format!("{value} is neither a whole number nor a percentage, as in 25%"))
+            }
+            None => quantity::whole(value).map(IntOrPercent::Int).map_err(|why| format!("{why} or a percentage")),
+        }
     }
 
     /// The number of pods. `divide` rounds a share.
@@ -197,6 +202,7 @@ impl Reader {
         };
         let mut object: PodObject =
             typed(template).map_err(|error| format!("{}.{error}", path[1..].replace('/', ".")))?;
+        counted(template).map_err(|error| format!("{}.{error}", path[1..].replace('/', ".")))?;
         object.metadata.namespace = Some(id.namespace.to_string());
         object.metadata.name = None;
         object.metadata.generate_name = Some(format!("{}-", id.name));

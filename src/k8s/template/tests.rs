@@ -126,7 +126,7 @@ fn a_number_of_pods_that_cannot_be_read_is_named_and_is_not_one() {
     let found = demands(&[workload("apps/v1", "Deployment", &spec)], &policies(""));
     assert!(found.declared.is_empty(), "{:?}", found.declared);
     assert!(
-        found.left_out[0].contains("spec.replicas: \"three\" is not a whole number of pods"),
+        found.left_out[0].contains("spec.replicas: \"three\" is a text, expected a whole number"),
         "{:?}",
         found.left_out
     );

@@ -5,7 +5,7 @@
 
 use maud::{Markup, html};
 
-use super::text::{counted, gib, gib_or_unknown, gpu_name};
+use super::text::{counted, gpu_name, room, room_or_unknown, taken, taken_or_unknown};
 use crate::report::document::{Gpu, Holder};
 
 /// Narrower parts show no name inside, in hundredths of a percent of the bar.
@@ -114,9 +114,9 @@ impl<'a> Bar<'a> {
                     (self.parts(domain))
                 }
                 p class="amounts" {
-                    b { (gib(self.held)) } " of " (gib(self.allocatable))
-                    @if self.over() > 0 { span class="by" { " over by " (gib(self.over())) } }
-                    @else { span { " free " (gib_or_unknown(self.free)) } }
+                    b { (taken(self.held)) } " of " (room(self.allocatable))
+                    @if self.over() > 0 { span class="by" { " over by " (taken(self.over())) } }
+                    @else { span { " free " (room_or_unknown(self.free)) } }
                 }
             }
         }
@@ -132,21 +132,21 @@ impl<'a> Bar<'a> {
         let segments: Vec<(u64, u64, &Holder)> = segments.collect();
         html! {
             @if self.headroom > 0 {
-                (part("kept", 0, self.headroom, domain, None, &format!("Driver and headroom: {} GiB", gib(self.headroom))))
+                (part("kept", 0, self.headroom, domain, None, &format!("Driver and headroom: {} GiB", taken(self.headroom))))
             }
             @if self.outside > 0 {
-                (part("kept", self.headroom, self.start(), domain, None, &format!("Not for pods: {} GiB", gib(self.outside))))
+                (part("kept", self.headroom, self.start(), domain, None, &format!("Not for pods: {} GiB", taken(self.outside))))
             }
             @for (from, to, holder) in segments {
                 (part(if holder.declared { "seg" } else { "seg undeclared" }, from, to, domain, Some(&holder.pod), &tip(holder)))
             }
             @if self.over() > 0 {
                 li class="over" style=(span(self.end(), self.start().saturating_add(self.held), domain)) {
-                    span class="tip" { "Over by " (gib(self.over())) " GiB" }
+                    span class="tip" { "Over by " (taken(self.over())) " GiB" }
                 }
             }
             @if let Some(used) = self.used {
-                li class="used" style=(span(0, used, domain)) { span class="tip" { "In use now: " (gib(used)) " GiB" } }
+                li class="used" style=(span(0, used, domain)) { span class="tip" { "In use now: " (taken(used)) " GiB" } }
             }
         }
     }
@@ -158,7 +158,7 @@ fn outside(gpu: &Gpu) -> u64 {
 }
 
 fn tip(holder: &Holder) -> String {
-    let amount = gib_or_unknown(holder.vram_mib);
+    let amount = taken_or_unknown(holder.vram_mib);
     let counted = if holder.declared { "" } else { ", declares nothing" };
     format!("{}/{}, container {}: {amount} GiB{counted}", holder.namespace, holder.pod, holder.container)
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::bars::{self, Bar};
-use super::text::{counted, gib, gib_or_unknown, grouped};
+use super::text::{counted, grouped, room_or_unknown, taken, taken_or_unknown};
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
 
 /// Number of nodes that the page shows before its script runs.
@@ -155,12 +155,12 @@ fn node_markup(view: &NodeView) -> Markup {
 fn amounts(node: &Node) -> Markup {
     html! {
         @if node.unknown.is_none() {
-            b { (gib(node.held_mib)) } " of " (gib_or_unknown(node.allocatable_mib)) " GiB held · largest next pod "
-            b { (gib_or_unknown(node.free_mib)) }
+            b { (taken(node.held_mib)) } " of " (room_or_unknown(node.allocatable_mib)) " GiB held · largest next pod "
+            b { (room_or_unknown(node.free_mib)) }
         } @else if node.held_mib == 0 {
             "amount held not known"
         } @else {
-            "at least " b { (gib(node.held_mib)) } " GiB held"
+            "at least " b { (taken(node.held_mib)) } " GiB held"
         }
     }
 }
@@ -190,7 +190,7 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 th scope="row" { (holder.namespace) "/" (holder.pod) }
                                 td { (holder.container) }
                                 td { (place) }
-                                td class="n" { (gib_or_unknown(holder.vram_mib)) }
+                                td class="n" { (taken_or_unknown(holder.vram_mib)) }
                                 td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
                             }
                         }

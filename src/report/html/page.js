@@ -14,12 +14,14 @@
   // --- text, as in text.rs ---------------------------------------------------------------------------------------
   const grouped = (number) => number.toLocaleString('en-US');
   const counted = (number, noun) => `${grouped(number)} ${noun}${number === 1 ? '' : 's'}`;
-  const gib = (mib) => {
+  const gib = (mib, rounded) => {
     if (mib === null) return UNKNOWN;
-    const tenths = Math.floor((mib * 10 + 512) / 1024);
+    const tenths = rounded((mib * 10) / 1024);
     if (tenths === 0) return mib === 0 ? '0' : '<0.1';
     return `${grouped(Math.floor(tenths / 10))}.${tenths % 10}`;
   };
+  const taken = (mib) => gib(mib, Math.ceil);
+  const room = (mib) => gib(mib, Math.floor);
   const gpuName = (gpu) => {
     const letters = Array.from(gpu);
     if (letters.length > 16) return `${letters.slice(0, 8).join('')}…${letters.slice(-4).join('')}`;
@@ -100,23 +102,23 @@
   };
   const buildParts = (bar, domain) => {
     const parts = [];
-    if (bar.headroom > 0) parts.push(buildPart('kept', 0, bar.headroom, domain, null, `Driver and headroom: ${gib(bar.headroom)} GiB`));
-    if (bar.outside > 0) parts.push(buildPart('kept', bar.headroom, bar.start, domain, null, `Not for pods: ${gib(bar.outside)} GiB`));
+    if (bar.headroom > 0) parts.push(buildPart('kept', 0, bar.headroom, domain, null, `Driver and headroom: ${taken(bar.headroom)} GiB`));
+    if (bar.outside > 0) parts.push(buildPart('kept', bar.headroom, bar.start, domain, null, `Not for pods: ${taken(bar.outside)} GiB`));
     let at = bar.start;
     for (const holder of bar.holders) {
       if (holder.amount === null) continue;
       const undeclared = holder.declared ? '' : ', declares nothing';
-      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${gib(holder.amount)} GiB${undeclared}`;
+      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${taken(holder.amount)} GiB${undeclared}`;
       const part = buildPart(holder.declared ? 'seg' : 'seg undeclared', at, at + holder.amount, domain, holder.pod, words);
       if (filter.namespace === holder.namespace) part.classList.add('hit');
       parts.push(part);
       at += holder.amount;
     }
     if (bar.over > 0) {
-      parts.push(element('li', { class: 'over', style: span(bar.end, bar.start + bar.held, domain) }, tip(`Over by ${gib(bar.over)} GiB`)));
+      parts.push(element('li', { class: 'over', style: span(bar.end, bar.start + bar.held, domain) }, tip(`Over by ${taken(bar.over)} GiB`)));
     }
     if (bar.used !== null) {
-      parts.push(element('li', { class: 'used', style: span(0, bar.used, domain) }, tip(`In use now: ${gib(bar.used)} GiB`)));
+      parts.push(element('li', { class: 'used', style: span(0, bar.used, domain) }, tip(`In use now: ${taken(bar.used)} GiB`)));
     }
     return parts;
   };
@@ -133,8 +135,8 @@
           element('li', { class: 'track', style: span(0, bar.end, domain), 'aria-hidden': 'true' }),
           ...buildParts(bar, domain)),
         element('p', { class: 'amounts' },
-          element('b', {}, gib(bar.held)), ` of ${gib(bar.allocatable)}`,
-          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${gib(bar.over)}`) : element('span', {}, ` free ${gib(bar.free)}`))),
+          element('b', {}, taken(bar.held)), ` of ${room(bar.allocatable)}`,
+          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${taken(bar.over)}`) : element('span', {}, ` free ${room(bar.free)}`))),
     ];
   };
   const buildHolders = (node) => {
@@ -149,7 +151,7 @@
       element('th', { scope: 'row' }, `${holder.namespace}/${holder.pod}`),
       element('td', {}, holder.container),
       element('td', {}, where),
-      element('td', { class: 'n' }, gib(holder.amount)),
+      element('td', { class: 'n' }, taken(holder.amount)),
       element('td', {}, holder.declared ? 'declaration' : 'slot: declares nothing')));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
@@ -159,9 +161,9 @@
         element('tbody', {}, ...rows)));
   };
   const buildAmounts = ({ unknown, held, allocatable, free }) => {
-    const bold = (mib) => element('b', {}, gib(mib));
-    if (unknown === null) return [bold(held), ` of ${gib(allocatable)} GiB held · largest next pod `, bold(free)];
-    return held === 0 ? ['amount held not known'] : ['at least ', bold(held), ' GiB held'];
+    const bold = (text) => element('b', {}, text);
+    if (unknown === null) return [bold(taken(held)), ` of ${room(allocatable)} GiB held · largest next pod `, bold(room(free))];
+    return held === 0 ? ['amount held not known'] : ['at least ', bold(taken(held)), ' GiB held'];
   };
   const buildNode = (raw) => {
     const node = readNode(raw);

@@ -11,7 +11,7 @@ use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
 use crate::report::summary::{Tone, at_least};
-use crate::report::text::{count, free_gib, gib};
+use crate::report::text::{count, room_gib, taken_gib};
 
 /// The largest number of rows without `--all`, sums of the others not counted.
 const ROWS: usize = 20;
@@ -266,12 +266,12 @@ fn cells(row: &Row, page: &Page) -> Vec<Cell> {
     let mut cells =
         vec![Cell::with(row.name.clone(), Role::Plain), Cell::new(row.gpu.clone()), Cell::new(row.mode.clone())];
     if page.is_wide() {
-        cells.push(Cell::known(row.total.map(gib)));
+        cells.push(Cell::known(row.total.map(room_gib)));
     }
-    cells.push(Cell::known(row.allocatable.map(gib)));
+    cells.push(Cell::known(row.allocatable.map(room_gib)));
     cells.push(held);
-    cells.push(Cell::known(row.free.map(free_gib)));
-    cells.push(Cell::known(row.used.map(gib)));
+    cells.push(Cell::known(row.free.map(room_gib)));
+    cells.push(Cell::known(row.used.map(taken_gib)));
     cells.push(Cell::known(row.pods));
     if page.is_wide() {
         let undeclared = row.undeclared.filter(|undeclared| *undeclared > 0);

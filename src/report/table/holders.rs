@@ -8,7 +8,7 @@ use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
 use crate::report::document::{Holder, Report, Status};
 use crate::report::summary::Tone;
-use crate::report::text::{gib, named};
+use crate::report::text::{named, taken_gib};
 
 /// The largest number of rows without `--all`.
 const ROWS: usize = 20;
@@ -52,7 +52,7 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
         let by = if holder.declared { Cell::new("declared") } else { Cell::with("slot", Role::Doubtful) };
         grid.push(vec![
             Cell::new(page.paint.plain(&named(&holder.namespace, &holder.pod))),
-            Cell::known(holder.vram_mib.map(gib)),
+            Cell::known(holder.vram_mib.map(taken_gib)),
             by,
             Cell::new(page.paint.cut(&page.paint.text(gpu), 12)),
             Cell::new(page.paint.text(node)),

@@ -52,6 +52,7 @@ fn a_node_of_dra_devices_alone_does_not_hide_what_is_stranded() {
     scene.running("p", "a", Some(20_000));
     scene.subject("r", Some(10_000), Stage::Waiting);
     scene.devices = vec![SharedDevice {
+        slice: "gpu-0-slice".into(),
         node: Some("b".into()),
         driver: "gpu.nvidia.com".into(),
         pool: "b".into(),

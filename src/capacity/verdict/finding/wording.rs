@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ForeignDeclaration, Growth, Matter};
+use super::{ForeignDeclaration, Given, Growth, Matter};
 use crate::capacity::gpu::Unknown;
 use crate::capacity::verdict::{Advice, Violation, count, quoted};
 
@@ -33,6 +33,16 @@ impl fmt::Display for Matter {
             Matter::GpusMissing { resource } => {
                 write!(f, "pods that request {resource} are bound here, and the node was not read or does not offer it")
             }
+            Matter::GpusUnusable { resource, has, usable: 0 } => write!(
+                f,
+                "none of {has} {resource} can be requested (allocatable 0): the device plugin does not run, or all its devices \
+                 are unhealthy; no new pod gets a GPU here"
+            ),
+            Matter::GpusUnusable { resource, has, usable } => write!(
+                f,
+                "only {usable} of {has} {resource} can be requested (allocatable): the device plugin reports the others as \
+                 unhealthy"
+            ),
             Matter::TooManyReplicas { resource, replicas, median, allocatable, fits } => write!(
                 f,
                 "the device plugin offers {replicas} replicas of each GPU of {resource}, but its {allocatable} hold {} of the \
@@ -42,7 +52,7 @@ impl fmt::Display for Matter {
             Matter::Stranded { free, smallest } => {
                 write!(f, "{free} are free for one pod, and the smallest demand that waits is {smallest}")
             }
-            Matter::Foreign(ForeignDeclaration { container, key, text, amount, tool, .. }) => {
+            Matter::Foreign(ForeignDeclaration { container, key, text, amount, tool, given, .. }) => {
                 if let Some(container) = container {
                     write!(f, "container {container:?}: ")?;
                 }
@@ -50,6 +60,18 @@ impl fmt::Display for Matter {
                 match amount {
                     Ok(amount) => write!(f, "; it means {amount}"),
                     Err(why) => write!(f, "; it {why}"),
+                }?;
+                match given {
+                    Given::Nothing => Ok(()),
+                    Given::Counted(amount) => {
+                        write!(f, "; by {tool}'s record it holds {amount}, which counts here, without an overhead")
+                    }
+                    Given::Unrecorded => {
+                        write!(
+                            f,
+                            "; no record of {tool} says what it holds, so it counts as a container that declares nothing"
+                        )
+                    }
                 }
             }
             Matter::Environment(fault) => {
@@ -121,6 +143,10 @@ impl Matter {
             Matter::GpusUnknown { why, .. } => unknown(why).to_owned(),
             Matter::GpusMissing { .. } => {
                 "start the device plugin on the node; if it is gone, delete its pods; in a snapshot, give its Node"
+                    .to_owned()
+            }
+            Matter::GpusUnusable { .. } => {
+                "look at the device plugin's pod on the node and its log; a kubelet that just started takes some seconds"
                     .to_owned()
             }
             Matter::TooManyReplicas { fits, .. } if *fits > 1 => {
