@@ -205,7 +205,7 @@ fn what_cannot_be_read_is_named_with_object_and_field() {
         ),
         (
             named("apps/v1", "Deployment", json!({"spec": {"replicas": -1, "template": {}}})),
-            "Deployment ml/x: spec.replicas: -1 is not a whole number",
+            "Deployment ml/x: spec.replicas: -1 is not a whole number of pods",
         ),
         (named("apps/v1", "Deployment", json!({"spec": {}})), "Deployment ml/x: spec.template: is missing"),
         (
@@ -242,11 +242,11 @@ fn what_cannot_be_read_of_jobs_autoscalers_and_devices_is_named_too() {
                 "CronJob",
                 json!({"spec": {"jobTemplate": {"spec": {"template": {}, "parallelism": "2"}}}}),
             ),
-            "CronJob ml/x: spec.jobTemplate.spec.parallelism: \"2\" is not a whole number",
+            "CronJob ml/x: spec.jobTemplate.spec.parallelism: \"2\" is not a whole number of pods",
         ),
         (
             named("autoscaling/v2", "HorizontalPodAutoscaler", json!({"spec": {"maxReplicas": "3"}})),
-            "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"3\" is not a whole number",
+            "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"3\" is not a whole number of pods",
         ),
         (
             named("autoscaling/v1", "HorizontalPodAutoscaler", json!({"spec": {"maxReplicas": 3}})),
