@@ -56,5 +56,7 @@ pub mod review;
 pub mod simulation;
 pub mod snapshot;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tree;
 pub mod webhook_configuration;

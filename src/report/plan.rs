@@ -365,7 +365,7 @@ fn alternative(plan: &Plan, input: Input<'_>) -> Option<AlternativeRow> {
             changed.join(" and "),
             other.placed,
             gib(other.held.mib()),
-            gib(plan.pools.iter().map(|planned| planned.held).sum::<Vram>().mib()),
+            gib(plan.held().mib()),
         ),
     })
 }
