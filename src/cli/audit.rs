@@ -90,9 +90,8 @@ pub(super) struct Args {
     #[arg(long)]
     all: bool,
 
-    /// Colours in the table: auto (on a terminal, unless NO_COLOR is set), always or never
-    #[arg(long, value_name = "WHEN", default_value_t = clap::ColorChoice::Auto)]
-    color: clap::ColorChoice,
+    #[command(flatten)]
+    colours: outputs::Colours,
 }
 
 impl Args {

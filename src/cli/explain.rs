@@ -51,9 +51,8 @@ pub(super) struct Args {
     /// Form of the answer: table or json, to stdout or, as FORMAT=FILE, to a file. May be given several times
     #[arg(long, value_name = "FORMAT[=FILE]", default_value = "table")]
     output: Vec<Output<Format>>,
-    /// When the table has colours; `auto` also respects `NO_COLOR`
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    color: clap::ColorChoice,
+    #[command(flatten)]
+    colours: outputs::Colours,
 }
 
 /// A form of the answer.
@@ -119,7 +118,7 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION"),
     };
     let explanation = explanation::answer(question).map_err(|error| anyhow!("--pod: {error}"))?;
-    outputs::write(&args.output, args.color, |format, look| match format {
+    outputs::write(&args.output, args.colours.color, |format, look| match format {
         Format::Table => table::render(&explanation, look.coloured),
         Format::Json => explanation.json(),
     })

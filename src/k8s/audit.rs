@@ -25,6 +25,7 @@ use super::node::{self, Override};
 use super::object::NodeObject;
 use super::quantity::{self, Bytes};
 use super::wording;
+use super::template::kinds::{self, WorkloadKind};
 use crate::capacity::audit::scene::Scene;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
@@ -217,7 +218,7 @@ impl Reader {
                 self.pods_seen += 1;
                 self.pod(id, place, object)
             }
-            Reads::Workload(shape) => self.workload(shape, id, place, object),
+            Reads::Workload(kind) => self.workload(kind, id, place, object),
             Reads::Autoscaler => self.workloads.autoscaler(id, object, &mut self.names),
             Reads::Quota => self.quota(&id.namespace, object),
             Reads::Slice => self.devices.slice(object, &mut self.names),
@@ -386,7 +387,7 @@ fn requests_gpu(value: &Value) -> bool {
 enum Reads {
     Node,
     Pod,
-    Workload(workloads::Shape),
+    Workload(&'static WorkloadKind),
     Autoscaler,
     Quota,
     Slice,
@@ -409,7 +410,7 @@ impl Reads {
             ("resource.k8s.io", "ResourceClaim") => Reads::Claim,
             (keys::API_GROUP, "GpuLedger") => Reads::Ledger,
             (keys::API_GROUP, _) => Reads::Policy,
-            _ => Reads::Workload(workloads::Shape::of(group, kind)?),
+            _ => Reads::Workload(kinds::find(group, kind)?),
         })
     }
 

@@ -283,7 +283,7 @@ fn change(
     claims: &dra::ClaimTemplates,
 ) -> Result<Option<Change>, Refused> {
     let Some(found) = template::of(object) else { return unknown_kind(object, direction) };
-    let at = edit::under(path, found.pointer);
+    let at = edit::under(path, found.kind.template);
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
     match direction {
         Direction::FromForeign(assumptions) => ours::change(found.value, &at, assumptions),

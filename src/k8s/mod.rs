@@ -61,6 +61,8 @@ pub mod simulation;
 pub mod snapshot;
 pub mod strict;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tree;
 pub mod webhook_configuration;
 pub mod wording;

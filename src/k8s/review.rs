@@ -381,6 +381,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::DeadEnvironment
         | Reason::DangerousEnvironment
         | Reason::GpuBypass
+        | Reason::OnlySharedGpus
         | Reason::AutoscalerExceedsRoom
         | Reason::RolloutExceedsRoom
         | Reason::ReplicasExceedRoom

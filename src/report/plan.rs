@@ -394,7 +394,7 @@ fn alternative(plan: &Plan, input: Input<'_>) -> Option<AlternativeRow> {
             changed.join(" and "),
             other.placed,
             taken(other.held.mib()),
-            taken(plan.pools.iter().map(|planned| planned.held).sum::<Vram>().mib()),
+            taken(plan.held().mib()),
         ),
     })
 }

@@ -6,9 +6,10 @@ use super::findings::Findings;
 use super::scene::{Scene, Stage, Subject};
 use super::{Modes, View};
 use crate::capacity::admission::{self, Reassessment};
-use crate::capacity::cluster::Cluster;
+use crate::capacity::cluster::{Cluster, OnlyShared};
 use crate::capacity::name::Name;
 use crate::capacity::node::holder::{Amount, Part};
+use crate::capacity::pod::placement::Placement;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
 use crate::capacity::verdict::{Advice, Violation};
@@ -46,6 +47,7 @@ pub(super) fn reassessments(
         let reporter = Reporter { subject, mode: modes.mode, cluster: view.cluster };
         reporter.policy(&reassessment, findings);
         reporter.facts(findings);
+        reporter.several_gpus(view.cluster, findings);
         Some(reassessment)
     };
     Reassessments { all: view.scene.subjects.iter().map(look).collect() }
@@ -114,6 +116,22 @@ impl Reporter<'_> {
         };
         let counted = holder.and_then(|holder| holder.parts.iter().filter(is_it).find_map(amount));
         counted.map_or(Given::Unrecorded, Given::Counted)
+    }
+
+    /// Containers that request several GPUs where only shared ones are.
+    fn several_gpus(&self, cluster: &Cluster, findings: &mut Findings) {
+        let Subject { pod, stage, .. } = self.subject;
+        // A pod that runs does so, but is not placed again.
+        let severity = if matches!(stage, Stage::Bound(_)) { Severity::Warn } else { Severity::Deny };
+        for container in &pod.containers {
+            for (resource, count) in container.gpus.iter().filter(|(_, count)| *count > 1) {
+                let placement = Placement { node_name: None, ..pod.placement.clone() };
+                let Some(OnlyShared { node, others }) = cluster.only_shared(resource, &placement) else { continue };
+                let (container, resource) = (container.name.clone(), resource.clone());
+                let matter = Matter::OnlyShared { container, resource, count: *count, node, others };
+                self.add(matter, severity, findings);
+            }
+        }
     }
 
     /// Whether a DaemonSet makes GPUs visible to itself without requesting one, as device plugins and exporters do.

@@ -196,6 +196,19 @@ pub enum Matter {
         /// The resource that they request.
         resource: Resource,
     },
+    /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
+    OnlyShared {
+        /// Name of the container.
+        container: String,
+        /// The resource.
+        resource: Resource,
+        /// How many of them it requests.
+        count: u64,
+        /// A node that shares them.
+        node: String,
+        /// How many further nodes do.
+        others: usize,
+    },
     /// What a namespace holds exceeds its quota.
     OverQuota {
         /// Whether the quota is that of the policy; else it is that of a ResourceQuota.
@@ -265,6 +278,7 @@ impl Matter {
             Matter::ExceedsRoom { growth: Growth::Rollout, .. } => Reason::RolloutExceedsRoom,
             Matter::ExceedsRoom { growth: Growth::Replicas | Growth::Parallelism, .. } => Reason::ReplicasExceedRoom,
             Matter::KeptOff { .. } => Reason::NoNodeAllowed,
+            Matter::OnlyShared { .. } => Reason::OnlySharedGpus,
             Matter::OverQuota { .. } => Reason::QuotaExceeded,
             Matter::DeviceOvercommitted { held, memory, .. } if held > memory => Reason::DeviceOvercommitted,
             Matter::DeviceOvercommitted { .. } => Reason::DeviceWithoutHeadroom,
@@ -292,6 +306,7 @@ impl Matter {
                 format!("{} {}", declaration.container.as_deref().unwrap_or_default(), declaration.key)
             }
             Matter::Environment(fault) => format!("{} {}", fault.container, fault.name),
+            Matter::OnlyShared { container, resource, .. } => format!("{container} {resource}"),
             Matter::Bypass { what } => what.clone(),
             Matter::ExceedsRoom { growth: Growth::Autoscaler(name), .. } => name.to_string(),
             Matter::ExceedsRoom { .. } => String::new(),
@@ -307,6 +322,7 @@ impl Matter {
             Matter::Advice(advice) => advice.container(),
             Matter::Foreign(declaration) => declaration.container.as_deref(),
             Matter::Environment(fault) => Some(&fault.container),
+            Matter::OnlyShared { container, .. } => Some(container),
             _ => None,
         }
     }
@@ -334,6 +350,7 @@ impl Matter {
             Matter::ExceedsRoom { demand, bound, wanted, fits, .. } => {
                 vec![("demandMib", demand.mib()), ("pods", *bound), ("wanted", *wanted), ("fitsMore", *fits)]
             }
+            Matter::OnlyShared { count, .. } => vec![("requested", *count)],
             Matter::OverQuota { held, quota, .. } => vec![("heldMib", held.mib()), ("quotaMib", quota.mib())],
             Matter::DeviceOvercommitted { held, memory, reserve, .. } => {
                 vec![("heldMib", held.mib()), ("memoryMib", memory.mib()), ("headroomMib", reserve.mib())]

@@ -107,6 +107,8 @@ pub enum Reason {
     ReplicasExceedRoom,
     /// No node that has the resource is one that the pods of a workload may land on.
     NoNodeAllowed,
+    /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
+    OnlySharedGpus,
     /// The pods of a namespace hold more than the quota of its policy.
     QuotaExceeded,
     /// Claims on a shared DRA device take more memory than it has.

@@ -216,13 +216,8 @@ impl Asked<'_> {
     ) -> Container {
         let key = |source| verdict::source(source, &container.name, &self.pod.declarations);
         let demand = container.demand;
-        let overhead = match (demand, account.processes) {
-            (Some(demand), Some(_)) if demand.basis == Basis::Declared => {
-                demand.declared.map(|declared| demand.total.minus(declared).free())
-            }
-            (Some(_), Some(processes)) => overhead.checked_times(u64::from(processes)),
-            _ => None,
-        };
+        let overhead =
+            demand.zip(account.processes).and_then(|(demand, processes)| demand.overhead(overhead, processes));
         Container {
             name: container.name.clone(),
             role: match container.role {

@@ -106,9 +106,10 @@ fn names_are_cut_to_the_width_of_the_terminal_and_numbers_are_not() {
 fn numbers_are_not_cut_even_where_they_do_not_fit() {
     let mut report = sample();
     report.gpus[0].held_mib = u64::MAX;
-    report.gpus[0].allocatable_mib = u64::MAX / 2;
+    report.gpus[0].allocatable_mib = 1 << 42;
     let text = render(&report, &at(1));
-    assert!(text.contains(" 9007199254740991.9 18014398509481984.0 "), "{text}");
+    // More than Kubernetes can express is shown as the most that it can.
+    assert!(text.contains(" 4294967296.0 8589934592.0 "), "{text}");
 }
 
 #[test]

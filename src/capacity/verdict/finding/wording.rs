@@ -95,6 +95,22 @@ impl fmt::Display for Matter {
             Matter::KeptOff { resource } => {
                 write!(f, "no node that has {resource} is one that its pods may land on, so none of them can run")
             }
+            Matter::OnlyShared { container, resource, count: requested, node, others } => {
+                write!(
+                    f,
+                    "container {container:?} requests {requested} of {resource}, and no node that its pod may land on has GPUs that \
+                     are not shared: node {node:?}"
+                )?;
+                if *others > 0 {
+                    write!(f, " and {} share theirs", count(*others, "other"))?;
+                } else {
+                    f.write_str(" shares them")?;
+                }
+                f.write_str(
+                    "; several replicas may be one GPU, so such a pod is kept off these nodes, and a device plugin with \
+                     failRequestsGreaterThanOne fails it",
+                )
+            }
             Matter::OverQuota { of_policy: true, held, quota } => {
                 write!(f, "its pods hold {held}, above the policy's quota of {quota}")
             }
@@ -183,6 +199,9 @@ impl Matter {
             }
             Matter::KeptOff { .. } => {
                 "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
+            }
+            Matter::OnlyShared { resource, .. } => {
+                format!("{resource}: 1  # under resources.limits; or add a node whose GPUs are not shared")
             }
             Matter::OverQuota { of_policy: true, held, .. } => format!("quota: {held}  # or fewer pods"),
             Matter::OverQuota { of_policy: false, .. } => "let its pods declare, or raise the ResourceQuota".to_owned(),
