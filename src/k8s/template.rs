@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::foreign::{self, ForeignDeclaration};
 use super::object::PodObject;
-use super::{counts, pod, quantity, wording};
+use super::{counts, pod, wording};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{Demand, Role};
