@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`audit`] | the objects of a cluster → what an audit looks at |
 //! | [`bounded`] | lists and maps of any length → a bounded number of their entries |
+//! | [`checkpoint`] | the kubelet's device checkpoint → the devices of each container |
 //! | [`object`] | JSON and YAML of pods and nodes → the few fields that vramguard reads |
 //! | [`quantity`] | Kubernetes quantities → counts and amounts |
 //! | [`pod`] | pod object → its requests, declarations and placement; bound pod → ledger holder |
@@ -38,6 +39,7 @@
 pub mod audit;
 pub mod bounded;
 pub mod case;
+pub mod checkpoint;
 pub mod convert;
 pub mod counts;
 pub mod device_plugin;
