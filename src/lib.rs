@@ -5,8 +5,8 @@
 //! 1. [`capacity`] decides. It imports from no other tier.
 //! 2. [`k8s`] translates between the Kubernetes API and those decisions, and [`report`] from findings to text. Both
 //!    import `capacity`, and `k8s` does not import `report`.
-//! 3. The shells act: `state`, `webhook`, `controller`, `tls`, `metrics`, `server` and `cli` (feature `cluster`).
-//!    They do all I/O, and import both.
+//! 3. The shells act: `state`, `webhook`, `controller`, `agent`, `tls`, `metrics`, `server` and `cli` (feature
+//!    `cluster`). They do all I/O, and import both.
 //!
 //! [`keys`] holds names only and imports nothing, so every tier may use it. `ARCHITECTURE.md` has the map of the
 //! modules.
@@ -19,6 +19,8 @@ pub mod k8s;
 pub mod keys;
 pub mod report;
 
+#[cfg(feature = "cluster")]
+pub mod agent;
 #[cfg(feature = "cluster")]
 pub mod cli;
 #[cfg(feature = "cluster")]

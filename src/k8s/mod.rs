@@ -5,10 +5,13 @@
 //! |---|---|
 //! | [`audit`] | the objects of a cluster → what an audit looks at |
 //! | [`bounded`] | lists and maps of any length → a bounded number of their entries |
+//! | [`checkpoint`] | the kubelet's device checkpoint → the devices of each container |
 //! | [`object`] | JSON and YAML of pods and nodes → the few fields that vramguard reads |
 //! | [`quantity`] | Kubernetes quantities → counts and amounts |
 //! | [`pod`] | pod object → its requests, declarations and placement; bound pod → ledger holder |
 //! | [`node`] | node object → its GPUs |
+//! | [`node_pod`] | pod object → what a node agent needs to know of a pod on its node |
+//! | [`cgroup`] | the cgroup of a process → its pod and container |
 //! | [`document`] | policy documents → policies, with file, line and field in every error |
 //! | [`manifests`] | files of JSON or YAML → objects, one at a time, each with its line |
 //! | [`manifest`] | a Pod or a workload with a pod template → its pod |
@@ -38,6 +41,8 @@
 pub mod audit;
 pub mod bounded;
 pub mod case;
+pub mod cgroup;
+pub mod checkpoint;
 pub mod convert;
 pub mod counts;
 pub mod device_plugin;
@@ -49,6 +54,7 @@ pub mod gpu_ledger;
 pub mod manifest;
 pub mod manifests;
 pub mod node;
+pub mod node_pod;
 pub mod object;
 pub mod ownership;
 pub mod patch;
