@@ -172,6 +172,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "cluster",
             "admission",
             "binding",
+            "steering",
             "filter",
             "plan",
             "candidates",
