@@ -4,9 +4,9 @@
 //! second part measures the same over TLS 1.3 and HTTP/1.1, as kube-scheduler calls it, with one request in flight. It
 //! also prints the CPU time of the handler, because other processes of a shared machine change the elapsed time.
 //!
-//! Every node has a `GpuLedger` with a reservation for each pod and is in mode `pinned`. On every second node each GPU
+//! Every node has a `GpuLedger` with a reservation for each pod and is in mode `steered`. On every second node each GPU
 //! is nearly full. The requests are for a pod that fits on all nodes, a pod that fits on half of the nodes, so that the
-//! answer holds a reason for the other half, a pod that is not pinned, and a pod with two containers that use GPUs.
+//! answer holds a reason for the other half, a pod with two replicas in one container, and a pod with two containers that use GPUs.
 
 #![allow(clippy::disallowed_methods)] // a benchmark needs what the pure tiers deny
 
@@ -58,7 +58,7 @@ fn shared(nodes: usize, certificates: Arc<CertificateStore>) -> Webhook {
     for node in 0..nodes {
         snapshot.nodes.push(serde_json::from_value(snapshot::node_of(&name(node), GPUS)).expect("a node"));
         for gpu in 0..GPUS {
-            let pod = snapshot::pinned(node * GPUS + gpu, &name(node), gpu, held(node));
+            let pod = snapshot::placed(node * GPUS + gpu, &name(node), gpu, held(node));
             snapshot.pods.push(serde_json::from_value(pod).expect("a pod"));
         }
     }
@@ -78,15 +78,18 @@ fn held(node: usize) -> u64 {
 
 /// The requests: a title, the pod, and the number of nodes out of 1,000 on which it fits.
 fn questions() -> [(&'static str, Value, usize); 4] {
-    let fits = snapshot::looking("1624Mi", snapshot::Gpu::Pinned);
-    let half = snapshot::looking("8912Mi", snapshot::Gpu::Pinned);
-    let unassigned = snapshot::looking("1624Mi", snapshot::Gpu::Any);
-    let mut two = unassigned.clone();
+    let fits = snapshot::looking("1624Mi");
+    let half = snapshot::looking("8912Mi");
+    let mut unassigned = fits.clone();
+    for list in ["limits", "requests"] {
+        unassigned["spec"]["containers"][0]["resources"][list]["nvidia.com/gpu"] = json!("2");
+    }
+    let mut two = fits.clone();
     two["spec"]["containers"][1]["resources"] = two["spec"]["containers"][0]["resources"].clone();
     [
         ("fits everywhere", fits, 1_000),
         ("fits on half", half, 500),
-        ("not pinned", unassigned, 1_000),
+        ("not steered", unassigned, 1_000),
         ("two containers on GPUs", two, 500),
     ]
 }

@@ -210,7 +210,7 @@ fn ledgers(cluster: &Cluster) -> Kind {
             .map(|(place, number)| {
                 json!({
                     "uid": uid(number), "namespace": namespace(number), "pod": pod_name(number), "container": "vllm",
-                    "resource": "nvidia.com/gpu", "replicas": 1, "mib": 4720, "basis": "Request", "pinned": true,
+                    "resource": "nvidia.com/gpu", "replicas": 1, "mib": 4720, "basis": "Request",
                     "gpu": format!("GPU-00000000-0000-4000-8000-{:012}", place % GPUS), "state": "Confirmed",
                     "since": "2026-11-22T21:00:00.000Z",
                 })

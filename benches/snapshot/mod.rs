@@ -29,14 +29,14 @@ pub(crate) fn node_of(name: &str, gpus: usize) -> Value {
     })
 }
 
-/// The `GpuLedger` of such a node. Its agent has verified pinning, and it has a reservation for each pod
+/// The `GpuLedger` of such a node. Its agent steers the device plugin, and it has a reservation for each pod
 /// `(number, GPU, MiB)`.
 pub(crate) fn ledger(node: &str, gpus: usize, pods: impl Iterator<Item = (usize, usize, u64)>) -> Value {
     let reservation = |(number, gpu, mib): (usize, usize, u64)| {
         json!({
             "uid": uid(number), "namespace": "ml", "pod": format!("p{number}"), "container": "main",
             "resource": "nvidia.com/gpu", "replicas": 1, "gpu": gpu_uuid(gpu), "mib": mib, "basis": "Request",
-            "pinned": true, "state": "Confirmed", "since": "2026-11-22T21:00:00.000Z",
+            "state": "Confirmed", "since": "2026-11-22T21:00:00.000Z",
         })
     };
     let gpu = |index: usize| json!({ "resource": "nvidia.com/gpu", "replicas": 4, "uuid": gpu_uuid(index), "index": index, "totalMiB": 81_920 });
@@ -44,7 +44,7 @@ pub(crate) fn ledger(node: &str, gpus: usize, pods: impl Iterator<Item = (usize,
         "apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger",
         "metadata": { "name": node, "resourceVersion": "1" },
         "spec": { "reservations": pods.map(reservation).collect::<Vec<_>>() },
-        "status": { "agent": { "handout": "Pinned", "gpus": (0..gpus).map(gpu).collect::<Vec<_>>(), "pods": [] } },
+        "status": { "agent": { "time": "2026-11-22T21:00:00Z", "allocationPolicy": "Steered", "gpus": (0..gpus).map(gpu).collect::<Vec<_>>(), "pods": [] } },
     })
 }
 
@@ -56,8 +56,8 @@ fn uid(number: usize) -> String {
     format!("00000000-0000-4000-8000-{number:012}")
 }
 
-/// A pod that is bound and pinned to a GPU.
-pub(crate) fn pinned(number: usize, node: &str, gpu: usize, mib: u64) -> Value {
+/// A pod that is bound, with the annotation that names its GPU.
+pub(crate) fn placed(number: usize, node: &str, gpu: usize, mib: u64) -> Value {
     let limits = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": format!("{mib}Mi") });
     json!({
         "metadata": {
@@ -66,28 +66,14 @@ pub(crate) fn pinned(number: usize, node: &str, gpu: usize, mib: u64) -> Value {
         },
         "spec": {
             "nodeName": node,
-            "containers": [{ "name": "main", "env": [pin("main")], "resources": { "limits": limits } }],
+            "containers": [{ "name": "main", "resources": { "limits": limits } }],
         },
         "status": { "phase": "Running" },
     })
 }
 
-fn pin(container: &str) -> Value {
-    let field = format!("metadata.annotations['vramguard.dev/gpu.{container}']");
-    json!({ "name": "NVIDIA_VISIBLE_DEVICES", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": field } } })
-}
-
-/// How a pod that waits for a node will get its GPU.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gpu {
-    /// The guard chooses it.
-    Pinned,
-    /// The device plugin chooses it.
-    Any,
-}
-
 /// A pod as kube-scheduler sends it: the pod of [`created`] with a uid and a VRAM request.
-pub(crate) fn looking(vram: &str, gpu: Gpu) -> Value {
+pub(crate) fn looking(vram: &str) -> Value {
     let mut pod = created();
     pod["metadata"]["uid"] = json!("7f7b1c7e-6ee5-4d5c-8f0e-000000000001");
     if let Some(metadata) = pod["metadata"].as_object_mut() {
@@ -96,9 +82,6 @@ pub(crate) fn looking(vram: &str, gpu: Gpu) -> Value {
     let container = &mut pod["spec"]["containers"][0];
     for list in ["limits", "requests"] {
         container["resources"][list]["vramguard.dev/vram"] = json!(vram);
-    }
-    if let (Gpu::Pinned, Some(env)) = (gpu, container["env"].as_array_mut()) {
-        env.push(pin("vllm"));
     }
     pod
 }

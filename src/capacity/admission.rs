@@ -350,7 +350,7 @@ impl Assessment<'_> {
             // A container whose declaration is refused has no demand, but it does request a GPU.
             let refused = demand.is_none() && !container.gpus.is_empty();
             let injection = if guarded && !refused {
-                environment::of_container(container, demand.as_ref(), self.policy.visible_devices)
+                environment::of_container(container, demand.as_ref())
             } else {
                 Injection::default()
             };

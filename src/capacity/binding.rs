@@ -146,9 +146,8 @@ pub fn task(holder: &Holder, pools: &[Pool], rules: &Rules) -> Task {
         return Task::None;
     }
     let taken: Vec<&Pool> = pools.iter().filter(|pool| holder.takes(&pool.resource).is_some()).collect();
-    let nameless = holder.is_pinned() && holder.only_gpu(pools).is_none();
     match taken.as_slice() {
-        [pool] if !pool.needs_reservations(rules) && !nameless => Task::Annotate,
+        [pool] if !pool.needs_reservations(rules) => Task::Annotate,
         // This includes a pod without a place on the node: the attempt to reserve one refuses it with the reason.
         _ => Task::Reserve,
     }

@@ -80,6 +80,8 @@ pub struct Cluster {
     touched: BTreeSet<String>,
     /// Whether ranking is suspended because the initial lists are still being read.
     ranking_deferred: bool,
+    /// A report of a node agent that is older than this is stale.
+    reports_from: Moment,
 }
 
 impl Cluster {
@@ -101,6 +103,7 @@ impl Cluster {
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
             ranking_deferred: false,
+            reports_from: Moment::default(),
         }
     }
 

@@ -123,12 +123,15 @@ pub enum AllocationPolicy {
     /// No node agent has verified it.
     #[default]
     Unverified,
+    /// The node agent verified it, but has not reported for too long.
+    Stale,
     /// The GPU with the fewest allocated replicas; ties are broken at random.
     Distributed,
     /// The GPU with the most allocated replicas that has a free one; ties are broken at random.
     Packed,
-    /// The GPU in `NVIDIA_VISIBLE_DEVICES`, if the pod sets it: the pod's value overrides the plugin's.
-    Pinned,
+    /// The node agent answers for the device plugin: a container gets the GPU that the ledger names, and else one that
+    /// has room. See [`crate::capacity::node::occupancy`].
+    Steered,
 }
 
 /// The GPUs of a node behind one resource name.
@@ -269,9 +272,9 @@ pub enum Accounting {
     Exact,
     /// The GPUs are not shared: whole GPUs are given out.
     Exclusive,
-    /// The annotation decides the GPU, and the node agent verified that it takes effect.
-    Pinned,
-    /// The GPU is predicted from the device plugin's verified policy, and corrected from PodResources.
+    /// vramguard chooses the GPU: the node agent steers the device plugin, and verified that it takes effect.
+    Steered,
+    /// The GPU is predicted from the device plugin's verified policy `distributed`, and corrected from PodResources.
     Confirmed,
     /// Several shared GPUs with nothing verified, or MPS. One slot per replica is safe by the pigeonhole principle.
     Slot,
@@ -284,7 +287,7 @@ impl fmt::Display for Accounting {
         f.write_str(match self {
             Accounting::Exact => "exact",
             Accounting::Confirmed => "confirmed",
-            Accounting::Pinned => "pinned",
+            Accounting::Steered => "steered",
             Accounting::Slot => "slot",
             Accounting::Exclusive => "exclusive",
             Accounting::Unknown => "unknown",
@@ -295,7 +298,7 @@ impl fmt::Display for Accounting {
 impl Pool {
     /// The accounting mode that the known facts about the pool allow.
     ///
-    /// The modes `confirmed` and `pinned` need facts that only the node agent reports.
+    /// The modes `confirmed` and `steered` need facts that only the node agent reports.
     pub fn accounting(&self) -> Accounting {
         match &self.contents {
             Err(_) => Accounting::Unknown,
@@ -304,9 +307,10 @@ impl Pool {
             Ok(_) if self.sharing == Sharing::Mps => Accounting::Slot,
             Ok(contents) if contents.gpus.len() == 1 => Accounting::Exact,
             Ok(_) => match self.allocation_policy {
-                AllocationPolicy::Unverified => Accounting::Slot,
-                AllocationPolicy::Distributed | AllocationPolicy::Packed => Accounting::Confirmed,
-                AllocationPolicy::Pinned => Accounting::Pinned,
+                // Under `packed`, any GPU with a free replica may be next, so a prediction would hold less than slots.
+                AllocationPolicy::Unverified | AllocationPolicy::Stale | AllocationPolicy::Packed => Accounting::Slot,
+                AllocationPolicy::Distributed => Accounting::Confirmed,
+                AllocationPolicy::Steered => Accounting::Steered,
             },
         }
     }
@@ -325,7 +329,7 @@ impl Pool {
         match self.accounting() {
             Accounting::Slot => self.slot(rules),
             Accounting::Exact | Accounting::Exclusive => self.smallest_gpu(rules),
-            Accounting::Confirmed | Accounting::Pinned => self.allocatables(rules)?.max(),
+            Accounting::Confirmed | Accounting::Steered => self.allocatables(rules)?.max(),
             Accounting::Unknown => None,
         }
     }
@@ -361,7 +365,7 @@ impl Pool {
     /// The label is needed where kube-scheduler's sum over the node does not bound a single pod.
     pub fn pod_max(&self, rules: &Rules) -> Option<Vram> {
         match self.accounting() {
-            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned => self.max_demand(rules),
+            Accounting::Slot | Accounting::Confirmed | Accounting::Steered => self.max_demand(rules),
             Accounting::Exclusive if self.contents.as_ref().is_ok_and(|contents| contents.gpus.len() > 1) => {
                 self.max_demand(rules)
             }
@@ -375,7 +379,7 @@ impl Pool {
     /// With one GPU that is so only if startups are serialized or several schedulers place pods.
     pub fn needs_reservations(&self, rules: &Rules) -> bool {
         match self.accounting() {
-            Accounting::Slot | Accounting::Confirmed | Accounting::Pinned | Accounting::Unknown => true,
+            Accounting::Slot | Accounting::Confirmed | Accounting::Steered | Accounting::Unknown => true,
             Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
             Accounting::Exclusive => false,
         }

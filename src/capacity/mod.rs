@@ -67,7 +67,7 @@
 //! |---|---|---|
 //! | exact | it has one shared GPU | the sum decides |
 //! | exclusive | its GPUs are not shared | the number of free GPUs decides |
-//! | pinned | the agent verified that vramguard's annotation decides the GPU | vramguard chooses the GPU |
+//! | steered | the agent answers for the device plugin, and verified that it takes effect | vramguard chooses the GPU |
 //! | confirmed | the agent verified how the device plugin chooses | the GPU is predicted, then reported by the agent |
 //! | slot | it has several shared GPUs and nothing is verified, or it uses MPS | one slot for each pod at most |
 //! | unknown | its GPUs are not known | nothing more fits |

@@ -4,7 +4,7 @@
 //! computed a second time here.
 //!
 //! In mode slot a pod takes one slot at most, so every further replica makes the largest pod smaller. In the modes
-//! exact, confirmed and pinned the sum on a GPU decides, so replicas only have to be plenty.
+//! exact, confirmed and steered the sum on a GPU decides, so replicas only have to be plenty.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -68,15 +68,6 @@ pub enum Framework {
     Triton,
 }
 
-/// What decides `NVIDIA_VISIBLE_DEVICES` of GPU containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VisibleDevices {
-    /// The device plugin.
-    Leave,
-    /// The annotation that names the GPU.
-    Pin,
-}
-
 /// What happens to a pod whose declaration nothing accounts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnUnaccounted {
@@ -105,7 +96,7 @@ macro_rules! displayed_by_name {
         })+
     };
 }
-displayed_by_name!(Mode, OnShortfall, VisibleDevices, OnUnaccounted, OnConflict);
+displayed_by_name!(Mode, OnShortfall, OnUnaccounted, OnConflict);
 
 /// Displays the framework as a policy file writes it.
 impl fmt::Display for Framework {
@@ -149,8 +140,6 @@ pub struct Policy {
     pub models: BTreeMap<String, Vram>,
     /// Framework whose environment variables are injected. It has no effect yet.
     pub framework: Framework,
-    /// What decides `NVIDIA_VISIBLE_DEVICES` of GPU containers.
-    pub visible_devices: VisibleDevices,
     /// What happens to a user's own value of an injected variable.
     pub on_conflict: OnConflict,
     /// Memory of a CUDA context that is added for each process. It is set for the whole cluster.

@@ -64,7 +64,7 @@ pub(crate) fn facts(pools: Vec<Pool>) -> NodeFacts {
 
 /// The container `main` of a holder, on a GPU that the device plugin chooses.
 pub(crate) fn part(amount: Amount) -> Part {
-    Part { container: "main".into(), role: Role::App, amount, pinned: false, gpu: None }
+    Part { container: "main".into(), role: Role::App, amount, gpu: None }
 }
 
 /// A pod with one container that requests an amount in MiB and one replica of [`GPU`].

@@ -1,23 +1,22 @@
 //! `GpuLedger` object ↔ reservations and the node agent's report. Owns the rows of its `spec`, which the replicas of
-//! the server write by compare-and-swap, and the section of its `status` that the node agent writes. [`status`] owns
-//! the part of the status that the controller writes.
+//! the server write by compare-and-swap. [`status`] owns the part of the status that the controller writes, and [`agent`]
+//! the section that the node agent writes.
 //!
 //! The custom resource definition in `deploy/` describes every field. An object that cannot be read is a fault of its
 //! node, never an empty ledger.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::agent::AgentSection;
 use super::pod::moment;
-use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource, Rules};
-use crate::capacity::name::{Name, PodUid};
+use crate::capacity::gpu::{GpuId, Resource, Rules};
+use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
-use crate::capacity::node::inventory::{Inventory, InventoryGpu};
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::node::reservation::{Reservation, Reservations, State};
 use crate::capacity::pod::PodName;
@@ -26,6 +25,7 @@ use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
+pub mod agent;
 pub mod status;
 
 /// A `GpuLedger` as the API server sends it.
@@ -92,8 +92,6 @@ struct Row {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mib: Option<u64>,
     basis: Basis,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pinned: bool,
     state: StateText,
     since: String,
 }
@@ -136,45 +134,7 @@ struct Spec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Status {
-    agent: Option<Agent>,
-}
-
-/// The section of the `status` that the node agent writes.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Agent {
-    #[serde(rename = "handout")]
-    allocation_policy: Option<AllocationPolicyText>,
-    gpus: Vec<AgentGpu>,
-    pods: Vec<AgentPod>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-enum AllocationPolicyText {
-    Distributed,
-    Packed,
-    Pinned,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct AgentGpu {
-    resource: String,
-    replicas: NonZeroU32,
-    uuid: String,
-    index: u32,
-    #[serde(rename = "totalMiB")]
-    total: u64,
-    #[serde(rename = "reservedMiB", default)]
-    reserved: Option<u64>,
-    #[serde(rename = "outOfBandMiB", default)]
-    out_of_band: u64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct AgentPod {
-    uid: String,
-    container: String,
-    gpu: String,
+    agent: Option<AgentSection>,
 }
 
 impl GpuLedger {
@@ -217,7 +177,7 @@ impl GpuLedger {
         }
         let reservation = |(uid, rows): (PodUid, Vec<(usize, Row)>)| Ok((uid, self.reservation(&rows)?));
         let reservations: Result<Reservations, LedgerError> = rows.into_iter().map(reservation).collect();
-        let inventory = status.agent.map(|agent| self.report(agent)).transpose()?;
+        let inventory = status.agent.map(|agent| agent.inventory(self.node())).transpose()?;
         Ok(LedgerContent { reservations: reservations?, inventory, fault: None })
     }
 
@@ -270,7 +230,6 @@ impl GpuLedger {
                     (Some(amount), Basis::Request) => Amount::Requested(amount),
                     (Some(amount), Basis::Declaration | Basis::Slot) => Amount::Counted(amount),
                 },
-                pinned: row.pinned,
                 gpu: None,
             });
         }
@@ -296,43 +255,6 @@ impl GpuLedger {
     fn amount(&self, index: usize, mib: u64) -> Result<Vram, LedgerError> {
         let field = format!("spec.reservations[{index}].mib");
         Vram::checked_from_mib(mib).ok_or_else(|| self.wrong(field, "is more than a quantity can say"))
-    }
-
-    fn report(&self, agent: Agent) -> Result<Inventory, LedgerError> {
-        let mut inventory = Inventory {
-            allocation_policy: match agent.allocation_policy {
-                None => AllocationPolicy::Unverified,
-                Some(AllocationPolicyText::Distributed) => AllocationPolicy::Distributed,
-                Some(AllocationPolicyText::Packed) => AllocationPolicy::Packed,
-                Some(AllocationPolicyText::Pinned) => AllocationPolicy::Pinned,
-            },
-            ..Inventory::default()
-        };
-        for (index, gpu) in agent.gpus.into_iter().enumerate() {
-            let sized = |mib: u64, field: &str| {
-                let size = Vram::checked_from_mib(mib).filter(|size| *size <= super::node::MAX_GPU);
-                let field = format!("status.agent.gpus[{index}].{field}");
-                size.ok_or_else(|| self.wrong(field, "is more than any GPU has"))
-            };
-            let reported = InventoryGpu {
-                gpu: Gpu {
-                    id: GpuId::Uuid(gpu.uuid.into()),
-                    index: gpu.index,
-                    total: sized(gpu.total, "totalMiB")?,
-                    driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
-                    out_of_band: sized(gpu.out_of_band, "outOfBandMiB")?,
-                },
-                replicas: gpu.replicas,
-            };
-            inventory.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
-        }
-        let mut assigned: BTreeMap<PodUid, BTreeMap<Name, GpuId>> = BTreeMap::new();
-        for pod in agent.pods {
-            let of_pod = assigned.entry(PodUid::from(pod.uid)).or_default();
-            of_pod.insert(pod.container.into(), GpuId::from(pod.gpu.as_str()));
-        }
-        inventory.assigned = assigned.into_iter().map(|(uid, of_pod)| (uid, of_pod.into_iter().collect())).collect();
-        Ok(inventory)
     }
 }
 
@@ -414,7 +336,6 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
             gpu: reservation.gpu.as_ref().map(GpuId::to_string),
             mib: part.holds(None, rules).map(Vram::mib),
             basis,
-            pinned: part.pinned,
             state: match reservation.state {
                 State::Assumed => StateText::Assumed,
                 State::Confirmed => StateText::Confirmed,

@@ -8,7 +8,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::object::{self, PodObject, PodSpec, Quantities};
 use super::quantity::{self, Bytes};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
-use crate::capacity::admission::environment;
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
@@ -319,7 +318,6 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
             container: container.name.as_str().into(),
             role: container.role,
             amount,
-            pinned: environment::is_pinned(container),
             gpu: gpu.map(|id| GpuId::from(id.as_str())),
         })
     };

@@ -364,7 +364,6 @@ fn code(reason: Reason) -> u16 {
         | Reason::ReservedAnnotation
         | Reason::ForeignBinder
         | Reason::NodeUnaccounted
-        | Reason::PinUnverified
         | Reason::GpuStarting
         | Reason::BoundPastGuard
         | Reason::RefusedIfCreated

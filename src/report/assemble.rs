@@ -84,7 +84,7 @@ fn mode(accounting: Accounting) -> &'static str {
     match accounting {
         Accounting::Exact => "exact",
         Accounting::Exclusive => "exclusive",
-        Accounting::Pinned => "pinned",
+        Accounting::Steered => "steered",
         Accounting::Confirmed => "confirmed",
         Accounting::Slot => "slot",
         Accounting::Unknown => "unknown",

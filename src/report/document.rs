@@ -120,7 +120,7 @@ pub struct Gpu {
     pub node: String,
     /// UUID, or the index if the UUID is not known.
     pub gpu: String,
-    /// Accounting mode of its pool: `exact`, `slot`, `exclusive`, `confirmed`, `pinned`.
+    /// Accounting mode of its pool: `exact`, `slot`, `exclusive`, `confirmed`, `steered`.
     pub mode: String,
     /// All its memory, in MiB.
     pub total_mib: u64,

@@ -188,7 +188,7 @@ fn footer(report: &Report) -> Markup {
                 dt { "Largest next pod" } dd { "The largest demand that fits now, in the worst case." }
                 dt { "Mode" } dd {
                     "How much is known. exact: the node has one shared GPU. exclusive: its GPUs are not shared. "
-                    "slot: it is not known which pod is on which GPU. confirmed, pinned: a node agent verified it. "
+                    "slot: it is not known which pod is on which GPU. confirmed: a node agent verified how the device plugin chooses. steered: vramguard chooses. "
                     "unknown: the GPUs are not known, so nothing is certain."
                 }
                 dt { (text::UNKNOWN) } dd { "Not known. 0 is none." }

@@ -40,13 +40,13 @@ pub(super) fn large() -> Report {
     for number in 0..250 {
         let mut node = sample.nodes[1].clone();
         node.node = format!("gpu-pool-a100-node-{number:04}");
-        node.mode = "pinned".into();
+        node.mode = "steered".into();
         node.unassigned.clear();
         for index in 0..8 {
             let mut gpu = sample.gpus[0].clone();
             gpu.node.clone_from(&node.node);
             gpu.gpu = index.to_string();
-            gpu.mode = "pinned".into();
+            gpu.mode = "steered".into();
             let bad = index == 3 && number % 31 == 0;
             if !bad {
                 gpu.holders.clear();

@@ -36,7 +36,7 @@ async fn pods_per_second_with_raised_client_limits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes, and measures: `just figures`"]
 async fn time_from_freed_room_to_a_bound_pod() {
-    for workload in [Workload::Single, Workload::Pinned] {
+    for workload in [Workload::Single, Workload::Steered] {
         room::measure(workload).await;
     }
 }

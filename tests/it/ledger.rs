@@ -13,9 +13,6 @@ use serde_json::{Value, json};
 use crate::support::objects::{ENFORCE, agent_report, cluster_policy, deployment, gpu_pod, node_of};
 use crate::support::{Component, GpuNode, GuardedCluster, PATIENCE, eventually};
 
-const PIN: &str = "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {name: cluster}\nspec: \
-                   {mode: Enforce, environment: {visibleDevices: Pin}}\n";
-
 /// A node with two A10 of 24 GiB and four replicas each, so that a slot is 5,967 MiB.
 fn two_gpus(name: &str) -> GpuNode {
     GpuNode { gpus: 2, ..GpuNode::new(name) }
@@ -179,11 +176,11 @@ async fn with_the_guard_away_kube_scheduler_fills_slots_and_nothing_larger() {
 }
 
 #[tokio::test]
-async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
+async fn a_steered_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
     let node = two_gpus("gpu-0");
-    let cluster = GuardedCluster::start(std::slice::from_ref(&node), &[("cluster.yaml", PIN)]).await;
-    cluster.agent_reports(&node, "Pinned").await;
-    cluster.mode("gpu-0", "pinned").await;
+    let cluster = GuardedCluster::start(std::slice::from_ref(&node), &[("cluster.yaml", ENFORCE)]).await;
+    cluster.agent_reports(&node, "Steered").await;
+    cluster.mode("gpu-0", "steered").await;
     // Each pod demands 8,912 MiB, so a GPU of 23,870 MiB holds two.
     cluster.plane.apply(&deployment("ml", "agent", 5, "{vramguard.dev/vram: 8Gi}")).await;
     let pods = cluster.settles("ml", 4, 1).await;
@@ -192,10 +189,6 @@ async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
         *on.entry(gpu_of(pod).expect("a bound pod names its GPU")).or_default() += 1;
     }
     assert_eq!(on, BTreeMap::from([("GPU-gpu-0-0".to_owned(), 2), ("GPU-gpu-0-1".to_owned(), 2)]));
-    let container = &pods[0].spec.as_ref().expect("a spec").containers[0];
-    let pin = container.env.iter().flatten().find(|entry| entry.name == "NVIDIA_VISIBLE_DEVICES").expect("injected");
-    let field = pin.value_from.as_ref().and_then(|from| from.field_ref.as_ref()).expect("from a field");
-    assert_eq!(field.field_path, "metadata.annotations['vramguard.dev/gpu.main']");
     // The waiting pod gets the GPU on which another pod was deleted.
     let first = pods.iter().find(|pod| node_of(pod).is_some()).expect("one is bound");
     let (name, gpu) = (first.metadata.name.clone().expect("a name"), gpu_of(first));
@@ -212,9 +205,9 @@ async fn a_pinned_pod_gets_a_gpu_with_room_and_its_annotation_with_its_node() {
 async fn bindings_that_come_together_are_written_together() {
     const PODS: u32 = 40;
     let node = GpuNode { replicas: 32, memory_mib: 81_920, ..two_gpus("gpu-0") };
-    let cluster = GuardedCluster::start(std::slice::from_ref(&node), &[("cluster.yaml", PIN)]).await;
-    cluster.agent_reports(&node, "Pinned").await;
-    cluster.mode("gpu-0", "pinned").await;
+    let cluster = GuardedCluster::start(std::slice::from_ref(&node), &[("cluster.yaml", ENFORCE)]).await;
+    cluster.agent_reports(&node, "Steered").await;
+    cluster.mode("gpu-0", "steered").await;
     cluster.plane.pause_component(Component::Scheduler);
     cluster.plane.apply(&deployment("ml", "agent", PODS, "{vramguard.dev/vram: 1Gi}")).await;
     cluster.settles("ml", 0, PODS as usize).await;

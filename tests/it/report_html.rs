@@ -157,7 +157,7 @@ fn large() -> Report {
             report.gpus.push(Gpu {
                 node: name.clone(),
                 gpu: format!("GPU-{node:08x}-0000-4000-8000-{gpu:012}"),
-                mode: "pinned".into(),
+                mode: "steered".into(),
                 total_mib: 81_559,
                 allocatable_mib: 80_253,
                 headroom_mib: 1306,
@@ -167,7 +167,7 @@ fn large() -> Report {
                 ..Gpu::default()
             });
         }
-        report.nodes.push(Node { node: name.clone(), mode: "pinned".into(), gpus: 8, ..Node::default() });
+        report.nodes.push(Node { node: name.clone(), mode: "steered".into(), gpus: 8, ..Node::default() });
         report.findings.push(Finding {
             severity: Severity::Info,
             reason: "StrandedVram".into(),

@@ -3,7 +3,6 @@
 
 use crate::capacity::pod::demand::Demand;
 use crate::capacity::pod::{Container, EnvEntry};
-use crate::capacity::policy::VisibleDevices;
 use crate::capacity::verdict::EnvConflict;
 use crate::keys;
 
@@ -40,7 +39,7 @@ pub struct Injection {
 }
 
 /// The injection for one container of a guarded pod. `demand` is `None` if the container requests no guarded GPU.
-pub fn of_container(container: &Container, demand: Option<&Demand>, visible: VisibleDevices) -> Injection {
+pub fn of_container(container: &Container, demand: Option<&Demand>) -> Injection {
     let mut injection = Injection::default();
     match demand {
         Some(demand) => {
@@ -48,10 +47,6 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
                 injection.want(container, keys::ENV_VRAM_MIB, Value::Literal(declared.mib().to_string()));
             }
             injection.want(container, keys::ENV_DEVICE_ORDER, Value::Literal("PCI_BUS_ID".to_owned()));
-            if visible == VisibleDevices::Pin && !is_pinned(container) {
-                let value = Value::Field(gpu_field(&container.name));
-                injection.missing.push(Variable { name: keys::ENV_VISIBLE_DEVICES, value });
-            }
         }
         // CUDA images are built with NVIDIA_VISIBLE_DEVICES=all, which shows every GPU to a container that requests
         // none. A value that the user set is a separate violation, see `shows_gpus_without_request`.
@@ -64,24 +59,11 @@ pub fn of_container(container: &Container, demand: Option<&Demand>, visible: Vis
 }
 
 /// The GPUs that a container chooses itself although it requests one from the device plugin.
-///
-/// A pin is no such choice, because vramguard injected it, under this policy or an earlier one.
 pub fn chosen_gpus(container: &Container) -> Option<EnvConflict> {
     let theirs = container.env(keys::ENV_VISIBLE_DEVICES);
-    let theirs = theirs.filter(|_| !container.gpus.is_empty() && !is_pinned(container))?;
+    let theirs = theirs.filter(|_| !container.gpus.is_empty())?;
     let chosen = !hides_gpus(theirs.value.as_deref());
     chosen.then(|| EnvConflict { name: keys::ENV_VISIBLE_DEVICES, theirs: theirs.value.clone(), ours: None })
-}
-
-/// The path of the pod's field that names the GPU of this container.
-pub fn gpu_field(container: &str) -> String {
-    format!("metadata.annotations['{}{container}']", keys::GPU_OF)
-}
-
-/// Whether a container sees only the GPU that the pod's annotation `vramguard.dev/gpu.<container>` names.
-pub fn is_pinned(container: &Container) -> bool {
-    let entry = container.env(keys::ENV_VISIBLE_DEVICES);
-    entry.and_then(|entry| entry.field.as_ref()).is_some_and(|field| *field == gpu_field(&container.name))
 }
 
 /// Whether a container that requests no GPU makes GPUs visible to itself.
@@ -147,20 +129,16 @@ mod tests {
 
     #[test]
     fn a_gpu_container_gets_its_budget_and_the_device_order() {
-        let injection =
-            of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()), VisibleDevices::Leave);
+        let injection = of_container(&container(true, &[("HOME", Some("/root"))]), Some(&demand()));
         assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
         assert_eq!(injection.conflicts, []);
     }
 
     #[test]
     fn a_container_without_a_gpu_sees_none() {
-        assert_eq!(
-            injected(&of_container(&container(false, &[]), None, VisibleDevices::Leave)),
-            ["NVIDIA_VISIBLE_DEVICES=void"]
-        );
+        assert_eq!(injected(&of_container(&container(false, &[]), None)), ["NVIDIA_VISIBLE_DEVICES=void"]);
         let own = container(false, &[("NVIDIA_VISIBLE_DEVICES", Some("all"))]);
-        assert_eq!(of_container(&own, None, VisibleDevices::Leave), Injection::default());
+        assert_eq!(of_container(&own, None), Injection::default());
         assert!(shows_gpus_without_request(&own));
         for harmless in ["void", "none", ""] {
             assert!(!shows_gpus_without_request(&container(false, &[("NVIDIA_VISIBLE_DEVICES", Some(harmless))])));
@@ -171,41 +149,18 @@ mod tests {
     #[test]
     fn what_is_already_there_is_not_injected_again() {
         let there = [("VRAMGUARD_VRAM_MIB", Some("8192")), ("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID"))];
-        assert_eq!(
-            of_container(&container(true, &there), Some(&demand()), VisibleDevices::Leave),
-            Injection::default()
-        );
+        assert_eq!(of_container(&container(true, &there), Some(&demand())), Injection::default());
     }
 
     #[test]
     fn a_users_own_value_is_a_conflict_and_the_last_one_counts() {
         let own = [("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID")), ("CUDA_DEVICE_ORDER", Some("FASTEST_FIRST"))];
-        let injection = of_container(&container(true, &own), Some(&demand()), VisibleDevices::Leave);
+        let injection = of_container(&container(true, &own), Some(&demand()));
         assert_eq!(injected(&injection), ["VRAMGUARD_VRAM_MIB=8192"]);
         assert_eq!(injection.conflicts.len(), 1);
         assert_eq!(injection.conflicts[0].theirs.as_deref(), Some("FASTEST_FIRST"));
     }
 
-    #[test]
-    fn under_pin_a_gpu_container_sees_what_the_annotation_names() {
-        let pinned = of_container(&container(true, &[]), Some(&demand()), VisibleDevices::Pin);
-        let field = "metadata.annotations['vramguard.dev/gpu.main']";
-        assert_eq!(injected(&pinned)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
-        let mut again = container(true, &[("NVIDIA_VISIBLE_DEVICES", None)]);
-        again.env[0].field = Some(field.into());
-        assert!(is_pinned(&again));
-        for policy in [VisibleDevices::Pin, VisibleDevices::Leave] {
-            let injection = of_container(&again, Some(&demand()), policy);
-            assert_eq!((chosen_gpus(&again), injection.missing.len()), (None, 2));
-        }
-        let own = container(true, &[("NVIDIA_VISIBLE_DEVICES", Some("0"))]);
-        let injection = of_container(&own, Some(&demand()), VisibleDevices::Pin);
-        assert!(chosen_gpus(&own).is_some());
-        assert_eq!(injected(&injection)[2], format!("NVIDIA_VISIBLE_DEVICES=<{field}>"));
-        assert!(!is_pinned(&own));
-    }
-
-    /// Regression: 16 pods of 20 GiB with `all` could meet on one GPU of eight.
     #[test]
     fn a_gpu_container_never_keeps_its_own_choice_of_gpus() {
         for value in [Some("all"), Some("0"), Some("GPU-3e095815-0000-4000-8000-000000000000"), None] {

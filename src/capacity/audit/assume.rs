@@ -66,7 +66,7 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
 fn split(name: &str, facts: &NodeFacts, holders: &[(&PodUid, &Holder)], cluster: &mut Cluster) {
     let rules = *cluster.rules();
     let divides =
-        |pool: &Pool| matches!(pool.accounting(), Accounting::Slot | Accounting::Confirmed | Accounting::Pinned);
+        |pool: &Pool| matches!(pool.accounting(), Accounting::Slot | Accounting::Confirmed | Accounting::Steered);
     let (several, kept): (Vec<&Pool>, Vec<&Pool>) = facts.pools.iter().partition(|pool| divides(pool));
     let rest = NodeFacts { pools: kept.into_iter().cloned().collect(), ..facts.clone() };
     let mut places: Vec<(String, &Pool, Vram)> = Vec::new();
@@ -121,6 +121,6 @@ fn renumbered(gpu: &Gpu) -> Gpu {
 
 /// The holder without its GPU.
 fn unplaced(holder: &Holder) -> Holder {
-    let without = |part: &Part| Part { gpu: None, pinned: false, ..part.clone() };
+    let without = |part: &Part| Part { gpu: None, ..part.clone() };
     Holder { parts: holder.parts.iter().map(without).collect(), ..holder.clone() }
 }

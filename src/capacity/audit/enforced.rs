@@ -117,7 +117,6 @@ fn admitted(holder: &Holder, subject: &Subject, reassessment: &Reassessment) -> 
         let demand: Option<Vram> = demand_of(&part.container);
         part.amount = demand.map_or(part.amount, Amount::Requested);
         part.gpu = None;
-        part.pinned = false;
     }
     Holder { request: reassessment.demand, parts: parts.into(), ..holder.clone() }
 }

@@ -3,7 +3,7 @@
 //! Owns the choice of the GPU and the creation of a reservation in state assumed. [`super::upkeep`] owns the later
 //! steps of a reservation's life, and [`crate::capacity::node::reservation`] its data.
 
-use crate::capacity::gpu::{Accounting, GpuId, Pool, Rules};
+use crate::capacity::gpu::{GpuId, Pool, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::Holder;
 use crate::capacity::node::ledger::NodeLedger;
@@ -87,7 +87,6 @@ impl NodeLedger {
 /// # Errors
 ///
 /// Fails if the pod requests the resources of no pool or of several pools, or if the GPUs of the pool are not known.
-/// Fails also if the pod is pinned, but the node is not verified to give a pod the GPU that its annotation names.
 pub(in crate::capacity) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> Result<&'p Pool, Unplaced> {
     let mut taken = pools.iter().filter(|pool| holder.takes(&pool.resource).is_some());
     let (Some(pool), None) = (taken.next(), taken.next()) else {
@@ -98,10 +97,6 @@ pub(in crate::capacity) fn pool_for<'p>(holder: &Holder, pools: &'p [Pool]) -> R
     };
     if let Err(why) = &pool.contents {
         return Err(Unplaced::Unknown(Box::new(why.clone())));
-    }
-    if holder.is_pinned() && pool.accounting() != Accounting::Pinned && holder.only_gpu(pools).is_none() {
-        // The container takes its list of visible GPUs from the annotation. It would start with an empty list.
-        return Err(Unplaced::PinUnverified { accounting: pool.accounting() });
     }
     Ok(pool)
 }

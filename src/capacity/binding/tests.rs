@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::capacity::gpu::{Resource, Sharing};
-use crate::capacity::node::holder::{Amount, Part};
+use crate::capacity::node::holder::Amount;
 use crate::capacity::node::ledger::NodeLedger;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::pod::placement::Placement;
@@ -18,9 +18,9 @@ fn pool(resource: &str, gpus: u32, replicas: u32) -> Pool {
     Pool { resource: Resource(resource.into()), sharing, ..testing::pool(&sizes, replicas) }
 }
 
-fn holder(resources: &[&str], pinned: bool) -> Holder {
+fn holder(resources: &[&str]) -> Holder {
     Holder {
-        parts: vec![Part { pinned, ..testing::part(Amount::Requested(mib(5720))) }].into(),
+        parts: vec![testing::part(Amount::Requested(mib(5720)))].into(),
         gpus: resources.iter().map(|name| (Resource((*name).into()), 1)).collect(),
         annotated: false,
         ..testing::holder(5720)
@@ -88,36 +88,19 @@ fn a_pod_is_promised_a_place_on_few_nodes_at_a_time() {
 fn single_gpus_are_annotated_and_reserved_only_where_the_scheduler_does_not_keep_the_sum() {
     let exact = [pool(GPU, 1, 4)];
     let rules = Rules::default();
-    assert_eq!(task(&holder(&[GPU], false), &exact, &rules), Task::Annotate);
+    assert_eq!(task(&holder(&[GPU]), &exact, &rules), Task::Annotate);
     for rules in [Rules { serialize_per_gpu: true, ..rules }, Rules { several_schedulers: true, ..rules }] {
-        assert_eq!(task(&holder(&[GPU], false), &exact, &rules), Task::Reserve);
+        assert_eq!(task(&holder(&[GPU]), &exact, &rules), Task::Reserve);
     }
-    assert_eq!(task(&holder(&[GPU], false), &[pool(GPU, 2, 4)], &rules), Task::Reserve);
-    assert_eq!(task(&holder(&[GPU], false), &[pool(GPU, 2, 1)], &rules), Task::Annotate);
-    assert_eq!(task(&Holder { request: None, ..holder(&[GPU], false) }, &exact, &rules), Task::None);
-}
-
-/// Such a pod would start with an empty list of visible GPUs.
-#[test]
-fn a_pinned_pod_whose_gpu_cannot_be_named_is_refused() {
-    let rules = Rules::default();
-    let refused = |pools: &[Pool]| {
-        assert_eq!(task(&holder(&[GPU], true), pools, &rules), Task::Reserve);
-        let placed =
-            NodeLedger::default().assume(&PodUid::from("a"), &holder(&[GPU], true), pools, &rules, Default::default());
-        matches!(placed, Err(Unplaced::PinUnverified { .. }))
-    };
-    assert!(refused(&[pool(GPU, 2, 4)]), "which of two is the plugin's choice");
-    assert!(refused(&[pool(GPU, 2, 1)]), "also where they are not shared");
-    // Each pool counts its GPUs from zero, so a position does not identify a GPU of the node.
-    assert!(refused(&[pool(GPU, 1, 4), pool(SHARED, 1, 4)]));
-    assert_eq!(task(&holder(&[GPU], true), &[pool(GPU, 1, 4)], &rules), Task::Annotate);
+    assert_eq!(task(&holder(&[GPU]), &[pool(GPU, 2, 4)], &rules), Task::Reserve);
+    assert_eq!(task(&holder(&[GPU]), &[pool(GPU, 2, 1)], &rules), Task::Annotate);
+    assert_eq!(task(&Holder { request: None, ..holder(&[GPU]) }, &exact, &rules), Task::None);
 }
 
 #[test]
 fn a_pod_that_takes_two_resources_of_a_node_has_no_place_there() {
     let pools = [pool(GPU, 1, 1), pool(SHARED, 2, 4)];
-    let both = holder(&[GPU, SHARED], false);
+    let both = holder(&[GPU, SHARED]);
     assert_eq!(task(&both, &pools, &Rules::default()), Task::Reserve);
     let placed = NodeLedger::default().assume(&PodUid::from("a"), &both, &pools, &Rules::default(), Default::default());
     assert!(matches!(placed, Err(Unplaced::SeveralResources)));
@@ -125,7 +108,7 @@ fn a_pod_that_takes_two_resources_of_a_node_has_no_place_there() {
 
 #[test]
 fn annotations_say_what_is_known() {
-    let of = |pools: &[Pool], gpu: Option<GpuId>| annotations(&pod(None), &holder(&[GPU], false), gpu.as_ref(), pools);
+    let of = |pools: &[Pool], gpu: Option<GpuId>| annotations(&pod(None), &holder(&[GPU]), gpu.as_ref(), pools);
     let known = of(&[pool(GPU, 2, 4)], Some(GpuId::Index(1)));
     let expected = [("gpu-total-mib", "24576"), ("gpu.main", "1"), ("vram-fraction.main", "0.2083")];
     let expected = expected.map(|(key, value)| (format!("vramguard.dev/{key}"), value.to_owned()));

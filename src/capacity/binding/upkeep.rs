@@ -3,10 +3,10 @@
 //! Owns every step in the life of a reservation after [`super::assume`]; [`crate::capacity::node::reservation`] draws
 //! that life. Some steps need a quorum read of the pod. The controller makes those reads, and writes the result.
 
-use crate::capacity::gpu::{Pool, Resource, Rules};
+use crate::capacity::gpu::{GpuId, Pool, Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::Holder;
-use crate::capacity::node::ledger::{LedgerContent, NodeLedger};
+use crate::capacity::node::ledger::NodeLedger;
 use crate::capacity::node::reservation::{Patience, Reservation, Reservations, State};
 use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
@@ -67,45 +67,48 @@ impl NodeLedger {
                 guarded(&pool.resource) && holder.takes(&pool.resource).is_some() && pool.needs_reservations(rules)
             };
             if pools.iter().any(counts) && !reservations.contains(uid) {
-                reservations.insert(uid.clone(), Reservation::adopt(holder, pools, now));
+                reservations.insert(uid.clone(), Reservation::adopt(holder, now));
                 adopted.push(uid.clone());
             }
         }
-        self.pin_unpinned(&mut reservations, pools, rules);
+        self.record_gpus(&mut reservations, pools);
         Upkeep { reservations, doubtful, adopted }
     }
 
-    /// Records a GPU in the reservation of each pinned pod that is seen here, if the reservation names none.
+    /// Records in each reservation the GPU that its pod really got, where the agent steers the device plugin.
     ///
-    /// It is the GPU that the pod's annotation names, or else one that can take the pod. The pods are placed one after
-    /// the other, each with the reservations of the ones before it, so that no two get the same free memory.
-    fn pin_unpinned(&self, reservations: &mut Reservations, pools: &[Pool], rules: &Rules) {
-        let unpinned = |(uid, holder): &(&PodUid, &Holder)| {
-            holder.is_pinned() && reservations.of(uid).is_some_and(|reservation| reservation.gpu.is_none())
-        };
-        let unpinned: Vec<(&PodUid, &Holder)> = self.holders().iter().filter(unpinned).collect();
-        for (uid, holder) in unpinned {
-            let mut ledger = self.clone();
-            let content = self.content().cloned().unwrap_or_default();
-            ledger.set_content(Some(LedgerContent { reservations: reservations.clone(), ..content }));
-            let chosen = || ledger.choose(uid, holder, pools, rules).ok().flatten();
-            reservations.get_mut(uid).expect("looked up above").gpu = holder.named_gpu(pools).or_else(chosen);
+    /// It differs from the reserved one if the agent had to move the pod. A reservation that names no GPU gets the one
+    /// that the pod's annotation names, until the agent reports it.
+    fn record_gpus(&self, reservations: &mut Reservations, pools: &[Pool]) {
+        for (uid, holder) in self.holders().iter().filter(|(_, holder)| holder.is_steered(pools)) {
+            if let Some(reservation) = reservations.get_mut(uid) {
+                let before = reservation.gpu.take();
+                let reported = self.reported_gpu(uid, holder);
+                reservation.gpu = reported.or(before).or_else(|| holder.named_gpu(pools));
+            }
         }
+    }
+
+    /// The GPU that the agent reports for all containers of a pod; `None` if it reports none or several.
+    fn reported_gpu(&self, uid: &PodUid, holder: &Holder) -> Option<GpuId> {
+        let inventory = self.content()?.inventory.as_ref()?;
+        let mut gpus = holder.parts.iter().map(|part| inventory.gpu_of(uid, &part.container));
+        let first = gpus.next()??;
+        gpus.all(|gpu| gpu == Some(first)).then(|| first.clone())
     }
 }
 
 impl Reservation {
     /// Creates the reservation of a pod that is already here, whether or not its GPU has enough free memory.
-    fn adopt(holder: &Holder, pools: &[Pool], now: Moment) -> Reservation {
-        let gpu = holder.named_gpu(pools).filter(|_| holder.is_pinned());
-        Reservation { holder: holder.settled(), gpu, state: State::Adopted, since: now }
+    fn adopt(holder: &Holder, now: Moment) -> Reservation {
+        Reservation { holder: holder.settled(), gpu: None, state: State::Adopted, since: now }
     }
 
     /// Updates the reservation of a pod that is seen bound here. An assumed one becomes confirmed.
     fn record_bound(&mut self, holder: &Holder, pools: &[Pool]) {
         if self.state == State::Assumed {
-            // The container starts with the GPU in the pod's annotation, so the annotation wins over the reservation.
-            let named = holder.named_gpu(pools).filter(|_| holder.is_pinned());
+            // Of several bindings that were allowed, the annotation tells which one the API server committed.
+            let named = holder.named_gpu(pools).filter(|_| holder.is_steered(pools));
             self.gpu = named.or(self.gpu.take());
             self.state = State::Confirmed;
         }

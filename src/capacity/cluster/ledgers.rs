@@ -14,6 +14,9 @@ use crate::capacity::time::Moment;
 
 /// How long a starting pod blocks its GPU under `serializePerGpu`. A pod that hangs must not block it forever.
 pub const STARTUP_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a report of the node agent is believed. It is two and a half times the interval at which an agent renews
+/// a report that does not change.
+pub const REPORT_DEADLINE: Duration = Duration::from_secs(600);
 /// How long ended pods are remembered: longer than the watch of another kind of object lags.
 const REMEMBER_ENDED: Duration = Duration::from_secs(300);
 
@@ -28,6 +31,7 @@ impl Cluster {
             let node = self.nodes.get(name);
             self.interner.ledger(content, |uid| node?.ledger.holders().get(uid));
         }
+        let reports_from = self.reports_from;
         let node = self.node_mut(name);
         let known_as = node.name.clone();
         let reserved = |ledger: &NodeLedger| -> BTreeSet<PodUid> {
@@ -36,6 +40,7 @@ impl Cluster {
         };
         let before = reserved(&node.ledger);
         node.ledger.set_content(content);
+        node.ledger.expire_reports(reports_from);
         let after = reserved(&node.ledger);
         for uid in before.difference(&after) {
             let nodes = self.reserved_on.remove(uid).expect("a reservation that is known is known by pod");
@@ -116,7 +121,8 @@ impl Cluster {
         self.rebuild();
     }
 
-    /// Advances time: startups time out, pods that ended long ago are forgotten, and resources stop lingering.
+    /// Advances time: startups time out, reports of node agents become stale, pods that ended long ago are forgotten, and
+    /// resources stop lingering.
     pub fn tick(&mut self, now: Moment) {
         if self.ended_since.after(REMEMBER_ENDED) <= now {
             let [recent, _] = std::mem::take(&mut self.ended);
@@ -125,6 +131,16 @@ impl Cluster {
         }
         let unguarded = self.guarded.tick(now);
         self.rerank(&unguarded);
+        self.reports_from = now.before(REPORT_DEADLINE);
+        let mut stale = Vec::new();
+        for (name, node) in &mut self.nodes {
+            if node.ledger.expire_reports(self.reports_from) {
+                stale.push(name.clone());
+            }
+        }
+        for name in stale {
+            self.account(&name, true);
+        }
         if !self.rules.serialize_per_gpu {
             return;
         }

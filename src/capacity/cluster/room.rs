@@ -63,7 +63,7 @@ fn by_memory(pool: &Pool, usage: &PoolUsage, demand: Vram) -> (u64, bool) {
         // Each pod takes a slot of its own, however small it is, while every pod fits in one.
         Accounting::Slot if usage.free_total > usage.free => (u64::MAX, true),
         // The room of each GPU in the worst case, one GPU after the other.
-        Accounting::Pinned => {
+        Accounting::Steered => {
             let of_gpus = usage.gpus.iter().filter_map(|gpu| gpu.free).map(|free| demand.times_in(free));
             (of_gpus.fold(0, u64::saturating_add).max(1), true)
         }

@@ -1,8 +1,7 @@
 //! Compares the filter with the binding guard's own answer, on random small clusters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use litemap::LiteMap;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -25,10 +24,6 @@ fn rules(serialize_per_gpu: bool) -> Rules {
 
 fn pool(resource: &str, sizes: &[u64], replicas: u32, sharing: Sharing, allocation_policy: AllocationPolicy) -> Pool {
     Pool { resource: Resource(resource.into()), sharing, allocation_policy, ..testing::pool(sizes, replicas) }
-}
-
-fn part(amount: Amount, pinned: bool) -> Part {
-    Part { pinned, ..testing::part(amount) }
 }
 
 /// A pod with one container that requests `request` MiB.
@@ -122,25 +117,22 @@ fn a_pod_that_is_promised_enough_places_passes_on_those_alone() {
 
 #[test]
 fn what_a_node_does_not_publish_is_no_surprise() {
-    let pinned = facts(vec![pool(GPU, &[24_000, 24_000], 4, Sharing::TimeSlicing, AllocationPolicy::Unverified)]);
-    let mut cluster = cluster([("pinned", pinned), ("slots", time_sliced(&[24_000, 24_000]))]);
-    let inventory = Inventory { allocation_policy: AllocationPolicy::Pinned, ..Inventory::default() };
+    let steered = facts(vec![pool(GPU, &[24_000, 24_000], 4, Sharing::TimeSlicing, AllocationPolicy::Unverified)]);
+    let mut cluster = cluster([("steered", steered)]);
+    let inventory = Inventory { allocation_policy: AllocationPolicy::Steered, ..Inventory::default() };
     cluster.apply_ledger(
-        "pinned",
+        "steered",
         Some(LedgerContent { reservations: Reservations::default(), inventory: Some(inventory), fault: None }),
     );
-    let on_first = Part { gpu: Some(GpuId::Index(0)), ..part(Amount::Requested(mib(20_000)), true) };
-    cluster.apply_pod(&uid("a"), "pinned", Holder { parts: vec![on_first].into(), ..one(20_000, 0) });
+    let on_first = Part { gpu: Some(GpuId::Index(0)), ..testing::part(Amount::Requested(mib(20_000))) };
+    cluster.apply_pod(&uid("a"), "steered", Holder { parts: vec![on_first].into(), ..one(20_000, 0) });
 
-    let pinned =
-        |request| Holder { parts: vec![part(Amount::Requested(mib(request)), true)].into(), ..one(request, 0) };
-    let (small, large) = (pinned(13_000), pinned(25_000));
-    assert_eq!(ask(&cluster, &small, "pinned"), Ok(()), "on the second GPU");
-    assert_eq!(told(ask(&cluster, &large, "pinned")), Err((short(25_000, Accounting::Pinned), true)));
-    // This pod is not pinned. It may get the first GPU, which the published amount of the node does not show.
-    assert_eq!(told(ask(&cluster, &one(13_000, 0), "pinned")), Err((short(13_000, Accounting::Pinned), false)));
-    let why = Unplaced::PinUnverified { accounting: Accounting::Slot };
-    assert_eq!(ask(&cluster, &pinned(6000), "slots"), Err(Rejected { why, published: false }));
+    assert_eq!(ask(&cluster, &one(13_000, 0), "steered"), Ok(()), "on the second GPU");
+    assert_eq!(told(ask(&cluster, &one(25_000, 0), "steered")), Err((short(25_000, Accounting::Steered), true)));
+    // One container with two replicas is not steered. It may get the first GPU, which the published amount of the node
+    // does not show.
+    let two = Holder { gpus: vec![(Resource(GPU.into()), 2)].into(), ..one(13_000, 0) };
+    assert_eq!(told(ask(&cluster, &two, "steered")), Err((short(13_000, Accounting::Steered), false)));
 }
 
 fn sharing() -> impl Strategy<Value = Sharing> {
@@ -152,8 +144,8 @@ fn allocation_policy() -> impl Strategy<Value = AllocationPolicy> {
         AllocationPolicy::Unverified,
         AllocationPolicy::Distributed,
         AllocationPolicy::Packed,
-        AllocationPolicy::Pinned,
-        AllocationPolicy::Pinned,
+        AllocationPolicy::Steered,
+        AllocationPolicy::Steered,
     ])
 }
 
@@ -181,7 +173,7 @@ fn holders() -> impl Strategy<Value = Holder> {
         1 => (1u64..3).prop_map(Amount::Slots),
     ];
     let named = select(vec![None, None, Some(0), Some(1)]);
-    let parts = proptest::collection::vec((amount, any::<bool>(), named), 1..3);
+    let parts = proptest::collection::vec((amount, named), 1..3);
     let gpus = select(vec![
         vec![(GPU, 1)],
         vec![(GPU, 1)],
@@ -201,10 +193,10 @@ fn holders() -> impl Strategy<Value = Holder> {
                 request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),
                 parts: (0..)
                     .zip(parts)
-                    .map(|(number, (amount, pinned, gpu))| Part {
+                    .map(|(number, (amount, gpu))| Part {
                         container: format!("c{number}").into(),
                         gpu: gpu.map(GpuId::Index),
-                        ..part(amount, pinned)
+                        ..testing::part(amount)
                     })
                     .collect(),
                 bound: None,
@@ -246,8 +238,7 @@ fn build(nodes: &[Described], rules: Rules) -> Cluster {
             let gpu = gpu.map(GpuId::Index);
             (uid, Reservation { holder: holder.clone(), gpu, state: State::Assumed, since: Moment(0) })
         });
-        let inventory =
-            Inventory { allocation_policy: *allocation_policy, gpus: BTreeMap::new(), assigned: LiteMap::new() };
+        let inventory = Inventory { allocation_policy: *allocation_policy, ..Inventory::default() };
         let shared = LedgerContent { reservations: reservations.collect(), inventory: Some(inventory), fault: None };
         cluster.apply_ledger(&name, Some(shared));
     }

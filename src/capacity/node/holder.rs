@@ -44,9 +44,6 @@ pub struct Part {
     pub role: Role,
     /// How much it holds.
     pub amount: Amount,
-    /// Whether its GPU is the one that vramguard's annotation names. True only on a node that is verified to honour the
-    /// annotation.
-    pub pinned: bool,
     /// The GPU that vramguard's annotation names; `None` if the annotation is missing.
     pub gpu: Option<GpuId>,
 }
@@ -72,18 +69,17 @@ pub enum Amount {
 /// How a pod that is not on the node yet would get its GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Newcomer {
-    /// vramguard chooses the GPU: the pod's annotation names it.
-    Pinned,
+    /// vramguard chooses one GPU for this number of replicas.
+    Steered(u64),
     /// The device plugin chooses a GPU for each of this number of replicas.
     Unassigned(u64),
 }
 
 impl Newcomer {
-    /// The number of replicas that it takes; 1 for a pinned pod.
+    /// The number of replicas that it takes.
     pub fn replicas(self) -> u64 {
         match self {
-            Newcomer::Unassigned(replicas) => replicas,
-            Newcomer::Pinned => 1,
+            Newcomer::Unassigned(replicas) | Newcomer::Steered(replicas) => replicas,
         }
     }
 }
@@ -98,16 +94,17 @@ impl Holder {
 
     /// How the pod would get its GPU if it were bound now.
     pub fn comes_to(&self, pool: &Pool) -> Newcomer {
-        if pool.allocation_policy == AllocationPolicy::Pinned && self.is_pinned() {
-            Newcomer::Pinned
-        } else {
-            Newcomer::Unassigned(self.takes(&pool.resource).unwrap_or(1))
+        let replicas = self.takes(&pool.resource).unwrap_or(1);
+        // A container with several replicas may get several GPUs, and its demand says nothing about each of them.
+        let one_each = replicas <= self.parts.len() as u64;
+        match pool.allocation_policy {
+            AllocationPolicy::Steered if one_each => Newcomer::Steered(replicas),
+            AllocationPolicy::Steered
+            | AllocationPolicy::Unverified
+            | AllocationPolicy::Stale
+            | AllocationPolicy::Distributed
+            | AllocationPolicy::Packed => Newcomer::Unassigned(replicas),
         }
-    }
-
-    /// Whether each of its GPU containers runs on the GPU that vramguard's annotation names.
-    pub fn is_pinned(&self) -> bool {
-        !self.parts.is_empty() && self.parts.iter().all(|part| part.pinned)
     }
 
     /// The GPU behind the resource that it takes, if that resource has exactly one GPU. On a node with several pools
@@ -131,12 +128,17 @@ impl Holder {
         counts.reduce(u64::saturating_add)
     }
 
-    /// The GPU that its annotations name, if the node has that GPU. The check is needed because any user may write the
-    /// annotations.
+    /// The GPU that its annotations name, if the node has that GPU.
     pub fn named_gpu(&self, pools: &[Pool]) -> Option<GpuId> {
         let named = self.parts.iter().find_map(|part| part.gpu.as_ref())?;
         let gpus = pools.iter().flat_map(|pool| &pool.contents).flat_map(|contents| &contents.gpus);
         gpus.into_iter().find(|gpu| gpu.has_id(named)).map(|gpu| gpu.id.clone())
+    }
+
+    /// Whether vramguard chooses its GPU on a node with these pools.
+    pub fn is_steered(&self, pools: &[Pool]) -> bool {
+        let takes = |pool: &&Pool| self.takes(&pool.resource).is_some();
+        pools.iter().filter(takes).any(|pool| matches!(self.comes_to(pool), Newcomer::Steered(_)))
     }
 
     /// A copy without the fields that change while the pod runs. So a change of these fields alone does not rewrite the

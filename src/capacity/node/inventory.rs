@@ -12,10 +12,13 @@ use litemap::LiteMap;
 use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, GpuId, Pool, Resource, Sharing, Unknown};
 use crate::capacity::list::List;
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::time::Moment;
 
 /// The report of one node's agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
+    /// When the agent wrote the report; `None` if it names no time.
+    pub reported: Option<Moment>,
     /// How the device plugin of the node hands out replicas.
     pub allocation_policy: AllocationPolicy,
     /// The GPUs behind each resource.
@@ -34,6 +37,12 @@ pub struct InventoryGpu {
 }
 
 impl Inventory {
+    /// The GPU that the kubelet gave to a container; `None` if it is not reported.
+    pub fn gpu_of(&self, uid: &PodUid, container: &str) -> Option<&GpuId> {
+        let assigned = self.assigned.get(uid)?;
+        assigned.iter().find(|(name, _)| *name == *container).map(|(_, gpu)| gpu)
+    }
+
     /// Returns the pools of a node, with reported GPUs in place of those from the labels.
     ///
     /// A report that contradicts the node's capacity makes the pool unknown: one of the two is out of date, and

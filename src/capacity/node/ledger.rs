@@ -49,6 +49,8 @@ pub struct NodeLedger {
     departed: BTreeSet<PodUid>,
     /// A startup that began before this moment has timed out and no longer blocks its GPU.
     startups_from: Moment,
+    /// A report of the node agent that is older than this is stale.
+    reports_from: Moment,
 }
 
 /// Content of a node's `GpuLedger` object.
@@ -98,6 +100,19 @@ impl NodeLedger {
         let ended = self.counted().any(|(_, holder)| holder.starting.is_some_and(ends));
         self.startups_from = moment;
         ended
+    }
+
+    /// Sets the moment before which reports of the node agent are stale. Returns whether the report here becomes stale.
+    pub fn expire_reports(&mut self, moment: Moment) -> bool {
+        let before = self.has_stale_report();
+        self.reports_from = moment;
+        self.has_stale_report() != before
+    }
+
+    /// Whether the agent of the node reported once, and not recently.
+    fn has_stale_report(&self) -> bool {
+        let inventory = self.content.as_ref().and_then(|content| content.inventory.as_ref());
+        inventory.is_some_and(|inventory| inventory.reported.unwrap_or_default() < self.reports_from)
     }
 
     /// The pods seen on this node, by uid.
@@ -152,6 +167,9 @@ impl NodeLedger {
     }
 
     /// The pools of the node from its labels, with the agent's report applied.
+    ///
+    /// Of a stale report, the GPUs and the GPU of each container stay in force: they change rarely, and forgetting them
+    /// would free memory that is held. How the device plugin chooses is no longer verified.
     pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
         let Some(content) = &self.content else { return pools.to_vec() };
         if let Some(why) = &content.fault {
@@ -159,7 +177,14 @@ impl NodeLedger {
             return pools.iter().map(unknown).collect();
         }
         match &content.inventory {
-            Some(inventory) => inventory.applied_to(pools),
+            Some(inventory) => {
+                let mut pools = inventory.applied_to(pools);
+                let verified = |pool: &&mut Pool| pool.allocation_policy != AllocationPolicy::Unverified;
+                if self.has_stale_report() {
+                    pools.iter_mut().filter(verified).for_each(|pool| pool.allocation_policy = AllocationPolicy::Stale);
+                }
+                pools
+            }
             None => pools.to_vec(),
         }
     }
@@ -332,8 +357,8 @@ impl NodeLedger {
 
     /// The GPU of a container; `None` if it is not known.
     ///
-    /// The GPU of a pinned container comes from its reservation, or else from its annotation. The agent reports the
-    /// kubelet's record, which is wrong for a pinned container: it names the GPU that the device plugin had picked.
+    /// The agent reports the GPU that the kubelet gave to it. Until then, the GPU in its reservation counts, or else the
+    /// one in its annotation, which its binding wrote. Both count only while the agent steers the device plugin.
     pub(in crate::capacity) fn gpu_of(
         &self,
         uid: &PodUid,
@@ -341,12 +366,15 @@ impl NodeLedger {
         allocation_policy: AllocationPolicy,
     ) -> Option<GpuId> {
         let content = self.content.as_ref()?;
-        if allocation_policy == AllocationPolicy::Pinned && part.pinned {
-            let reserved = content.reservations.of(uid).and_then(|reservation| reservation.gpu_of(&part.container));
-            return reserved.or(part.gpu.as_ref()).cloned();
+        let assigned = content.inventory.as_ref().and_then(|inventory| inventory.gpu_of(uid, &part.container));
+        let reserved = || content.reservations.of(uid).and_then(|reservation| reservation.gpu_of(&part.container));
+        match allocation_policy {
+            AllocationPolicy::Steered => assigned.or_else(reserved).or(part.gpu.as_ref()).cloned(),
+            AllocationPolicy::Unverified
+            | AllocationPolicy::Stale
+            | AllocationPolicy::Distributed
+            | AllocationPolicy::Packed => assigned.cloned(),
         }
-        let assigned = content.inventory.as_ref()?.assigned.get(uid)?;
-        assigned.iter().find(|(container, _)| *container == part.container).map(|(_, gpu)| gpu.clone())
     }
 }
 

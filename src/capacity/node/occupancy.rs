@@ -21,13 +21,13 @@
 //! no GPU is overcommitted. If one unassigned pod has 20 GiB, the next pod may get a replica of the same GPU, so only 4
 //! GiB are free.
 //!
-//! # Mode confirmed, policy `distributed`
+//! # Mode confirmed
 //!
-//! The device plugin picks the GPU with the fewest replicas taken, and ignores memory. So the number of unassigned
-//! replicas that a GPU can have depends on replica counts alone. A GPU gets its n-th unassigned replica only while no
-//! other GPU has fewer replicas taken. The other GPUs can reach that count only with the unassigned replicas that this
-//! GPU did not get. The order in which pods are served is not known, so the worst case is that the GPU gets the n
-//! largest amounts.
+//! The device plugin is known to follow its policy `distributed`. It picks the GPU with the fewest replicas taken, and
+//! ignores memory. So the number of unassigned replicas that a GPU can have depends on replica counts alone. A GPU gets
+//! its n-th unassigned replica only while no other GPU has fewer replicas taken. The other GPUs can reach that count
+//! only with the unassigned replicas that this GPU did not get. The order in which pods are served is not known, so the
+//! worst case is that the GPU gets the n largest amounts.
 //!
 //! *Example:* G0 has a pod of 8 GiB, and a pod of 10 GiB is unassigned. The latter goes to G1, which has fewer replicas
 //! taken. Then both GPUs have one replica taken, and the next pod may get either: 16 GiB are left on G0, 14 GiB on G1,
@@ -44,26 +44,19 @@
 //! that GPU then has more replicas taken than predicted, so it is not the GPU with the fewest, and the next pod does
 //! not get it.
 //!
-//! # Mode confirmed, policy `packed`
+//! # Mode steered
 //!
-//! The device plugin picks the GPU with the most replicas taken, among those with a free one. Once enough pods have
-//! left the other GPUs, any GPU with a free replica is the one with the most. The device plugin may have served an
-//! unassigned pod at such a moment. So the worst case is that of mode slot, but a pod may demand more than one slot.
+//! vramguard chooses the GPU of a new pod, and the node agent tells the device plugin. The new pod goes to the fullest
+//! GPU that has room for it and a free replica, so that emptier GPUs stay available for large demands. The agent
+//! reports the GPU that each container really got. A pod that was bound without a reservation is unassigned until that
+//! report. It may be on any GPU with a free replica, so its amount and its replica count on each of them.
 //!
-//! *Example:* G0 has three pods of 1 GiB, and a pod of 20 GiB is unassigned. It may have the fourth replica of G0. If
-//! one small pod leaves, the next pod may take its replica: 24 − 20 − 2 = 2 GiB are free.
-//!
-//! # Mode pinned
-//!
-//! A pinned pod is on the GPU that vramguard chose. Any other pod is unassigned until the node agent reports its GPU.
-//! The device plugin does not know of pins, so it may have given all replicas of any GPU to unassigned pods.
-//!
-//! *Example:* G1 has a pinned pod of 8 GiB, and a pod of 10 GiB is unassigned. It may be on either GPU, so a pinned pod
-//! finds 14 GiB on G0 or 6 GiB on G1.
+//! *Example:* G1 has a pod of 8 GiB, and a pod of 10 GiB is unassigned. It may be on either GPU, so a new pod finds 14
+//! GiB on G0 or 6 GiB on G1. 14 GiB are free.
 
 use super::holder::Newcomer;
 use super::usage::{Deficit, GpuUsage};
-use crate::capacity::gpu::{Accounting, AllocationPolicy, Contents, GpuId, Pool, Rules};
+use crate::capacity::gpu::{Accounting, Contents, GpuId, Pool, Rules};
 use crate::capacity::vram::{Balance, Vram};
 
 /// What one pod takes of a pool, in one portion for each of its GPUs.
@@ -102,7 +95,6 @@ impl GpuHolders {
 pub(super) struct Occupancy<'a> {
     contents: &'a Contents,
     accounting: Accounting,
-    allocation_policy: AllocationPolicy,
     allocatable: Vec<Balance>,
     holders: Vec<GpuHolders>,
     /// Amounts whose GPU is not known, in MiB, largest first.
@@ -124,7 +116,6 @@ impl<'a> Occupancy<'a> {
         let mut occupancy = Occupancy {
             contents,
             accounting: pool.accounting(),
-            allocation_policy: pool.allocation_policy,
             allocatable: contents.gpus.iter().map(|gpu| gpu.allocatable(rules)).collect(),
             holders: vec![GpuHolders::default(); contents.gpus.len()],
             unassigned: Vec::new(),
@@ -165,13 +156,14 @@ impl<'a> Occupancy<'a> {
         self.contents.gpus.iter().position(|gpu| gpu.has_id(id))
     }
 
-    /// The largest demand of one more pod that fits now. The pod has one replica; in mode pinned, it is pinned.
+    /// The largest demand of one more pod that fits now. The pod has one replica; in mode steered, vramguard chooses its
+    /// GPU.
     pub(super) fn free(&self) -> Vram {
         self.free_for(self.default_newcomer())
     }
 
     fn default_newcomer(&self) -> Newcomer {
-        if self.accounting == Accounting::Pinned { Newcomer::Pinned } else { Newcomer::Unassigned(1) }
+        if self.accounting == Accounting::Steered { Newcomer::Steered(1) } else { Newcomer::Unassigned(1) }
     }
 
     /// The largest demand of one more pod that fits now, if the pod gets its GPU as `newcomer` says.
@@ -184,8 +176,8 @@ impl<'a> Occupancy<'a> {
                 self.allocatable.iter().min().map_or(Vram::ZERO, |smallest| smallest.free())
             }
             (Accounting::Exclusive, _) => Vram::ZERO,
-            (Accounting::Pinned, Newcomer::Pinned) => {
-                gpus.filter_map(|gpu| self.free_pinned(gpu)).max().map_or(Vram::ZERO, Balance::free)
+            (Accounting::Steered, Newcomer::Steered(replicas)) => {
+                gpus.filter_map(|gpu| self.free_steered(gpu, replicas)).max().map_or(Vram::ZERO, Balance::free)
             }
             (_, newcomer) => self.free_on_any_gpu(newcomer.replicas()),
         }
@@ -234,7 +226,7 @@ impl<'a> Occupancy<'a> {
             Accounting::Slot => free.min(self.slot()),
             Accounting::Exact
             | Accounting::Confirmed
-            | Accounting::Pinned
+            | Accounting::Steered
             | Accounting::Exclusive
             | Accounting::Unknown => free,
         }
@@ -243,9 +235,9 @@ impl<'a> Occupancy<'a> {
     /// Whether the worst case must consider departures: a pod that leaves frees a replica that a larger pod may take.
     fn considers_departures(&self) -> bool {
         match self.accounting {
-            Accounting::Slot | Accounting::Confirmed => true,
+            Accounting::Slot | Accounting::Confirmed | Accounting::Steered => true,
             // In these modes, `most_unassigned` does not depend on the replicas taken: a departure only frees memory.
-            Accounting::Exact | Accounting::Pinned | Accounting::Exclusive | Accounting::Unknown => false,
+            Accounting::Exact | Accounting::Exclusive | Accounting::Unknown => false,
         }
     }
 
@@ -262,12 +254,12 @@ impl<'a> Occupancy<'a> {
         let chosen = match (self.accounting, newcomer) {
             (Accounting::Exact, _) => Some(0),
             // The fullest GPU with enough room, so that emptier GPUs stay available for large demands.
-            (Accounting::Pinned, Newcomer::Pinned) => {
-                let fitting = gpus.filter_map(|gpu| Some((self.free_pinned(gpu)?, gpu)));
+            (Accounting::Steered, Newcomer::Steered(replicas)) => {
+                let fitting = gpus.filter_map(|gpu| Some((self.free_steered(gpu, replicas)?, gpu)));
                 fitting.filter(|(free, _)| demand <= free.free()).min().map(|(_, gpu)| gpu)
             }
             (
-                Accounting::Pinned
+                Accounting::Steered
                 | Accounting::Slot
                 | Accounting::Confirmed
                 | Accounting::Exclusive
@@ -278,10 +270,14 @@ impl<'a> Occupancy<'a> {
         Ok(chosen.map(|gpu| &self.contents.gpus[gpu].id))
     }
 
-    /// What one more pinned pod can get of a GPU in the worst case. `None` if the GPU takes no further pod: known pods
-    /// have all its replicas, a starting pod may block it, or it may be overcommitted.
-    fn free_pinned(&self, gpu: usize) -> Option<Balance> {
-        let full = self.holders[gpu].replicas >= self.replicas();
+    /// What one more steered pod can get of a GPU in the worst case. `None` if the GPU takes no further pod: it may have
+    /// too few free replicas, a starting pod may block it, or it may be overcommitted.
+    ///
+    /// The GPU must have replicas left even if it gets all unassigned ones. All of them then count here, so that a
+    /// departure before the new pod arrives only frees memory.
+    fn free_steered(&self, gpu: usize, replicas: u64) -> Option<Balance> {
+        let taken = self.holders[gpu].replicas.saturating_add(self.unassigned_replicas);
+        let full = taken.saturating_add(replicas) > self.replicas();
         let blocked = self.holders[gpu].starting > 0 || self.unassigned_starting;
         let free = self.left_at_worst(gpu);
         (!full && !blocked && free.deficit().is_none()).then_some(free)
@@ -315,12 +311,11 @@ impl<'a> Occupancy<'a> {
             // too, the published amount would not stay constant: it would drop when all replicas are taken.
             Accounting::Exact => coming,
             Accounting::Slot => most,
-            Accounting::Confirmed if self.allocation_policy == AllocationPolicy::Distributed => {
+            Accounting::Confirmed => {
                 largest_where(most, |count| self.may_have_fewest(gpu, staying + count - 1, coming - count))
             }
-            Accounting::Confirmed => most,
-            // The device plugin does not know of pins: it may count the replica of a pinned pod on another GPU.
-            Accounting::Pinned => self.replicas().min(coming),
+            // The device plugin counts a replica where the agent reports it, so the others are left for unassigned ones.
+            Accounting::Steered => most,
             Accounting::Exclusive | Accounting::Unknown => 0,
         }
     }
@@ -372,7 +367,7 @@ impl<'a> Occupancy<'a> {
         let free = |gpu: usize| match self.accounting {
             Accounting::Exact => Some(self.free()),
             Accounting::Confirmed => Some(self.left_at_worst(gpu).free()),
-            Accounting::Pinned => Some(self.free_pinned(gpu).map_or(Vram::ZERO, Balance::free)),
+            Accounting::Steered => Some(self.free_steered(gpu, 1).map_or(Vram::ZERO, Balance::free)),
             Accounting::Slot | Accounting::Exclusive | Accounting::Unknown => None,
         };
         let usage = |(index, gpu): (usize, &crate::capacity::gpu::Gpu)| GpuUsage {

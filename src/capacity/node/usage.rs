@@ -21,14 +21,14 @@ pub struct PoolUsage {
     /// The number of holders whose amount is not known. They count by slots, and the slot of the node is not known.
     /// `held` does not include them.
     pub uncounted: usize,
-    /// The largest demand of one pod that fits now. In mode pinned, it is that of a pinned pod.
+    /// The largest demand of one pod that fits now. In mode steered, vramguard chooses the GPU.
     pub free: Vram,
     /// The sum of further requests that fit now, over any number of pods that each demand at most `free`.
     ///
     /// On the worked node, empty and in mode slot, it is 8 × 6 GiB = 48 GiB, and `free` is 6 GiB.
     pub free_total: Vram,
     /// The most that one pod can ever get. Present where the node's published amount does not show it: in modes slot,
-    /// confirmed and pinned, and with several exclusive GPUs.
+    /// confirmed and steered, and with several exclusive GPUs.
     pub pod_max: Option<Vram>,
     /// The largest demand of a pod with 1, 2, 3 or 4 replicas whose GPUs the device plugin chooses.
     pub free_unassigned: [Vram; 4],
@@ -135,14 +135,15 @@ impl PoolUsage {
     }
 
     /// The largest demand that fits now for a pod which gets its GPU in this way. `None` if this usage does not contain
-    /// the number: it covers 1 to 4 replicas.
+    /// the number: it covers one replica in mode steered, and up to four in the others.
     pub fn free_for(&self, newcomer: Newcomer) -> Option<Vram> {
         let free = match (self.accounting, newcomer) {
             (Accounting::Exclusive | Accounting::Unknown, _) => self.free,
             // With one GPU, the number of replicas makes no difference.
             (Accounting::Exact, newcomer) if newcomer.replicas() > 0 => self.free,
-            (Accounting::Pinned, Newcomer::Pinned) => self.free,
-            (Accounting::Exact | Accounting::Slot | Accounting::Confirmed | Accounting::Pinned, newcomer) => {
+            (Accounting::Steered, Newcomer::Steered(1)) => self.free,
+            (Accounting::Steered, Newcomer::Steered(_)) => return None,
+            (Accounting::Exact | Accounting::Slot | Accounting::Confirmed | Accounting::Steered, newcomer) => {
                 let further = usize::try_from(newcomer.replicas().checked_sub(1)?).ok()?;
                 *self.free_unassigned.get(further)?
             }

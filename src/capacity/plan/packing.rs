@@ -26,7 +26,7 @@ pub(super) enum Bins {
         /// Slots that are free.
         free: u64,
     },
-    /// Modes exact, confirmed and pinned: the sum on a GPU counts.
+    /// Modes exact, confirmed and steered: the sum on a GPU counts.
     Gpus(Vec<Gpus>),
 }
 
@@ -50,7 +50,7 @@ impl Space {
                         let free = gpus.saturating_mul(replicas).saturating_mul(nodes);
                         Bins::Slots { slot: most, free }
                     }
-                    Accounting::Exact | Accounting::Confirmed | Accounting::Pinned => {
+                    Accounting::Exact | Accounting::Confirmed | Accounting::Steered => {
                         let gpus = contents.gpus.iter().map(|gpu| gpu.allocatable(rules).free());
                         Bins::Gpus(gpus.map(|free| Gpus { number: nodes, free, replicas }).collect())
                     }

@@ -49,12 +49,12 @@ fn a_large_demand_does_not_shrink_the_slots_where_another_pool_has_room_for_it()
 fn mps_counts_by_slots_even_with_one_gpu_and_the_verified_plugin_by_memory() {
     let mut mps = equal(&[24_000], 4, 1);
     mps.pool.sharing = Sharing::Mps;
-    let mut pinned = equal(&[24_000; 2], 4, 1);
-    pinned.pool.allocation_policy = AllocationPolicy::Pinned;
+    let mut steered = equal(&[24_000; 2], 4, 1);
+    steered.pool.allocation_policy = AllocationPolicy::Steered;
     let wanted = [wanted(5_000, Some(9), &[0, 1]), wanted(12_000, Some(2), &[0, 1])];
-    let plan = plan(&[mps, pinned], &wanted, &rules(), None);
+    let plan = plan(&[mps, steered], &wanted, &rules(), None);
     assert_eq!(plan.pools[0].accounting, Accounting::Slot);
-    assert_eq!((plan.pools[1].accounting, plan.pools[1].replicas.get()), (Accounting::Pinned, 4));
+    assert_eq!((plan.pools[1].accounting, plan.pools[1].replicas.get()), (Accounting::Steered, 4));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Framework, Mode, OnConflict, OnShortfall, OnUnaccounted, VisibleDevices};
+use super::{Framework, Mode, OnConflict, OnShortfall, OnUnaccounted};
 use crate::capacity::gpu::{DriverReserve, Overcommit};
 use crate::capacity::vram::Vram;
 
@@ -32,8 +32,6 @@ pub struct Layer {
     pub models: BTreeMap<String, Vram>,
     /// `environment.framework`.
     pub framework: Option<Framework>,
-    /// `environment.visibleDevices`.
-    pub visible_devices: Option<VisibleDevices>,
     /// `environment.onConflict`.
     pub on_conflict: Option<OnConflict>,
 }
@@ -86,15 +84,13 @@ pub enum Field {
     Models,
     /// `environment.framework`.
     Framework,
-    /// `environment.visibleDevices`.
-    VisibleDevices,
     /// `environment.onConflict`.
     OnConflict,
 }
 
 impl Field {
     /// All fields, in the order of the documentation.
-    pub const ALL: [Field; 12] = [
+    pub const ALL: [Field; 11] = [
         Field::Mode,
         Field::OnShortfall,
         Field::Required,
@@ -105,7 +101,6 @@ impl Field {
         Field::Quota,
         Field::Models,
         Field::Framework,
-        Field::VisibleDevices,
         Field::OnConflict,
     ];
 
@@ -122,7 +117,6 @@ impl Field {
             Field::Quota => "quota",
             Field::Models => "models",
             Field::Framework => "environment.framework",
-            Field::VisibleDevices => "environment.visibleDevices",
             Field::OnConflict => "environment.onConflict",
         }
     }
@@ -147,7 +141,6 @@ impl Layer {
             Field::Quota => self.quota.is_some(),
             Field::Models => !self.models.is_empty(),
             Field::Framework => self.framework.is_some(),
-            Field::VisibleDevices => self.visible_devices.is_some(),
             Field::OnConflict => self.on_conflict.is_some(),
         }
     }

@@ -8,10 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::origin::{Origin, PassedOver, Setting, Why};
-use super::{
-    ClusterPolicy, Documents, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, Policy,
-    VisibleDevices,
-};
+use super::{ClusterPolicy, Documents, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use crate::capacity::gpu::Rules;
 use crate::capacity::vram::Vram;
 
@@ -40,12 +37,6 @@ pub(super) fn merge(documents: &Documents, namespace: &Layer, rules: &Rules) -> 
         quota: merge.stricter(Field::Quota, Vram::min, cluster.quota, namespace.quota),
         models: merge.models(&cluster.models, &namespace.models),
         framework: merge.value(Field::Framework, cluster.framework, namespace.framework, Framework::Auto),
-        visible_devices: merge.value(
-            Field::VisibleDevices,
-            cluster.visible_devices,
-            namespace.visible_devices,
-            VisibleDevices::Leave,
-        ),
         on_conflict: merge.value(Field::OnConflict, cluster.on_conflict, namespace.on_conflict, OnConflict::Warn),
         per_process_overhead: rules.per_process_overhead,
     };

@@ -63,7 +63,6 @@ fn everything_else_is_the_namespaces_unless_locked() {
         quota: mib(4),
         models: BTreeMap::from([("m".to_owned(), Vram::from_mib(5))]),
         framework: Some(Framework::None),
-        visible_devices: Some(VisibleDevices::Pin),
         on_conflict: Some(OnConflict::Deny),
     };
     assert_eq!(everything.set_fields().len(), Field::ALL.len(), "a field that this test forgot");

@@ -2,7 +2,7 @@
 //! wording; [`crate::k8s::publication`] and [`crate::k8s::gpu_ledger`] turn them into JSON.
 
 use super::count;
-use crate::capacity::gpu::{Accounting, Pool, Resource, Rules, Sharing, Unknown};
+use crate::capacity::gpu::{Accounting, AllocationPolicy, Pool, Resource, Rules, Sharing, Unknown};
 use crate::capacity::node::usage::{NodeUsage, PoolUsage};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -59,7 +59,7 @@ impl Condition {
         let Some(worst) = guarded.iter().map(|(_, pool)| pool.accounting).max() else {
             return pools.iter().find_map(not_accounted);
         };
-        let each: Vec<String> = guarded.iter().map(|(_, pool)| accounted(pool, rules)).collect();
+        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules)).collect();
         Some(Condition { status: "True", reason: reason(worst), message: each.join("; ") })
     }
 
@@ -73,9 +73,11 @@ impl Condition {
         if let Some((resource, why)) = unknown(pools.iter().filter(|pool| guards(&pool.resource))) {
             return Condition { status: "False", reason: "Unknown", message: format!("{resource}: {why}") };
         }
-        let guarded: Vec<&PoolUsage> = usage.pools.iter().filter(|pool| guards(&pool.resource)).collect();
-        let Some(worst) = guarded.iter().map(|pool| pool.accounting).max() else { return Condition::not_shared() };
-        let each: Vec<String> = guarded.iter().map(|pool| accounted(pool, rules)).collect();
+        let guarded: Vec<_> = pools.iter().zip(&usage.pools).filter(|(pool, _)| guards(&pool.resource)).collect();
+        let Some(worst) = guarded.iter().map(|(_, usage)| usage.accounting).max() else {
+            return Condition::not_shared();
+        };
+        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules)).collect();
         Condition { status: "True", reason: reason(worst), message: each.join("; ") }
     }
 
@@ -137,12 +139,20 @@ fn overcommitted(pool: &PoolUsage) -> String {
     )
 }
 
-/// The message about a pool that is accounted for: accounting mode, allocatable and overcommit factor.
-fn accounted(pool: &PoolUsage, rules: &Rules) -> String {
-    let total = pool.allocatable.unwrap_or_default();
+/// The message about a pool that is accounted for: accounting mode, allocatable and overcommit factor, and whether the
+/// node agent has fallen silent.
+fn accounted(pool: &Pool, usage: &PoolUsage, rules: &Rules) -> String {
+    let total = usage.allocatable.unwrap_or_default();
     let overcommit =
         if rules.overcommit.is_on() { format!(", overcommit {}", rules.overcommit) } else { String::new() };
-    format!("{}: {} accounting, {total} allocatable{overcommit}", pool.resource, pool.accounting)
+    let stale = match pool.allocation_policy {
+        AllocationPolicy::Stale => "; the last report of the node agent is too old, check its pod",
+        AllocationPolicy::Unverified
+        | AllocationPolicy::Distributed
+        | AllocationPolicy::Packed
+        | AllocationPolicy::Steered => "",
+    };
+    format!("{}: {} accounting, {total} allocatable{overcommit}{stale}", pool.resource, usage.accounting)
 }
 
 /// The `reason` of a condition for an accounting mode.
@@ -150,7 +160,7 @@ fn reason(accounting: Accounting) -> &'static str {
     match accounting {
         Accounting::Exact => "Exact",
         Accounting::Confirmed => "Confirmed",
-        Accounting::Pinned => "Pinned",
+        Accounting::Steered => "Steered",
         Accounting::Slot => "Slot",
         Accounting::Exclusive => "Exclusive",
         Accounting::Unknown => "Unknown",

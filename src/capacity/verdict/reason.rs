@@ -65,8 +65,6 @@ pub enum Reason {
     AlreadyBound,
     /// The node of a Binding has no GPUs that are accounted for, or the pod requests several GPU resources.
     NodeUnaccounted,
-    /// A pinned pod is to be bound to a node that is not verified to honour the pin.
-    PinUnverified,
     /// A pod is starting on each GPU that it could get.
     GpuStarting,
     /// No place could be reserved in time, or the pod has reservations on too many other nodes.

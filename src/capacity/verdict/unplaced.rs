@@ -25,11 +25,6 @@ pub enum Unplaced {
     SeveralResources,
     /// The node's GPUs are not known, for this cause.
     Unknown(Box<Unknown>),
-    /// The pod takes its GPU from our annotation (`visibleDevices: Pin`), but the node is not verified to honour that.
-    PinUnverified {
-        /// The accounting mode of the pool.
-        accounting: Accounting,
-    },
     /// The pod has reservations on too many other nodes.
     TooManyPlaces {
         /// The number of other nodes with a reservation.
@@ -61,7 +56,6 @@ impl Unplaced {
     pub fn reason(&self) -> Reason {
         match self {
             Unplaced::NoGpu { .. } | Unplaced::Unknown(_) | Unplaced::SeveralResources => Reason::NodeUnaccounted,
-            Unplaced::PinUnverified { .. } => Reason::PinUnverified,
             Unplaced::TooManyPlaces { .. } => Reason::Undecided,
             Unplaced::Starting => Reason::GpuStarting,
             Unplaced::Shortfall { .. } => Reason::VramShortfall,
@@ -84,11 +78,6 @@ impl fmt::Display for Unplaced {
                 write!(f, "has GPUs behind several resources, of which a pod that declares VRAM may request one")
             }
             Unplaced::Unknown(why) => write!(f, "has GPUs that are not accounted for: {why}"),
-            Unplaced::PinUnverified { accounting } => write!(
-                f,
-                "is under {accounting} accounting, and the pod takes its GPU from an annotation (visibleDevices: Pin), \
-                 which the node is not verified to honour; without it the container would see no GPU"
-            ),
             Unplaced::Starting => write!(
                 f,
                 "has a pod that is starting, and policy lets one pod at a time start on a GPU; wait until it is ready"
@@ -106,7 +95,7 @@ fn shortfall(f: &mut fmt::Formatter<'_>, demand: Vram, free: Vram, pool: &PoolTo
     let largest = match pool.accounting {
         Accounting::Slot => "one slot there",
         Accounting::Confirmed => "any GPU that it may be given there",
-        Accounting::Pinned => "the freest GPU there",
+        Accounting::Steered => "the freest GPU there",
         Accounting::Exact | Accounting::Exclusive | Accounting::Unknown => "the GPU there",
     };
     write!(f, "has no room: {demand} demanded, {largest} has {free} left (")?;
@@ -130,7 +119,6 @@ impl fmt::Display for Countable<'_> {
                 f.write_str("node(s) had GPUs behind several resources that were asked for at once")
             }
             Unplaced::Unknown(_) => f.write_str("node(s) had GPUs that are not accounted for"),
-            Unplaced::PinUnverified { .. } => f.write_str("node(s) were not verified to honour visibleDevices: Pin"),
             Unplaced::TooManyPlaces { places } => {
                 write!(f, "node(s) were refused to a pod that is promised a place on {places} others already")
             }
@@ -157,10 +145,6 @@ mod tests {
             (
                 Unplaced::Unknown(Box::new(Unknown::ReportedNone { resource: Resource("nvidia.com/gpu".into()) })),
                 "node(s) had GPUs that are not accounted for",
-            ),
-            (
-                Unplaced::PinUnverified { accounting: Accounting::Slot },
-                "node(s) were not verified to honour visibleDevices: Pin",
             ),
             (
                 Unplaced::TooManyPlaces { places: 4 },

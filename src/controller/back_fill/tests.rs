@@ -47,13 +47,7 @@ fn lacking(names: &[String]) -> Vec<MissingAnnotations> {
         allocation_policy: AllocationPolicy::Unverified,
     };
     let request = Vram::from_mib(5720);
-    let part = Part {
-        container: "main".into(),
-        role: Role::App,
-        amount: Amount::Requested(request),
-        pinned: false,
-        gpu: None,
-    };
+    let part = Part { container: "main".into(), role: Role::App, amount: Amount::Requested(request), gpu: None };
     let holder = |name: &str| Holder {
         name: PodName { namespace: "ml".into(), name: name.into() },
         request: Some(request),

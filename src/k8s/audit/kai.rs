@@ -166,7 +166,6 @@ impl Group {
                 container: pod.container.clone(),
                 role: Role::App,
                 amount: Amount::Counted(amount),
-                pinned: false,
                 gpu: self.uuid.clone().map(GpuId::Uuid),
             };
             let gpus = vec![(gpu(), u64::from(number == 0))].into();

@@ -10,9 +10,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::node::{MAX_GPU, Override};
 use crate::capacity::gpu::{DriverReserve, Overcommit, Resource, Sharing};
-use crate::capacity::policy::{
-    ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, VisibleDevices,
-};
+use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -95,7 +93,7 @@ struct Declaration {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Environment {
     framework: Option<FrameworkText>,
-    visible_devices: Option<VisibleDevicesText>,
+    visible_devices: Option<Removed>,
     on_conflict: Option<OnConflictText>,
 }
 
@@ -230,7 +228,6 @@ fn layer(
         quota: quota.map(|amount| amount.0),
         models: models.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
         framework: environment.framework.map(Into::into),
-        visible_devices: environment.visible_devices.map(Into::into),
         on_conflict: environment.on_conflict.map(Into::into),
     })
 }
@@ -288,7 +285,6 @@ macro_rules! text_of {
 }
 text_of!(ModeText => Mode { Enforce = "Enforce", Warn = "Warn", Audit = "Audit", Off = "Off" });
 text_of!(OnShortfallText => OnShortfall { Wait = "Wait", Deny = "Deny", Reroute = "Reroute" });
-text_of!(VisibleDevicesText => VisibleDevices { Leave = "Leave", Pin = "Pin" });
 text_of!(OnConflictText => OnConflict { Warn = "Warn", Deny = "Deny" });
 text_of!(SharingText => Sharing { TimeSlicing = "TimeSlicing", Mps = "MPS" });
 text_of!(OnUnaccountedText => OnUnaccounted { Warn = "Warn", Deny = "Deny" });
@@ -305,6 +301,22 @@ impl<'de> Deserialize<'de> for ClusterOnly {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClusterOnly, D::Error> {
         IgnoredAny::deserialize(deserializer)?;
         Err(D::Error::custom("is for the whole cluster: only the ClusterVramPolicy may set it"))
+    }
+}
+
+/// `environment.visibleDevices`, which no longer exists: if it is present, reading it fails.
+///
+/// It let an annotation decide the GPU. A container runtime that uses CDI ignores that, and where the annotation did
+/// take effect, it made the kubelet's record of the GPU wrong.
+struct Removed;
+
+impl<'de> Deserialize<'de> for Removed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Removed, D::Error> {
+        IgnoredAny::deserialize(deserializer)?;
+        Err(D::Error::custom(
+            "no longer exists; remove the line. The node agent chooses the GPU instead, by steering the device plugin: \
+             see docs/several-gpus.md",
+        ))
     }
 }
 

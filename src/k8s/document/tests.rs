@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::capacity::gpu::DriverReserve;
-use crate::capacity::policy::{Field, Framework, Mode, OnConflict, OnShortfall, Policies, VisibleDevices};
+use crate::capacity::policy::{Field, Framework, Mode, OnConflict, OnShortfall, Policies};
 use crate::capacity::vram::Vram;
 
 fn cluster(spec: &str) -> String {
@@ -28,7 +28,7 @@ fn error(text: &str) -> String {
 fn every_field_is_read() {
     let text = cluster(
         "mode: Warn\nonShortfall: Deny\ndeclaration:\n  required: true\n  onUnaccounted: Warn\n  default: 2Gi\n  min: 1Gi\n  max: 16Gi\nquota: 64Gi\n\
-         models:\n  qwen3-8b: 17Gi\nenvironment:\n  framework: vLLM\n  visibleDevices: Pin\n  onConflict: Deny\n\
+         models:\n  qwen3-8b: 17Gi\nenvironment:\n  framework: vLLM\n  onConflict: Deny\n\
          reroute:\n  pools: [spot]\nperProcessOverhead: 500Mi\nheadroom:\n  percent: 2\n  minimum: 0\n  driverReserve: 300Mi\novercommit: \"1.25\"\n\
          startup:\n  serializePerGpu: true\nexemptNamespaces: [infra]\nlocked: [mode, declaration.max]",
     );
@@ -38,7 +38,6 @@ fn every_field_is_read() {
     assert_eq!(policy.layer.mode, Some(Mode::Warn));
     assert_eq!(policy.layer.on_shortfall, Some(OnShortfall::Deny));
     assert_eq!(policy.layer.framework, Some(Framework::Vllm));
-    assert_eq!(policy.layer.visible_devices, Some(VisibleDevices::Pin));
     assert_eq!(policy.layer.on_conflict, Some(OnConflict::Deny));
     assert_eq!(policy.layer.models["qwen3-8b"], Vram::from_mib(17 * 1024));
     assert_eq!(policy.headroom_minimum, Some(Vram::ZERO));
@@ -52,10 +51,18 @@ fn every_field_is_read() {
 }
 
 #[test]
+fn the_field_that_pinned_gpus_is_refused_and_what_replaced_it_is_named() {
+    for value in ["Leave", "Pin", "{}"] {
+        let error = error(&cluster(&format!("environment:\n  visibleDevices: {value}")));
+        for part in ["policies/p.yaml", "spec.environment.visibleDevices", "no longer exists", "docs/several-gpus.md"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
+#[test]
 fn fields_without_effect_yet_are_named() {
-    let text = cluster(
-        "onShortfall: Reroute\nquota: 1Gi\nenvironment:\n  visibleDevices: Pin\nstartup:\n  serializePerGpu: true",
-    );
+    let text = cluster("onShortfall: Reroute\nquota: 1Gi\nstartup:\n  serializePerGpu: true");
     let fields: Vec<&str> = read_one(&text).unwrap().inert.into_iter().map(|(_, field)| field).collect();
     let expected = ["onShortfall: Reroute", "quota"];
     assert_eq!(fields, expected);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::capacity::gpu::AllocationPolicy;
 
 fn ledger(spec: Value, status: Value) -> GpuLedger {
     let object = json!({
@@ -15,7 +16,7 @@ fn ledger(spec: Value, status: Value) -> GpuLedger {
 fn rows() -> Value {
     json!({ "reservations": [
         { "uid": "a", "namespace": "ml", "pod": "llm-0", "container": "main", "resource": "nvidia.com/gpu", "replicas": 1,
-          "gpu": "GPU-1", "mib": 8912, "basis": "Request", "pinned": true, "state": "Assumed",
+          "gpu": "GPU-1", "mib": 8912, "basis": "Request", "state": "Assumed",
           "since": "2026-11-22T21:00:00.123Z" },
         { "uid": "b", "namespace": "ml", "pod": "two", "container": "init", "role": "Init", "resource": "nvidia.com/gpu",
           "replicas": 1, "mib": 100, "basis": "Declaration", "state": "Adopted", "since": "2026-11-22T21:00:01.000Z" },
@@ -48,7 +49,7 @@ fn a_reservation_holds_what_its_rows_say() {
 #[test]
 fn a_report_is_read_with_identity_and_size() {
     let status = json!({ "agent": {
-        "handout": "Packed",
+        "allocationPolicy": "Packed",
         "gpus": [{ "resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-1", "index": 0, "totalMiB": 81_559,
                    "reservedMiB": 480, "outOfBandMiB": 7 }],
         "pods": [{ "uid": "a", "container": "main", "gpu": "GPU-1" }],

@@ -133,12 +133,12 @@ fn healthy_gpus_of_one_node_share_a_row_where_there_are_many() {
     report.gpus.truncate(32);
     let text = render(&report, &at(100));
     insta::assert_snapshot!(section(&text, "GPUS").join("\n"), @"
-    NODE                     GPU     MODE    ALLOC  HELD  FREE  USED  PODS  STATUS
-    gpu-pool-a100-node-0000  3       pinned   23.3  26.1     0     -     3  over
-    gpu-pool-a100-node-0000  7 GPUs  pinned  163.2     0  23.3     -     0  ok
-    gpu-pool-a100-node-0001  8 GPUs  pinned  186.5     0  23.3     -     0  ok
-    gpu-pool-a100-node-0002  8 GPUs  pinned  186.5     0  23.3     -     0  ok
-    gpu-pool-a100-node-0003  8 GPUs  pinned  186.5     0  23.3     -     0  ok
+    NODE                     GPU     MODE     ALLOC  HELD  FREE  USED  PODS  STATUS
+    gpu-pool-a100-node-0000  3       steered   23.3  26.1     0     -     3  over
+    gpu-pool-a100-node-0000  7 GPUs  steered  163.2     0  23.3     -     0  ok
+    gpu-pool-a100-node-0001  8 GPUs  steered  186.5     0  23.3     -     0  ok
+    gpu-pool-a100-node-0002  8 GPUs  steered  186.5     0  23.3     -     0  ok
+    gpu-pool-a100-node-0003  8 GPUs  steered  186.5     0  23.3     -     0  ok
     --all shows each GPU
     ");
     report.nodes.truncate(2);

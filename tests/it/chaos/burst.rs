@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 
 use super::hardware::{AllocationPolicy, HANDOUT, SIZES};
 use super::seed::Chance;
-use crate::support::objects::{ENFORCE, namespace_policy, node_of};
+use crate::support::objects::{ENFORCE, node_of};
 use crate::support::{ControlPlane, GpuNode, Patience, SECOND_SCHEDULER};
 
-/// Label of nodes that honour the GPU annotation; pods select nodes by it.
+/// Label of nodes, which pods select: nodes whose agent steers the device plugin, and the others.
 const POOL: &str = "chaos.test/pool";
-/// Namespace of pinned pods.
-pub(super) const PINNED: &str = "pinned";
+/// Namespace of the pods for nodes whose agent steers the device plugin.
+pub(super) const STEERED: &str = "steered";
 /// Namespace of the other pods.
 pub(super) const OPEN: &str = "open";
 /// Priority class of pods that preempt, which select nodes with one GPU.
@@ -42,7 +42,7 @@ pub(super) fn nodes() -> Vec<GpuNode> {
         (AllocationPolicy::Unverified, 6, "open"),
         (AllocationPolicy::Distributed, 4, "open"),
         (AllocationPolicy::Packed, 4, "open"),
-        (AllocationPolicy::Pinned, 6, "pinned"),
+        (AllocationPolicy::Steered, 6, "steered"),
         (AllocationPolicy::Single, 4, "open"),
     ];
     let mut nodes = Vec::new();
@@ -66,14 +66,13 @@ pub(super) fn nodes() -> Vec<GpuNode> {
 }
 
 /// File names and texts of the policies.
-pub(super) fn policies() -> [(&'static str, String); 2] {
-    let pin = namespace_policy(PINNED, "{environment: {visibleDevices: Pin}}");
-    [("cluster.yaml", ENFORCE.to_owned()), ("pinned.yaml", pin)]
+pub(super) fn policies() -> [(&'static str, String); 1] {
+    [("cluster.yaml", ENFORCE.to_owned())]
 }
 
 /// Creates the namespaces and priority classes of the workload.
 pub(super) async fn prepare(plane: &ControlPlane) {
-    for namespace in [OPEN, PINNED] {
+    for namespace in [OPEN, STEERED] {
         plane.kubectl(&["create", "namespace", namespace]).await.expect_success();
     }
     for (name, value, policy) in
@@ -115,7 +114,7 @@ impl Burst {
             if left == 0 {
                 break;
             }
-            let namespace = if chance.percent(30) { PINNED } else { OPEN };
+            let namespace = if chance.percent(30) { STEERED } else { OPEN };
             let (name, template) = (format!("p-{number}"), template(chance, namespace));
             if chance.percent(60) {
                 left -= 1;
@@ -337,7 +336,7 @@ pub(super) async fn bind_unscheduled(client: &Client) {
 /// Deletes about two of three bound pods, and returns how many.
 pub(super) async fn delete_bound(client: &Client, chance: &mut Chance) -> usize {
     let mut deleted = 0;
-    for namespace in [OPEN, PINNED] {
+    for namespace in [OPEN, STEERED] {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let list = pods.list(&ListParams::default()).await.expect("pods can be listed");
         for pod in list.items.into_iter().filter(|pod| node_of(pod).is_some()) {

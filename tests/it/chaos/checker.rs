@@ -5,11 +5,11 @@
 //! | allocation policy | pods that hold a GPU |
 //! |---|---|
 //! | single | every pod of the node |
-//! | pinned | the containers whose annotation names the GPU |
+//! | steered | the containers that the plugin gave it; until then, those whose annotation names it |
 //! | distributed, packed | the containers that the device plugin put there, as the stand-in reports |
 //! | unverified | the worst case: the largest containers of the node, as many as a GPU has replicas |
 //!
-//! It also finds pinned pods without a GPU, pods that were created without their request, nodes that publish less than is
+//! It also finds steered pods without a GPU, pods that were created without their request, nodes that publish less than is
 //! bound to them, and pods that wait although they fit.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ use crate::support::stream::Seen;
 pub(super) enum Kind {
     /// A GPU is overcommitted.
     Overcommitted,
-    /// A bound pinned container names no GPU of its node.
+    /// A bound container on a steered node names no GPU of its node.
     NoGpu,
     /// The request of a guarded pod is not its declaration plus its CUDA context.
     WrongRequest,
@@ -228,9 +228,8 @@ impl Checker {
             }
         }
         let uuids: Vec<String> = (0..view.hardware.sizes.len()).map(|index| uuid(node, index)).collect();
-        for (_, pod) in self.on(node).filter(|_| view.hardware.allocation_policy == AllocationPolicy::Pinned) {
-            let unnamed =
-                |c: &&super::view::GpuContainer| c.pinned && !c.gpu.as_ref().is_some_and(|g| uuids.contains(g));
+        for (_, pod) in self.on(node).filter(|_| view.hardware.allocation_policy == AllocationPolicy::Steered) {
+            let unnamed = |c: &&super::view::GpuContainer| !c.gpu.as_ref().is_some_and(|g| uuids.contains(g));
             for container in pod.containers.iter().filter(unnamed) {
                 let key = (Kind::NoGpu, node.to_owned(), format!("{}/{}", pod.name, container.name));
                 wrong.push((key, 0, 0, vec![(pod.name.clone(), container.mib.unwrap_or(0))]));
@@ -267,10 +266,8 @@ impl Checker {
                 let given = || self.placed.get(&(uid.clone(), container.name.clone()));
                 match hardware.allocation_policy {
                     AllocationPolicy::Single => true,
-                    AllocationPolicy::Pinned if container.pinned => container.gpu.as_ref() == Some(&gpu),
-                    AllocationPolicy::Pinned | AllocationPolicy::Distributed | AllocationPolicy::Packed => {
-                        given() == Some(&gpu)
-                    }
+                    AllocationPolicy::Steered => given().or(container.gpu.as_ref()) == Some(&gpu),
+                    AllocationPolicy::Distributed | AllocationPolicy::Packed => given() == Some(&gpu),
                     AllocationPolicy::Unverified => unreachable!("answered above"),
                 }
             };
@@ -327,14 +324,20 @@ impl Checker {
         let fits = |holdings: &Holdings| holdings.sum() + demand <= holdings.limit;
         match hardware.allocation_policy {
             AllocationPolicy::Single => fits(&holdings[0]),
-            AllocationPolicy::Pinned => holdings.iter().any(|gpu| gpu.held.len() < replicas && fits(gpu)),
+            AllocationPolicy::Steered => holdings.iter().any(|gpu| gpu.held.len() < replicas && fits(gpu)),
             AllocationPolicy::Unverified => {
                 let worst = &mut holdings[0];
                 worst.held.truncate(replicas - 1);
                 demand <= worst.limit / hardware.replicas && fits(worst)
             }
+            // While no pod is larger than a slot, each free replica is a slot.
+            AllocationPolicy::Packed => {
+                let smallest = holdings.iter().map(|gpu| gpu.limit).min().expect("a node has GPUs");
+                let slot = smallest / hardware.replicas;
+                demand <= slot && holdings.iter().flat_map(|gpu| &gpu.held).all(|(_, mib)| *mib <= slot)
+            }
             // Other pods may leave before this one gets its GPU, so it must fit on each GPU that may then be next.
-            AllocationPolicy::Distributed | AllocationPolicy::Packed => {
+            AllocationPolicy::Distributed => {
                 let counts: Vec<usize> = holdings.iter().map(|gpu| gpu.held.len()).collect();
                 // A pod with several containers leaves with all of them, which this check does not model.
                 let plain = self.on(name).all(|(_, pod)| pod.containers.len() == 1);
@@ -344,8 +347,7 @@ impl Checker {
                     let others = counts.iter().enumerate().filter(|(other, _)| *other != index);
                     let fewest = others.map(|(_, count)| *count).min().unwrap_or(replicas);
                     (0..=held.len()).all(|staying| {
-                        let next = staying < replicas
-                            && (hardware.allocation_policy == AllocationPolicy::Packed || staying <= fewest);
+                        let next = staying < replicas && staying <= fewest;
                         !next || held[..staying].iter().sum::<u64>() + demand <= holdings[index].limit
                     })
                 };

@@ -20,8 +20,8 @@ pub(super) enum AllocationPolicy {
     Distributed,
     /// The GPU with the most taken replicas that has a free one.
     Packed,
-    /// The GPU in the annotation.
-    Pinned,
+    /// The GPU in the annotation: the node agent steers the device plugin.
+    Steered,
 }
 
 impl AllocationPolicy {
@@ -30,7 +30,7 @@ impl AllocationPolicy {
         AllocationPolicy::Unverified,
         AllocationPolicy::Distributed,
         AllocationPolicy::Packed,
-        AllocationPolicy::Pinned,
+        AllocationPolicy::Steered,
     ];
 
     /// Name in the label and in the node agent's report.
@@ -40,7 +40,7 @@ impl AllocationPolicy {
             AllocationPolicy::Unverified => "Unverified",
             AllocationPolicy::Distributed => "Distributed",
             AllocationPolicy::Packed => "Packed",
-            AllocationPolicy::Pinned => "Pinned",
+            AllocationPolicy::Steered => "Steered",
         }
     }
 }

@@ -119,8 +119,9 @@ struct Hosts {
 struct Host {
     name: String,
     hardware: Hardware,
-    /// Containers of bound pods that have no GPU yet, by uid, with the time of their admission.
-    coming: BTreeMap<String, (Vec<String>, Instant)>,
+    /// Containers of bound pods that have no GPU yet, by uid, with the time of their admission. Each has a name and the GPU
+    /// in its annotation.
+    coming: BTreeMap<String, (Vec<(String, Option<String>)>, Instant)>,
     /// GPU index of each container, by uid and name.
     given: BTreeMap<(String, String), usize>,
     revision: u64,
@@ -155,7 +156,7 @@ impl Hosts {
             host.retain(|uid| *uid != pod.uid);
         } else if !host.knows(&pod.uid) && !pod.containers.is_empty() {
             let delay = Duration::from_millis(self.chance.between(ADMISSION_MILLIS.0, ADMISSION_MILLIS.1));
-            let containers = pod.containers.into_iter().map(|container| container.name).collect();
+            let containers = pod.containers.into_iter().map(|container| (container.name, container.gpu)).collect();
             host.coming.insert(pod.uid, (containers, Instant::now() + delay));
         }
     }
@@ -169,8 +170,8 @@ impl Hosts {
             turn.sort();
             for (_, uid) in turn {
                 let (containers, _) = host.coming.remove(&uid).expect("its uid was just listed");
-                for container in containers {
-                    let Some(gpu) = host.give(&uid, &container, &mut self.chance) else { continue };
+                for (container, wanted) in containers {
+                    let Some(gpu) = host.give(&uid, &container, wanted.as_deref(), &mut self.chance) else { continue };
                     let gpu = uuid(&host.name, gpu);
                     placements.push(Placement { version: self.version, uid: uid.clone(), container, gpu });
                 }
@@ -207,8 +208,9 @@ impl Host {
         self.revision += u64::from(self.given.len() != before);
     }
 
-    /// Chooses a GPU by the plugin's rule. `None` if every replica is taken; a kubelet would refuse the pod.
-    fn give(&mut self, uid: &str, container: &str, chance: &mut Chance) -> Option<usize> {
+    /// Chooses a GPU by the plugin's rule, or on a steered node the wanted one, if it has a free replica. `None` if every
+    /// replica is taken; a kubelet would refuse the pod.
+    fn give(&mut self, uid: &str, container: &str, wanted: Option<&str>, chance: &mut Chance) -> Option<usize> {
         let mut taken = vec![0; self.hardware.sizes.len()];
         self.given.values().for_each(|gpu| taken[*gpu] += 1);
         let open: Vec<usize> = (0..taken.len()).filter(|gpu| taken[*gpu] < self.hardware.replicas).collect();
@@ -218,10 +220,12 @@ impl Host {
             AllocationPolicy::Single
             | AllocationPolicy::Unverified
             | AllocationPolicy::Distributed
-            | AllocationPolicy::Pinned => counts.min()?,
+            | AllocationPolicy::Steered => counts.min()?,
         };
-        let ties: Vec<usize> = open.into_iter().filter(|gpu| taken[*gpu] == best).collect();
-        let gpu = *chance.pick(&ties);
+        let ties: Vec<usize> = open.iter().copied().filter(|gpu| taken[*gpu] == best).collect();
+        let steers = self.hardware.allocation_policy == AllocationPolicy::Steered;
+        let wanted = open.iter().find(|gpu| steers && wanted == Some(uuid(&self.name, **gpu).as_str()));
+        let gpu = wanted.copied().unwrap_or_else(|| *chance.pick(&ties));
         self.given.insert((uid.to_owned(), container.to_owned()), gpu);
         self.revision += 1;
         Some(gpu)
@@ -243,6 +247,6 @@ impl Host {
         let given = |((uid, container), gpu): (&(String, String), &usize)| json!({ "uid": uid, "container": container, "gpu": uuid(&self.name, *gpu) });
         let pods: Vec<Value> = self.given.iter().map(given).collect();
         let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-        json!({ "time": time, "handout": self.hardware.allocation_policy.name(), "gpus": gpus, "pods": pods })
+        json!({ "time": time, "allocationPolicy": self.hardware.allocation_policy.name(), "gpus": gpus, "pods": pods })
     }
 }

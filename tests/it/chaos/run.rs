@@ -135,9 +135,9 @@ impl Run {
     async fn accounted(&self) {
         let expected = |allocation_policy: AllocationPolicy| match allocation_policy {
             AllocationPolicy::Single => "Exact",
-            AllocationPolicy::Unverified => "Slot",
-            AllocationPolicy::Distributed | AllocationPolicy::Packed => "Confirmed",
-            AllocationPolicy::Pinned => "Pinned",
+            AllocationPolicy::Unverified | AllocationPolicy::Packed => "Slot",
+            AllocationPolicy::Distributed => "Confirmed",
+            AllocationPolicy::Steered => "Steered",
         };
         eventually("every node to be accounted for in its mode", Duration::from_secs(60), async || {
             self.replicas.expect_running();

@@ -59,8 +59,6 @@ pub(super) struct GpuContainer {
     pub name: String,
     /// Requested MiB.
     pub mib: Option<u64>,
-    /// Whether the container sees only the GPU in the annotation.
-    pub pinned: bool,
     /// GPU in the annotation.
     pub gpu: Option<String>,
 }
@@ -101,11 +99,8 @@ impl GpuContainer {
     fn of(container: &Container, annotations: &BTreeMap<String, String>) -> Option<GpuContainer> {
         let requests = container.resources.as_ref()?.requests.as_ref()?;
         requests.get(GPU)?;
-        let env = container.env.iter().flatten().find(|variable| variable.name == "NVIDIA_VISIBLE_DEVICES");
         let key = format!("vramguard.dev/gpu.{}", container.name);
-        let field = env.and_then(|env| env.value_from.as_ref()?.field_ref.as_ref());
-        let pinned = field.is_some_and(|field| field.field_path == format!("metadata.annotations['{key}']"));
         let gpu = annotations.get(&key).cloned();
-        Some(GpuContainer { name: container.name.clone(), mib: requests.get(VRAM).map(|q| mib(&q.0)), pinned, gpu })
+        Some(GpuContainer { name: container.name.clone(), mib: requests.get(VRAM).map(|q| mib(&q.0)), gpu })
     }
 }

@@ -42,30 +42,30 @@ fn full() -> Value {
             [{"apiVersion": "v1", "kind": "Node", "name": "gpu-0.example.com", "uid": "d3adb33f-0000-4000-8000-000000000000"}]},
         "spec": {"reservations": [
             reservation("llm-0", "main", json!({"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "mib": 8912,
-                "basis": "Request", "pinned": true})),
+                "basis": "Request"})),
             reservation("llm-0", "warm-up", json!({"role": "Init", "gpu": "1", "mib": 0, "basis": "Declaration",
                 "state": "Confirmed"})),
             reservation("older", "beside", json!({"role": "Sidecar", "state": "Adopted"})),
         ]},
         "status": {
-            "mode": "pinned", "gpuCount": 4, "reservations": 2,
+            "mode": "steered", "gpuCount": 4, "reservations": 2,
             "allocatableMiB": 95480, "allocatable": "95480Mi",
             "heldMiB": 17824, "held": "17824Mi",
             "placeableMiB": 23870, "placeable": "23870Mi",
             "gpus": [
-                {"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "index": 0, "resource": "nvidia.com/gpu", "mode": "pinned",
+                {"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "index": 0, "resource": "nvidia.com/gpu", "mode": "steered",
                  "totalMiB": 24576, "allocatableMiB": 23870, "heldMiB": 8912, "freeMiB": 15528},
                 {"gpu": "1", "index": 1, "resource": "nvidia.com/mig-1g.10gb", "mode": "slot", "totalMiB": 9856,
                  "allocatableMiB": 9600, "heldMiB": 0},
             ],
             "agent": {
-                "time": "2026-11-22T21:00:00Z", "handout": "Pinned",
+                "time": "2026-11-22T21:00:00Z", "allocationPolicy": "Steered",
                 "gpus": [{"resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e",
                     "index": 0, "totalMiB": 24576, "reservedMiB": 512, "outOfBandMiB": 0}],
                 "pods": [{"uid": "u", "container": "main", "gpu": "MIG-GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e/1/0"}],
             },
             "conditions": [
-                {"type": "Accounted", "status": "True", "reason": "Pinned", "message": "", "observedGeneration": 1,
+                {"type": "Accounted", "status": "True", "reason": "Steered", "message": "", "observedGeneration": 1,
                  "lastTransitionTime": "2026-11-22T21:00:00Z"},
                 {"type": "Overcommitted", "status": "False", "reason": "Fits", "message": "nothing is above its allocatable",
                  "lastTransitionTime": "2026-11-22T21:00:00Z"},
@@ -100,15 +100,15 @@ async fn a_ledger_keeps_every_field_and_reads_well() {
         table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     };
     let heading = "NAME MODE GPUS ALLOCATABLE HELD PLACEABLE PODS ACCOUNTED OVERCOMMITTED AGE";
-    let row = "gpu-0.example.com pinned 4 95480Mi 17824Mi 23870Mi 2 True False ";
+    let row = "gpu-0.example.com steered 4 95480Mi 17824Mi 23870Mi 2 True False ";
     for names in ["gpuledgers", "gpul", "vramguard"] {
         let table = columns(&format!("get {names}")).await;
         assert_eq!(table[0], heading);
         assert!(table[1].starts_with(row), "{}", table[1]);
     }
     let wide = columns("get gpul -o wide").await;
-    assert_eq!(wide[0], format!("{heading} HANDOUT AGENT"));
-    assert!(wide[1].starts_with(row) && wide[1].contains(" Pinned "), "{}", wide[1]);
+    assert_eq!(wide[0], format!("{heading} ALLOCATION AGENT"));
+    assert!(wide[1].starts_with(row) && wide[1].contains(" Steered "), "{}", wide[1]);
 
     // A write of the spec keeps the status, so two replicas do not overwrite each other.
     let mut emptied = full.clone();
@@ -159,7 +159,7 @@ async fn a_ledger_that_makes_no_sense_is_refused_by_field() {
         ("/status/gpus/1", full["status"]["gpus"][0].clone(), "status.gpus[1]: Duplicate value"),
         ("/status/gpus/0/heldMiB", json!(null), "status.gpus[0].heldMiB: Required value"),
         ("/status/agent/time", json!(null), "status.agent.time: Required value"),
-        ("/status/agent/handout", json!("Random"), "status.agent.handout: Unsupported value"),
+        ("/status/agent/allocationPolicy", json!("Random"), "status.agent.allocationPolicy: Unsupported value"),
         ("/status/agent/gpus/0/uuid", json!("0"), "status.agent.gpus[0].uuid: Invalid value: … must be a GPU's UUID"),
         ("/status/agent/gpus/0/totalMiB", json!(0), "status.agent.gpus[0].totalMiB"),
         ("/status/agent/pods/0/gpu", json!("0"), "status.agent.pods[0].gpu: Invalid value: … must be a GPU's UUID"),

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 use crate::support::guard::{Guard, OnOutage, apply_manifests, configurations_reread};
-use crate::support::objects::{ENFORCE, VRAM, agent_report, namespace_policy};
+use crate::support::objects::{ENFORCE, VRAM, agent_report};
 use crate::support::{ControlPlane, GpuNode, PATIENCE, eventually};
 
 /// Label of a node with the workload that it is for.
@@ -22,8 +22,8 @@ const ENTRIES: [&str; 3] =
 /// A kind of pods, with its own namespace and nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Workload {
-    /// GPU pods on nodes with several GPUs under pinned accounting: each binding writes a reservation to the ledger.
-    Pinned,
+    /// GPU pods on nodes with several GPUs under steered accounting: each binding writes a reservation to the ledger.
+    Steered,
     /// GPU pods on nodes with several GPUs under slot accounting: each binding writes a reservation too.
     Slot,
     /// GPU pods on nodes with one GPU: each binding is annotated.
@@ -33,7 +33,7 @@ pub(super) enum Workload {
 }
 
 impl Workload {
-    pub(super) const ALL: [Workload; 4] = [Workload::Pinned, Workload::Slot, Workload::Single, Workload::Plain];
+    pub(super) const ALL: [Workload; 4] = [Workload::Steered, Workload::Slot, Workload::Single, Workload::Plain];
 
     /// The comma-separated workloads in `VRAMGUARD_WORKLOADS`, or all of them.
     pub(super) fn chosen() -> Vec<Workload> {
@@ -48,7 +48,7 @@ impl Workload {
     /// Namespace of the pods, and value of the label of their nodes.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Workload::Pinned => "pinned",
+            Workload::Steered => "steered",
             Workload::Slot => "slot",
             Workload::Single => "single",
             Workload::Plain => "plain",
@@ -93,13 +93,12 @@ impl FiguresCluster {
         for node in &nodes {
             plane.add_gpu_node(node).await;
         }
-        let pin = namespace_policy(Workload::Pinned.name(), "{environment: {visibleDevices: Pin}}");
-        let guard = Guard::start(&plane, &[("cluster.yaml", ENFORCE), ("pinned.yaml", &pin)]).await;
+        let guard = Guard::start(&plane, &[("cluster.yaml", ENFORCE)]).await;
         for workload in Workload::ALL {
             plane.kubectl(&["create", "namespace", workload.name()]).await.expect_success();
         }
         let mut cluster = FiguresCluster { guard, plane, nodes, idle: BTreeMap::new() };
-        for node in cluster.nodes.iter().filter(|node| node.labels[POOL] == Workload::Pinned.name()) {
+        for node in cluster.nodes.iter().filter(|node| node.labels[POOL] == Workload::Steered.name()) {
             cluster.agent_reports(node).await;
         }
         cluster.nodes.retain(|node| node.gpus > 0);
@@ -110,16 +109,16 @@ impl FiguresCluster {
         cluster
     }
 
-    /// Reports pinned accounting as the agent of a node, and waits for it.
+    /// Reports steered accounting as the agent of a node, and waits for it.
     async fn agent_reports(&self, node: &GpuNode) {
-        let patch = agent_report(node, "Pinned");
+        let patch = agent_report(node, "Steered");
         let mode = ["get", "gpuledger", &node.name, "-o", "jsonpath={.status.mode}"];
-        eventually("the node to be under pinned accounting", PATIENCE, async || {
+        eventually("the node to be under steered accounting", PATIENCE, async || {
             let report = ["patch", "gpuledger", &node.name, "--subresource=status", "--type=merge", "-p", &patch];
             let reported = self.plane.kubectl(&report).await;
             ensure!(reported.status.success(), "{}", reported.stderr);
             let mode = self.plane.kubectl(&mode).await.stdout;
-            ensure!(mode == "pinned", "{mode:?}{}", self.guard.server.log_tail());
+            ensure!(mode == "steered", "{mode:?}{}", self.guard.server.log_tail());
             Ok(())
         })
         .await;

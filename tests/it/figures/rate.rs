@@ -53,11 +53,11 @@ pub(super) async fn measure(limits: ClientLimits) {
     let rounds = times("VRAMGUARD_ROUNDS", 5);
     let workloads = Workload::chosen();
     let nodes = times("VRAMGUARD_NODES", 10);
-    let pinned = (0..nodes).map(|number| Workload::Pinned.node(number, 4, 16, 81_920));
+    let steered = (0..nodes).map(|number| Workload::Steered.node(number, 4, 16, 81_920));
     let slot = (0..nodes).map(|number| Workload::Slot.node(number, 4, 16, 81_920));
     let single = (0..20).map(|number| Workload::Single.node(number, 1, 32, 143_771));
     let plain = (0..10).map(|number| Workload::Plain.node(number, 0, 0, 0));
-    let mut cluster = FiguresCluster::start(pinned.chain(slot).chain(single).chain(plain).collect()).await;
+    let mut cluster = FiguresCluster::start(steered.chain(slot).chain(single).chain(plain).collect()).await;
     let scheduler = match limits {
         ClientLimits::Default => None,
         ClientLimits::Raised => {

@@ -30,7 +30,7 @@ enum Step {
 pub(super) async fn measure(workload: Workload) {
     let samples = times("VRAMGUARD_SAMPLES", 100);
     // Each pod demands 8,912 MiB, so a GPU of 23,870 MiB holds two.
-    let gpus = if workload == Workload::Pinned { 2 } else { 1 };
+    let gpus = if workload == Workload::Steered { 2 } else { 1 };
     let full = 2 * gpus as usize;
     let cluster = FiguresCluster::start(vec![workload.node(0, gpus, 4, 24_576)]).await;
     let pods: Api<Pod> = Api::namespaced(cluster.plane.client(), workload.name());

@@ -51,7 +51,7 @@ pub(crate) fn plain_pod(namespace: &str, name: &str) -> String {
     )
 }
 
-/// A merge patch of a `GpuLedger` with the report of an agent on `node`, under an allocation policy such as `Pinned`.
+/// A merge patch of a `GpuLedger` with the report of an agent on `node`, under an allocation policy such as `Steered`.
 pub(crate) fn agent_report(node: &GpuNode, allocation_policy: &str) -> String {
     let GpuNode { name, resource, replicas, memory_mib, .. } = node;
     let gpu = |index: u32| {
@@ -59,7 +59,8 @@ pub(crate) fn agent_report(node: &GpuNode, allocation_policy: &str) -> String {
                 "totalMiB": memory_mib, "reservedMiB": 0, "outOfBandMiB": 0 })
     };
     let gpus: Vec<Value> = (0..node.gpus).map(gpu).collect();
-    let agent = json!({ "time": "2026-01-01T00:00:00Z", "handout": allocation_policy, "gpus": gpus, "pods": [] });
+    let agent =
+        json!({ "time": jiff::Timestamp::now(), "allocationPolicy": allocation_policy, "gpus": gpus, "pods": [] });
     json!({ "status": { "agent": agent } }).to_string()
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::*;
 use crate::capacity::binding::upkeep::Upkeep;
 use crate::capacity::cluster::{Cluster, NodeFacts, NodeView};
-use crate::capacity::gpu::{AllocationPolicy, Resource, Unknown};
+use crate::capacity::gpu::{Accounting, AllocationPolicy, Resource, Unknown};
+use crate::capacity::node::inventory::Inventory;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::node::reservation::Found;
 use crate::capacity::node::usage::NodeUsage;
@@ -21,7 +22,7 @@ mod fixture;
 mod model;
 mod world;
 
-use fixture::{PATIENCE, annotated, content, node, pinned, pod, reservation, reservations, resource, rules, uid};
+use fixture::{PATIENCE, annotated, content, node, pod, reservation, reservations, resource, rules, uid};
 
 /// A node with two GPUs of 10,000 MiB and four replicas of each.
 fn facts() -> NodeFacts {
@@ -37,9 +38,9 @@ fn cluster() -> Cluster {
     cluster
 }
 
-/// The ledger of a node that honours pins.
+/// The ledger of a node whose agent steers the device plugin.
 fn under(reservations: Reservations) -> LedgerContent {
-    content(AllocationPolicy::Pinned, reservations)
+    content(AllocationPolicy::Steered, reservations)
 }
 
 /// Assumes a pod as the guard does it, on the ledger as it was read.
@@ -75,13 +76,13 @@ fn mib(mib: u64) -> Vram {
 #[test]
 fn a_pod_is_promised_a_gpu_and_the_next_one_what_that_leaves() {
     let cluster = cluster();
-    let first = assume(&cluster, under(Reservations::default()), "p", &pinned(6000), 5).unwrap();
+    let first = assume(&cluster, under(Reservations::default()), "p", &pod(6000), 5).unwrap();
     let written = first.write.unwrap();
     assert_eq!(first.gpu, on(0));
-    assert_eq!(written, reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]));
-    let second = assume(&cluster, under(written), "q", &pinned(6000), 6).unwrap();
+    assert_eq!(written, reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]));
+    let second = assume(&cluster, under(written), "q", &pod(6000), 6).unwrap();
     assert_eq!(second.gpu, on(1));
-    let refused = assume(&cluster, under(second.write.unwrap()), "r", &pinned(6000), 7).unwrap_err();
+    let refused = assume(&cluster, under(second.write.unwrap()), "r", &pod(6000), 7).unwrap_err();
     let Unplaced::Shortfall { demand, free, .. } = refused else { panic!("{refused:?}") };
     assert_eq!((demand, free), (mib(6000), mib(4000)));
 }
@@ -90,11 +91,11 @@ fn a_pod_is_promised_a_gpu_and_the_next_one_what_that_leaves() {
 fn a_pod_assumed_again_keeps_its_gpu_and_gets_younger_but_never_older() {
     let cluster = cluster();
     let held = reservations([
-        ("p", reservation(pinned(6000), Some(1), State::Assumed, 5)),
-        ("q", reservation(pinned(9000), Some(0), State::Assumed, 5)),
+        ("p", reservation(pod(6000), Some(1), State::Assumed, 5)),
+        ("q", reservation(pod(9000), Some(0), State::Assumed, 5)),
     ]);
     for (now, since) in [(9, 9), (5, 5), (3, 5)] {
-        let again = assume(&cluster, under(held.clone()), "p", &pinned(6000), now).unwrap();
+        let again = assume(&cluster, under(held.clone()), "p", &pod(6000), now).unwrap();
         assert_eq!(again.gpu, on(1));
         let written = again.write.expect("the write makes it younger");
         assert_eq!(written.of(&uid("p")).unwrap().since, Moment(since));
@@ -105,8 +106,8 @@ fn a_pod_assumed_again_keeps_its_gpu_and_gets_younger_but_never_older() {
 #[test]
 fn a_pod_whose_place_is_settled_is_answered_without_a_write() {
     for state in [State::Confirmed, State::Adopted] {
-        let held = reservations([("p", reservation(pinned(6000), Some(1), state, 5))]);
-        let again = assume(&cluster(), under(held), "p", &pinned(6000), 9).unwrap();
+        let held = reservations([("p", reservation(pod(6000), Some(1), state, 5))]);
+        let again = assume(&cluster(), under(held), "p", &pod(6000), 9).unwrap();
         assert_eq!(again, Assumed { gpu: on(1), write: None });
     }
 }
@@ -114,7 +115,7 @@ fn a_pod_whose_place_is_settled_is_answered_without_a_write() {
 /// The ledger may be newer than the replica's cache of the pods, or older.
 #[test]
 fn a_promise_counts_whether_or_not_the_pod_is_seen_yet() {
-    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let mut cluster = cluster();
     cluster.apply_ledger("a", Some(under(held.clone())));
     assert_eq!((usage(&cluster).bound, usage(&cluster).published), (mib(6000), Some(mib(16_000))));
@@ -127,7 +128,7 @@ fn a_promise_counts_whether_or_not_the_pod_is_seen_yet() {
 
 #[test]
 fn a_moved_pod_holds_on_both_nodes_until_it_is_seen_on_one() {
-    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let mut cluster = cluster();
     cluster.apply_ledger("a", Some(under(held.clone())));
     cluster.apply_ledger("b", Some(under(held.clone())));
@@ -137,20 +138,20 @@ fn a_moved_pod_holds_on_both_nodes_until_it_is_seen_on_one() {
     assert_eq!(bound(&cluster), [Vram::ZERO, mib(6000)]);
     assert!(upkeep(&cluster, 6).reservations.is_empty());
     // Others get its memory at once, and the write that reserves it removes the old reservation.
-    let written = assume(&cluster, under(held), "q", &pinned(9000), 6).unwrap().write.unwrap();
-    assert_eq!(written, reservations([("q", reservation(pinned(9000), Some(0), State::Assumed, 6))]));
+    let written = assume(&cluster, under(held), "q", &pod(9000), 6).unwrap().write.unwrap();
+    assert_eq!(written, reservations([("q", reservation(pod(9000), Some(0), State::Assumed, 6))]));
 }
 
 #[test]
 fn a_pod_that_is_gone_leaves_its_place_at_once_wherever_it_was_promised_one() {
-    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let mut cluster = cluster();
     // Two watches have no common order: the pod is deleted before the ledger with its reservation is seen.
     cluster.delete_pod(&uid("p"));
     cluster.apply_ledger("a", Some(under(held.clone())));
     assert_eq!(usage(&cluster).bound, Vram::ZERO);
     assert!(upkeep(&cluster, 6).reservations.is_empty());
-    let place = assume(&cluster, under(held), "q", &pinned(9000), 6).unwrap();
+    let place = assume(&cluster, under(held), "q", &pod(9000), 6).unwrap();
     assert_eq!((place.gpu, place.write.unwrap().len()), (on(0), 1));
 }
 
@@ -159,18 +160,18 @@ fn a_pod_that_is_gone_leaves_its_place_at_once_wherever_it_was_promised_one() {
 /// A reservation in that ledger holds nothing if its pod is gone or on another node.
 #[test]
 fn a_ledger_read_anew_is_read_with_all_that_is_known_of_its_pods() {
-    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let (mut gone, mut elsewhere) = (cluster(), cluster());
     gone.delete_pod(&uid("p"));
     elsewhere.apply_pod(&uid("p"), "b", annotated(6000, Some(0)));
     for (cluster, gpu) in [(cluster(), on(1)), (gone, on(0)), (elsewhere, on(0))] {
-        assert_eq!(assume(&cluster, under(held.clone()), "q", &pinned(9000), 6).unwrap().gpu, gpu);
+        assert_eq!(assume(&cluster, under(held.clone()), "q", &pod(9000), 6).unwrap().gpu, gpu);
     }
 }
 
 #[test]
 fn a_promise_that_was_taken_back_leaves_nothing_behind() {
-    let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let mut cluster = cluster();
     cluster.apply_ledger("a", Some(under(held)));
     assert_eq!(cluster.counts_on(&uid("p")).collect::<Vec<_>>(), ["a"]);
@@ -187,10 +188,10 @@ fn a_promise_that_was_taken_back_leaves_nothing_behind() {
 #[test]
 fn that_a_pod_departs_is_news_once_and_only_where_it_was_promised_something() {
     let mut ledger = NodeLedger::default();
-    ledger.set_content(Some(under(reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]))));
+    ledger.set_content(Some(under(reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]))));
     assert_eq!(["p", "p", "q"].map(|name| ledger.void(&uid(name))), [true, false, false]);
     assert_eq!(ledger.departed(), &BTreeSet::from([uid("p")]));
-    ledger.confirm(uid("p"), pinned(6000));
+    ledger.confirm(uid("p"), pod(6000));
     assert!(ledger.departed().is_empty(), "what is seen here is not departed");
 }
 
@@ -233,7 +234,7 @@ fn that_a_pod_ended_is_remembered_for_five_minutes_and_not_for_ever() {
 #[test]
 fn a_pod_seen_bound_is_confirmed_on_the_gpu_that_its_binding_wrote() {
     for (annotation, gpu) in [(None, 0), (Some(0), 0), (Some(1), 1)] {
-        let held = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+        let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
         let mut cluster = cluster();
         cluster.apply_ledger("a", Some(under(held)));
         cluster.apply_pod(&uid("p"), "a", annotated(6000, annotation));
@@ -250,7 +251,7 @@ fn an_annotation_that_comes_later_moves_nothing() {
     for state in [State::Confirmed, State::Adopted] {
         let mut cluster = cluster();
         cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(1)));
-        cluster.apply_ledger("a", Some(under(reservations([("p", reservation(pinned(6000), Some(0), state, 5))]))));
+        cluster.apply_ledger("a", Some(under(reservations([("p", reservation(pod(6000), Some(0), state, 5))]))));
         assert_eq!(upkeep(&cluster, 6).reservations.of(&uid("p")).unwrap().gpu, on(0));
         assert_eq!(usage(&cluster).pools[0].gpus[0].held, mib(6000));
     }
@@ -259,7 +260,7 @@ fn an_annotation_that_comes_later_moves_nothing() {
 /// A pod that becomes ready is no reason to write its ledger.
 #[test]
 fn what_changes_while_a_pod_runs_is_not_in_its_reservation() {
-    let assumed = reservations([("p", reservation(pinned(6000), Some(0), State::Assumed, 5))]);
+    let assumed = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     for held in [Reservations::default(), assumed] {
         let mut cluster = cluster();
         cluster.apply_ledger("a", Some(under(held)));
@@ -275,9 +276,7 @@ fn what_changes_while_a_pod_runs_is_not_in_its_reservation() {
 fn a_pod_that_nobody_assumed_is_adopted_where_its_annotation_says() {
     let mut cluster = cluster();
     cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(1)));
-    let mut unpinned = annotated(100, Some(1));
-    unpinned.parts[0].pinned = false;
-    cluster.apply_pod(&uid("q"), "a", unpinned.clone());
+    cluster.apply_pod(&uid("q"), "a", pod(100));
     cluster.apply_pod(
         &uid("r"),
         "a",
@@ -286,45 +285,84 @@ fn a_pod_that_nobody_assumed_is_adopted_where_its_annotation_says() {
     let kept = upkeep(&cluster, 6);
     assert_eq!(kept.adopted, [uid("p"), uid("q")]);
     let adopted = |holder, gpu| reservation(holder, gpu, State::Adopted, 6);
-    let expected = [("p", adopted(annotated(6000, Some(1)), Some(1))), ("q", adopted(unpinned, None))];
+    let expected = [("p", adopted(annotated(6000, Some(1)), Some(1))), ("q", adopted(pod(100), None))];
     assert_eq!(kept.reservations, reservations(expected));
 }
 
-/// Four pods that take their GPU from an annotation were bound while the guard was down.
-///
-/// Each pod alone fits on GPU 0.
-#[test]
-fn pods_adopted_at_once_are_not_given_the_same_room() {
-    let mut cluster = Cluster::new(rules(), BTreeSet::new());
-    cluster.apply_node("a", node(&[10_000, 10_000], 2));
-    cluster.apply_ledger("a", Some(under(Reservations::default())));
-    for name in ["p", "q", "r", "s"] {
-        cluster.apply_pod(&uid(name), "a", pinned(3000));
+/// The report of an agent that steers the device plugin, made at this time.
+fn report(reported: i64, pods: &[(&'static str, u32)]) -> Inventory {
+    let assigned = |(name, gpu): &(&'static str, u32)| {
+        (uid(name), vec![(pod(1).parts[0].container.clone(), GpuId::Index(*gpu))].into())
+    };
+    Inventory {
+        reported: Some(Moment(reported)),
+        allocation_policy: AllocationPolicy::Steered,
+        assigned: pods.iter().map(assigned).collect(),
+        ..Inventory::default()
     }
-    let kept = upkeep(&cluster, 6).reservations;
-    let assigned = |gpu| kept.iter().filter(|(_, reservation)| reservation.gpu == on(gpu)).count();
-    assert_eq!([assigned(0), assigned(1)], [2, 2]);
 }
 
-/// A pinned container without a GPU sees none, so upkeep tries again until a GPU has enough free memory.
+fn reporting(reservations: Reservations, inventory: Inventory) -> LedgerContent {
+    LedgerContent { inventory: Some(inventory), ..under(reservations) }
+}
+
+/// The kubelet's record is what the container runs on. The reservation and the annotation were only the plan.
 #[test]
-fn a_pod_adopted_without_a_gpu_gets_one_once_there_is_room() {
+fn a_pod_is_on_the_gpu_that_the_agent_reports_whatever_was_planned() {
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Assumed, 5))]);
     let mut cluster = cluster();
-    cluster.apply_pod(&uid("big"), "a", annotated(8000, Some(0)));
-    cluster.apply_pod(&uid("too"), "a", annotated(8000, Some(1)));
-    cluster.apply_pod(&uid("p"), "a", pinned(5000));
+    cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(0)));
+    cluster.apply_ledger("a", Some(reporting(held, report(6, &[("p", 1)]))));
+    assert_eq!(usage(&cluster).pools[0].gpus.iter().map(|gpu| gpu.held.mib()).collect::<Vec<_>>(), [0, 6000]);
+    let kept = upkeep(&cluster, 6).reservations;
+    assert_eq!(kept.of(&uid("p")).unwrap().gpu, on(1), "so that it is not forgotten with the report");
+}
+
+/// While its GPU is not known, a pod may be on either GPU, and no other pod may count on what it may take.
+#[test]
+fn pods_bound_past_the_guard_count_on_every_gpu_until_the_agent_reports_them() {
+    let mut cluster = cluster();
+    cluster.apply_pod(&uid("p"), "a", pod(3000));
+    cluster.apply_pod(&uid("q"), "a", pod(4000));
     let kept = upkeep(&cluster, 6);
-    assert_eq!(kept.reservations.of(&uid("p")).unwrap().gpu, None);
-    cluster.apply_ledger("a", Some(under(kept.reservations)));
-    cluster.delete_pod(&uid("too"));
-    let kept = upkeep(&cluster, 7);
-    assert_eq!((kept.reservations.of(&uid("p")).unwrap().gpu.clone(), kept.adopted), (on(1), vec![]));
+    assert_eq!(kept.adopted, [uid("p"), uid("q")]);
+    assert!(kept.reservations.iter().all(|(_, reservation)| reservation.gpu.is_none()));
+    cluster.apply_ledger("a", Some(under(kept.reservations.clone())));
+    assert_eq!(usage(&cluster).free, mib(3000));
+    cluster.apply_ledger("a", Some(reporting(kept.reservations, report(6, &[("p", 0), ("q", 0)]))));
+    assert_eq!(usage(&cluster).free, mib(10_000));
+}
+
+/// A pod that nobody steers any more may get any GPU, so a new one may take no more than a slot. What is held stays.
+#[test]
+fn an_agent_that_falls_silent_turns_its_node_to_slots_and_frees_nothing() {
+    let now = Moment(1_700_000_000_000);
+    let after = |seconds| now.after(Duration::from_secs(seconds));
+    let mut cluster = cluster();
+    cluster.tick(after(0));
+    let held = reservations([("p", reservation(pod(6000), Some(0), State::Confirmed, 5))]);
+    cluster.apply_pod(&uid("p"), "a", annotated(6000, Some(0)));
+    cluster.apply_ledger("a", Some(reporting(held.clone(), report(now.0, &[("p", 0)]))));
+    let mode = |cluster: &Cluster| usage(cluster).pools[0].accounting;
+    cluster.tick(after(600));
+    assert_eq!((mode(&cluster), usage(&cluster).free), (Accounting::Steered, mib(10_000)));
+    cluster.tick(after(601));
+    // A slot is 10,000 / 4. The pod is known to be on GPU 0, of which a slot is still free.
+    assert_eq!((mode(&cluster), usage(&cluster).free), (Accounting::Slot, mib(2500)));
+    assert_eq!(usage(&cluster).pools[0].gpus[0].held, mib(6000));
+    assert!(usage(&cluster).published >= Some(mib(6000 + 2500)));
+    assert_eq!(cluster.node("a").unwrap().facts.pools[0].allocation_policy, AllocationPolicy::Stale);
+    // A report that arrives is believed at once, and an old one that arrives late is not.
+    cluster.apply_ledger("a", Some(reporting(held.clone(), report(after(601).0, &[("p", 0)]))));
+    assert_eq!(mode(&cluster), Accounting::Steered);
+    cluster.apply_ledger("a", Some(reporting(held, report(now.0, &[("p", 0)]))));
+    assert_eq!(mode(&cluster), Accounting::Slot);
 }
 
 #[test]
 fn a_pod_adopted_without_a_gpu_is_on_the_one_that_an_annotation_names_later() {
     let mut cluster = cluster();
-    cluster.apply_ledger("a", Some(under(reservations([("p", reservation(pinned(5000), None, State::Adopted, 5))]))));
+    cluster.apply_ledger("a", Some(under(reservations([("p", reservation(pod(5000), None, State::Adopted, 5))]))));
     cluster.apply_pod(&uid("p"), "a", annotated(5000, Some(1)));
     assert_eq!(usage(&cluster).pools[0].gpus[1].held, mib(5000));
     assert_eq!(upkeep(&cluster, 6).reservations.of(&uid("p")).unwrap().gpu, on(1));
@@ -341,18 +379,18 @@ fn only_a_quorum_read_tells_of_a_reservation_that_is_old_or_whose_pod_is_not_see
     ];
     for (state, now, doubtful) in cases {
         let mut cluster = cluster();
-        let held = reservations([("p", reservation(pinned(6000), Some(0), state, 1000))]);
+        let held = reservations([("p", reservation(pod(6000), Some(0), state, 1000))]);
         cluster.apply_ledger("a", Some(under(held.clone())));
         let kept = upkeep(&cluster, now);
         assert_eq!(kept.reservations, held, "nothing is taken back unread");
-        let expected = doubtful.then(|| (uid("p"), pinned(6000).name));
+        let expected = doubtful.then(|| (uid("p"), pod(6000).name));
         assert_eq!(kept.doubtful, expected.into_iter().collect::<Vec<_>>(), "{state} at {now}");
     }
 }
 
 #[test]
 fn a_reservation_survives_all_but_certainty_that_its_pod_never_comes() {
-    let old = |state| reservation(pinned(6000), Some(0), state, 1000);
+    let old = |state| reservation(pod(6000), Some(0), state, 1000);
     for state in [State::Assumed, State::Confirmed, State::Adopted] {
         let survives = |found, now| old(state).survives(found, &PATIENCE, Moment(now));
         assert_eq!([Found::Gone, Found::Elsewhere].map(|found| survives(found, 1000)), [false, false]);
@@ -362,22 +400,22 @@ fn a_reservation_survives_all_but_certainty_that_its_pod_never_comes() {
 }
 
 #[test]
-fn a_pod_is_not_placed_where_nothing_is_known_or_its_pin_is_not_honoured() {
+fn a_pod_is_not_placed_where_nothing_is_known_and_gets_a_gpu_only_where_it_is_steered() {
     let cluster = cluster();
     let choose = |allocation_policy, holder: &Holder| {
         let (ledger, pools) = cluster.with_content("a", content(allocation_policy, Reservations::default())).unwrap();
         ledger.choose(&uid("p"), holder, &pools, cluster.rules())
     };
-    for (allocation_policy, accounting) in
-        [(AllocationPolicy::Unverified, Accounting::Slot), (AllocationPolicy::Distributed, Accounting::Confirmed)]
-    {
-        assert_eq!(choose(allocation_policy, &pinned(100)), Err(Unplaced::PinUnverified { accounting }));
+    for allocation_policy in [AllocationPolicy::Unverified, AllocationPolicy::Stale, AllocationPolicy::Distributed] {
         assert_eq!(choose(allocation_policy, &pod(100)), Ok(None));
     }
-    assert_eq!(choose(AllocationPolicy::Pinned, &pod(100)), Ok(None));
+    assert_eq!(choose(AllocationPolicy::Steered, &pod(100)), Ok(on(0)));
+    // One container with two replicas may get two GPUs.
+    let two = Holder { gpus: vec![(resource(), 2)].into(), ..pod(100) };
+    assert_eq!(choose(AllocationPolicy::Steered, &two), Ok(None));
     let other = Resource("nvidia.com/mig-1g.10gb".into());
     let elsewhere = Holder { gpus: vec![(other.clone(), 1)].into(), ..pod(100) };
-    assert_eq!(choose(AllocationPolicy::Pinned, &elsewhere), Err(Unplaced::NoGpu { resource: Some(other) }));
+    assert_eq!(choose(AllocationPolicy::Steered, &elsewhere), Err(Unplaced::NoGpu { resource: Some(other) }));
     let (ledger, mut pools) = cluster.with_content("a", under(Reservations::default())).unwrap();
     let why = Unknown::ReportedNone { resource: resource() };
     pools[0].contents = Err(why.clone());
@@ -388,7 +426,7 @@ fn a_pod_is_not_placed_where_nothing_is_known_or_its_pin_is_not_honoured() {
 fn a_pod_that_was_promised_a_gpu_keeps_others_off_it_before_it_is_seen_to_start() {
     let mut cluster = cluster();
     cluster.set_rules(Rules { serialize_per_gpu: true, ..rules() }, BTreeSet::new());
-    let starting = |now| Holder { starting: Some(Moment(now)), ..pinned(1000) };
+    let starting = |now| Holder { starting: Some(Moment(now)), ..pod(1000) };
     let first = assume(&cluster, under(Reservations::default()), "p", &starting(5), 5).unwrap();
     let second = assume(&cluster, under(first.write.unwrap()), "q", &starting(6), 6).unwrap();
     assert_eq!((first.gpu, second.gpu), (on(0), on(1)));
@@ -401,7 +439,7 @@ fn a_pod_that_was_promised_a_gpu_keeps_others_off_it_before_it_is_seen_to_start(
 fn what_falls_short_beside_a_startup_is_a_shortfall_in_reason_and_sentence() {
     let mut cluster = cluster();
     cluster.set_rules(Rules { serialize_per_gpu: true, ..rules() }, BTreeSet::new());
-    let starting = |amount, now| Holder { starting: Some(Moment(now)), ..pinned(amount) };
+    let starting = |amount, now| Holder { starting: Some(Moment(now)), ..pod(amount) };
     let refusal = |why| Refusal::Unplaced { node: "a".into(), why };
     let first = assume(&cluster, under(Reservations::default()), "p", &starting(1000, 5), 5).unwrap().write.unwrap();
     let why = assume(&cluster, under(first.clone()), "large", &starting(12_000, 6), 6).unwrap_err();

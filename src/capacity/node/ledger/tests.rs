@@ -178,8 +178,9 @@ fn what_one_pod_can_get_is_said_where_the_sum_does_not_say_it() {
     let several = pool(&[24_000, 80_000], 4, Sharing::TimeSlicing);
     let of = |pool: Pool| usage(&requesting(&[]), pool).pod_max;
     assert_eq!(of(several.clone()), Some(mib(6000)));
-    assert_eq!(of(Pool { allocation_policy: AllocationPolicy::Packed, ..several.clone() }), Some(mib(80_000)));
-    assert_eq!(of(Pool { allocation_policy: AllocationPolicy::Pinned, ..several.clone() }), Some(mib(80_000)));
+    assert_eq!(of(Pool { allocation_policy: AllocationPolicy::Packed, ..several.clone() }), Some(mib(6000)));
+    assert_eq!(of(Pool { allocation_policy: AllocationPolicy::Distributed, ..several.clone() }), Some(mib(80_000)));
+    assert_eq!(of(Pool { allocation_policy: AllocationPolicy::Steered, ..several.clone() }), Some(mib(80_000)));
     assert_eq!(of(pool(&[24_000], 4, Sharing::TimeSlicing)), None);
     assert_eq!(of(pool(&[24_000, 80_000], 1, Sharing::Exclusive)), Some(mib(24_000)));
     assert_eq!(several.pod_max(&plain()), Some(mib(6000)));

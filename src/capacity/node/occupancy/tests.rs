@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::capacity::gpu::{Gpu, Sharing};
+use crate::capacity::gpu::{AllocationPolicy, Gpu, Sharing};
 
 mod oracle;
 mod table;
@@ -165,12 +165,12 @@ proptest! {
         case.assert_confirmed(&case.pool(AllocationPolicy::Distributed), Rule::Fewest)?;
     }
 
-    /// Under `packed`, each GPU may be next, depending on the pods that are there at that moment. No placement
-    /// overcommits a GPU, so no order of arrivals and departures does.
+    /// Under `packed`, each GPU may be next, depending on the pods that are there at that moment. So the pool counts in
+    /// slots, which no order of arrivals and departures overcommits.
     #[test]
-    fn packed_room_is_the_most_that_no_placement_and_no_departure_overcommits(case in cases(2usize..=3)) {
+    fn packed_room_is_in_slots_and_no_departure_overcommits_it(case in cases(2usize..=3)) {
         let pool = case.pool(AllocationPolicy::Packed);
-        case.assert_confirmed(&pool, Rule::Any)?;
+        prop_assert_eq!(pool.accounting(), Accounting::Slot);
         prop_assert!(case.occupancy(&pool).free().mib() <= case.free(Rule::Most));
     }
 
@@ -203,41 +203,51 @@ proptest! {
         case.assert_deficit(occupancy.deficit().as_ref(), &case.while_all_stay(Rule::Any, 0));
     }
 
-    /// The device plugin does not know of pins. It may put unassigned pods on any GPU, as many as that has replicas.
+    /// Unassigned pods may get any GPU, also after departures. A steered pod is safe from all of them, and its GPU has a
+    /// replica for it in each case.
     #[test]
-    fn a_pinned_pod_finds_room_on_its_gpu_wherever_the_unassigned_ones_lie(case in cases(2usize..=3)) {
-        let pool = case.pool(AllocationPolicy::Pinned);
-        prop_assert_eq!(pool.accounting(), Accounting::Pinned);
+    fn a_steered_pod_finds_room_and_a_replica_wherever_the_unassigned_ones_lie(
+        case in cases(2usize..=3), replicas in 1u64..=2,
+    ) {
+        let pool = case.pool(AllocationPolicy::Steered);
+        prop_assert_eq!(pool.accounting(), Accounting::Steered);
         let (occupancy, taken, left) = (case.occupancy(&pool), case.taken(), case.left());
-        let unaware = case.outcomes(Rule::Any, (&[], false), 0);
-        let worst = oracle::worst(taken.len(), &unaware);
+        let now = case.while_all_stay(Rule::Any, 0);
+        let worst = oracle::worst(taken.len(), &now);
+        let most_taken = |gpu: usize| taken[gpu] + case.unassigned.len();
         let starts = |gpu: usize| {
             let here = case.placed.iter().any(|&(on, _, starting)| on == gpu && starting);
             case.serialize && (here || case.unassigned.iter().any(|(_, starting)| *starting))
         };
         let free = |gpu: usize| {
             let free = left[gpu] - worst[gpu];
-            (free >= 0 && taken[gpu] < case.replicas as usize && !starts(gpu)).then_some(free.unsigned_abs())
+            let fits = most_taken(gpu) as u64 + replicas <= u64::from(case.replicas);
+            (free >= 0 && fits && !starts(gpu)).then_some(free.unsigned_abs())
         };
         let most = (0..taken.len()).filter_map(free).max().unwrap_or(0);
-        prop_assert_eq!(occupancy.free(), Vram::from_mib(most));
+        prop_assert_eq!(occupancy.free_for(Newcomer::Steered(replicas)), Vram::from_mib(most));
         for demand in 1..=most + 1 {
             let fullest = (0..taken.len()).filter_map(free).filter(|free| demand <= *free).min();
-            match occupancy.place(Vram::from_mib(demand), Newcomer::Pinned) {
+            match occupancy.place(Vram::from_mib(demand), Newcomer::Steered(replicas)) {
                 Err(free) => prop_assert!(fullest.is_none() && free.mib() == most),
-                Ok(chosen) => prop_assert_eq!(free(position(chosen.unwrap())), fullest),
+                Ok(chosen) => {
+                    let chosen = position(chosen.unwrap());
+                    prop_assert_eq!(free(chosen), fullest);
+                    // Departures before it arrives change nothing about that.
+                    let later = case.outcomes(Rule::Any, (&case.placed, true), 0);
+                    let worst = oracle::worst(taken.len(), &later)[chosen];
+                    prop_assert!(demand.cast_signed() <= left[chosen] - worst);
+                }
             }
         }
-        case.assert_deficit(occupancy.deficit().as_ref(), &unaware);
+        case.assert_deficit(occupancy.deficit().as_ref(), &now);
     }
 
-    /// A pod that is not pinned may get any GPU of a pinned pool.
+    /// A pod whose GPU the device plugin chooses may get any GPU of a steered pool.
     #[test]
-    fn an_unassigned_newcomer_fits_every_gpu_of_a_pinned_pool(case in cases(2usize..=3)) {
-        let (pool, unaware) = (case.pool(AllocationPolicy::Pinned), case.outcomes(Rule::Any, (&[], false), 1));
-        let starts = case.serialize && case.placed.iter().any(|&(_, _, starting)| starting);
-        let free = if starts { 0 } else { case.free_of(&unaware) };
-        prop_assert_eq!(case.occupancy(&pool).free_for(Newcomer::Unassigned(1)).mib(), free);
+    fn an_unassigned_newcomer_fits_every_gpu_of_a_steered_pool(case in cases(2usize..=3)) {
+        let pool = case.pool(AllocationPolicy::Steered);
+        prop_assert_eq!(case.occupancy(&pool).free_for(Newcomer::Unassigned(1)).mib(), case.free(Rule::Any));
     }
 
     /// With one GPU, every pod is on it, whatever reports or annotations contain.

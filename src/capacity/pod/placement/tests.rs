@@ -204,14 +204,8 @@ fn holding(demand: Vram, placement: &Placement) -> Holder {
     Holder {
         name: PodName { namespace: "ml".into(), name: "llm".into() },
         request: Some(demand),
-        parts: vec![Part {
-            container: "main".into(),
-            role: Role::App,
-            amount: Amount::Requested(demand),
-            pinned: false,
-            gpu: None,
-        }]
-        .into(),
+        parts: vec![Part { container: "main".into(), role: Role::App, amount: Amount::Requested(demand), gpu: None }]
+            .into(),
         gpus: vec![(Resource("nvidia.com/gpu".into()), 1)].into(),
         label_at_least: above.map(|r| Vram::from_mib(r.values[0].parse::<u64>().unwrap() + 1)).max(),
         needs_label: false,

@@ -23,11 +23,9 @@ fn pod(name: &str, mib: u64, node: &str, gpu: &str) -> Pod {
     let quantity = format!("{mib}Mi");
     let resources = json!({"requests": {"nvidia.com/gpu": "1", "vramguard.dev/vram": quantity}});
     let mut annotations = json!({"vramguard.dev/vram": format!("{}Mi", mib.saturating_sub(720))});
-    let mut container = json!({"name": "main", "resources": resources});
+    let container = json!({"name": "main", "resources": resources});
     if !gpu.is_empty() {
         annotations["vramguard.dev/gpu.main"] = json!(gpu);
-        let field = json!({"fieldRef": {"fieldPath": "metadata.annotations['vramguard.dev/gpu.main']"}});
-        container["env"] = json!([{"name": "NVIDIA_VISIBLE_DEVICES", "valueFrom": field}]);
     }
     let mut spec = json!({"containers": [container]});
     if !node.is_empty() {
@@ -92,24 +90,24 @@ fn a_pod_that_has_ended_holds_nothing() {
 }
 
 #[test]
-fn pinned_pods_are_added_up_by_their_annotation() {
+fn steered_pods_are_added_up_by_their_annotation() {
     let (first, second) = (uuid("n", 0), uuid("n", 1));
     let pods = [pod("a", 20_000, "n", &first), pod("b", 20_000, "n", &second)];
-    assert_eq!(seen(AllocationPolicy::Pinned, &pods).findings(), []);
+    assert_eq!(seen(AllocationPolicy::Steered, &pods).findings(), []);
     let pods = [pod("a", 20_000, "n", &first), pod("b", 20_000, "n", &first)];
-    let checker = seen(AllocationPolicy::Pinned, &pods);
+    let checker = seen(AllocationPolicy::Steered, &pods);
     assert_eq!(kinds(&checker), [Kind::Overcommitted]);
     assert_eq!(checker.findings()[0].gpu, first);
 }
 
 #[test]
-fn a_pinned_pod_without_a_gpu_of_its_node_is_found() {
+fn a_steered_pod_without_a_gpu_of_its_node_is_found() {
     let unnamed = with(pod("a", 1000, "n", "GPU-x"), |pod| {
         pod["metadata"]["annotations"].as_object_mut().expect("a map").remove("vramguard.dev/gpu.main");
     });
-    assert_eq!(kinds(&seen(AllocationPolicy::Pinned, &[unnamed])), [Kind::NoGpu]);
-    assert_eq!(kinds(&seen(AllocationPolicy::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")])), [Kind::NoGpu]);
-    let mut checker = seen(AllocationPolicy::Pinned, &[pod("a", 1000, "n", "GPU-of-another-node")]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Steered, &[unnamed])), [Kind::NoGpu]);
+    assert_eq!(kinds(&seen(AllocationPolicy::Steered, &[pod("a", 1000, "n", "GPU-of-another-node")])), [Kind::NoGpu]);
+    let mut checker = seen(AllocationPolicy::Steered, &[pod("a", 1000, "n", "GPU-of-another-node")]);
     checker.see_pods(Seen::Now(pod("a", 1000, "n", &uuid("n", 3)), 9), 9);
     assert_eq!(checker.open().count(), 0, "filled in later");
 }
@@ -159,7 +157,7 @@ fn a_choice_of_a_later_version_waits_for_it() {
 
 #[test]
 fn gpus_of_two_sizes_are_each_held_to_their_own() {
-    let mut mixed = node(AllocationPolicy::Pinned, "1000Gi");
+    let mut mixed = node(AllocationPolicy::Steered, "1000Gi");
     mixed.metadata.labels.as_mut().expect("labels").insert(SIZES.into(), "24576.49152".into());
     for (gpu, expected) in [(1, vec![]), (0, vec![Kind::Overcommitted])] {
         let mut checker = Checker::default();
@@ -216,21 +214,24 @@ fn a_pod_that_waits_although_it_fits_is_found_under_every_handout() {
     assert_eq!(fitting(&seen(AllocationPolicy::Single, &[full, waiting(4321)])), 0);
 
     let on = |gpu: usize, mib: u64| pod(&format!("on-{gpu}"), mib, "n", &uuid("n", gpu));
-    let pinned = [on(0, 20_000), on(1, 21_000), on(2, 22_000), on(3, 23_000)];
-    let and = |pod: Pod| [&pinned[..], &[pod]].concat();
-    assert_eq!(fitting(&seen(AllocationPolicy::Pinned, &and(waiting(4320)))), 1);
-    assert_eq!(fitting(&seen(AllocationPolicy::Pinned, &and(waiting(4321)))), 0);
+    let known = [on(0, 20_000), on(1, 21_000), on(2, 22_000), on(3, 23_000)];
+    let and = |pod: Pod| [&known[..], &[pod]].concat();
+    assert_eq!(fitting(&seen(AllocationPolicy::Steered, &and(waiting(4320)))), 1);
+    assert_eq!(fitting(&seen(AllocationPolicy::Steered, &and(waiting(4321)))), 0);
 
     assert_eq!(fitting(&seen(AllocationPolicy::Unverified, &[waiting(ALLOCATABLE / 4)])), 1);
     assert_eq!(fitting(&seen(AllocationPolicy::Unverified, &[waiting(ALLOCATABLE / 4 + 1)])), 0, "more than one slot");
 
-    // The next container gets an empty GPU if distributed, and the GPU with a pod if packed.
+    // If distributed, the next container gets an empty GPU. If packed, it may get any, and counts as a slot.
     for (allocation_policy, fits) in [(AllocationPolicy::Distributed, 1), (AllocationPolicy::Packed, 0)] {
         let mut checker = seen(allocation_policy, &[pod("a", 20_000, "n", ""), waiting(8000)]);
         assert_eq!(fitting(&checker), 0, "where the first one is nobody knows yet");
         placed(&mut checker, "a", 1, 3);
         assert_eq!(fitting(&checker), fits, "{allocation_policy:?}");
     }
+    let mut checker = seen(AllocationPolicy::Packed, &[pod("a", 5000, "n", ""), waiting(ALLOCATABLE / 4)]);
+    placed(&mut checker, "a", 1, 3);
+    assert_eq!(fitting(&checker), 1, "a slot");
 }
 
 #[test]

@@ -53,10 +53,8 @@ struct Notice {
     seconds: i64,
 }
 
-/// The last pod leaves its GPU to the device plugin. The others are pinned.
 fn holder(pod: usize, annotation: Option<u32>) -> Holder {
-    let request = demand(pod);
-    if pod + 1 == PODS.len() { super::pod(request) } else { annotated(request, annotation) }
+    annotated(demand(pod), annotation)
 }
 
 fn demand(pod: usize) -> u64 {
@@ -89,7 +87,7 @@ impl Notice {
         let rows = self.ledgers.get(&node);
         let gpu = |pod: usize, annotation: Option<u32>| {
             let reserved = rows?.get(&pod).and_then(|(gpu, _)| *gpu);
-            reserved.or(annotation).filter(|_| holder(pod, None).is_pinned())
+            reserved.or(annotation)
         };
         let here = self.bound.iter().filter(|(_, (on, _))| *on == node);
         let coming = rows.into_iter().flatten().map(|(pod, _)| pod);

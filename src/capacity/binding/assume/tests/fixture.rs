@@ -17,15 +17,9 @@ pub(super) fn node(sizes: &[u64], replicas: u32) -> NodeFacts {
     facts(vec![pool(sizes, replicas)])
 }
 
-/// A pod that takes its GPU from our annotation and does not have that annotation yet. `request` is in MiB.
-pub(super) fn pinned(request: u64) -> Holder {
-    annotated(request, None)
-}
-
-/// A pod that takes its GPU from our annotation. `request` is in MiB.
+/// A pod with the annotation that its binding wrote. `request` is in MiB.
 pub(super) fn annotated(request: u64, gpu: Option<u32>) -> Holder {
     let mut holder = pod(request);
-    holder.parts[0].pinned = true;
     holder.parts[0].gpu = gpu.map(GpuId::Index);
     holder
 }
@@ -34,7 +28,7 @@ pub(super) fn annotated(request: u64, gpu: Option<u32>) -> Holder {
 pub(super) fn content(allocation_policy: AllocationPolicy, reservations: Reservations) -> LedgerContent {
     LedgerContent {
         reservations,
-        inventory: Some(Inventory { allocation_policy, ..Inventory::default() }),
+        inventory: Some(Inventory { reported: Some(Moment(i64::MAX)), allocation_policy, ..Inventory::default() }),
         fault: None,
     }
 }

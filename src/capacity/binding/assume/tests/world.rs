@@ -73,7 +73,10 @@ impl World {
     fn new(allocation_policy: AllocationPolicy, demands: &[u64], ahead: &[i64]) -> World {
         let first = match allocation_policy {
             AllocationPolicy::Unverified => Object::default(),
-            AllocationPolicy::Distributed | AllocationPolicy::Packed | AllocationPolicy::Pinned => {
+            AllocationPolicy::Stale
+            | AllocationPolicy::Distributed
+            | AllocationPolicy::Packed
+            | AllocationPolicy::Steered => {
                 Object { version: 1, content: Some(content(allocation_policy, Reservations::default())) }
             }
         };
@@ -99,7 +102,7 @@ impl World {
 
     fn holder(&self, pod: usize, gpu: Option<u32>) -> Holder {
         let demand = self.demands[pod];
-        if self.allocation_policy == AllocationPolicy::Pinned { annotated(demand, gpu) } else { super::pod(demand) }
+        if self.allocation_policy == AllocationPolicy::Steered { annotated(demand, gpu) } else { super::pod(demand) }
     }
 
     fn uid(pod: usize) -> PodUid {
@@ -276,7 +279,7 @@ impl World {
     ///
     /// If it is not known which GPU a pod is on, the worst case must fit.
     fn assert_fits(&self, node: usize, amounts: &[(u64, Option<u32>)]) {
-        if self.allocation_policy == AllocationPolicy::Pinned {
+        if self.allocation_policy == AllocationPolicy::Steered {
             for (index, size) in (0..).zip(GPUS[node]) {
                 let sum: u64 = amounts.iter().filter(|(_, gpu)| *gpu == Some(index)).map(|(amount, _)| amount).sum();
                 assert!(sum <= *size, "{sum} of {size} on GPU {index} of node {}", NODES[node]);
@@ -413,11 +416,11 @@ fn play(world: &mut World, step: &Step) {
 proptest! {
     /// No GPU is overcommitted and all bound pods have a reservation. In the end, no other pod has one.
     #[test]
-    fn no_fault_overcommits_a_pinned_gpu(
+    fn no_fault_overcommits_a_steered_gpu(
         steps in steps(3), demands in proptest::collection::vec(1000u64..7000, PODS),
         ahead in proptest::collection::vec(0i64..=30_000, 3),
     ) {
-        let mut world = World::new(AllocationPolicy::Pinned, &demands, &ahead);
+        let mut world = World::new(AllocationPolicy::Steered, &demands, &ahead);
         for step in &steps {
             play(&mut world, step);
             world.check();

@@ -48,43 +48,15 @@ fn distributed_promises_the_emptiest_gpu_by_replicas_and_the_fullest_of_a_tie() 
 }
 
 #[test]
-fn packed_promises_what_is_left_of_the_fullest_gpu_by_memory() {
-    assert_room(
-        &on(AllocationPolicy::Packed),
-        &[
-            (&[], &[], 24_000),
-            (&[(0, 8000)], &[], 16_000),
-            (&[(0, 8000), (1, 2000)], &[], 16_000),
-            (&[(0, 5000), (0, 5000), (1, 2000)], &[], 14_000),
-            // GPU 0 has no free replica, but one of its pods may leave before the next pod comes.
-            (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 6000),
-            (&[(0, 9000), (0, 6000), (0, 6000), (0, 3000)], &[], 3000),
-            (&[], &[8000], 16_000),
-            (&[], &[20_000, 8000], 0),
-        ],
-    );
-}
-
-/// By the known replicas, GPU 1 is the fuller one: the unassigned pod and the next pod would go there. But GPU 0 may
-/// have been the fuller one when the unassigned pod came, through pods that have left since. And GPU 0 will be the
-/// fuller one once the pods on GPU 1 have left.
-#[test]
-fn packed_promises_nothing_that_an_unassigned_pod_may_have_taken_of_another_gpu() {
-    assert_room(
-        &on(AllocationPolicy::Packed),
-        &[
-            (&[(0, 8000), (1, 1000), (1, 1000)], &[10_000], 6000),
-            (&[(0, 8000), (1, 1000), (1, 1000)], &[], 16_000),
-            // The next pod may join the 20,000 MiB on GPU 0, once one of the three has left.
-            (&[(0, 1000), (0, 1000), (0, 1000)], &[20_000], 2000),
-        ],
-    );
-}
-
-#[test]
 fn slot_promises_one_slot_while_none_is_larger() {
+    for policy in [AllocationPolicy::Unverified, AllocationPolicy::Packed, AllocationPolicy::Stale] {
+        assert_slots(policy);
+    }
+}
+
+fn assert_slots(policy: AllocationPolicy) {
     assert_room(
-        &on(AllocationPolicy::Unverified),
+        &on(policy),
         &[
             (&[], &[], 6000),
             (&[], &[6000, 6000, 6000, 6000, 6000, 6000, 6000], 6000),
@@ -100,11 +72,11 @@ fn slot_promises_one_slot_while_none_is_larger() {
 }
 
 #[test]
-fn a_pinned_pod_goes_to_the_fullest_gpu_that_has_room() {
-    let pool = on(AllocationPolicy::Pinned);
+fn a_steered_pod_goes_to_the_fullest_gpu_that_has_room() {
+    let pool = on(AllocationPolicy::Steered);
     let place = |placed: &[(u32, u64)], unknown: &[u64], demand| {
         let occupancy = Occupancy::of(&pool, &rules(), shares(placed, unknown)).unwrap();
-        occupancy.place(Vram::from_mib(demand), Newcomer::Pinned).map(Option::<&GpuId>::cloned)
+        occupancy.place(Vram::from_mib(demand), Newcomer::Steered(1)).map(Option::<&GpuId>::cloned)
     };
     let gpu = |index| Ok(Some(GpuId::Index(index)));
     let none = |free| Err(Vram::from_mib(free));
@@ -130,8 +102,7 @@ fn the_smaller_gpu_bounds_what_may_land_on_it() {
         &pool(AllocationPolicy::Distributed),
         &[(&[(0, 12_000), (0, 12_000)], &[], 24_000), (&[(0, 1), (0, 1)], &[], 24_000)],
     );
-    assert_room(&pool(AllocationPolicy::Packed), &[(&[(1, 1000)], &[], 24_000), (&[(0, 1000)], &[], 23_000)]);
-    assert_room(&pool(AllocationPolicy::Pinned), &[(&[], &[], 80_000), (&[], &[10_000], 70_000)]);
+    assert_room(&pool(AllocationPolicy::Steered), &[(&[], &[], 80_000), (&[], &[10_000], 70_000)]);
     assert_room(
         &pool(AllocationPolicy::Unverified),
         &[(&[], &[], 6000), (&[(0, 6000), (0, 6000), (0, 6000), (0, 6000)], &[], 6000)],
@@ -164,7 +135,7 @@ fn a_deficit_that_is_certain_names_its_gpu_and_one_that_may_be_does_not() {
         AllocationPolicy::Distributed,
         AllocationPolicy::Packed,
         AllocationPolicy::Unverified,
-        AllocationPolicy::Pinned,
+        AllocationPolicy::Steered,
     ];
     for allocation_policy in modes {
         let certain = deficit(allocation_policy, &[(1, 20_000), (1, 8000)], &[9000]);
@@ -187,7 +158,7 @@ fn a_gpu_on_which_a_pod_starts_takes_no_other_one() {
         AllocationPolicy::Distributed,
         AllocationPolicy::Packed,
         AllocationPolicy::Unverified,
-        AllocationPolicy::Pinned,
+        AllocationPolicy::Steered,
     ] {
         assert_eq!(
             free(allocation_policy, vec![starting(unassigned(1000))]),
@@ -199,9 +170,9 @@ fn a_gpu_on_which_a_pod_starts_takes_no_other_one() {
     assert_eq!(free(AllocationPolicy::Distributed, vec![starting(placed(0, 1000)), placed(1, 1000)]), 0);
     assert_eq!(free(AllocationPolicy::Packed, vec![starting(placed(0, 1000))]), 0);
     assert_eq!(free(AllocationPolicy::Unverified, vec![starting(placed(0, 1000))]), 0);
-    assert_eq!(free(AllocationPolicy::Pinned, vec![starting(placed(0, 1000)), placed(1, 2000)]), 22_000);
+    assert_eq!(free(AllocationPolicy::Steered, vec![starting(placed(0, 1000)), placed(1, 2000)]), 22_000);
     let freely =
-        Occupancy::of(&on(AllocationPolicy::Pinned), &rules(), [starting(placed(0, 1000))]).unwrap().free().mib();
+        Occupancy::of(&on(AllocationPolicy::Steered), &rules(), [starting(placed(0, 1000))]).unwrap().free().mib();
     assert_eq!(freely, 24_000, "unless policy says so, nobody waits");
 }
 
@@ -223,7 +194,7 @@ fn a_pod_of_two_containers_holds_on_each_gpu_that_it_has() {
         let one = |gpu, amount| (Some(GpuId::Index(gpu)), Vram::from_mib(amount), 1);
         PodShare { portions: vec![one(0, 8000), one(1, 2000)], starting }
     };
-    let pool = on(AllocationPolicy::Pinned);
+    let pool = on(AllocationPolicy::Steered);
     let occupancy = Occupancy::of(&pool, &rules(), [pair(false)]).unwrap();
     let pool_usage: Vec<_> =
         occupancy.gpus().into_iter().map(|gpu| (gpu.held.mib(), gpu.free.unwrap().mib())).collect();
@@ -244,7 +215,7 @@ fn a_container_takes_as_many_replicas_of_its_gpu_as_it_asked_for() {
 fn a_seat_on_a_gpu_that_the_pool_does_not_have_is_unassigned() {
     let elsewhere =
         PodShare { portions: vec![(Some(GpuId::Uuid("GPU-gone".into())), Vram::from_mib(8000), 1)], starting: false };
-    let pool = on(AllocationPolicy::Pinned);
+    let pool = on(AllocationPolicy::Steered);
     assert_eq!(Occupancy::of(&pool, &rules(), [elsewhere]).unwrap().free().mib(), 16_000);
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::state::{Content, Index, PODS, Place, Pod, Request, Stage, State};
 use super::{Protocol, Setup};
 use crate::capacity::binding::assume::Assumed;
-use crate::capacity::binding::assume::tests::fixture::{self, annotated, node, pinned, rules};
+use crate::capacity::binding::assume::tests::fixture::{self, annotated, node, pod as holder, rules};
 use crate::capacity::binding::upkeep::Upkeep;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{AllocationPolicy, GpuId, Pool};
@@ -208,7 +208,7 @@ impl Core {
     fn ledger(&mut self, view: View, at: Index, content: Content) -> (NodeLedger, Vec<Pool>) {
         let setup = self.setup;
         let picture = self.pictures.entry(view).or_insert_with(|| picture(&setup, &view));
-        let content = fixture::content(AllocationPolicy::Pinned, self.contents[usize::from(content)].clone());
+        let content = fixture::content(AllocationPolicy::Steered, self.contents[usize::from(content)].clone());
         picture.with_content(name(at), content).expect("every picture has all nodes")
     }
 
@@ -219,7 +219,7 @@ impl Core {
             return *answer;
         }
         let (ledger, pools) = self.ledger(view, at, content);
-        let holder = pinned(self.demand(pod));
+        let holder = holder(self.demand(pod));
         let answer = match ledger.assume(&uid(pod), &holder, &pools, &rules(), Moment(asked.into())) {
             Err(_) => Answer::Refused,
             Ok(Assumed { gpu, write }) => {
@@ -361,7 +361,7 @@ impl Core {
 fn index(gpu: Option<&GpuId>) -> Index {
     match gpu {
         Some(GpuId::Index(index)) => Index::try_from(*index).unwrap(),
-        other => panic!("a pinned pod has a GPU by its position, not {other:?}"),
+        other => panic!("a steered pod has a GPU by its position, not {other:?}"),
     }
 }
 

@@ -1,0 +1,128 @@
+//! The section of a `GpuLedger`'s `status` that the node agent writes ↔ [`Inventory`]. Owns its fields; what a report
+//! means for the accounting is [`crate::capacity::node::inventory`]'s.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+
+use super::LedgerError;
+use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource};
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::inventory::{Inventory, InventoryGpu};
+use crate::capacity::time::Moment;
+use crate::capacity::vram::Vram;
+use crate::k8s::{node, pod};
+
+/// `status.agent`: what the node agent saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct AgentSection {
+    /// When the agent wrote the section, RFC 3339. A section that is not renewed is stale.
+    pub time: Option<String>,
+    /// How the GPU of a replica is chosen, as verified on the node; absent if it is not verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocation_policy: Option<AllocationPolicyText>,
+    /// The GPUs behind each resource.
+    pub gpus: Vec<AgentGpu>,
+    /// The GPU that the kubelet gave to each container.
+    pub pods: Vec<AgentPod>,
+}
+
+/// Wire format of [`AllocationPolicy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AllocationPolicyText {
+    /// The device plugin takes the GPU with the fewest replicas taken.
+    Distributed,
+    /// The device plugin takes the GPU with the most replicas taken.
+    Packed,
+    /// The agent answers for the device plugin, by the ledger.
+    Steered,
+}
+
+/// One GPU behind one resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentGpu {
+    /// The resource that its replicas are advertised under.
+    pub resource: String,
+    /// The number of replicas that the device plugin makes of it.
+    pub replicas: NonZeroU32,
+    /// UUID, as NVML reports it.
+    pub uuid: String,
+    /// Index, as NVML counts.
+    pub index: u32,
+    /// Total memory in MiB, including what the driver keeps.
+    #[serde(rename = "totalMiB")]
+    pub total: u64,
+    /// Memory in MiB that the driver keeps; absent if not known.
+    #[serde(rename = "reservedMiB", default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<u64>,
+    /// Memory in MiB used by processes that belong to no pod.
+    #[serde(rename = "outOfBandMiB", default)]
+    pub out_of_band: u64,
+}
+
+/// The GPU of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPod {
+    /// UID of the pod.
+    pub uid: String,
+    /// Name of the container.
+    pub container: String,
+    /// UUID of its GPU.
+    pub gpu: String,
+}
+
+impl AgentSection {
+    /// Reads the section; `ledger` is the name of the object, for errors.
+    ///
+    /// # Errors
+    /// Fails if an amount is more than any GPU has, or if `time` is no RFC 3339 time. The error names the field.
+    pub(super) fn inventory(self, ledger: &str) -> Result<Inventory, LedgerError> {
+        let wrong = |field: String, why: &str| LedgerError { ledger: ledger.to_owned(), field, why: why.to_owned() };
+        let reported = |text: String| -> Result<Moment, LedgerError> {
+            pod::moment(&text).ok_or_else(|| wrong("status.agent.time".to_owned(), "is no RFC 3339 time"))
+        };
+        let mut inventory = Inventory {
+            reported: self.time.map(reported).transpose()?,
+            allocation_policy: self.allocation_policy.map_or(AllocationPolicy::Unverified, AllocationPolicy::from),
+            ..Inventory::default()
+        };
+        for (index, gpu) in self.gpus.into_iter().enumerate() {
+            let sized = |mib: u64, field: &str| {
+                let size = Vram::checked_from_mib(mib).filter(|size| *size <= node::MAX_GPU);
+                size.ok_or_else(|| wrong(format!("status.agent.gpus[{index}].{field}"), "is more than any GPU has"))
+            };
+            let reported = InventoryGpu {
+                gpu: Gpu {
+                    id: GpuId::Uuid(gpu.uuid.into()),
+                    index: gpu.index,
+                    total: sized(gpu.total, "totalMiB")?,
+                    driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
+                    out_of_band: sized(gpu.out_of_band, "outOfBandMiB")?,
+                },
+                replicas: gpu.replicas,
+            };
+            inventory.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
+        }
+        let mut assigned: BTreeMap<PodUid, BTreeMap<Name, GpuId>> = BTreeMap::new();
+        for pod in self.pods {
+            let of_pod = assigned.entry(PodUid::from(pod.uid)).or_default();
+            of_pod.insert(pod.container.into(), GpuId::from(pod.gpu.as_str()));
+        }
+        inventory.assigned = assigned.into_iter().map(|(uid, of_pod)| (uid, of_pod.into_iter().collect())).collect();
+        Ok(inventory)
+    }
+}
+
+impl From<AllocationPolicyText> for AllocationPolicy {
+    fn from(text: AllocationPolicyText) -> AllocationPolicy {
+        match text {
+            AllocationPolicyText::Distributed => AllocationPolicy::Distributed,
+            AllocationPolicyText::Packed => AllocationPolicy::Packed,
+            AllocationPolicyText::Steered => AllocationPolicy::Steered,
+        }
+    }
+}
