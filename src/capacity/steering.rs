@@ -14,6 +14,7 @@ use crate::capacity::pod::demand::Role;
 use crate::capacity::vram::{Balance, Vram};
 
 pub mod identify;
+pub mod known;
 pub mod pick;
 
 use identify::{Allocations, Caller, Identity, identify};
