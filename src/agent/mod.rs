@@ -4,5 +4,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`kubelet`] | the kubelet's sockets and files: PodResources, device plugin API, device checkpoint |
+//! | [`steer`] | the agent between device plugin and kubelet, which answers by the ledger |
 
 pub mod kubelet;
+pub mod steer;
