@@ -15,6 +15,7 @@ use crate::capacity::name::Name;
 use crate::capacity::policy::{Mode, Policies, Policy};
 use crate::capacity::vram::Vram;
 
+pub mod amounts;
 mod assume;
 mod devices;
 mod enforced;

@@ -484,7 +484,7 @@ use self::preemption::{ByPreemption, MAX_NODES_PREEMPTED};
 pub use guarded::LINGER;
 pub use ledgers::STARTUP_DEADLINE;
 pub use outlook::Outlook;
-pub use room::Room;
+pub use room::{OnlyShared, Room};
 pub use undeclared::Undeclared;
 
 #[cfg(test)]

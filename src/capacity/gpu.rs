@@ -190,7 +190,7 @@ pub enum Unknown {
         capacity: u64,
     },
     /// The capacity of the resource in the node's status cannot be read.
-    #[error("the capacity of {resource}, {value:?}, is not a whole number")]
+    #[error("the capacity of {resource}, {value:?}, is not a whole number from 0 to 18446744073709551615")]
     BadCapacity {
         /// The resource.
         resource: Resource,

@@ -25,7 +25,8 @@ pub use advice::Advice;
 pub use binding::Refusal;
 pub use condition::{Condition, OVERCOMMITTED, unknown};
 pub use explanation::{
-    Counts, NO_CLUSTER, NO_GPU_AT_ALL, NO_POLICY, Source, Unsuitable, not_held_back, requirement, source,
+    Counts, NO_CLUSTER, NO_GPU_AT_ALL, NO_POLICY, Source, Unsuitable, exists_already, hami_not_read, not_for_us,
+    not_held_back, requirement, source,
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::publication_undone;

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,14 +11,14 @@ use anyhow::{Context, anyhow};
 
 use self::output::Progress;
 use super::outputs::{self, Output};
-use super::{Failure, live};
+use super::{Failure, live, numbers};
 use crate::capacity::audit::{self as core, Assumption, scene::Scene};
 use crate::capacity::name::Name;
 use crate::capacity::policy::{Mode, Policies};
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
 use crate::k8s::document::{self, Configuration, DocumentError};
-use crate::k8s::manifests;
+use crate::k8s::{manifests, wording};
 use crate::keys;
 use crate::report::assemble::{self, Origin};
 use crate::report::baseline::{self, FailOn};
@@ -35,7 +34,7 @@ mod output;
 pub(super) struct Args {
     /// File with objects instead of a live cluster, as `kubectl get nodes,pods -A -o json` prints them, or manifests.
     /// `-` is standard input. Repeatable
-    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "all_namespaces"])]
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "kubeconfig", "all_namespaces"])]
     snapshot: Vec<PathBuf>,
 
     /// Directory of policy files [default: those of the cluster, or those among the objects, or else the built-in
@@ -50,6 +49,10 @@ pub(super) struct Args {
     /// Report on all namespaces, which is the default
     #[arg(long, short = 'A')]
     all_namespaces: bool,
+
+    /// Kubeconfig of the cluster [default: that of KUBECONFIG, or ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
 
     /// Context of the kubeconfig [default: the current one]
     #[arg(long, value_name = "NAME")]
@@ -87,9 +90,15 @@ pub(super) struct Args {
     #[arg(long)]
     all: bool,
 
-    /// Colours in the table: auto (on a terminal, unless NO_COLOR is set), always or never
-    #[arg(long, value_name = "WHEN", default_value_t = clap::ColorChoice::Auto)]
-    color: clap::ColorChoice,
+    #[command(flatten)]
+    colours: outputs::Colours,
+}
+
+impl Args {
+    /// The cluster to read.
+    fn chosen(&self) -> live::Chosen<'_> {
+        live::Chosen { kubeconfig: self.kubeconfig.as_deref(), context: self.context.as_deref() }
+    }
 }
 
 /// A value of `--assume`.
@@ -112,11 +121,7 @@ impl FromStr for Assumed {
                 let known = known.ok_or_else(|| format!("{mode:?} is not Enforce, Warn, Audit or Off"))?;
                 Ok(Assumed::Core(Assumption::Mode(known)))
             }
-            ("replicas", number) => {
-                let number: NonZeroU32 =
-                    number.parse().map_err(|_| format!("{number:?} is not a whole number above zero"))?;
-                Ok(Assumed::Core(Assumption::Replicas(number)))
-            }
+            ("replicas", number) => Ok(Assumed::Core(Assumption::Replicas(numbers::above_zero(number)?))),
             ("policy", file) if !file.is_empty() => Ok(Assumed::Policy(file.into())),
             _ => Err("expected mode=MODE, replicas=N, policy=FILE or steered".to_owned()),
         }
@@ -216,7 +221,7 @@ async fn read(args: &mut Args) -> Result<(Scene, Origin), Failure> {
     let mut origin = Origin { generated_at: now(), ..Origin::default() };
     let mut found = Vec::new();
     if args.snapshot.is_empty() {
-        let (objects, name) = live::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
+        let (objects, name) = live::connect(args.chosen(), args.namespace.as_deref()).await?;
         origin.gaps = read_live(&objects, &mut reader, &progress).await?;
         origin.cluster = name;
         match objects.policies().await {
@@ -350,7 +355,7 @@ fn errors(wrong: Vec<DocumentError>) -> Failure {
 fn report_of(file: &Path) -> Result<Report, Failure> {
     let read = || {
         let text = std::fs::read_to_string(file)?;
-        let report: Report = serde_json::from_str(&text)?;
+        let report: Report = serde_json::from_str(&text).map_err(|error| anyhow!(wording::json(&error)))?;
         anyhow::ensure!(
             report.schema_version == crate::report::document::SCHEMA_VERSION,
             "schemaVersion is {:?}, and this version reads {:?}",

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 
-use super::{Failure, files, outputs};
+use super::{Failure, files, numbers, outputs};
 use crate::capacity::policy::{Documents, Policies};
 use crate::capacity::vram::Vram;
 use crate::k8s::convert::{self, Converted, Direction, Kind, Note};
@@ -15,6 +15,7 @@ use crate::k8s::document;
 use crate::k8s::foreign::{AliyunUnit, Assumptions};
 use crate::k8s::node::MAX_GPU;
 use crate::keys;
+use crate::report::printable;
 use crate::state::policies;
 
 /// Arguments of `convert`.
@@ -38,11 +39,11 @@ pub(super) struct Args {
 
     /// How many MiB one unit of nvidia.com/gpumem or volcano.sh/vgpu-memory is: memoryFactor of HAMi, and
     /// gpu-memory-factor of Volcano's device plugin
-    #[arg(long, value_name = "MIB", default_value = "1")]
+    #[arg(long, value_name = "MIB", default_value = "1", value_parser = numbers::above_zero)]
     memory_factor: NonZeroU32,
 
     /// Memory of each GPU in MiB, as nvidia-smi shows it, to convert shares of a GPU. Only if all GPUs are equal
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MIB", value_parser = numbers::between::<u64>(1, u64::MAX))]
     gpu_memory_mib: Option<u64>,
 
     /// Directory of policy files, for model names and the overhead of a process
@@ -91,7 +92,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         refused += objects(&notes, Kind::Refused);
         remarks.extend(notes.into_iter().map(|note| remark(&name, &note)));
     }
-    outputs::print(&out).map_err(Failure::Run)?;
+    outputs::print(&out).map_err(Failure::Input)?;
     remarks.iter().for_each(|remark| eprintln!("{remark}"));
     let number = |number| crate::capacity::verdict::count(number, "object");
     match (converted, refused) {
@@ -111,7 +112,7 @@ fn objects(notes: &[Note], kind: Kind) -> usize {
     objects.len()
 }
 
-/// A remark as a line. Names are text from strangers, so control characters are left out.
+/// A remark as a line. Names are text from strangers.
 fn remark(file: &str, note: &Note) -> String {
     let kind = match note.kind {
         Kind::Converted => "converted",
@@ -120,8 +121,7 @@ fn remark(file: &str, note: &Note) -> String {
         Kind::Refused => "not converted",
         Kind::Form => "form",
     };
-    let line = format!("{file}:{}: {}: {kind}: {}", note.line, note.object, note.text);
-    line.chars().filter(|c| !c.is_control()).collect()
+    printable(&format!("{file}:{}: {}: {kind}: {}", note.line, note.object, note.text))
 }
 
 impl Args {

@@ -69,6 +69,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         }
     }
     story::closing(&demo.index, demo.waiting.len());
+    story::written().map_err(Failure::Input)?;
     demo.stop.cancel();
     demo.server.await.context("the server panicked")??;
     Ok(())

@@ -22,33 +22,37 @@ const MAX_SNAPSHOT: u64 = 4 << 30;
 
 /// Arguments of `explain`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 explained, whatever the answer is, 2 a file could not be read.\n\
-                        docs/explain.md describes the answer, docs/policies.md the fields.")]
+#[command(
+    after_help = "Exit codes: 0 explained, whatever the answer is, 2 wrong usage, or a file could not be read or written.\n\
+                        docs/explain.md describes the answer, docs/policies.md the fields."
+)]
 pub(super) struct Args {
     /// Namespace whose policy is explained; without it, that of the pod
     #[arg(long, short, value_name = "NAME", required_unless_present = "pod")]
     namespace: Option<String>,
-    /// Manifest of a Pod, or of a workload with a pod template, to explain what becomes of its pod
+    /// Manifest of a Pod, or of a workload with a pod template, to explain what becomes of its pod; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pod: Option<PathBuf>,
     /// Folder with policy files; policies in a snapshot count too
     #[arg(long, value_name = "DIR")]
     policies: Option<PathBuf>,
-    /// Output of `kubectl get nodes,pods,gpuledgers -A -o yaml` (or json), to explain where the pod fits. May be given several times
+    /// Output of `kubectl get nodes,pods,gpuledgers -A -o yaml` (or json), to explain where the pod fits; `-` is standard input. May be given several times
     #[arg(long, value_name = "FILE")]
     snapshot: Vec<PathBuf>,
     /// Read nodes, pods and policies of the cluster of the current context
     #[arg(long, conflicts_with = "snapshot")]
     live: bool,
+    /// Read them of a cluster of this kubeconfig, in place of the one of KUBECONFIG or ~/.kube/config
+    #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
+    kubeconfig: Option<PathBuf>,
     /// Read them of the cluster of this context of the kubeconfig
     #[arg(long, value_name = "NAME", conflicts_with = "snapshot")]
     context: Option<String>,
     /// Form of the answer: table or json, to stdout or, as FORMAT=FILE, to a file. May be given several times
     #[arg(long, value_name = "FORMAT[=FILE]", default_value = "table")]
     output: Vec<Output<Format>>,
-    /// When the table has colours; `auto` also respects `NO_COLOR`
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    color: clap::ColorChoice,
+    #[command(flatten)]
+    colours: outputs::Colours,
 }
 
 /// A form of the answer.
@@ -61,7 +65,11 @@ enum Format {
 /// Explains, and writes the answer.
 pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     outputs::check(&args.output, args.snapshot.iter().chain(&args.pod)).map_err(Failure::Input)?;
-    let cluster = if args.live || args.context.is_some() {
+    let from_stdin = args.snapshot.iter().chain(&args.pod).filter(|file| files::is_stdin(file)).count();
+    if from_stdin > 1 {
+        return Err(Failure::Input(anyhow!("-: standard input can be read once; give the other files by name")));
+    }
+    let cluster = if args.live || args.context.is_some() || args.kubeconfig.is_some() {
         Some(read_live(args).await?)
     } else {
         read_snapshot(&args.snapshot).map_err(Failure::Input)?
@@ -71,7 +79,8 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
 
 /// Reads nodes, pods and ledgers of a live cluster, and its policies unless a folder takes their place.
 async fn read_live(args: &Args) -> Result<Snapshot, Failure> {
-    let (objects, _) = live::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
+    let chosen = live::Chosen { kubeconfig: args.kubeconfig.as_deref(), context: args.context.as_deref() };
+    let (objects, _) = live::connect(chosen, args.namespace.as_deref()).await?;
     let mut snapshot = Snapshot::default();
     let kinds = |kind: &str| matches!(kind, "Node" | "Pod" | "GpuLedger");
     let read = objects.read_kinds(kinds, &|_, _| {}, &mut |object| snapshot.push(object)).await;
@@ -109,15 +118,15 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION"),
     };
     let explanation = explanation::answer(question).map_err(|error| anyhow!("--pod: {error}"))?;
-    outputs::write(&args.output, args.color, |format, look| match format {
+    outputs::write(&args.output, args.colours.color, |format, look| match format {
         Format::Table => table::render(&explanation, look.coloured),
         Format::Json => explanation.json(),
     })
 }
 
 fn read_manifest(path: &std::path::Path, namespace: Option<&str>) -> anyhow::Result<Manifest> {
-    let text = files::text(path, MAX_MANIFEST).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-    Ok(manifest::read(&path.display().to_string(), &text, namespace)?)
+    let (name, text) = files::named(path, MAX_MANIFEST)?;
+    Ok(manifest::read(&name, &text, namespace)?)
 }
 
 /// The objects of all snapshots; `None` if there are none.
@@ -125,10 +134,7 @@ fn read_snapshot(paths: &[PathBuf]) -> anyhow::Result<Option<Snapshot>> {
     if paths.is_empty() {
         return Ok(None);
     }
-    let read = |path: &PathBuf| {
-        let text = files::text(path, MAX_SNAPSHOT).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-        Ok((path.display().to_string(), text))
-    };
+    let read = |path: &PathBuf| files::named(path, MAX_SNAPSHOT);
     let texts = paths.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let objects = snapshot::read(texts.iter().map(|(file, text)| (file.as_str(), text.as_str())));
     objects.map(Some).map_err(|errors| all(&errors))

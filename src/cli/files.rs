@@ -29,6 +29,38 @@ pub(super) fn text(path: &Path, most: u64) -> Result<String, String> {
     decoded(bytes).map_err(|line| format!("line {line} is not UTF-8 text"))
 }
 
+/// Whether a path stands for standard input.
+pub(super) fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Reads a file of at most `most` bytes or, for `-`, standard input, and returns its name too.
+///
+/// # Errors
+/// As [`text`], and the error names the file.
+pub(super) fn named(path: &Path, most: u64) -> anyhow::Result<(String, String)> {
+    if is_stdin(path) {
+        return bounded(STDIN.to_owned(), std::io::stdin().lock(), most);
+    }
+    let name = path.display().to_string();
+    let text = text(path, most).map_err(|error| anyhow!("{name}: {error}"))?;
+    Ok((name, text))
+}
+
+/// The name of standard input in messages.
+const STDIN: &str = "standard input";
+
+/// Reads a stream of at most `most` bytes.
+fn bounded(name: String, input: impl Read, most: u64) -> anyhow::Result<(String, String)> {
+    let mut bytes = Vec::new();
+    input.take(most.saturating_add(1)).read_to_end(&mut bytes).with_context(|| name.clone())?;
+    if bytes.len() as u64 > most {
+        bail!("{name}: is larger than {} MiB, the most that is read; leave out what is not needed", most >> 20);
+    }
+    let text = decoded(bytes).map_err(|line| anyhow!("{name}:{line}: is not text in UTF-8"))?;
+    Ok((name, text))
+}
+
 /// The text of a file; the error is the line of the first byte that is not UTF-8.
 fn decoded(bytes: Vec<u8>) -> Result<String, usize> {
     String::from_utf8(bytes).map_err(|error| {
@@ -45,22 +77,12 @@ const MAX_FILE: u64 = 1 << 30;
 /// # Errors
 /// It cannot be read, is too large, or is not UTF-8. The error names the file.
 pub(super) fn text_of(path: &Path) -> anyhow::Result<(String, String)> {
-    let (name, bytes) = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut bytes).context("standard input")?;
-        ("standard input".to_owned(), bytes)
-    } else {
-        let name = path.display().to_string();
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).with_context(|| name.clone())?;
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).with_context(|| name.clone())?;
-        (name, bytes)
-    };
-    if bytes.len() as u64 > MAX_FILE {
-        bail!("{name}: is larger than {} MiB, the most that is read; leave out what is not needed", MAX_FILE >> 20);
+    if is_stdin(path) {
+        return bounded(STDIN.to_owned(), std::io::stdin().lock(), MAX_FILE);
     }
-    let text = decoded(bytes).map_err(|line| anyhow!("{name}:{line}: is not text in UTF-8"))?;
-    Ok((name, text))
+    let name = path.display().to_string();
+    let file = std::fs::File::open(path).with_context(|| name.clone())?;
+    bounded(name, file, MAX_FILE)
 }
 
 fn unreadable(error: &std::io::Error) -> String {

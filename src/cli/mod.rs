@@ -1,12 +1,13 @@
 //! The command line: parses arguments and runs a command.
 //!
-//! Owns arguments and exit codes: 0 for success, 1 for findings or a failure, 2 for wrong usage or unreadable input.
+//! Owns arguments and exit codes: 0 for success, 1 for findings or a failure, 2 for wrong usage, input that cannot be read
+//! or output that cannot be written.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::server;
+use crate::{report, server};
 
 mod audit;
 mod convert;
@@ -14,6 +15,7 @@ mod demo;
 mod explain;
 mod files;
 mod live;
+mod numbers;
 mod outputs;
 mod plan;
 pub mod serve;
@@ -48,7 +50,8 @@ enum Command {
 /// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Wrong usage or unreadable input: exit code 2.
+    /// Wrong usage, unreadable input, or output that cannot be written: exit code 2. Without its result, a run must not look
+    /// as if it had findings.
     Input(anyhow::Error),
     /// Any other failure: exit code 1.
     Run(anyhow::Error),
@@ -118,7 +121,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(Failure::Run(error)) => (1, error),
     };
     for line in format!("{error:#}").lines() {
-        eprintln!("error: {line}");
+        // It may repeat what a stranger wrote.
+        eprintln!("error: {}", report::printable(line));
     }
     ExitCode::from(code)
 }

@@ -35,6 +35,14 @@ impl<Format: clap::ValueEnum> FromStr for Output<Format> {
     }
 }
 
+/// When a table on stdout has colours.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Colours {
+    /// Colours in the table: auto (on a terminal, unless NO_COLOR is set), always or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(super) color: clap::ColorChoice,
+}
+
 /// Checks that at most one form goes to each place, and none to a file that is read: `inputs`.
 ///
 /// # Errors

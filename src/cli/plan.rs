@@ -10,7 +10,9 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, files, outputs};
+use super::numbers::{self, between};
+use super::outputs::{self, Output};
+use super::{Failure, files};
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::Resource;
 use crate::capacity::plan::{self, EqualPools, Plan, Wanted};
@@ -26,6 +28,7 @@ use crate::k8s::template::{self, Copies, Declared, Demands};
 use crate::k8s::{document, snapshot};
 use crate::keys;
 use crate::report::plan::{Extras, Input, Report};
+use crate::report::printable;
 use crate::state::policies;
 
 /// Arguments of `plan`.
@@ -42,16 +45,16 @@ pub(super) struct Args {
 
     /// Memory of each GPU in MiB, as nvidia-smi shows it, for a plan without a snapshot
     #[arg(long, value_name = "MIB", requires = "count", conflicts_with = "snapshot",
-        value_parser = clap::value_parser!(u64).range(1..))]
+        value_parser = between::<u64>(1, u64::MAX))]
     gpu_memory_mib: Option<u64>,
 
     /// Number of GPUs of all nodes together
-    #[arg(long, value_name = "N", requires = "gpu_memory_mib", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", requires = "gpu_memory_mib", value_parser = between::<u32>(1, 100_000))]
     count: Option<u32>,
 
     /// Number of GPUs of one node
     #[arg(long, value_name = "N", requires = "gpu_memory_mib", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=64))]
+        value_parser = between::<u32>(1, 64))]
     gpus_per_node: u32,
 
     /// A demand to plan for: the amount that a pod declares, and how many pods there are (as many as fit if left out),
@@ -64,11 +67,11 @@ pub(super) struct Args {
     policies: Option<PathBuf>,
 
     /// Measured utilisation of the GPUs in percent, such as the average of DCGM_FI_DEV_GPU_UTIL
-    #[arg(long, alias = "utilization", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, alias = "utilization", value_name = "PERCENT", value_parser = between::<u8>(0, 100))]
     utilisation: Option<u8>,
 
     /// The most replicas to propose
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::above_zero)]
     max_replicas: Option<NonZeroU32>,
 
     /// Name of the ConfigMap to print
@@ -84,14 +87,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
 
-    /// What to print
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
-    output: Output,
+    /// Form of the plan: table, json or yaml (the ConfigMap alone, for `kubectl apply -f -`), to stdout or, as FORMAT=FILE,
+    /// to a file. Repeatable
+    #[arg(long, short = 'o', value_name = "FORMAT[=FILE]", default_value = "table")]
+    output: Vec<Output<Format>>,
 }
 
-/// What `plan` prints.
+/// A form of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+enum Format {
     /// Tables and reasons, for people
     Table,
     /// One JSON document
@@ -102,18 +106,26 @@ enum Output {
 
 /// Runs the command.
 pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let inputs = args.snapshot.iter().chain(&args.manifests).chain(&args.check);
+    outputs::check(&args.output, inputs).map_err(Failure::Input)?;
     let input = Inputs::read(&args).map_err(Failure::Input)?;
-    let text = match &args.check {
+    let write = |render: &dyn Fn(Format) -> String| {
+        outputs::write(&args.output, clap::ColorChoice::Never, |format, _| render(format)).map_err(Failure::Input)
+    };
+    let has_findings = match &args.check {
         None => {
             ensure_nodes(&input).map_err(Failure::Input)?;
-            let planned = input.plan();
-            let report = input.report(&args, &planned);
-            (rendered(&report, args.output).map_err(Failure::Run)?, report.has_findings())
+            let report = input.report(&args, &input.plan());
+            write(&|format| rendered(&report, format))?;
+            report.has_findings()
         }
-        Some(file) => check(&args, file, &input)?,
+        Some(file) => {
+            let checked = check(&args, file, &input)?;
+            write(&|format| checked.rendered(format))?;
+            checked.findings.iter().any(|finding| finding.severity != Severity::Note)
+        }
     };
-    outputs::print(&text.0).map_err(Failure::Run)?;
-    if text.1 { Err(Failure::Findings) } else { Ok(()) }
+    if has_findings { Err(Failure::Findings) } else { Ok(()) }
 }
 
 fn ensure_nodes(input: &Inputs) -> anyhow::Result<()> {
@@ -142,16 +154,12 @@ fn ensure_once(objects: &[Located]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rendered(report: &Report, output: Output) -> anyhow::Result<String> {
-    Ok(match output {
-        Output::Table => report.table(),
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(report)?),
-        Output::Yaml => {
-            let commands = report.commands.iter().map(|command| format!("# {command}\n"));
-            let commands: String = commands.collect();
-            format!("# then:\n{commands}{}", report.config_map)
-        }
-    })
+fn rendered(report: &Report, format: Format) -> String {
+    match format {
+        Format::Table => report.table(),
+        Format::Json => report.json(),
+        Format::Yaml => report.yaml(),
+    }
 }
 
 /// What is planned for, as it was read.
@@ -247,6 +255,7 @@ impl Inputs {
                 .collect(),
             left_out: self.demands.left_out.clone(),
             config_map: device_plugin::config_map(&args.config_map, &args.namespace, &configs),
+            apply: format!("{} --output yaml | kubectl apply -f -", this_command()),
             commands: self.commands(args, &configs, &of_groups),
         };
         let rules = self.policies.rules();
@@ -255,11 +264,7 @@ impl Inputs {
     }
 
     fn commands(&self, args: &Args, configs: &[NamedConfig], of_groups: &[String]) -> Vec<String> {
-        let apply = match args.output {
-            Output::Yaml => None,
-            Output::Table | Output::Json => Some(format!("{} --output yaml | kubectl apply -f -", this_command())),
-        };
-        let mut commands: Vec<String> = apply.into_iter().collect();
+        let mut commands: Vec<String> = Vec::new();
         let others = configs.iter().filter(|config| config.name != device_plugin::DEFAULT);
         for config in others {
             let groups = self.fleet.groups.iter().zip(of_groups).filter(|(_, name)| **name == config.name);
@@ -282,8 +287,8 @@ fn this_command() -> String {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--output" => drop(arguments.next()),
-            other if other.starts_with("--output=") => {}
+            "--output" | "-o" => drop(arguments.next()),
+            other if other.starts_with("--output=") || (other.starts_with("-o") && other.len() > 2) => {}
             other => words.push(shell_word(other)),
         }
     }
@@ -377,7 +382,11 @@ fn asked(text: &str, policies: &Policies) -> anyhow::Result<(String, Vram, Optio
     let (amount, pods) = text.split_once(':').map_or((text, None), |(amount, pods)| (amount, Some(pods)));
     let declared: Vram = amount.parse().map_err(|error| anyhow!("--demand {text}: {amount:?} {error}"))?;
     ensure!(!declared.is_zero(), "--demand {text}: an amount is above zero");
-    let read = |pods: &str| pods.parse().map_err(|_| anyhow!("--demand {text}: {pods:?} is not a number of pods"));
+    let read = |pods: &str| {
+        let grammar = "write AMOUNT:PODS, as in 8Gi:40, or AMOUNT alone for as many as fit";
+        between::<u64>(1, u64::MAX)(pods)
+            .map_err(|why| anyhow!("--demand {text}: {pods:?} is no number of pods: it {why}; {grammar}"))
+    };
     let count = pods.map(read).transpose()?;
     let demand = with_overhead(declared, policies).with_context(|| format!("--demand {text}"))?;
     Ok((format!("--demand {amount}"), demand, count))
@@ -389,13 +398,17 @@ fn with_overhead(declared: Vram, policies: &Policies) -> anyhow::Result<Vram> {
 }
 
 /// Checks an existing configuration, and compares it with a plan if there are nodes.
-fn check(args: &Args, file: &Path, input: &Inputs) -> Result<(String, bool), Failure> {
+fn check(args: &Args, file: &Path, input: &Inputs) -> Result<Checked, Failure> {
+    if args.output.iter().any(|output| output.format == Format::Yaml) {
+        let why = "--output yaml prints a new ConfigMap; with --check, use table or json";
+        return Err(Failure::Input(anyhow!(why)));
+    }
     let (name, text) = files::text_of(file).map_err(Failure::Input)?;
     let Linted { configs, mut findings } =
         lint::lint(&text).map_err(|(line, what)| Failure::Input(anyhow!("{name}:{line}: {what}")))?;
     let mut changes = Vec::new();
-    let compared = !input.fleet.groups.is_empty() && !input.wanted.is_empty();
-    if compared {
+    let is_compared = !input.fleet.groups.is_empty() && !input.wanted.is_empty();
+    if is_compared {
         let label = |node: &str| input.labels.get(node).cloned();
         let rules = input.policies.rules();
         let (more, changed) = input.fleet.compare(&configs, &input.plan(), &input.wanted, rules, label);
@@ -403,41 +416,55 @@ fn check(args: &Args, file: &Path, input: &Inputs) -> Result<(String, bool), Fai
         findings.sort_by_key(|finding| finding.line);
         changes = changed;
     }
-    let faulty = findings.iter().any(|finding| finding.severity != Severity::Note);
-    let text = match args.output {
-        Output::Json => {
-            let finding = |f: &Finding| json!({"file": name, "line": f.line, "severity": f.severity.to_string(), "field": f.field, "message": f.what});
-            let change = |c: &Change| json!({"pool": c.group, "nodes": c.nodes, "config": c.config, "resource": c.resource, "from": c.from, "to": c.to});
-            let (findings, changes): (Vec<_>, Vec<_>) =
-                (findings.iter().map(finding).collect(), changes.iter().map(change).collect());
-            format!("{:#}\n", json!({"schemaVersion": "v1", "findings": findings, "changes": changes}))
-        }
-        Output::Yaml => {
-            let why = "--output yaml prints a new ConfigMap; with --check, use table or json";
-            return Err(Failure::Input(anyhow!(why)));
-        }
-        Output::Table => checked(&name, configs.len(), &findings, &changes, compared),
-    };
-    Ok((text, faulty))
+    Ok(Checked { name, configs: configs.len(), findings, changes, is_compared })
 }
 
-fn checked(name: &str, configs: usize, findings: &[Finding], changes: &[Change], compared: bool) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    for Finding { severity, line, field, what } in findings {
-        let _ = writeln!(text, "{name}:{line}: {severity}: {field}: {what}");
+/// The check of an existing configuration.
+struct Checked {
+    name: String,
+    configs: usize,
+    findings: Vec<Finding>,
+    changes: Vec<Change>,
+    /// Whether it was compared with a plan.
+    is_compared: bool,
+}
+
+impl Checked {
+    fn rendered(&self, format: Format) -> String {
+        match format {
+            Format::Json => self.json(),
+            // `check` refuses YAML.
+            Format::Table | Format::Yaml => self.table(),
+        }
     }
-    for Change { group, nodes, config, resource, from, to } in changes {
-        let config = config.as_deref().map_or_else(|| "no config".to_owned(), |config| format!("config {config}"));
-        let _ = writeln!(text, "plan: {nodes} × {group}, {config}: {resource} replicas {from} -> {to}");
+
+    fn json(&self) -> String {
+        let finding = |f: &Finding| json!({"file": self.name, "line": f.line, "severity": f.severity.to_string(), "field": f.field, "message": f.what});
+        let change = |c: &Change| json!({"pool": c.group, "nodes": c.nodes, "config": c.config, "resource": c.resource, "from": c.from, "to": c.to});
+        let findings: Vec<Value> = self.findings.iter().map(finding).collect();
+        let changes: Vec<Value> = self.changes.iter().map(change).collect();
+        format!("{:#}\n", json!({"schemaVersion": "v1", "findings": findings, "changes": changes}))
     }
-    let number = |noun, number| crate::capacity::verdict::count(number, noun);
-    let faults = findings.iter().filter(|finding| finding.severity != Severity::Note).count();
-    let _ = write!(text, "{name}: {}, {}", number("config", configs), number("finding", faults));
-    let _ = match (compared, changes.len()) {
-        (false, _) => writeln!(text, "; give nodes and demands to compare it with a plan"),
-        (true, 0) => writeln!(text, "; a plan would change nothing"),
-        (true, changes) => writeln!(text, "; a plan would make {}", number("change", changes)),
-    };
-    text
+
+    fn table(&self) -> String {
+        let name = &self.name;
+        let mut lines = Vec::new();
+        for Finding { severity, line, field, what } in &self.findings {
+            lines.push(format!("{name}:{line}: {severity}: {field}: {what}"));
+        }
+        for Change { group, nodes, config, resource, from, to } in &self.changes {
+            let config = config.as_deref().map_or_else(|| "no config".to_owned(), |config| format!("config {config}"));
+            lines.push(format!("plan: {nodes} × {group}, {config}: {resource} replicas {from} -> {to}"));
+        }
+        let number = |noun, number| crate::capacity::verdict::count(number, noun);
+        let faults = self.findings.iter().filter(|finding| finding.severity != Severity::Note).count();
+        let summary = format!("{name}: {}, {}", number("config", self.configs), number("finding", faults));
+        lines.push(match (self.is_compared, self.changes.len()) {
+            (false, _) => format!("{summary}; give nodes and demands to compare it with a plan"),
+            (true, 0) => format!("{summary}; a plan would change nothing"),
+            (true, changes) => format!("{summary}; a plan would make {}", number("change", changes)),
+        });
+        // Names in the file are a stranger's.
+        lines.iter().map(|line| printable(line) + "\n").collect()
+    }
 }

@@ -37,9 +37,8 @@ pub(super) struct Args {
     /// Form of the result: table, json or junit, to stdout or, as FORMAT=FILE, to a file. May be given several times
     #[arg(long, value_name = "FORMAT[=FILE]", default_value = "table")]
     output: Vec<Output<Format>>,
-    /// When the table has colours; `auto` also respects `NO_COLOR`
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    color: clap::ColorChoice,
+    #[command(flatten)]
+    colours: outputs::Colours,
 }
 
 /// A form of the result.
@@ -62,7 +61,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Err(errors) => report.unreadable(errors),
         }
     }
-    outputs::write(&args.output, args.color, |format, look| match format {
+    outputs::write(&args.output, args.colours.color, |format, look| match format {
         Format::Table => table::render(&report, look.coloured),
         Format::Json => report.json(),
         Format::Junit => junit::render(&report),

@@ -24,6 +24,8 @@ use super::gpu_ledger::GpuLedger;
 use super::node::{self, Override};
 use super::object::NodeObject;
 use super::quantity::{self, Bytes};
+use super::template::kinds::{self, WorkloadKind};
+use super::wording;
 use crate::capacity::audit::scene::Scene;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
@@ -216,7 +218,7 @@ impl Reader {
                 self.pods_seen += 1;
                 self.pod(id, place, object)
             }
-            Reads::Workload(shape) => self.workload(shape, id, place, object),
+            Reads::Workload(kind) => self.workload(kind, id, place, object),
             Reads::Autoscaler => self.workloads.autoscaler(id, object, &mut self.names),
             Reads::Quota => self.quota(&id.namespace, object),
             Reads::Slice => self.devices.slice(object, &mut self.names),
@@ -253,9 +255,9 @@ impl Reader {
 
     fn node(&mut self, object: &Value) -> Result<(), String> {
         let mut node: NodeObject = typed(object)?;
-        // Conditions and allocatable amounts do not matter, and are half of a node.
+        // Conditions and other amounts do not matter, and are half of a node.
         node.status.conditions = Vec::new();
-        node.status.allocatable = BTreeMap::new();
+        node.status.allocatable.retain(|name, _| keys::is_gpu_resource(name));
         node.status.capacity.retain(|name, _| keys::is_gpu_resource(name) || name == keys::VRAM_RESOURCE);
         let hami = annotation(object, keys::HAMI_REGISTERED).and_then(hami::registered);
         self.nodes.push(SeenNode { object: node, hami });
@@ -309,14 +311,20 @@ impl Reader {
 
     /// Makes the scene of what was added. `overrides` describe nodes whose labels are missing or wrong.
     pub fn finish(mut self, policies: Policies, overrides: &[Override]) -> Scene {
-        drop(std::mem::take(&mut self.seen));
+        let mut seen = std::mem::take(&mut self.seen);
+        // Objects of a live cluster have no place, so this memory is freed before the scene takes more.
+        if seen.values().all(Option::is_none) {
+            seen.clear();
+        }
         self.cluster.set_rules(*policies.rules(), node::guarded_by(overrides));
         let mut inventories = BTreeMap::new();
         let mut installed = false;
         let mut of_hami = self.pods.take_of_hami();
+        let mut unusable = Vec::new();
         for SeenNode { object, hami } in std::mem::take(&mut self.nodes) {
             let facts = node::facts(&object, overrides);
             installed |= facts.advertises_vram;
+            unusable.extend(node::unusable(&object, overrides));
             let groups = self.kai.settle(object.name(), &facts.pools, &mut self.cluster);
             let inventory = hami.map(|devices| {
                 let pods = of_hami.remove(object.name()).unwrap_or_default();
@@ -333,10 +341,15 @@ impl Reader {
         self.apply_ledgers(inventories);
         self.cluster.rank_all();
         _ = (self.cluster.take_changed(), self.cluster.take_touched());
-        let (subjects, workloads) = workloads::finish(self.workloads, self.pods.finish(), &self.owners);
+        let (mut subjects, workloads) = workloads::finish(self.workloads, self.pods.finish(), &self.owners);
+        // A finding is about the owner of a pod, so it points at the owner, if that was read too.
+        for subject in &mut subjects {
+            let place = seen.get(&subject.object).cloned().flatten();
+            subject.place = place.or_else(|| subject.place.take());
+        }
         let devices = self.devices.finish();
         let (cluster, quotas) = (self.cluster, self.quotas);
-        Scene { cluster, policies, installed, subjects, workloads, quotas, devices }
+        Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable }
     }
 
     /// Applies the ledgers. A node without a report of vramguard's agent gets what HAMi or KAI says of its GPUs.
@@ -374,7 +387,7 @@ fn requests_gpu(value: &Value) -> bool {
 enum Reads {
     Node,
     Pod,
-    Workload(workloads::Shape),
+    Workload(&'static WorkloadKind),
     Autoscaler,
     Quota,
     Slice,
@@ -397,7 +410,7 @@ impl Reads {
             ("resource.k8s.io", "ResourceClaim") => Reads::Claim,
             (keys::API_GROUP, "GpuLedger") => Reads::Ledger,
             (keys::API_GROUP, _) => Reads::Policy,
-            _ => Reads::Workload(workloads::Shape::of(group, kind)?),
+            _ => Reads::Workload(kinds::find(group, kind)?),
         })
     }
 
@@ -425,7 +438,8 @@ fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
         serde_path_to_error::deserialize(value).map_err(|error| {
             let field = error.path().to_string();
             let field = field.trim_end_matches(".?");
-            if field == "." { error.inner().to_string() } else { format!("{field}: {}", error.inner()) }
+            let what = wording::json(error.inner());
+            if field == "." { what } else { format!("{field}: {what}") }
         })
     })
 }

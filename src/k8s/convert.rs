@@ -13,7 +13,7 @@ use super::document;
 use super::foreign::{self, Assumptions};
 use super::snapshot::{self, Booleans};
 use super::template;
-use super::tree;
+use super::{tree, wording};
 use crate::capacity::policy::Policies;
 use crate::keys;
 
@@ -47,7 +47,7 @@ pub struct Converted {
 /// One remark on an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Line of the object's document, from 1.
+    /// Line of the object, from 1.
     pub line: u64,
     /// `Kind namespace/name` of the object.
     pub object: String,
@@ -101,7 +101,7 @@ pub fn convert(text: &str, direction: Direction<'_>) -> Result<Converted, (u64, 
     for (before, slice) in document::split(text) {
         let value = snapshot::value(slice, Booleans::Yaml11).map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
-            (before + line, document::what(&error))
+            (before + line, wording::yaml(&error))
         })?;
         if value.get("kind").and_then(Value::as_str).is_none_or(str::is_empty) {
             let what = "holds no Kubernetes object: kind is missing; is the file complete?".to_owned();
@@ -109,7 +109,9 @@ pub fn convert(text: &str, direction: Direction<'_>) -> Result<Converted, (u64, 
         }
         // `split` gives parts of the text itself.
         let start = slice.as_ptr() as usize - text.as_ptr() as usize;
-        documents.push(Document { start, slice, line: before + 1, value });
+        // A document that no tree can be made of has the lines of its objects at its beginning.
+        let root = tree::documents(slice).ok().and_then(|mut documents| documents.drain(..).next());
+        documents.push(Document { start, slice, before, root, value });
     }
     let mut claims = dra::ClaimTemplates::default();
     documents.iter().for_each(|document| document.objects().iter().for_each(|(_, object)| claims.add(object)));
@@ -138,7 +140,9 @@ pub fn convert(text: &str, direction: Direction<'_>) -> Result<Converted, (u64, 
 struct Document<'t> {
     start: usize,
     slice: &'t str,
-    line: u64,
+    /// Lines before it.
+    before: u64,
+    root: Option<tree::Node>,
     value: Value,
 }
 
@@ -149,7 +153,19 @@ impl Document<'_> {
     }
 
     fn note(&self, kind: Kind, text: &str) -> Note {
-        Note { line: self.line, object: template::title(&self.value), kind, text: text.to_owned() }
+        Note { line: self.line(&Vec::new()), object: template::title(&self.value), kind, text: text.to_owned() }
+    }
+
+    /// The line of an object of the document.
+    fn line(&self, path: &Path) -> u64 {
+        let mut node = self.root.as_ref();
+        for step in path {
+            node = node.and_then(|node| match step {
+                Step::Key(key) => node.get(key),
+                Step::Index(index) => node.items().get(*index),
+            });
+        }
+        self.before + node.or(self.root.as_ref()).map_or(1, |node| node.line)
     }
 
     fn changes(
@@ -160,9 +176,9 @@ impl Document<'_> {
     ) -> Vec<(Path, Change)> {
         let mut changes = Vec::new();
         for (path, object) in self.objects() {
-            let object_title = template::title(object);
+            let (object_title, line) = (template::title(object), self.line(&path));
             let mut note = |kind, text: String| {
-                notes.push(Note { line: self.line, object: object_title.clone(), kind, text });
+                notes.push(Note { line, object: object_title.clone(), kind, text });
             };
             match change(object, &path, direction, claims) {
                 Ok(Some(change)) => {
@@ -229,7 +245,12 @@ impl Document<'_> {
                 String::new()
             };
             for lost in &change.lost {
-                let safe: String = format!("{of}{lost}").chars().filter(|c| !c.is_control()).collect();
+                // Names are text from strangers: no character may end the comment, or show it in another order.
+                let safe = |c: char| match c {
+                    '"' | '\'' | '\\' => c.to_string(),
+                    _ => c.escape_debug().to_string(),
+                };
+                let safe: String = format!("{of}{lost}").chars().map(safe).collect();
                 comments.push_str(&format!("{MARK}lost: {safe}{line_end}"));
             }
         }
@@ -262,7 +283,7 @@ fn change(
     claims: &dra::ClaimTemplates,
 ) -> Result<Option<Change>, Refused> {
     let Some(found) = template::of(object) else { return unknown_kind(object, direction) };
-    let at = edit::under(path, found.pointer);
+    let at = edit::under(path, found.kind.template);
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
     match direction {
         Direction::FromForeign(assumptions) => ours::change(found.value, &at, assumptions),

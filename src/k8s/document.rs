@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::node::Override;
+use super::wording;
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
 use crate::keys;
 
@@ -194,21 +195,8 @@ pub(super) fn parse_with<T: DeserializeOwned>(
         file: file.to_owned(),
         line: line + error.location().map_or(1, |location| location.line()),
         field: if field == "." { String::new() } else { field },
-        what: what(&error),
+        what: wording::yaml(&error),
     })
-}
-
-/// The message of a parser error without its position, because [`DocumentError`] has the position already.
-pub(super) fn what(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
-    let text = text.lines().next().unwrap_or_default().trim_end_matches('.');
-    let text = text.split(" at line ").next().unwrap_or(text);
-    // Advice for programmers.
-    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or(text);
-    match text.strip_prefix("error: ") {
-        Some(rest) => rest.to_owned(),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

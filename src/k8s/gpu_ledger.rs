@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use self::agent::AgentSection;
 use super::pod::moment;
+use super::wording;
 use crate::capacity::gpu::{GpuId, Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
@@ -195,7 +196,7 @@ impl GpuLedger {
         serde_path_to_error::deserialize(value).map_err(|error| LedgerError {
             ledger: self.node().to_owned(),
             field: format!("{section}.{}", error.path()),
-            why: error.inner().to_string(),
+            why: wording::json(error.inner()),
         })
     }
 

@@ -1,10 +1,12 @@
-//! A manifest: the pod of a Pod object, or of the template of a workload. Owns where each kind has its template.
+//! A manifest: the pod of a Pod object, or of the template of a workload. Owns how the controller of a workload makes a
+//! pod of its template; [`kinds`] knows where the template is.
 
 use serde_json::{Value, json};
 
 use super::document::DocumentError;
 use super::object::PodObject;
-use super::snapshot;
+use super::template::kinds;
+use super::{counts, snapshot, wording};
 
 /// The pod of a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,19 +59,15 @@ pub fn read(file: &str, text: &str, namespace: Option<&str>) -> Result<Manifest,
     Ok(manifest)
 }
 
-/// The pod of an object, and the path of its template; `None` if it creates no pods.
-fn manifest(object: &Value) -> Option<(&'static str, Manifest)> {
+/// The pod of an object, and the field with its template; `None` if it creates no pods.
+fn manifest(object: &Value) -> Option<(String, Manifest)> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let (kind, name) = (text("/kind").unwrap_or_default(), text("/metadata/name"));
-    let (field, mut pod) = match kind.as_str() {
-        "Pod" => ("", object.clone()),
-        "CronJob" => (".spec.jobTemplate.spec.template", object.pointer("/spec/jobTemplate/spec/template")?.clone()),
-        // Deployments, Jobs and their like, and custom resources that follow them.
-        _ => (
-            ".spec.template",
-            object.pointer("/spec/template").filter(|template| template["spec"]["containers"].is_array())?.clone(),
-        ),
-    };
+    // A custom resource may follow the workloads of Kubernetes, and have its template in the same place.
+    let known = if kind == "Pod" { Some("") } else { kinds::of(object).map(|known| known.template) };
+    let pointer = known.unwrap_or("/spec/template");
+    let may_be = |pod: &&Value| known.is_some() || pod["spec"]["containers"].is_array();
+    let mut pod = object.pointer(pointer).filter(may_be)?.clone();
     let generated = text("/metadata/generateName");
     let shown = name.clone().or_else(|| generated.map(|prefix| format!("{prefix}*"))).unwrap_or_default();
     if kind != "Pod" {
@@ -83,6 +81,7 @@ fn manifest(object: &Value) -> Option<(&'static str, Manifest)> {
     } else if !pod["metadata"].is_object() {
         pod["metadata"] = json!({});
     }
+    let field = if pointer.is_empty() { String::new() } else { format!(".{}", kinds::field(pointer)) };
     Some((field, Manifest { kind, name: shown, pod }))
 }
 
@@ -95,8 +94,9 @@ pub(super) fn check_pod(pod: &Value) -> Result<(), (String, String)> {
     let read: Result<PodObject, _> = serde_path_to_error::deserialize(pod);
     read.map(|_| ()).map_err(|error| {
         let field = format!(".{}", error.path());
-        (field.trim_end_matches(['.', '?']).to_owned(), error.inner().to_string())
-    })
+        (field.trim_end_matches(['.', '?']).to_owned(), wording::json(error.inner()))
+    })?;
+    counts::check(pod)
 }
 
 #[cfg(test)]
@@ -152,10 +152,10 @@ mod tests {
         assert_eq!(error("kind: Service\n"), "m.yaml:1: holds no Pod and no workload with a pod template");
         assert_eq!(
             error("{kind: Pod, metadata: {name: a}}\n---\n{kind: Pod, metadata: {generateName: b-}}\n"),
-            "m.yaml:1: holds 2 pods or workloads (Pod \"a\" in line 1, Pod \"b-*\" in line 2); one is explained at a time"
+            "m.yaml:1: holds 2 pods or workloads (Pod \"a\" in line 1, Pod \"b-*\" in line 3); one is explained at a time"
         );
         let odd = error("a: 1\n---\nkind: Deployment\nspec: {template: {spec: {nodeName: [], containers: []}}}\n");
-        assert!(odd.starts_with("m.yaml:2: spec.template.spec.nodeName: invalid type: sequence"), "{odd}");
+        assert!(odd.starts_with("m.yaml:3: spec.template.spec.nodeName: is a list"), "{odd}");
         assert!(error("kind: [\n").starts_with("m.yaml:"), "{}", error("kind: [\n"));
     }
 }

@@ -29,8 +29,11 @@
 //! | [`publication`] | usage of a node → patch of the node's status |
 //! | [`event`] | a warning → `Event` |
 //! | [`ownership`] | managedFields of a node → which manager changed a published field |
+//! | [`strict`] | pod object → the first field in it that a Pod does not have |
 //! | [`template`] | pods and workloads → their templates, and what those demand |
 //! | [`tree`] | YAML text → nodes with their places in the text |
+//! | [`counts`] | numbers of GPUs in a file → what is wrong with them |
+//! | [`wording`] | errors of the parsers → words for the author of a file |
 //! | [`webhook_configuration`] | policies → the namespace selectors of the webhook configurations |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -40,6 +43,7 @@ pub mod bounded;
 pub mod case;
 pub mod checkpoint;
 pub mod convert;
+pub mod counts;
 pub mod device_plugin;
 pub mod document;
 pub mod event;
@@ -61,6 +65,10 @@ pub mod quantity;
 pub mod review;
 pub mod simulation;
 pub mod snapshot;
+pub mod strict;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tree;
 pub mod webhook_configuration;
+pub mod wording;

@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 
 use super::object::{Condition, NodeObject, Quantity};
 use super::quantity;
+use crate::capacity::audit::scene::Unusable;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, Pool, Resource, Sharing, Unknown};
 use crate::capacity::pod::placement::{NodeProfile, Taint, UNSCHEDULABLE};
@@ -73,6 +74,33 @@ pub fn facts(node: &NodeObject, overrides: &[Override]) -> NodeFacts {
         pools,
         advertises_vram,
     }
+}
+
+/// The GPU resources of a node of which pods can request less than the node has, by its status and labels.
+///
+/// A device plugin that is down leaves a capacity or labels behind, and no allocatable. One that reports devices as
+/// unhealthy lowers allocatable alone. A node without allocatable in its status, as in a file written by hand, tells
+/// nothing.
+pub fn unusable(node: &NodeObject, overrides: &[Override]) -> Vec<Unusable> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let described =
+        |resource: &Resource| overrides.iter().find(|o| o.resource == *resource && o.describes(name, &labels));
+    let amount = |of: &BTreeMap<String, Quantity>, resource: &str| quantity::count(&of.get(resource)?.0);
+    // With MIG, all GPUs may be behind other names.
+    let others = |resource: &Resource| {
+        let others = node.status.allocatable.keys().filter(|name| keys::is_gpu_resource(name) && **name != *resource.0);
+        others.filter_map(|name| amount(&node.status.allocatable, name)).any(|count| count > 0)
+    };
+    // It has what the labels say where the capacity is zero.
+    let has = Capacity::of(node, &labels, described).counts;
+    let of = |(resource, count): (Resource, Result<u64, String>)| {
+        let usable = amount(&node.status.allocatable, &resource.0)?;
+        let has = count.ok().filter(|has| *has > usable)?;
+        let is_labelled = amount(&node.status.capacity, &resource.0) == Some(0);
+        (!is_labelled || !others(&resource)).then(|| Unusable { node: name.into(), resource, has, usable })
+    };
+    has.into_iter().filter_map(of).collect()
 }
 
 /// The capacity of each GPU resource of a node, or its text if it is not a count.

@@ -190,7 +190,8 @@ fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     }
 }
 
-/// Whether an existing pod is the mirror of a static pod, which its kubelet runs in any case.
+/// Whether an existing pod says that it is the mirror of a static pod, which its kubelet runs in any case. Anyone who may
+/// create pods may say so.
 pub fn is_mirror(object: &PodObject) -> bool {
     object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::MIRROR_POD))
 }

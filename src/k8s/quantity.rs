@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
+use serde_json::Value;
 
 use super::bounded::Entry;
 use crate::capacity::vram::Vram;
@@ -97,6 +98,65 @@ pub fn count(text: &str) -> Option<u64> {
     thousandths.is_multiple_of(1000).then(|| u64::try_from(thousandths / 1000).ok()).flatten()
 }
 
+/// Parses a count of devices, and says what is wrong with a text that is none.
+///
+/// # Errors
+/// The text is not a whole number from 0 to the largest that the API can express; the error says which of these it is.
+pub fn checked_count(text: &str) -> Result<u64, &'static str> {
+    const LARGEST: u64 = i64::MAX as u64;
+    if let Some(count) = count(text) {
+        return if count <= LARGEST { Ok(count) } else { Err(TOO_LARGE) };
+    }
+    let (is_negative, unsigned) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+    let (digits, suffix) = unsigned.split_at(end);
+    let is_exponent = suffix.strip_prefix(['e', 'E']).is_some_and(|power| power.parse::<i64>().is_ok());
+    let is_number = digits.contains(|c: char| c.is_ascii_digit()) && digits.matches('.').count() <= 1;
+    if !is_number || (unit(suffix).is_none() && !is_exponent) {
+        Err("is not a number")
+    } else if is_negative {
+        Err(BELOW_ZERO)
+    } else if thousandths(unsigned).is_some_and(|read| !read.is_multiple_of(1000)) {
+        Err(FRACTION)
+    } else {
+        Err(TOO_LARGE)
+    }
+}
+
+const BELOW_ZERO: &str = "is below zero";
+const FRACTION: &str = "is not whole";
+const TOO_LARGE: &str = "is too large";
+
+/// Reads a number of pods, as in `replicas`.
+///
+/// # Errors
+/// The value is not a whole number from 0 to the largest that the API can express; the error says what it is instead.
+pub fn whole(value: &Value) -> Result<u64, String> {
+    const LARGEST: u64 = i32::MAX as u64;
+    let Value::Number(number) = value else {
+        let kind = match value {
+            Value::String(_) => "a text",
+            Value::Bool(_) => "a boolean",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+            Value::Null | Value::Number(_) => "null",
+        };
+        return Err(format!("{value} is {kind}, expected a whole number"));
+    };
+    let why = match (number.as_u64(), number.as_f64()) {
+        (Some(whole), _) if whole <= LARGEST => return Ok(whole),
+        (Some(_), _) => TOO_LARGE,
+        (None, Some(other)) if other < 0.0 => BELOW_ZERO,
+        (None, Some(other)) if other.fract() != 0.0 => FRACTION,
+        (None, _) => TOO_LARGE,
+    };
+    let limit = if why == TOO_LARGE { format!("; the API accepts at most {LARGEST}") } else { String::new() };
+    Err(format!("{value} {why}, expected a whole number{limit}"))
+}
+
 /// An amount of memory as Kubernetes counts it, in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bytes {
@@ -151,6 +211,36 @@ mod tests {
         for text in ["", ".", "Gi", "8GB", "-1", "1e", "1e99", "8 Gi", "0x10", "1.2.3", "99999999999Ei", "1e-99"] {
             assert_eq!(bytes(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_count_that_cannot_be_one_says_what_is_wrong_with_it() {
+        for text in ["abc", "", "1x", "--1", "1.2.3", "-"] {
+            assert_eq!(checked_count(text), Err("is not a number"), "{text:?}");
+        }
+        for text in ["-1", "-0.5", "-1e30"] {
+            assert_eq!(checked_count(text), Err("is below zero"), "{text:?}");
+        }
+        for text in ["0.5", "1500m", "1e-1"] {
+            assert_eq!(checked_count(text), Err("is not whole"), "{text:?}");
+        }
+        for text in ["99999999999999999999", "9223372036854775808", "1e400", "99999999999Ei"] {
+            assert_eq!(checked_count(text), Err("is too large"), "{text:?}");
+        }
+        assert_eq!((checked_count("4"), checked_count("1k"), checked_count("2000m")), (Ok(4), Ok(1000), Ok(2)));
+    }
+
+    /// All of them were "not a whole number", which -1 is.
+    #[test]
+    fn a_number_of_pods_that_cannot_be_one_says_what_is_wrong_with_it() {
+        let error = |text: &str| whole(&serde_json::from_str(text).unwrap()).unwrap_err();
+        assert_eq!(error("-1"), "-1 is below zero, expected a whole number");
+        assert_eq!(error("1.5"), "1.5 is not whole, expected a whole number");
+        assert_eq!(error("\"3\""), "\"3\" is a text, expected a whole number");
+        let most = "expected a whole number; the API accepts at most 2147483647";
+        assert_eq!(error("99999999999"), format!("99999999999 is too large, {most}"));
+        assert!(error("1e30").contains("is too large"), "{}", error("1e30"));
+        assert_eq!(whole(&Value::from(3)), Ok(3));
     }
 
     #[test]

@@ -372,6 +372,7 @@ fn code(reason: Reason) -> u16 {
         // Findings of an audit, which refuses nothing.
         | Reason::GpuMayBeOvercommitted
         | Reason::GpusUnknown
+        | Reason::GpusUnusable
         | Reason::TooManyReplicas
         | Reason::VramStranded
         | Reason::UnknownAnnotation
@@ -380,6 +381,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::DeadEnvironment
         | Reason::DangerousEnvironment
         | Reason::GpuBypass
+        | Reason::OnlySharedGpus
         | Reason::AutoscalerExceedsRoom
         | Reason::RolloutExceedsRoom
         | Reason::ReplicasExceedRoom

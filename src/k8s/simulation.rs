@@ -24,6 +24,7 @@ use crate::capacity::binding::{self, Binding, Grant};
 use crate::capacity::cluster::{Cluster, NodeView};
 use crate::capacity::filter::Filter;
 use crate::capacity::gpu::Resource;
+use crate::capacity::name::PodUid;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::policy::Policies;
 use crate::capacity::time::Moment;
@@ -66,6 +67,11 @@ impl Simulation {
         Simulation::guarding(objects, policies, overrides, BTreeSet::new())
     }
 
+    /// [`Simulation::new`], as if one pod of the snapshot and what is reserved for it were not there.
+    pub fn without(objects: &Snapshot, policies: Policies, overrides: &[Override], pod: &PodObject) -> Simulation {
+        Simulation::of(objects, policies, overrides, BTreeSet::new(), Some(&pod::uid(&pod.metadata)))
+    }
+
     /// [`Simulation::new`], with resources that are guarded even if no node shares them.
     pub fn guarding(
         objects: &Snapshot,
@@ -73,16 +79,31 @@ impl Simulation {
         overrides: &[Override],
         resources: BTreeSet<Resource>,
     ) -> Simulation {
+        Simulation::of(objects, policies, overrides, resources, None)
+    }
+
+    fn of(
+        objects: &Snapshot,
+        policies: Policies,
+        overrides: &[Override],
+        resources: BTreeSet<Resource>,
+        except: Option<&PodUid>,
+    ) -> Simulation {
         let always_guarded = node::guarded_by(overrides).into_iter().chain(resources).collect();
         let mut cluster = Cluster::new(*policies.rules(), always_guarded);
         for object in &objects.nodes {
             cluster.apply_node(object.name(), node::facts(object, overrides));
         }
-        for (uid, node, holder) in objects.pods.iter().filter_map(pod::holder) {
+        let holders = objects.pods.iter().filter_map(pod::holder);
+        for (uid, node, holder) in holders.filter(|(uid, ..)| Some(uid) != except) {
             cluster.apply_pod(&uid, &node, holder);
         }
         for ledger in &objects.ledgers {
-            cluster.apply_ledger(ledger.node(), Some(ledger.content_or_fault()));
+            let mut content = ledger.content_or_fault();
+            if let Some(uid) = except {
+                content.reservations.remove(uid);
+            }
+            cluster.apply_ledger(ledger.node(), Some(content));
         }
         Simulation { cluster, policies, binders: BTreeSet::from([keys::KUBE_SCHEDULER.to_owned()]), created: 0 }
     }

@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::document::{self, DocumentError};
 use super::gpu_ledger::GpuLedger;
-use super::manifests;
 use super::object::{NodeObject, PodObject};
+use super::{counts, manifests, tree, wording};
+use crate::keys;
 
 /// The objects of a static cluster.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub pods: Vec<PodObject>,
     /// The ledgers of nodes, with reservations and agents' reports.
     pub ledgers: Vec<GpuLedger>,
+    /// Number of pods on nodes whose GPU memory HAMi allocated. Its records are not read here.
+    pub of_hami: usize,
     /// Policy documents found among the objects, as file and JSON text, for [`document::read`].
     pub policies: Vec<(String, String)>,
 }
@@ -50,7 +53,7 @@ pub(super) enum Booleans {
     Yaml12,
 }
 
-/// Reads the objects of one file as untyped values, each with the line of its document. `Off` is a string there, as it
+/// Reads the objects of one file as untyped values, each with its line. `Off` is a string there, as it
 /// is in a policy file.
 ///
 /// # Errors
@@ -58,7 +61,10 @@ pub(super) enum Booleans {
 pub fn objects(file: &str, text: &str) -> Result<Vec<(u64, Value)>, DocumentError> {
     let mut all = Vec::new();
     for (line, text) in document::split(text) {
-        all.extend(objects_of(file, line, text)?.into_iter().map(|object| (line + 1, object)));
+        let objects = objects_of(file, line, text)?;
+        let lines = lines(text, objects.len());
+        let of = |(index, object): (usize, Value)| (line + lines.get(index).copied().unwrap_or(1), object);
+        all.extend(objects.into_iter().enumerate().map(of));
     }
     Ok(all)
 }
@@ -67,8 +73,29 @@ pub fn objects(file: &str, text: &str) -> Result<Vec<(u64, Value)>, DocumentErro
 fn objects_of(file: &str, line: u64, text: &str) -> Result<Vec<Value>, DocumentError> {
     let at = |line, what| DocumentError { file: file.to_owned(), line, field: String::new(), what };
     let value = value(text, Booleans::Yaml12)
-        .map_err(|error| at(line + error.location().map_or(1, |location| location.line()), document::what(&error)))?;
+        .map_err(|error| at(line + error.location().map_or(1, |location| location.line()), wording::yaml(&error)))?;
     items(value).map_err(|what| at(line + 1, what))
+}
+
+/// The lines of the objects of a document, from 1: of the one object, or of the items of a List. Empty if they cannot be told.
+fn lines(text: &str, count: usize) -> Vec<u64> {
+    let mut lines = Vec::new();
+    if text.trim_start().starts_with('{') && count > 1 {
+        // The parser of JSON is many times faster than that of YAML. What is wrong was reported before.
+        let mut note = |line, _| {
+            lines.push(line);
+            Ok(())
+        };
+        _ = manifests::read_bounded("", text.as_bytes(), 0, &mut note);
+    } else {
+        let documents = tree::documents(text).unwrap_or_default();
+        let root = documents.first();
+        match root.and_then(|root| root.get("items")).map(tree::Node::items) {
+            Some(items) if items.len() == count => lines.extend(items.iter().map(|item| item.line)),
+            _ => lines.extend(root.map(|root| root.line)),
+        }
+    }
+    if lines.len() == count { lines } else { Vec::new() }
 }
 
 /// Collects objects into a snapshot, one by one.
@@ -141,14 +168,22 @@ impl Snapshot {
         }
         let known = match (group.as_str(), kind.as_str()) {
             ("v1", "Node" | "Pod") => true,
-            (crate::keys::API_VERSION, _) => true,
+            (keys::API_VERSION, _) => true,
             _ => return Ok(()),
         };
         let id = format!("{kind} {}/{name}", text("/metadata/namespace"));
         if known && !seen.insert(id.clone()) {
             return Err(format!("{id} is there twice"));
         }
-        let unreadable = |error: serde_json::Error| format!("{id} cannot be read: {error}");
+        let unreadable = |error: serde_json::Error| format!("{id} cannot be read: {}", wording::json(&error));
+        if kind == "Pod" {
+            let is_of_hami =
+                object.pointer("/metadata/annotations").is_some_and(|all| all.get(keys::HAMI_ALLOCATED).is_some());
+            let has_ended = matches!(text("/status/phase").as_str(), "Succeeded" | "Failed");
+            self.of_hami += usize::from(is_of_hami && !has_ended && !text("/spec/nodeName").is_empty());
+            counts::check(&object)
+                .map_err(|(field, what)| format!("{id}: {}: {what}", field.trim_start_matches('.')))?;
+        }
         match kind.as_str() {
             "Node" => self.nodes.push(NodeObject::deserialize(object).map_err(unreadable)?),
             "Pod" => self.pods.push(PodObject::deserialize(object).map_err(unreadable)?),
@@ -169,6 +204,15 @@ mod tests {
         assert_eq!(error("kind: List\n"), "c.yaml:1: List holds no list of items");
         assert_eq!(error("kind: PodList\nitems: 3\n"), "c.yaml:1: PodList holds no list of items");
         assert!(read([("c.yaml", "kind: List\nitems: []\n")]).unwrap().nodes.is_empty());
+    }
+
+    /// All of them had the line of the List.
+    #[test]
+    fn each_item_of_a_list_has_its_own_line() {
+        let lines = |text: &str| objects("f", text).unwrap().into_iter().map(|(line, _)| line).collect::<Vec<_>>();
+        assert_eq!(lines("# list\nkind: List\nitems:\n- kind: A\n\n- kind: B\n---\n# one\nkind: C\n"), [4, 6, 9]);
+        assert_eq!(lines("{\"kind\": \"List\", \"items\": [\n {\"kind\": \"A\"},\n {\"kind\": \"B\"}\n]}\n"), [2, 3]);
+        assert_eq!(lines("{kind: List, items: [{kind: A}, {kind: B}]}\n"), [1, 1]);
     }
 
     #[test]

@@ -1,14 +1,13 @@
-//! Pods and pod templates in the objects of a manifest or snapshot. Owns where each kind of workload has its template
-//! and how many pods it makes, and what the containers of a template demand.
+//! Pods and pod templates in the objects of a manifest or snapshot. Owns what the containers of a template demand;
+//! [`kinds`] knows where each kind of workload has its template, and how many pods it makes.
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::foreign::{self, ForeignDeclaration};
 use super::object::PodObject;
-use super::pod;
+use super::{counts, pod, wording};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{Demand, Role};
@@ -16,68 +15,23 @@ use crate::capacity::pod::placement::{Placement, Preemption};
 use crate::capacity::policy::{Mode, Policies, Policy};
 use crate::capacity::vram::Vram;
 use crate::keys;
+pub use kinds::{Copies, WorkloadKind};
 
-/// How many pods an object makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copies {
-    /// This many.
-    Exactly(u64),
-    /// One for each node that it may be placed on.
-    PerNode,
-}
+pub mod kinds;
 
 /// The pod template of an object, or the object itself if it is a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Template<'o> {
-    /// JSON pointer from the object to the template; empty for a pod.
-    pub pointer: &'static str,
+    /// The kind of the object.
+    pub kind: &'static WorkloadKind,
     /// The template, with `metadata` and `spec`.
     pub value: &'o Value,
-    /// How many pods are made of it.
-    pub copies: Copies,
 }
 
 /// The pod template of an object; `None` for a kind that makes no pods.
 pub fn of(object: &Value) -> Option<Template<'_>> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_u64);
-    let (group, kind) = (text("/apiVersion").split('/').next().unwrap_or_default(), text("/kind"));
-    let (pointer, copies) = match (group, kind) {
-        ("v1", "Pod") => ("", Copies::Exactly(1)),
-        ("apps" | "extensions", "Deployment" | "StatefulSet" | "ReplicaSet") | ("v1", "ReplicationController") => {
-            ("/spec/template", Copies::Exactly(number("/spec/replicas").unwrap_or(1)))
-        }
-        ("apps" | "extensions", "DaemonSet") => ("/spec/template", Copies::PerNode),
-        ("batch", "Job") => ("/spec/template", Copies::Exactly(at_once(object.get("spec")))),
-        ("batch", "CronJob") => {
-            let job = object.pointer("/spec/jobTemplate/spec");
-            ("/spec/jobTemplate/spec/template", Copies::Exactly(at_once(job)))
-        }
-        _ => return None,
-    };
-    object.pointer(pointer).map(|value| Template { pointer, value, copies })
-}
-
-/// The first of the numbers that [`of`] takes from an object which is none, as a sentence.
-fn unreadable_number(object: &Value) -> Option<String> {
-    let fields = [
-        "/spec/replicas",
-        "/spec/parallelism",
-        "/spec/completions",
-        "/spec/jobTemplate/spec/parallelism",
-        "/spec/jobTemplate/spec/completions",
-    ];
-    fields.into_iter().find_map(|pointer| {
-        let value = object.pointer(pointer).filter(|value| !value.is_null() && value.as_u64().is_none())?;
-        Some(format!("{}: {value} is not a whole number of pods", pointer[1..].replace('/', ".")))
-    })
-}
-
-/// Pods of a job that run at the same time.
-fn at_once(job: Option<&Value>) -> u64 {
-    let number = |key: &str| job.and_then(|job| job.get(key)).and_then(Value::as_u64);
-    let parallel = number("parallelism").unwrap_or(1);
-    number("completions").map_or(parallel, |completions| completions.min(parallel))
+    let kind = kinds::of(object)?;
+    object.pointer(kind.template).map(|value| Template { kind, value })
 }
 
 /// `Kind namespace/name` of an object, for messages.
@@ -124,7 +78,6 @@ pub struct Declared {
 pub fn demands(objects: &[Value], policies: &Policies) -> Demands {
     let id = |kind: &str, namespace: &str, name: &str| format!("{kind} {namespace}/{name}");
     let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    let namespace = |object: &Value| text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
     let known: BTreeSet<String> = objects
         .iter()
         .filter_map(|object| Some(id(&text(object, "/kind")?, &namespace(object), &text(object, "/metadata/name")?)))
@@ -140,17 +93,25 @@ pub fn demands(objects: &[Value], policies: &Policies) -> Demands {
     let mut demands = Demands::default();
     for object in objects.iter().filter(|object| !owned(object)) {
         let Some(template) = of(object) else { continue };
-        if let Some(what) = unreadable_number(object) {
-            demands.left_out.push(format!("{}: {what}", title(object)));
-            continue;
-        }
+        let copies = match template.kind.copies(object) {
+            Ok(copies) => copies,
+            Err(what) => {
+                demands.left_out.push(format!("{}: {what}", title(object)));
+                continue;
+            }
+        };
         let ended = matches!(text(object, "/status/phase").as_deref(), Some("Succeeded" | "Failed"));
-        if ended || template.copies == Copies::Exactly(0) {
+        if ended || copies == Copies::Exactly(0) {
             continue;
         }
-        demands.of_template(object, template, &namespace(object), policies);
+        demands.of_template(object, template.value, copies, policies);
     }
     demands
+}
+
+/// The namespace of an object.
+fn namespace(object: &Value) -> String {
+    object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default").to_owned()
 }
 
 /// What one container with a GPU demands.
@@ -177,7 +138,11 @@ pub fn container_demands(
     namespace: &str,
     policy: &Policy,
 ) -> Result<(Vec<ContainerDemand>, Placement), Vec<String>> {
-    let read = PodObject::deserialize(template).map_err(|error| vec![format!("cannot be read: {error}")])?;
+    let read = serde_path_to_error::deserialize(template).map_err(|error: serde_path_to_error::Error<_>| {
+        vec![format!("cannot be read: {}: {}", error.path(), wording::json(error.inner()))]
+    });
+    let read: PodObject = read?;
+    counts::check(template).map_err(|(field, what)| vec![format!("{}: {what}", field.trim_start_matches('.'))])?;
     let pod = pod::translate(&read, Some(namespace), None);
     let all: Vec<&str> = pod.containers.iter().map(|container| container.name.as_str()).collect();
     let with_gpu: Vec<_> = pod.containers.iter().filter(|container| !container.gpus.is_empty()).collect();
@@ -212,15 +177,16 @@ pub fn container_demands(
 }
 
 impl Demands {
-    fn of_template(&mut self, object: &Value, template: Template<'_>, namespace: &str, policies: &Policies) {
-        let Some(policy) = policies.of(namespace).filter(|policy| policy.mode != Mode::Off) else { return };
+    fn of_template(&mut self, object: &Value, template: &Value, copies: Copies, policies: &Policies) {
+        let namespace = namespace(object);
+        let Some(policy) = policies.of(&namespace).filter(|policy| policy.mode != Mode::Off) else { return };
         let title = title(object);
-        if let Some(foreign) = only_foreign(template.value) {
+        if let Some(foreign) = only_foreign(template) {
             let what = format!("declares {} for {}; run `vramguard convert` on it first", foreign.key, foreign.scheme);
             self.left_out.push(format!("{title}: {what}"));
             return;
         }
-        let (containers, placement) = match container_demands(template.value, namespace, policy) {
+        let (containers, placement) = match container_demands(template, &namespace, policy) {
             Ok(read) => read,
             Err(reasons) => {
                 self.left_out.extend(reasons.iter().map(|reason| format!("{title}: {reason}")));
@@ -239,12 +205,12 @@ impl Demands {
                 continue;
             };
             match demand {
-                None => self.undeclared.push((title.clone(), template.copies)),
+                None => self.undeclared.push((title.clone(), copies)),
                 Some(demand) => self.declared.push(Declared {
                     object: title.clone(),
                     resource: resource.clone(),
                     demand: demand.total,
-                    copies: template.copies,
+                    copies,
                     placement: Placement { node_name: None, ..placement.clone() },
                 }),
             }

@@ -114,6 +114,19 @@ impl Node {
         }
     }
 
+    /// The line of the value at a JSON pointer, or of the deepest value on the way to it. A key has its own line.
+    pub fn line_at(&self, pointer: &str) -> u64 {
+        let (mut node, mut line) = (self, self.line);
+        for step in pointer.split('/').skip(1) {
+            let step = step.replace("~1", "/").replace("~0", "~");
+            let entry = node.entry(&step).map(|entry| (&entry.value, entry.line));
+            let item = || node.items().get(step.parse::<usize>().ok()?).map(|item| (item, item.line));
+            let Some((next, at)) = entry.or_else(item) else { break };
+            (node, line) = (next, at);
+        }
+        line
+    }
+
     /// Whether the node is empty, `~` or `null`.
     pub fn is_null(&self) -> bool {
         let plain = |style: Style| style == Style::Plain;
@@ -263,6 +276,13 @@ mod tests {
         assert_eq!(item.get("d").unwrap().text(), Some("one\ntwo\n"));
         assert_eq!(&text[documents[1].get("e").unwrap().bytes.clone()], "[1, 2]");
         assert_eq!(&text[documents[1].bytes.clone()], "{\"e\": [1, 2]}");
+    }
+
+    #[test]
+    fn a_pointer_has_the_line_of_its_key() {
+        let root = &documents("a:\n- b/c:\n    d: 1\n- e\n").unwrap()[0];
+        let lines = ["", "/a", "/a/0", "/a/0/b~1c", "/a/0/b~1c/d", "/a/1", "/a/0/b~1c/x/y"].map(|at| root.line_at(at));
+        assert_eq!(lines, [1, 1, 2, 2, 3, 4, 2]);
     }
 
     #[test]

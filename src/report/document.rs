@@ -6,6 +6,10 @@
 
 use std::collections::BTreeMap;
 
+mod amounts;
+
+pub(super) use amounts::vram;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the contract.

@@ -31,7 +31,7 @@ const SCRIPT: &str = include_str!("html/page.js");
 
 /// What the page may do: apply its own style and run its own script. A server that serves the page sends it too.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-    script-src 'sha256-vRqsqvbjp8dFJU6/dTcAPNOE/flxKSAUzMeCQ8qct2o='; base-uri 'none'; form-action 'none'";
+    script-src 'sha256-5ZpiBCPvF71zC/BY4N+F+XSHUpbNrUnfuRyU65mgxOc='; base-uri 'none'; form-action 'none'";
 
 /// Renders reports of one cluster as a page.
 ///
@@ -47,6 +47,7 @@ pub fn render(reports: &[Report]) -> String {
     let sections = sections(reports, report, &groups, &nodes, &tables);
     let body = html! {
         a class="skip" href="#findings" { "Skip to the findings" }
+        a class="skip" href="#q" { "Skip to the filter" }
         (headline::header(report))
         (navigation(&sections))
         main id="main" {

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use super::baseline::{key, new_ids};
 use super::document::{Finding, Gpu, Node, Report, Severity, Status};
 use super::summary::{self, Group, Tone, groups};
-use super::text::{clean, count, free_gib, gib, object, severity};
+use super::text::{clean, count, object, room_gib, severity, taken_gib};
 
 /// The largest number of bytes, below GitHub's limit of 1 MiB for one step.
 const MAX_BYTES: usize = 1_000_000;
@@ -239,9 +239,9 @@ fn places(report: &Report, page: &mut Page) {
                 code(&node.node),
                 node.gpus.to_string(),
                 escaped(&node.mode),
-                known(node.allocatable_mib.map(gib)),
+                known(node.allocatable_mib.map(room_gib)),
                 known(summary::held(node)),
-                known(node.free_mib.map(free_gib)),
+                known(node.free_mib.map(room_gib)),
                 node.pods.to_string(),
                 node.undeclared_pods.to_string(),
                 word(node.status).to_owned(),
@@ -265,8 +265,8 @@ fn places(report: &Report, page: &mut Page) {
                 vec![
                     code(&gpu.node),
                     code(&gpu.gpu),
-                    gib(gpu.allocatable_mib),
-                    gib(gpu.held_mib),
+                    room_gib(gpu.allocatable_mib),
+                    taken_gib(gpu.held_mib),
                     gpu.holders.len().to_string(),
                     word(gpu.status).to_owned(),
                 ]
@@ -289,9 +289,9 @@ fn namespaces(report: &Report, page: &mut Page) {
                 space.pods.to_string(),
                 space.undeclared_pods.to_string(),
                 space.refused_pods.to_string(),
-                gib(space.declared_mib),
-                gib(space.held_mib),
-                space.quota_mib.map_or("none".to_owned(), gib),
+                taken_gib(space.declared_mib),
+                taken_gib(space.held_mib),
+                space.quota_mib.map_or("none".to_owned(), room_gib),
             ]
         });
         let columns =
@@ -310,7 +310,7 @@ fn cramped(report: &Report, page: &mut Page) {
         let rows = cramped.iter().map(|workload| {
             vec![
                 format!("{} {}", escaped(&workload.kind), code(&format!("{}/{}", workload.namespace, workload.name))),
-                known(workload.demand_mib.map(gib)),
+                known(workload.demand_mib.map(taken_gib)),
                 workload.replicas.to_string(),
                 workload.max_replicas.to_string(),
                 known(workload.fits_more.map(|more| more.to_string())),
@@ -359,7 +359,7 @@ fn assumed(report: &Report, page: &mut Page) {
         .iter()
         .filter(|(_, number, _)| number(now) > 0 || number(then) > 0)
         .map(|(name, number, _)| vec![(*name).to_owned(), number(now).to_string(), number(then).to_string()])
-        .chain([vec!["held, GiB".to_owned(), gib(now.held_mib), gib(then.held_mib)]])
+        .chain([vec!["held, GiB".to_owned(), taken_gib(now.held_mib), taken_gib(then.held_mib)]])
         .collect();
     page.table(&["", "Today:", "Assumed:"], rows.into_iter());
 }

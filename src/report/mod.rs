@@ -37,6 +37,8 @@ mod testing;
 
 pub use policyreport::{NAME as POLICY_REPORT, ReportApi, objects as policy_reports};
 
+pub use text::printable;
+
 use baseline::FailOn;
 use document::Report;
 

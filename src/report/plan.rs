@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::capacity::gpu::{Accounting, Pool, Rules};
 use crate::capacity::plan::{Bound, EqualPools, Plan, THUMB, Wanted};
-use crate::capacity::verdict::{count, quoted};
+use crate::capacity::verdict::count;
 use crate::capacity::vram::Vram;
+use crate::report::text::{printable, room_gib, taken_gib, width};
 
 /// The version of the JSON.
 const SCHEMA_VERSION: &str = "v1";
@@ -34,9 +35,13 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// The ConfigMap of the device plugin, as YAML.
     pub config_map: String,
-    /// What to run, in this order.
+    /// What to run, in this order. Without a demand there is no plan, and nothing to run.
     pub commands: Vec<String>,
 }
+
+/// What is told if there is nothing to plan for.
+const NO_DEMAND: &str =
+    "There is no demand to plan for: give manifests, --snapshot with workloads, --demand, or --policies with models.";
 
 /// One pool of equal nodes.
 #[derive(Clone, Debug, Serialize)]
@@ -128,7 +133,9 @@ pub struct Extras {
     pub left_out: Vec<String>,
     /// The ConfigMap of the device plugin.
     pub config_map: String,
-    /// What to run.
+    /// The command that applies the ConfigMap.
+    pub apply: String,
+    /// What to run then.
     pub commands: Vec<String>,
 }
 
@@ -137,7 +144,10 @@ impl Report {
     pub fn of(plan: &Plan, input: Input<'_>, extras: Extras) -> Report {
         let mut demands: Vec<DemandRow> = (0..input.wanted.len()).map(|index| demand(plan, input, index)).collect();
         demands.sort_by_key(|row| std::cmp::Reverse(row.demand_mib));
-        let Extras { unknown, undeclared, left_out, config_map, commands } = extras;
+        let Extras { unknown, undeclared, left_out, config_map, apply, commands } = extras;
+        let is_planned = !demands.is_empty();
+        let commands = std::iter::once(apply).chain(commands).filter(|_| is_planned).collect();
+        let config_map = if is_planned { config_map } else { String::new() };
         Report {
             schema_version: SCHEMA_VERSION,
             pools: (0..input.pools.len()).map(|index| pool(plan, input, index)).collect(),
@@ -151,9 +161,28 @@ impl Report {
         }
     }
 
-    /// Whether something needs a person: a demand without a place, one that cannot be read, or a pool that is not known.
+    /// Whether something needs a person: no demand at all, one without a place, one that cannot be read, or a pool that is
+    /// not known.
     pub fn has_findings(&self) -> bool {
-        self.demands.iter().any(|row| row.why.is_some()) || !self.left_out.is_empty() || !self.unknown.is_empty()
+        self.demands.is_empty()
+            || self.demands.iter().any(|row| row.why.is_some())
+            || !self.left_out.is_empty()
+            || !self.unknown.is_empty()
+    }
+
+    /// The report for programs.
+    pub fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a plan is JSON") + "\n"
+    }
+
+    /// The ConfigMap alone, with what to run then as comments. Without a demand, a comment that says so.
+    pub fn yaml(&self) -> String {
+        if self.demands.is_empty() {
+            return format!("# {NO_DEMAND}\n");
+        }
+        // The first command applies this.
+        let commands: String = self.commands.iter().skip(1).map(|command| format!("# {command}\n")).collect();
+        format!("# then:\n{commands}{}", self.config_map)
     }
 
     /// The report for people.
@@ -175,7 +204,7 @@ impl Report {
         if !self.commands.is_empty() {
             text.push_str("\nNext\n");
             for command in &self.commands {
-                let _ = writeln!(text, "  {}", shortened(command));
+                let _ = writeln!(text, "  {}", printable(&shortened(command)));
             }
             text.push_str("The last command is for the GPU Operator. Without it, give the ConfigMap to the plugin's chart: config.name.\n");
         }
@@ -190,7 +219,7 @@ impl Report {
             } else {
                 format!("{} -> {}", row.current_replicas, row.replicas)
             };
-            let slot = if row.mode == Accounting::Slot.to_string() { gib(row.slot_mib) } else { "-".to_owned() };
+            let slot = if row.mode == Accounting::Slot.to_string() { room(row.slot_mib) } else { "-".to_owned() };
             vec![
                 row.name.clone(),
                 row.nodes.to_string(),
@@ -199,9 +228,9 @@ impl Report {
                 replicas,
                 slot,
                 row.pods.to_string(),
-                gib(row.held_mib),
-                gib(row.stranded_mib),
-                gib(row.allocatable_mib),
+                taken(row.held_mib),
+                room(row.stranded_mib),
+                room(row.allocatable_mib),
             ]
         });
         columns(text, &head, rows.collect(), &[1, 2, 4, 5, 6, 7, 8, 9]);
@@ -216,7 +245,7 @@ impl Report {
 
     fn demand_table(&self, text: &mut String) {
         if self.demands.is_empty() {
-            text.push_str("\nThere is no demand to plan for: give manifests, --demand, or --policies with models.\n");
+            let _ = writeln!(text, "\n{NO_DEMAND}");
             return;
         }
         text.push('\n');
@@ -224,7 +253,7 @@ impl Report {
         let rows = self.demands.iter().map(|row| {
             let wanted = row.wanted.map_or_else(|| "any".to_owned(), |wanted| wanted.to_string());
             let on = if row.on.is_empty() { "-".to_owned() } else { row.on.join(", ") };
-            vec![gib(row.demand_mib), wanted, row.fits.to_string(), on, listed(&row.names)]
+            vec![taken(row.demand_mib), wanted, row.fits.to_string(), on, listed(&row.names)]
         });
         columns(text, &head, rows.collect(), &[0, 1, 2]);
         for row in &self.demands {
@@ -364,15 +393,20 @@ fn alternative(plan: &Plan, input: Input<'_>) -> Option<AlternativeRow> {
              own for so large a demand (a taint, or a nodeSelector).",
             changed.join(" and "),
             other.placed,
-            gib(other.held.mib()),
-            gib(plan.pools.iter().map(|planned| planned.held).sum::<Vram>().mib()),
+            taken(other.held.mib()),
+            taken(plan.held().mib()),
         ),
     })
 }
 
-/// GiB with one decimal, rounded down: what is free is never shown larger than it is.
-fn gib(mib: u64) -> String {
-    format!("{}.{} GiB", mib / 1024, mib % 1024 * 10 / 1024)
+/// What is taken, with its unit.
+fn taken(mib: u64) -> String {
+    taken_gib(mib) + " GiB"
+}
+
+/// What can be taken, with its unit.
+fn room(mib: u64) -> String {
+    room_gib(mib) + " GiB"
 }
 
 fn number(number: u64, noun: &str) -> String {
@@ -382,13 +416,9 @@ fn number(number: u64, noun: &str) -> String {
     }
 }
 
-/// The first names, and how many more there are. Names are text from strangers, so control characters are escaped.
+/// The first names, and how many more there are.
 fn listed(names: &[String]) -> String {
-    let safe = |name: &String| match name.chars().any(|c| c.is_control()) {
-        true => quoted(name),
-        false => name.clone(),
-    };
-    let mut shown: Vec<String> = names.iter().take(LISTED).map(safe).collect();
+    let mut shown: Vec<String> = names.iter().take(LISTED).cloned().collect();
     if names.len() > LISTED {
         shown.push(format!("and {} more", names.len() - LISTED));
     }
@@ -411,12 +441,15 @@ fn shortened(command: &str) -> String {
 /// Columns that are as wide as their widest cell; those in `right` are aligned to the right.
 fn columns(text: &mut String, head: &[&str], rows: Vec<Vec<String>>, right: &[usize]) {
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    // Names are text from strangers.
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&head).chain(&rows).collect();
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let widest = |column: usize| all.iter().map(|row| width(&row[column])).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..head.len()).map(widest).collect();
     for row in all {
         let cells = row.iter().zip(&widths).enumerate().map(|(at, (cell, &width))| {
-            if right.contains(&at) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            let space = " ".repeat(width - self::width(cell).min(width));
+            if right.contains(&at) { format!("{space}{cell}") } else { format!("{cell}{space}") }
         });
         let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
@@ -428,41 +461,17 @@ const WIDTH: usize = 100;
 /// A sentence in lines, indented.
 fn wrapped(text: &mut String, sentence: &str) {
     let mut line = String::from(" ");
-    for word in sentence.split_whitespace() {
-        if line.chars().count() + 1 + word.chars().count() > WIDTH && line.trim() != "" {
+    // Names in it are text from strangers.
+    for word in printable(sentence).split(' ').filter(|word| !word.is_empty()) {
+        if width(&line) + 1 + width(word) > WIDTH && line.trim() != "" {
             let _ = writeln!(text, "{line}");
             line = String::from("   ");
         }
         line.push(' ');
-        line.push_str(&word.chars().filter(|c| !c.is_control()).collect::<String>());
+        line.push_str(word);
     }
     let _ = writeln!(text, "{line}");
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn amounts_are_rounded_down_and_names_cannot_write_to_the_terminal() {
-        assert_eq!((gib(1023), gib(1024), gib(8912)), ("0.9 GiB".into(), "1.0 GiB".into(), "8.7 GiB".into()));
-        let names = ["a", "b\u{1b}[31m", "c", "d", "e"].map(str::to_owned);
-        assert_eq!(listed(&names), r#"a, "b\u{1b}[31m", c, and 2 more"#);
-    }
-
-    #[test]
-    fn a_command_for_thousands_of_nodes_is_cut_between_two_names() {
-        let long = format!("kubectl label node {} key=value", "node-name ".repeat(1000).trim_end());
-        let short = shortened(&long);
-        assert!(short.len() < 500 && short.contains("node-name … (the whole command"), "{short}");
-        assert_eq!(shortened("kubectl get nodes"), "kubectl get nodes");
-    }
-
-    #[test]
-    fn a_sentence_is_wrapped_and_a_long_word_is_not_cut() {
-        let mut text = String::new();
-        wrapped(&mut text, &format!("{} {}", "word ".repeat(30), "x".repeat(150)));
-        assert!(text.lines().all(|line| line.chars().count() <= WIDTH || line.trim().len() == 150), "{text}");
-        assert_eq!(text.split_whitespace().count(), 31);
-    }
-}
+mod tests;

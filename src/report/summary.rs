@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::keys;
 
 use super::document::{Finding, Node, Report, Severity, Status, Summary, Workload};
-use super::text::{count, gib, gib_in_words, shell_word};
+use super::text::{count, in_words, room_gib, shell_word, taken_gib};
 
 /// How a part of a text is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +48,10 @@ pub(super) fn verdict(summary: &Summary) -> Vec<(String, Tone)> {
         parts.push((format!("{} {what}", count(nodes, "node")), Tone::Doubtful));
     }
     parts.extend(about_pods(summary));
-    let (held, allocatable) = (gib_in_words(summary.held_mib), gib_in_words(summary.allocatable_mib));
+    let (held, allocatable) = (in_words(taken_gib(summary.held_mib)), in_words(room_gib(summary.allocatable_mib)));
     parts.push((format!("{held} of {allocatable} GiB held"), Tone::Plain));
     if let Some(stranded) = summary.stranded_mib.filter(|stranded| *stranded > 0) {
-        parts.push((format!("{} GiB stranded", gib_in_words(stranded)), Tone::Plain));
+        parts.push((format!("{} GiB stranded", in_words(room_gib(stranded))), Tone::Plain));
     }
     parts
 }
@@ -127,8 +127,8 @@ pub(super) fn held(node: &Node) -> Option<String> {
 pub(super) fn at_least(mib: u64, is_least: bool) -> Option<String> {
     match (is_least, mib) {
         (true, 0) => None,
-        (true, mib) => Some(format!("≥{}", gib(mib))),
-        (false, mib) => Some(gib(mib)),
+        (true, mib) => Some(format!("≥{}", taken_gib(mib))),
+        (false, mib) => Some(taken_gib(mib)),
     }
 }
 
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_verdict_says_what_is_there_and_leaves_out_what_is_not() {
-        insta::assert_snapshot!(text(&sample().summary), @"4 GPUs on 4 nodes · 1 overcommitted · 1 node with unknown GPUs · 2 pods would be refused · 3 undeclared · 1 waiting · 118.9 of 148.3 GiB held · 1.2 GiB stranded");
+        insta::assert_snapshot!(text(&sample().summary), @"4 GPUs on 4 nodes · 1 overcommitted · 1 node with unknown GPUs · 2 pods would be refused · 3 undeclared · 1 waiting · 119 of 148.3 GiB held · 1.2 GiB stranded");
         let clean = Summary { gpus: 1, nodes: 1, allocatable_mib: 24_576, held_mib: 8192, ..Summary::default() };
         insta::assert_snapshot!(text(&clean), @"1 GPU on 1 node · none overcommitted · 8 of 24 GiB held");
         insta::assert_snapshot!(text(&Summary { undeclared_pods: 2, ..Summary::default() }), @"no GPUs found · 2 undeclared");

@@ -24,7 +24,7 @@ pub(super) fn clean(text: &str) -> String {
 ///
 /// A character that does not stay in its place is written as an escape such as `\u{1b}`. Two sequences that GitHub's
 /// runner reads as commands, in whatever a step prints, are broken up the same way: `::` at the start of a line, and `##[`.
-pub(super) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut has_begun = false;
     for c in text.chars() {
@@ -63,13 +63,15 @@ pub(super) fn severity(severity: Severity) -> &'static str {
     }
 }
 
-/// An amount of MiB in GiB with one decimal. `0` is none; anything above is not written as zero.
-pub(super) fn gib(mib: u64) -> String {
-    tenths((u128::from(mib) * 10 + 512) / 1024, mib)
+/// An amount of MiB that is taken, in GiB with one decimal, rounded up: what is held, demanded, declared or missing. It is
+/// never shown smaller than it is, so that nobody is told of more room than there is. `0` is none.
+pub(super) fn taken_gib(mib: u64) -> String {
+    tenths((u128::from(mib) * 10).div_ceil(1024), mib)
 }
 
-/// A free amount of MiB in GiB with one decimal, rounded down: what is promised is there.
-pub(super) fn free_gib(mib: u64) -> String {
+/// An amount of MiB that can be taken, in GiB with one decimal, rounded down: what is free, allocatable, of a quota or of a GPU.
+/// It is never shown larger than it is. `0` is none; anything above is not written as zero.
+pub(super) fn room_gib(mib: u64) -> String {
     tenths(u128::from(mib) * 10 / 1024, mib)
 }
 
@@ -81,10 +83,12 @@ fn tenths(tenths: u128, mib: u64) -> String {
     }
 }
 
-/// An amount of MiB in GiB for a sentence, where a whole number needs no decimal.
-pub(super) fn gib_in_words(mib: u64) -> String {
-    let text = gib(mib);
-    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+/// An amount in GiB for a sentence, where a whole number needs no decimal.
+pub(super) fn in_words(gib: String) -> String {
+    match gib.strip_suffix(".0") {
+        Some(whole) => whole.to_owned(),
+        None => gib,
+    }
 }
 
 /// A number with its noun, in the plural if it is not 1.
@@ -165,10 +169,15 @@ mod tests {
 
     #[test]
     fn an_amount_that_is_not_zero_is_not_written_as_zero() {
-        assert_eq!([0, 1, 51, 52, 1024, 26736].map(gib), ["0", "<0.1", "<0.1", "0.1", "1.0", "26.1"]);
-        assert_eq!([0, 1, 102, 103, 5967].map(free_gib), ["0", "<0.1", "<0.1", "0.1", "5.8"]);
-        assert_eq!([0, 1024, 26736].map(gib_in_words), ["0", "1", "26.1"]);
-        assert_eq!(gib(u64::MAX), "18014398509481984.0");
+        assert_eq!([0, 1, 102, 103, 5967].map(room_gib), ["0", "<0.1", "<0.1", "0.1", "5.8"]);
+        assert_eq!(room_gib(u64::MAX), "18014398509481983.9");
+    }
+
+    #[test]
+    fn what_is_taken_is_rounded_up_and_what_can_be_taken_down() {
+        assert_eq!([0, 1, 102, 103, 1024, 1025].map(taken_gib), ["0", "0.1", "0.1", "0.2", "1.0", "1.1"]);
+        assert_eq!([1023, 1024, 1126].map(room_gib), ["0.9", "1.0", "1.0"]);
+        assert_eq!(["0", "1.0", "26.1"].map(|text| in_words(text.to_owned())), ["0", "1", "26.1"]);
     }
 
     #[test]
@@ -184,5 +193,29 @@ mod tests {
         assert_eq!(words("VramUndeclared"), "VRAM undeclared");
         assert_eq!(words(""), "");
         assert_eq!(words("x"), "X");
+    }
+
+    /// HTML rounded to the nearest tenth, and the table down: they told of different room on the same GPU.
+    #[test]
+    fn an_amount_is_the_same_in_every_format_for_people() {
+        use crate::report::{Format, Options, render};
+        let mut report = crate::report::testing::sample();
+        // 1.04 held, 7.09 free and 8.19 allocatable, in GiB: to the nearest tenth, each is wrong.
+        for gpu in &mut report.gpus {
+            (gpu.held_mib, gpu.free_mib, gpu.allocatable_mib) = (1_065, Some(7_260), 8_388);
+        }
+        for node in &mut report.nodes {
+            (node.held_mib, node.free_mib, node.allocatable_mib) = (1_065, Some(7_260), Some(8_388));
+        }
+        for format in [Format::Table, Format::Html, Format::Markdown] {
+            let text = render(&report, format, &Options { all: true, width: 200, ..Options::default() });
+            for shown in ["1.1", "7.0", "8.1"] {
+                assert!(text.contains(shown), "{format:?} has no {shown}");
+            }
+            // Held is not rounded down, and neither free nor allocatable up.
+            for wrong in [">1.0<", " 1.0 ", ">7.1<", " 7.1 ", ">8.2<", " 8.2 "] {
+                assert!(!text.contains(wrong), "{format:?} has {wrong}");
+            }
+        }
     }
 }

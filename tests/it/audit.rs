@@ -15,6 +15,7 @@ use crate::support::{ControlPlane, Finished, GpuNode, PATIENCE, eventually, run}
 
 mod files;
 mod policy_reports;
+mod schema;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vramguard");
 

@@ -73,3 +73,17 @@ fn a_broken_file_prints_nothing_and_exits_2_with_file_and_line() {
         assert!(finished.stderr.contains(at), "{file}: {}", finished.stderr);
     }
 }
+
+#[test]
+fn remarks_have_the_line_of_each_object_and_no_character_that_turns_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let item = |name: &str| {
+        format!("- {}", POD.replace("  name: a", &format!("  name: {name}")).replace('\n', "\n  ").trim_end())
+    };
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n{}\n{}\n", item("a"), item("\"b\\u202E\""));
+    std::fs::write(folder.path().join("list.yaml"), list).expect("a file");
+    let finished = shell(folder.path(), "vramguard convert list.yaml");
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(lines[0].starts_with("list.yaml:4: Pod a: converted:"), "{}", finished.stderr);
+    assert!(lines[1].starts_with(r"list.yaml:14: Pod b\u{202e}: converted:"), "{}", finished.stderr);
+}

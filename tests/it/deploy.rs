@@ -3,6 +3,7 @@
 mod admission;
 mod bindings;
 mod clients;
+mod combinations;
 mod flow;
 mod ledgers;
 mod served;

@@ -135,3 +135,40 @@ fn garbage_is_named_by_file_line_and_field() {
     );
     assert!(error(&of_policies).contains("p.yaml:4: spec"), "{}", error(&of_policies));
 }
+
+#[test]
+fn a_manifest_or_a_snapshot_may_come_through_a_pipe() {
+    let folder = tempfile::tempdir().expect("a folder");
+    file(folder.path(), "pod.yaml", DEPLOYMENT);
+    let script =
+        |arguments: &str| crate::plan::shell(folder.path(), &format!("vramguard explain {arguments} < pod.yaml"));
+    assert!(script("--pod -").expect_success().contains("container main"), "the manifest");
+    assert!(
+        script("--pod pod.yaml --snapshot -").expect_success().contains("deployment team-agents/agent"),
+        "the snapshot"
+    );
+    let twice = script("--pod - --snapshot -");
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(twice.stderr.contains("standard input can be read once"), "{}", twice.stderr);
+}
+
+#[test]
+fn a_kubeconfig_may_be_named_by_both_commands_that_read_a_cluster() {
+    for arguments in ["audit", "explain -n ml", "explain -n ml --live"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: there\nclusters: [{name: there, cluster: {server: \
+                          'https://127.0.0.1:1'}}]\nusers: [{name: there, user: {}}]\ncontexts: [{name: there, context: \
+                          {cluster: there, user: there}}]\n";
+        file(folder.path(), "kubeconfig", kubeconfig);
+        let run = |flag: &str| {
+            crate::plan::shell(folder.path(), &format!("KUBECONFIG=/nonexistent vramguard {arguments} {flag}"))
+        };
+        let missing = run("--kubeconfig missing");
+        assert_eq!(missing.status.code(), Some(2), "{}", missing.stderr);
+        assert!(missing.stderr.contains("--kubeconfig missing: cannot be read as a kubeconfig"), "{}", missing.stderr);
+        let unknown = run("--kubeconfig kubeconfig --context elsewhere");
+        assert!(unknown.stderr.contains("context \"elsewhere\" of the kubeconfig"), "{}", unknown.stderr);
+        let unreachable = run("--kubeconfig kubeconfig");
+        assert_eq!(unreachable.status.code(), Some(1), "it is read, and nobody answers: {}", unreachable.stderr);
+    }
+}

@@ -45,6 +45,7 @@ mod harness;
 mod hostile;
 mod kubelet;
 mod ledger;
+mod outputs;
 mod plan;
 mod publishing;
 mod report_html;

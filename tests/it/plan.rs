@@ -107,7 +107,12 @@ fn wrong_usage_and_unreadable_input_exit_2_and_say_what_to_do() {
         ("", "give --snapshot FILE with nodes, or --gpu-memory-mib with --count"),
         ("--gpu-memory-mib 81559 --count 1 --demand 8", "--demand 8: \"8\" has no unit"),
         ("--gpu-memory-mib 81559 --count 1 --demand 0Gi", "an amount is above zero"),
-        ("--gpu-memory-mib 81559 --count 1 --demand 8Gi:x", "\"x\" is not a number of pods"),
+        ("--gpu-memory-mib 81559 --count 1 --demand 8Gi:x", "\"x\" is no number of pods: it is not a whole number"),
+        ("--gpu-memory-mib 81559 --count 1 --demand 8Gi:0", "8Gi:0: \"0\" is no number of pods: it is too small"),
+        ("--gpu-memory-mib 81559 --count 1 --demand 8Gi:-1", "it is below zero; expected a whole number of at least 1"),
+        ("--gpu-memory-mib 81559 --count 1 --demand 8Gi:0", "write AMOUNT:PODS, as in 8Gi:40, or AMOUNT alone"),
+        ("--gpu-memory-mib 81559 --count 1 --max-replicas 0", "is too small; expected a whole number of at least 1"),
+        ("--gpu-memory-mib 81559 --count 1 --output json --output table", "only one format can go to stdout"),
         ("--gpu-memory-mib 81559 --count 9 --gpus-per-node 8", "--count 9 is not a multiple of --gpus-per-node 8"),
         ("--gpu-memory-mib 85520809984 --count 1", "it is in MiB"),
         ("--gpu-memory-mib 81559", "--count"),
@@ -144,7 +149,7 @@ fn hostile_names_reach_neither_the_terminal_nor_a_shell() {
              nvidia.com/gpu.count: '1'}}\nstatus: {{capacity: {{nvidia.com/gpu: '1'}}}}\n---\n"
         )
     };
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: \"p\\e[31m\\nx\", annotations: {vramguard.dev/vram: \
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: \"p\\e[31m\\nx\\u202E\", annotations: {vramguard.dev/vram: \
                1Gi}}\nspec: {containers: [{name: m, resources: {limits: {nvidia.com/gpu: 1}}}]}\n";
     let folder = tempfile::tempdir().expect("a folder");
     // Two nodes that need different configs, so that their names are in commands.
@@ -154,10 +159,43 @@ fn hostile_names_reach_neither_the_terminal_nor_a_shell() {
         let script = format!("vramguard plan --snapshot s.yaml --output {format}");
         let output = shell(folder.path(), &script).expect_success();
         assert!(!output.contains('\u{1b}') && output.contains("--overwrite a "), "{output:?}");
+        assert!(format != "table" || !output.contains('\u{202e}'), "{output:?}");
     }
     std::fs::write(folder.path().join("s.yaml"), snapshot("\"a'; touch x #\\e[31m\"")).expect("a file");
     let finished = shell(folder.path(), "vramguard plan --snapshot s.yaml");
     assert_eq!((finished.status.code(), finished.stdout.as_str()), (Some(2), ""));
     let error = r#"s.yaml:1: metadata.name: "a'; touch x #\u{1b}[31m" is no name of a node"#;
     assert!(finished.stderr.contains(error), "{}", finished.stderr);
+}
+
+/// It printed commands that apply a ConfigMap in which nothing is shared.
+#[test]
+fn without_a_demand_there_is_nothing_to_apply_and_the_plan_says_so() {
+    for format in ["table", "yaml", "json"] {
+        let finished = plan(&format!("--gpu-memory-mib 81559 --count 1 --output {format}"));
+        assert_eq!(finished.status.code(), Some(1), "{format}: {}", finished.stdout);
+        assert!(
+            !finished.stdout.contains("kubectl") && !finished.stdout.contains("ConfigMap\n"),
+            "{}",
+            finished.stdout
+        );
+        let said = finished.stdout.contains("There is no demand to plan for");
+        assert!(said || finished.stdout.contains("\"commands\": []"), "{}", finished.stdout);
+    }
+}
+
+#[test]
+fn several_forms_of_a_plan_go_to_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = format!("vramguard plan {EIGHT} --demand 8Gi --output yaml=map.yaml -o json=plan.json -o table");
+    let table = shell(folder.path(), &script).expect_success();
+    assert!(
+        table.contains(
+            "vramguard plan --gpu-memory-mib 81559 --count 16 --gpus-per-node 8 --demand 8Gi --output yaml |"
+        )
+    );
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a file");
+    assert!(read("map.yaml").contains("kind: ConfigMap") && !read("map.yaml").contains("kubectl apply"));
+    let json: Value = serde_json::from_str(&read("plan.json")).expect("JSON");
+    assert!(json["commands"][0].as_str().expect("a text").ends_with("kubectl apply -f -"), "{json}");
 }

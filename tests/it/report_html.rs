@@ -130,14 +130,77 @@ fn filters_in_the_address_leave_what_matches() {
         let hits = elements.split("id=\"hits\"").nth(1).and_then(|rest| rest.split(['>', '<']).nth(1));
         (count("<li class=\"finding\""), count("<article"), hits.unwrap_or_default().to_owned())
     };
-    let told = |findings: u32, nodes: u32| format!("{findings} of 7 findings and {nodes} of 4 nodes match.");
+    let told = |findings: u32, nodes: u32, rows: u32| {
+        format!("{findings} of 7 findings, {nodes} of 4 nodes and {rows} of 9 rows match.")
+    };
     assert_eq!(shown(""), (7, 4, String::new()));
-    assert_eq!(shown("#ns=notebooks"), (1, 1, told(1, 1)));
-    assert_eq!(shown("#node=GPU-B"), (1, 1, told(1, 1)));
-    assert_eq!(shown("#q=ollama%20writer"), (1, 1, told(1, 1)), "each word is somewhere in it");
-    assert_eq!(shown("#q=jupyter-anna&ns=notebooks&node=gpu-b"), (0, 1, told(0, 1)));
-    assert_eq!(shown("#q=nothing-has-this"), (0, 0, told(0, 0)));
+    assert_eq!(shown("#ns=notebooks"), (1, 1, told(1, 1, 2)));
+    assert_eq!(shown("#node=GPU-B"), (1, 1, told(1, 1, 8)), "rows that are about no node stay");
+    assert_eq!(shown("#q=ollama%20writer"), (1, 1, told(1, 1, 0)), "each word is somewhere in it");
+    assert_eq!(shown("#q=jupyter-anna&ns=notebooks&node=gpu-b"), (0, 1, told(0, 1, 1)));
+    assert_eq!(shown("#q=nothing-has-this"), (0, 0, told(0, 0, 0)));
     assert_eq!(shown("#ns=no-such-namespace"), (7, 4, String::new()), "the field shows what is in force");
+}
+
+/// What a script says that runs in a page after the page's own, by the title of the document. The policy of the page would
+/// stop it, so the page has none here.
+fn driven(browser: &PathBuf, page: &str, script: &str) -> String {
+    let page = page.replacen("Content-Security-Policy", "No-Policy", 1);
+    let driver = format!(
+        "<script>(async () => {{ document.title = await (async () => {{ {script} }})(); }})();</script></body>"
+    );
+    let elements = elements(browser, &page.replacen("</body>", &driver, 1), "");
+    let title = elements.split("<title>").nth(1).and_then(|rest| rest.split("</title>").next());
+    title.expect("the page has a title").to_owned()
+}
+
+/// A button is pressed by Enter, Space and click alike, so a press stands for all of them.
+#[test]
+fn the_head_of_a_column_is_a_button_that_sorts_and_says_how() {
+    let Some(browser) = browser() else { return };
+    let press = "
+        const head = document.querySelectorAll('#t-namespaces th[scope=col]')[5];
+        const names = () => Array.from(document.querySelectorAll('#t-namespaces tbody th'), (th) => th.textContent).join(' ');
+        const said = [];
+        for (let times = 0; times < 3; times += 1) {
+          head.querySelector('button').click();
+          said.push(`${head.getAttribute('aria-sort')}: ${names()}`);
+        }
+        return `${head.textContent}; ${said.join('; ')}`;";
+    let expected = "Held GiB; descending: training agents notebooks; ascending: notebooks agents training; \
+                    null: agents notebooks training";
+    assert_eq!(driven(&browser, &render(&[sample()]), press), expected);
+}
+
+#[test]
+fn each_stop_of_the_tab_key_has_a_name_and_the_order_is_that_of_the_page() {
+    let Some(browser) = browser() else { return };
+    let look = "
+        const stops = Array.from(document.querySelectorAll('a[href], button, input, select, summary, [tabindex]'))
+          .filter((stop) => stop.tabIndex >= 0 && !stop.closest('[hidden]'));
+        const named = (stop) => stop.getAttribute('aria-label') || stop.labels?.[0]?.textContent || stop.textContent;
+        const nameless = stops.filter((stop) => !named(stop).trim()).map((stop) => stop.outerHTML);
+        const forced = stops.filter((stop) => stop.tabIndex > 0).length;
+        return `${nameless.join()} ${forced} ${stops.slice(0, 2).map((stop) => stop.textContent).join(', ')} ${stops.length > 40}`;";
+    let expected = " 0 Skip to the findings, Skip to the filter true";
+    assert_eq!(driven(&browser, &render(&[sample()]), look), expected);
+}
+
+/// The page once said "Copied" where nothing was.
+#[test]
+fn without_a_clipboard_the_remedy_is_selected_and_the_page_says_so() {
+    let Some(browser) = browser() else { return };
+    let press = "
+        Object.defineProperty(navigator, 'clipboard', { value: undefined });
+        document.execCommand = () => false;
+        const button = document.querySelector('.copy');
+        button.click();
+        await Promise.resolve();
+        await Promise.resolve();
+        const code = button.parentElement.querySelector('code').textContent;
+        return `${button.textContent}: ${getSelection().toString() === code}: ${document.getElementById('hits').textContent}`;";
+    let expected = "Selected: true: The remedy is selected: copy it with Ctrl+C, or ⌘C.";
+    assert_eq!(driven(&browser, &render(&[sample()]), press), expected);
 }
 
 /// 5,000 nodes with 8 GPUs each and 150,000 holders.
@@ -206,7 +269,7 @@ fn a_page_of_5000_nodes_loads_and_filters() {
     let start = Instant::now();
     let filtered = elements(&browser, &page, "#q=agent-3210-5&node=3210");
     println!("it is loaded and filtered in {:?}", start.elapsed());
-    assert!(filtered.contains("0 of 5,000 findings and 1 of 5,000 nodes match."));
+    assert!(filtered.contains("0 of 5,000 findings, 1 of 5,000 nodes and 0 of 0 rows match."));
     assert!(main_part(&filtered).contains("<h3>gpu-node-3210</h3>"));
     let linked = elements(&browser, &page, "#f-stranded4999");
     assert!(main_part(&linked).contains("id=\"f-stranded4999\""), "a link shows a finding of a later screen");

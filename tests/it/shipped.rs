@@ -67,7 +67,7 @@ fn named_by(kustomization: &Path) -> Vec<PathBuf> {
         value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
     let patches = content["patches"].as_array().into_iter().flatten().filter_map(|patch| patch["path"].as_str());
-    let mut named: Vec<String> = texts(&content["resources"]);
+    let mut named: Vec<String> = [texts(&content["resources"]), texts(&content["components"])].concat();
     named.extend(patches.map(str::to_owned));
     for map in content["configMapGenerator"].as_array().into_iter().flatten() {
         named.extend(texts(&map["files"]).iter().map(|file| file.rsplit('=').next().expect("a path").to_owned()));

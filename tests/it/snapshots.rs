@@ -69,9 +69,9 @@ fn subjects(scene: &Scene) -> String {
 fn a_cluster_with_time_slicing_is_read_with_its_workloads() {
     let scene = scene("time-slicing.yaml");
     insta::assert_snapshot!(subjects(&scene), @r#"
-    4: "ml/llm-7c9d8f6b5d-x2x4q" on gpu-0 of Deployment llm
-    38: "ml/ollama-0" on gpu-0 of StatefulSet ollama; OLLAMA_MAX_VRAM
-    65: "ml/nightly-29384000-abcde" waiting of CronJob nightly
+    168: "ml/llm-7c9d8f6b5d-x2x4q" on gpu-0 of Deployment llm
+    196: "ml/ollama-0" on gpu-0 of StatefulSet ollama; OLLAMA_MAX_VRAM
+    232: "ml/nightly-29384000-abcde" waiting of CronJob nightly
     102: "kube-system/probe-gpu-0" on gpu-0 of Pod probe-gpu-0
     140: "lab/notebook" on gpu-0 of Pod notebook; annotation cdi.k8s.io/gpu; hostPath volume /dev/nvidia0; NVIDIA_VISIBLE_DEVICES of ephemeral container debugger-x7k2p
     168: "ml/llm-*" template of Deployment llm

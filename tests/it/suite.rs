@@ -142,10 +142,10 @@ fn garbage_is_named_by_file_line_and_field_and_other_files_are_still_played() {
     };
     for (text, expected) in [
         ("cases: [\n", "a.vramguard-test.yaml:"),
-        ("cases: 3\n", "a.vramguard-test.yaml:1: cases: invalid type: integer `3`"),
+        ("cases: 3\n", "a.vramguard-test.yaml:1: cases: is the number 3"),
         (
             "nodes: []\ncases:\n  - {name: n, pod: {}, expect: {verdicts: Allow}}\n",
-            "a.vramguard-test.yaml:3: cases[0].expect.verdicts: unknown field `verdicts`, expected one of verdict",
+            "a.vramguard-test.yaml:3: cases[0].expect.verdicts: there is no field \"verdicts\" here; expected one of verdict",
         ),
         ("\u{feff}cases: []\r\n", "a.vramguard-test.yaml:1: cases: is empty"),
         ("cases: []\ncases: []\n", "a.vramguard-test.yaml:"),

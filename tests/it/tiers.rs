@@ -139,6 +139,35 @@ fn shells_do_not_compare_or_sum_vram() {
     for shell in shells() {
         none(lines_with(&format!("src/{shell}"), &arithmetic));
     }
+    // Reports show amounts of a document, in MiB. `report::document::amounts` gives them to the core, which sums them.
+    let sums = [".plus(", ".minus(", ".checked_times(", ".deficit()", ".sum::<Vram>", "checked_from_mib("];
+    let mut found = lines_with("src/report", &sums);
+    found.retain(|line| !line.contains("src/report/document/amounts.rs"));
+    none(found);
+    none(lines_with("src/report", &["_mib", ".mib()"]).into_iter().filter(|line| is_sum(line)).collect());
+}
+
+/// Whether a line of code adds or subtracts a number of MiB.
+fn is_sum(line: &str) -> bool {
+    let operators =
+        ["saturating_", "checked_add", "checked_sub", "wrapping_", ".sum", " + ", " - ", "+=", "-=", ".fold("];
+    let code = line.splitn(3, ':').nth(2).unwrap_or_default();
+    // Texts have such signs too.
+    let code: String = code.split('"').step_by(2).collect();
+    operators.iter().any(|operator| code.contains(operator))
+}
+
+#[test]
+fn a_sum_of_mib_in_a_report_is_found() {
+    for line in [
+        "gpus.iter().map(|gpu| gpu.total_mib).fold(0, u64::saturating_add)",
+        "excess: gpu.held_mib.saturating_sub(gpu.allocatable_mib)",
+        "let start = headroom.mib() + outside.mib();",
+    ] {
+        assert!(is_sum(&format!("f.rs:1: {line}")), "{line}");
+    }
+    assert!(!is_sum("f.rs:1: text.push_str(\"held_mib - all of it + more\");"));
+    assert!(!is_sum("f.rs:1: held: gpu.held_mib,"));
 }
 
 /// The modules at the top of the crate that are neither the core nor translation nor names.

@@ -63,7 +63,8 @@ fn look_at(view: &View<'_>, device: &SharedDevice, findings: &mut Findings) -> O
     if held > allocatable {
         let severity = if held > total { Severity::Deny } else { Severity::Warn };
         let matter = Matter::DeviceOvercommitted { device: name.clone(), held, memory: total, reserve };
-        let slice = Object { kind: Name::from("ResourceSlice"), namespace: Name::default(), name: device.pool.clone() };
+        let slice =
+            Object { kind: Name::from("ResourceSlice"), namespace: Name::default(), name: device.slice.clone() };
         add(slice, matter, severity, device.node.clone(), findings);
     }
     let free = allocatable.minus(held).free();

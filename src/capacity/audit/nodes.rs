@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::View;
 use super::findings::Findings;
 use super::outcome::{GpuState, Held, NodeState, Sharing, State};
-use super::scene::{Stage, Subject};
+use super::scene::{Stage, Subject, Unusable};
 use crate::capacity::cluster::NodeView;
 use crate::capacity::gpu::{Accounting, Gpu, GpuId, Pool, Resource, Rules};
 use crate::capacity::name::{Name, PodUid};
@@ -46,6 +46,17 @@ pub(super) fn look(
             gpus.extend(more);
             nodes.push(node);
         }
+    }
+    for Unusable { node, resource, has, usable } in &view.scene.unusable {
+        let matter = Matter::GpusUnusable { resource: resource.clone(), has: *has, usable: *usable };
+        findings.add(Finding {
+            object: object(node),
+            matter,
+            severity: Severity::Warn,
+            node: None,
+            pods: 0,
+            place: None,
+        });
     }
     (gpus, nodes)
 }

@@ -6,9 +6,12 @@ use super::findings::Findings;
 use super::scene::{Scene, Stage, Subject};
 use super::{Modes, View};
 use crate::capacity::admission::{self, Reassessment};
+use crate::capacity::cluster::{Cluster, OnlyShared};
 use crate::capacity::name::Name;
+use crate::capacity::node::holder::{Amount, Part};
+use crate::capacity::pod::placement::Placement;
 use crate::capacity::policy::Mode;
-use crate::capacity::verdict::finding::{Finding, Matter, Severity};
+use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
 use crate::capacity::verdict::{Advice, Violation};
 use crate::capacity::vram::Vram;
 
@@ -41,9 +44,10 @@ pub(super) fn reassessments(
             reassessment.violations.retain(|violation| !violation.depends_on_nodes());
             reassessment.never_fits = None;
         }
-        let reporter = Reporter { subject, mode: modes.mode };
+        let reporter = Reporter { subject, mode: modes.mode, cluster: view.cluster };
         reporter.policy(&reassessment, findings);
         reporter.facts(findings);
+        reporter.several_gpus(view.cluster, findings);
         Some(reassessment)
     };
     Reassessments { all: view.scene.subjects.iter().map(look).collect() }
@@ -53,6 +57,7 @@ pub(super) fn reassessments(
 struct Reporter<'a> {
     subject: &'a Subject,
     mode: Mode,
+    cluster: &'a Cluster,
 }
 
 impl Reporter<'_> {
@@ -89,13 +94,43 @@ impl Reporter<'_> {
     /// What is wrong with it under any policy.
     fn facts(&self, findings: &mut Findings) {
         for declaration in &self.subject.foreign {
-            self.add(Matter::Foreign(declaration.clone()), Severity::Warn, findings);
+            let given = self.given(declaration);
+            self.add(Matter::Foreign(ForeignDeclaration { given, ..declaration.clone() }), Severity::Warn, findings);
         }
         for fault in &self.subject.environment {
             self.add(Matter::Environment(fault.clone()), Severity::Warn, findings);
         }
         for what in &self.subject.bypasses {
             self.add(Matter::Bypass { what: what.clone() }, Severity::Warn, findings);
+        }
+    }
+
+    /// What another tool gave the container of a declaration, as the node counts it.
+    fn given(&self, declaration: &ForeignDeclaration) -> Given {
+        let Stage::Bound(node) = &self.subject.stage else { return Given::Nothing };
+        let holder = self.cluster.node(node).and_then(|node| node.ledger.holders().get(&self.subject.uid));
+        let is_it = |part: &&Part| declaration.container.as_ref().is_none_or(|name| *part.container == **name);
+        let amount = |part: &Part| match part.amount {
+            Amount::Counted(amount) => Some(amount),
+            Amount::Requested(_) | Amount::Declared { .. } | Amount::Slots(_) => None,
+        };
+        let counted = holder.and_then(|holder| holder.parts.iter().filter(is_it).find_map(amount));
+        counted.map_or(Given::Unrecorded, Given::Counted)
+    }
+
+    /// Containers that request several GPUs where only shared ones are.
+    fn several_gpus(&self, cluster: &Cluster, findings: &mut Findings) {
+        let Subject { pod, stage, .. } = self.subject;
+        // A pod that runs does so, but is not placed again.
+        let severity = if matches!(stage, Stage::Bound(_)) { Severity::Warn } else { Severity::Deny };
+        for container in &pod.containers {
+            for (resource, count) in container.gpus.iter().filter(|(_, count)| *count > 1) {
+                let placement = Placement { node_name: None, ..pod.placement.clone() };
+                let Some(OnlyShared { node, others }) = cluster.only_shared(resource, &placement) else { continue };
+                let (container, resource) = (container.name.clone(), resource.clone());
+                let matter = Matter::OnlyShared { container, resource, count: *count, node, others };
+                self.add(matter, severity, findings);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::capacity::cluster::Cluster;
+use crate::capacity::gpu::Resource;
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::pod::Pod;
 use crate::capacity::policy::Policies;
@@ -26,6 +27,21 @@ pub struct Scene {
     pub quotas: BTreeMap<String, Vram>,
     /// GPUs that are shared through dynamic resource allocation (DRA).
     pub devices: Vec<SharedDevice>,
+    /// Resources of nodes of which pods can request less than there is.
+    pub unusable: Vec<Unusable>,
+}
+
+/// A GPU resource of which the device plugin offers less than the node has, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// The node.
+    pub node: Name,
+    /// The resource.
+    pub resource: Resource,
+    /// What the node has, by its capacity, or by its labels where the capacity is zero too.
+    pub has: u64,
+    /// What pods can request together: `status.allocatable`. It is less than `has`.
+    pub usable: u64,
 }
 
 impl Scene {
@@ -97,6 +113,8 @@ pub struct SharedDevice {
     pub pool: Name,
     /// Name of the device in its pool.
     pub device: Name,
+    /// Name of the ResourceSlice that offers it.
+    pub slice: Name,
     /// Its memory, as the slice says; `None` if the slice has none that can be read.
     pub memory: Option<Vram>,
     /// The claims that it is allocated to.

@@ -50,6 +50,7 @@ fn scene(nodes: Vec<(&str, Vec<Pool>)>) -> Scene {
         workloads: Vec::new(),
         quotas: BTreeMap::new(),
         devices: Vec::new(),
+        unusable: Vec::new(),
     }
 }
 
@@ -340,6 +341,7 @@ fn claims_count_on_their_device_and_one_without_memory_is_named() {
         pods: vec![name.into()],
     };
     scene.devices = vec![SharedDevice {
+        slice: "gpu-0-slice".into(),
         node: Some("a".into()),
         driver: "gpu.nvidia.com".into(),
         pool: "a".into(),
@@ -351,7 +353,7 @@ fn claims_count_on_their_device_and_one_without_memory_is_named() {
     let device = audit.gpus.iter().find(|gpu| gpu.id == "a/gpu-0").unwrap();
     assert_eq!((device.held, device.state), (mib(90_000), State::Overcommitted));
     let found = reasons(&audit);
-    assert!(found.contains(&(Severity::Deny, Reason::DeviceOvercommitted, "a".into())));
+    assert!(found.contains(&(Severity::Deny, Reason::DeviceOvercommitted, "gpu-0-slice".into())), "{found:?}");
     assert!(found.contains(&(Severity::Warn, Reason::ClaimWithoutMemory, "z".into())));
     assert!(found.contains(&(Severity::Warn, Reason::NodeInBothWorlds, "a".into())), "{found:?}");
 }

@@ -4,6 +4,7 @@ use super::{Cluster, NodeView, Resource, Vram};
 use crate::capacity::gpu::{Accounting, Pool};
 use crate::capacity::node::usage::PoolUsage;
 use crate::capacity::pod::placement::Placement;
+use crate::keys;
 
 /// The number of further pods that fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,15 @@ pub struct Room {
     /// Whether no more fit, or not all nodes were counted because enough fit already. If not, which GPU each pod gets
     /// decides how many fit.
     pub is_exact: bool,
+}
+
+/// The nodes of which each shares a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnlyShared {
+    /// The first of them.
+    pub node: String,
+    /// The number of the others.
+    pub others: usize,
 }
 
 impl Cluster {
@@ -40,6 +50,34 @@ impl Cluster {
     pub fn may_land(&self, resource: &Resource, placement: &Placement) -> bool {
         let ranked = self.by_free.get(resource).into_iter().flatten();
         ranked.take(placement.max_nodes_compared()).any(|(_, name)| self.allows(placement, name))
+    }
+
+    /// The nodes that share a resource, if a pod that requests several of it may land on no node that does not. `None` if
+    /// it may, if no node has the resource, or if there are too many nodes to compare.
+    pub fn only_shared(&self, resource: &Resource, placement: &Placement) -> Option<OnlyShared> {
+        let shared_labels = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
+        // The webhook adds that requirement, so a pod without it fares the same.
+        let is_kept_off = placement.excludes_everywhere(keys::GFD_SHARING, &shared_labels);
+        let most = placement.max_nodes_compared();
+        let mut found: Option<OnlyShared> = None;
+        for (looked, (name, node)) in self.nodes.iter().enumerate() {
+            let Some(pool) = node.facts.pools.iter().find(|pool| pool.resource == *resource) else { continue };
+            if looked >= most {
+                return None;
+            }
+            let may_land = placement.allows(name, &node.facts.profile);
+            match &mut found {
+                _ if !pool.sharing.is_shared() => {
+                    if may_land {
+                        return None;
+                    }
+                }
+                _ if !may_land && !is_kept_off => {}
+                Some(found) => found.others = found.others.saturating_add(1),
+                None => found = Some(OnlyShared { node: name.clone(), others: 0 }),
+            }
+        }
+        found
     }
 }
 

@@ -44,6 +44,14 @@ impl Demand {
             .filter(|declared| !declared.is_zero());
         Demand { declared, total: slot, basis: Basis::Slot }
     }
+
+    /// What of the demand is overhead; `None` if that is larger than any memory.
+    pub fn overhead(&self, per_process: Vram, processes: u32) -> Option<Vram> {
+        if self.basis == Basis::Declared {
+            return self.declared.map(|declared| self.total.minus(declared).free());
+        }
+        per_process.checked_times(u64::from(processes))
+    }
 }
 
 /// When a container of a pod runs.

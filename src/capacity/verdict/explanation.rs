@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-use super::{cut, quoted};
+use super::{count, cut, quoted};
 use crate::capacity::gpu::Resource;
-use crate::capacity::pod::Declarations;
 use crate::capacity::pod::placement::{KeptOff, Operator, Requirement, UNSCHEDULABLE};
+use crate::capacity::pod::{Declarations, PodName};
 use crate::capacity::policy::Mode;
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -21,6 +21,32 @@ pub const NO_POLICY: &str = "no policy document was given, so the defaults are i
 
 /// Why a node without any GPU takes no pod. It continues a sentence that begins with the nodes.
 pub const NO_GPU_AT_ALL: &str = "had no GPU";
+
+/// The note that the pod that is asked about is one of the cluster's.
+pub fn exists_already(pod: &PodName) -> String {
+    format!(
+        "pod {pod} is in the cluster already: it is left out there, so that it does not count twice, and explained as if it \
+         were created now"
+    )
+}
+
+/// The note that the pod declares memory for another tool.
+pub fn not_for_us(container: Option<&str>, key: &str, text: &str, tool: &str) -> String {
+    let whose = container.map_or_else(String::new, |container| format!("container {container:?}: "));
+    format!(
+        "{whose}{key}: {} is for {tool} and does not count here; `vramguard convert` writes the declaration that does",
+        quoted(text)
+    )
+}
+
+/// The note that pods hold memory by records of HAMi, which an explanation does not read.
+pub fn hami_not_read(pods: usize) -> String {
+    format!(
+        "HAMi allocated GPU memory to {} of this cluster: here they count as pods without a declaration, and HAMi's own \
+         record of GPUs and amounts is not read; `vramguard audit` reads it",
+        count(pods, "pod")
+    )
+}
 
 /// The note that a pod is not held back under modes Audit and Off.
 pub fn not_held_back(mode: Mode) -> String {

@@ -72,6 +72,19 @@ pub struct ForeignDeclaration {
     pub tool: &'static str,
     /// The annotation that declares the same for vramguard.
     pub ours: String,
+    /// What the tool gave the container.
+    pub given: Given,
+}
+
+/// What another tool gave a container, by that tool's own record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// Nothing yet: the pod is not bound.
+    Nothing,
+    /// This much, which is what the container holds in a report.
+    Counted(Vram),
+    /// There is no record that can be read. The container holds what one that declares nothing holds.
+    Unrecorded,
 }
 
 /// A variable that has no effect, or a dangerous one.
@@ -119,6 +132,15 @@ pub enum Matter {
         resource: Resource,
         /// Why.
         why: Unknown,
+    },
+    /// The device plugin offers less of a resource than the node has.
+    GpusUnusable {
+        /// The resource.
+        resource: Resource,
+        /// What the node has.
+        has: u64,
+        /// What pods can request together.
+        usable: u64,
     },
     /// Pods that request GPUs are bound to a node that was not read, or has none.
     GpusMissing {
@@ -173,6 +195,19 @@ pub enum Matter {
     KeptOff {
         /// The resource that they request.
         resource: Resource,
+    },
+    /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
+    OnlyShared {
+        /// Name of the container.
+        container: String,
+        /// The resource.
+        resource: Resource,
+        /// How many of them it requests.
+        count: u64,
+        /// A node that shares them.
+        node: String,
+        /// How many further nodes do.
+        others: usize,
     },
     /// What a namespace holds exceeds its quota.
     OverQuota {
@@ -232,6 +267,7 @@ impl Matter {
             Matter::Overcommitted { gpu: Some(_), .. } => Reason::GpuOvercommitted,
             Matter::Overcommitted { gpu: None, .. } => Reason::GpuMayBeOvercommitted,
             Matter::GpusUnknown { .. } | Matter::GpusMissing { .. } => Reason::GpusUnknown,
+            Matter::GpusUnusable { .. } => Reason::GpusUnusable,
             Matter::TooManyReplicas { .. } => Reason::TooManyReplicas,
             Matter::Stranded { .. } => Reason::VramStranded,
             Matter::Foreign(_) => Reason::ForeignDeclaration,
@@ -242,6 +278,7 @@ impl Matter {
             Matter::ExceedsRoom { growth: Growth::Rollout, .. } => Reason::RolloutExceedsRoom,
             Matter::ExceedsRoom { growth: Growth::Replicas | Growth::Parallelism, .. } => Reason::ReplicasExceedRoom,
             Matter::KeptOff { .. } => Reason::NoNodeAllowed,
+            Matter::OnlyShared { .. } => Reason::OnlySharedGpus,
             Matter::OverQuota { .. } => Reason::QuotaExceeded,
             Matter::DeviceOvercommitted { held, memory, .. } if held > memory => Reason::DeviceOvercommitted,
             Matter::DeviceOvercommitted { .. } => Reason::DeviceWithoutHeadroom,
@@ -263,11 +300,13 @@ impl Matter {
             Matter::GpusUnknown { resource, .. }
             | Matter::KeptOff { resource }
             | Matter::GpusMissing { resource }
+            | Matter::GpusUnusable { resource, .. }
             | Matter::TooManyReplicas { resource, .. } => resource.to_string(),
             Matter::Foreign(declaration) => {
                 format!("{} {}", declaration.container.as_deref().unwrap_or_default(), declaration.key)
             }
             Matter::Environment(fault) => format!("{} {}", fault.container, fault.name),
+            Matter::OnlyShared { container, resource, .. } => format!("{container} {resource}"),
             Matter::Bypass { what } => what.clone(),
             Matter::ExceedsRoom { growth: Growth::Autoscaler(name), .. } => name.to_string(),
             Matter::ExceedsRoom { .. } => String::new(),
@@ -283,6 +322,7 @@ impl Matter {
             Matter::Advice(advice) => advice.container(),
             Matter::Foreign(declaration) => declaration.container.as_deref(),
             Matter::Environment(fault) => Some(&fault.container),
+            Matter::OnlyShared { container, .. } => Some(container),
             _ => None,
         }
     }
@@ -296,6 +336,7 @@ impl Matter {
             Matter::Overcommitted { held, allocatable, by, .. } => {
                 vec![("heldMib", held.mib()), ("allocatableMib", allocatable.mib()), ("deficitMib", by.mib())]
             }
+            Matter::GpusUnusable { has, usable, .. } => vec![("capacity", *has), ("allocatable", *usable)],
             Matter::TooManyReplicas { replicas, median, allocatable, fits, .. } => vec![
                 ("replicas", u64::from(*replicas)),
                 ("medianDemandMib", median.mib()),
@@ -309,6 +350,7 @@ impl Matter {
             Matter::ExceedsRoom { demand, bound, wanted, fits, .. } => {
                 vec![("demandMib", demand.mib()), ("pods", *bound), ("wanted", *wanted), ("fitsMore", *fits)]
             }
+            Matter::OnlyShared { count, .. } => vec![("requested", *count)],
             Matter::OverQuota { held, quota, .. } => vec![("heldMib", held.mib()), ("quotaMib", quota.mib())],
             Matter::DeviceOvercommitted { held, memory, reserve, .. } => {
                 vec![("heldMib", held.mib()), ("memoryMib", memory.mib()), ("headroomMib", reserve.mib())]

@@ -81,6 +81,8 @@ pub enum Reason {
     GpuMayBeOvercommitted,
     /// The GPUs of a node are not known: its labels are missing, cannot be read, or contradict its capacity.
     GpusUnknown,
+    /// The device plugin offers less of a resource than the node has, or nothing.
+    GpusUnusable,
     /// The device plugin offers more replicas of a GPU than pods of the usual demand fit on it.
     TooManyReplicas,
     /// Memory is free, and smaller than the smallest demand that waits.
@@ -105,6 +107,8 @@ pub enum Reason {
     ReplicasExceedRoom,
     /// No node that has the resource is one that the pods of a workload may land on.
     NoNodeAllowed,
+    /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
+    OnlySharedGpus,
     /// The pods of a namespace hold more than the quota of its policy.
     QuotaExceeded,
     /// Claims on a shared DRA device take more memory than it has.

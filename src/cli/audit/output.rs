@@ -34,7 +34,7 @@ pub(super) fn write(report: &Report, mut history: Vec<Report>, args: &Args) -> a
     if outputs.iter().any(|output| output.format == Format::Html) {
         history.push(report.clone());
     }
-    outputs::write(outputs, args.color, |format, look| match format {
+    outputs::write(outputs, args.colours.color, |format, look| match format {
         Format::Html => report::html::render(&history),
         format => report::render(report, format, &options(args, look)),
     })

@@ -46,7 +46,7 @@ async fn an_object_of_a_cluster_that_cannot_be_read_is_a_gap_and_the_others_are_
         gaps.into_iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect::<Vec<_>>()
     };
     assert!(gaps(&[]).await.is_empty());
-    let first = "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"many\" is not a whole number";
+    let first = "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"many\" is a text, expected a whole number";
     assert_eq!(
         gaps(&[scaler("x")]).await,
         [format!("objects: 1 object could not be read: {first}; it is not counted")]

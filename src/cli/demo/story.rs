@@ -1,8 +1,9 @@
 //! The output of the demo. Owns texts, colours and bars; knows nothing of how pods are reviewed and placed.
 
+use std::io::{Error, ErrorKind, Write as _};
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
-use anstream::{print, println};
 use json_patch::{Patch, PatchOperation};
 use owo_colors::OwoColorize;
 use serde_json::Value;
@@ -17,6 +18,39 @@ use crate::keys;
 use crate::state::index::Index;
 
 const BAR: u64 = 32;
+
+/// The first failure to write. The story goes on without a reader, as a server would.
+static FAILED: OnceLock<Error> = OnceLock::new();
+
+/// Writes to stdout, with colours only where they are wanted.
+fn say(text: &str) {
+    if let Err(error) = anstream::stdout().write_all(text.as_bytes()) {
+        _ = FAILED.set(error);
+    }
+}
+
+macro_rules! print {
+    ($($text:tt)*) => { say(&format!($($text)*)) };
+}
+
+macro_rules! println {
+    () => { say("\n") };
+    ($($text:tt)*) => { say(&(format!($($text)*) + "\n")) };
+}
+
+/// Whether all was written. A reader that has seen enough, as `head` has, is no failure.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub(super) fn written() -> anyhow::Result<()> {
+    _ = anstream::stdout().flush().map_err(|error| FAILED.set(error));
+    match FAILED.get() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(anyhow::anyhow!("stdout cannot be written: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
 
 pub(super) fn opening(address: SocketAddr, index: &Index) {
     println!("{}", "vramguard demo: a team of LLM agents shares time-sliced GPUs".bold());

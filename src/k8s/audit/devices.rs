@@ -139,6 +139,7 @@ impl Devices {
         kept::name("spec.driver", &spec.driver)?;
         kept::name("spec.pool.name", &spec.pool.name)?;
         let (driver, pool) = (names.share(&spec.driver), names.share(&spec.pool.name));
+        let slice = names.share(object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default());
         let entry = self.pools.entry((driver.clone(), pool.clone())).or_insert((spec.pool.generation, Vec::new()));
         // While a driver replaces the slices of a pool, those of the older generation are out of date.
         if spec.pool.generation < entry.0 {
@@ -163,6 +164,7 @@ impl Devices {
                 driver: driver.clone(),
                 pool: pool.clone(),
                 device: names.share(&device.name),
+                slice: slice.clone(),
                 memory,
                 claims: Vec::new(),
             });
@@ -217,6 +219,18 @@ mod tests {
 
     use super::*;
     use crate::capacity::name::Name;
+
+    /// The finding named the pool as if it were the slice.
+    #[test]
+    fn a_shared_device_knows_the_name_of_its_slice() {
+        let device =
+            json!({"name": "gpu-0", "allowMultipleAllocations": true, "capacity": {"memory": {"value": "80Gi"}}});
+        let slice = json!({"metadata": {"name": "gpu-0-gpu.nvidia.com-x7k2p"}, "spec": {"driver": "gpu.nvidia.com",
+            "pool": {"name": "gpu-0"}, "devices": [device]}});
+        let mut devices = Devices::default();
+        devices.slice(&slice, &mut Names::default()).unwrap();
+        assert_eq!(devices.finish()[0].slice.as_str(), "gpu-0-gpu.nvidia.com-x7k2p");
+    }
 
     /// It counted as no amount, so that its device vanished and its claim held nothing.
     #[test]

@@ -9,6 +9,7 @@ use crate::capacity::gpu::GpuId;
 use crate::capacity::node::holder::Holder;
 use crate::capacity::pod::{Declarations, Pod, VramRequest, Written};
 use crate::k8s::object::bounds::MAX_NAME;
+use crate::k8s::template::kinds;
 
 /// Characters of a text that are kept.
 pub(super) const LONGEST: usize = 128;
@@ -64,11 +65,13 @@ pub(super) fn names(object: &Value) -> Result<(), String> {
         ("metadata.generateName", "/metadata/generateName"),
         ("metadata.uid", "/metadata/uid"),
         ("spec.nodeName", "/spec/nodeName"),
-        ("spec.template.spec.nodeName", "/spec/template/spec/nodeName"),
-        ("spec.jobTemplate.spec.template.spec.nodeName", "/spec/jobTemplate/spec/template/spec/nodeName"),
     ];
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    fields.iter().try_for_each(|(field, pointer)| name(field, text(pointer)))
+    fields.iter().try_for_each(|(field, pointer)| name(field, text(pointer)))?;
+    kinds::templates().try_for_each(|pointer| {
+        let node = object.pointer(pointer).and_then(|template| template.pointer("/spec/nodeName")?.as_str());
+        node.map_or(Ok(()), |node| name(&format!("{}.spec.nodeName", kinds::field(pointer)), node))
+    })
 }
 
 /// Cuts the texts of a pod. What is decided on them does not change: no amount, variable of vramguard or value of a label

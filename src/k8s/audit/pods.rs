@@ -9,10 +9,10 @@ use crate::capacity::audit::scene::{Stage, Subject};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::holder::Holder;
 use crate::capacity::pod::{Declarations, Pod, PodName};
-use crate::capacity::verdict::finding::{ForeignDeclaration, Object, Place};
-use crate::k8s::foreign;
+use crate::capacity::verdict::finding::{ForeignDeclaration, Given, Object, Place};
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
+use crate::k8s::{counts, foreign};
 use crate::keys;
 
 /// A pod with GPUs that HAMi allocated.
@@ -57,7 +57,7 @@ impl About {
     ///
     /// Variables of frameworks are read only for other pods: they have no effect without a GPU.
     pub(super) fn of(value: &Value, object: &PodObject, names: &mut Names) -> Option<About> {
-        let user = pod::is_mirror(object).then_some("system:node:");
+        let user = is_mirror(value, object).then_some("system:node:");
         let (foreign, bypasses) = (foreign_of(value), bypasses::of_pod(value));
         let pod = compact(pod::translate(object, None, user), names);
         let matters = !foreign.is_empty() || !bypasses.is_empty() || is_about_gpus(&pod);
@@ -68,6 +68,24 @@ impl About {
         let About { pod, foreign, environment, bypasses } = self;
         Subject { pod, uid, stage, object, owner_kind: None, place, foreign, environment, bypasses }
     }
+}
+
+/// Whether an existing pod is the mirror of a static pod. No policy is asked about such a pod, because its kubelet runs it in
+/// any case; what it holds counts all the same.
+///
+/// Anyone who may create pods may write the annotation: the API server only wants `spec.nodeName` with it. A kubelet also
+/// makes its Node the controller of the pod, and the API server holds kubelets to that (admission plugin
+/// NodeRestriction), so a pod without that owner is no kubelet's. A pod with a forged owner is none either, but it does not
+/// run: the kubelet of its node deletes a mirror without a static pod.
+fn is_mirror(value: &Value, object: &PodObject) -> bool {
+    let Some(node) = object.spec.node_name.as_deref().filter(|node| !node.is_empty()) else { return false };
+    let owners = value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    let is_node = |owner: &Value| {
+        let is = |field: &str, text: &str| owner.get(field).and_then(Value::as_str) == Some(text);
+        let is_controller = owner.get("controller").and_then(Value::as_bool) == Some(true);
+        is_controller && is("apiVersion", "v1") && is("kind", "Node") && is("name", node)
+    };
+    pod::is_mirror(object) && owners.is_some_and(|owners| owners.iter().any(is_node))
 }
 
 /// The declarations for other tools that vramguard does not read itself.
@@ -82,6 +100,7 @@ fn foreign_of(value: &Value) -> Vec<ForeignDeclaration> {
             text: kept::cut(&found.text),
             amount: found.amount.map_err(|error| kept::cut(&error.to_string())),
             tool: found.scheme.name(),
+            given: Given::Nothing,
         })
         .collect()
 }
@@ -114,9 +133,15 @@ fn compact(mut pod: Pod, names: &mut Names) -> Pod {
     pod
 }
 
+/// Checks that the numbers of GPUs of a pod or template can be read. The error begins with the field.
+pub(super) fn counted(value: &Value) -> Result<(), String> {
+    counts::check(value).map_err(|(field, what)| format!("{}: {what}", field.trim_start_matches('.')))
+}
+
 impl Reader {
     pub(super) fn pod(&mut self, id: &Object, place: Option<Place>, value: &Value) -> Result<(), String> {
         let object: PodObject = typed(value)?;
+        counted(value)?;
         let stage = pod::stage(&object);
         if stage == pod::Stage::Ended || has_ended(&object) {
             return Ok(());

@@ -193,24 +193,24 @@ fn what_cannot_be_read_is_named_with_object_and_field() {
         (json!({"apiVersion": "v1", "kind": "Pod"}), "Pod default/: metadata.name: is missing"),
         (
             named("v1", "Pod", json!({"spec": {"containers": 3}})),
-            "Pod ml/x: spec.containers: invalid type: integer `3`, expected a list",
+            "Pod ml/x: spec.containers: is the number 3, expected a list",
         ),
         (
             named("v1", "Pod", json!({"spec": {"containers": [{"name": "c", "env": [{"name": 1}]}]}})),
-            "Pod ml/x: spec.containers[0].env[0].name: invalid type: integer `1`, expected a string",
+            "Pod ml/x: spec.containers[0].env[0].name: is the number 1, expected a text",
         ),
         (
             named("v1", "Node", json!({"status": {"capacity": ["a"]}, "metadata": {"namespace": null}})),
-            "Node x: status.capacity: invalid type: sequence, expected a map",
+            "Node x: status.capacity: is a list, expected an object",
         ),
         (
             named("apps/v1", "Deployment", json!({"spec": {"replicas": -1, "template": {}}})),
-            "Deployment ml/x: spec.replicas: -1 is not a whole number",
+            "Deployment ml/x: spec.replicas: -1 is below zero, expected a whole number",
         ),
         (named("apps/v1", "Deployment", json!({"spec": {}})), "Deployment ml/x: spec.template: is missing"),
         (
             named("apps/v1", "StatefulSet", json!({"spec": {"template": {"spec": {"nodeSelector": 1}}}})),
-            "StatefulSet ml/x: spec.template.spec.nodeSelector: invalid type: integer `1`, expected a map",
+            "StatefulSet ml/x: spec.template.spec.nodeSelector: is the number 1, expected an object",
         ),
         (
             named(
@@ -218,7 +218,7 @@ fn what_cannot_be_read_is_named_with_object_and_field() {
                 "Deployment",
                 json!({"spec": {"template": {}, "strategy": {"rollingUpdate": {"maxUnavailable": "%"}}}}),
             ),
-            "Deployment ml/x: spec.strategy.rollingUpdate.maxUnavailable: \"%\" is neither a whole number nor a percentage",
+            "Deployment ml/x: spec.strategy.rollingUpdate.maxUnavailable: \"%\" is neither a whole number nor a percentage, as in 25%",
         ),
         (
             named(
@@ -226,7 +226,7 @@ fn what_cannot_be_read_is_named_with_object_and_field() {
                 "Deployment",
                 json!({"spec": {"template": {}, "strategy": {"rollingUpdate": {"maxSurge": "many"}}}}),
             ),
-            "Deployment ml/x: spec.strategy.rollingUpdate.maxSurge: \"many\" is neither a whole number nor a percentage",
+            "Deployment ml/x: spec.strategy.rollingUpdate.maxSurge: \"many\" is neither a whole number nor a percentage, as in 25%",
         ),
     ] {
         assert_eq!(error(object), expected);
@@ -242,11 +242,11 @@ fn what_cannot_be_read_of_jobs_autoscalers_and_devices_is_named_too() {
                 "CronJob",
                 json!({"spec": {"jobTemplate": {"spec": {"template": {}, "parallelism": "2"}}}}),
             ),
-            "CronJob ml/x: spec.jobTemplate.spec.parallelism: \"2\" is not a whole number",
+            "CronJob ml/x: spec.jobTemplate.spec.parallelism: \"2\" is a text, expected a whole number",
         ),
         (
             named("autoscaling/v2", "HorizontalPodAutoscaler", json!({"spec": {"maxReplicas": "3"}})),
-            "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"3\" is not a whole number",
+            "HorizontalPodAutoscaler ml/x: spec.maxReplicas: \"3\" is a text, expected a whole number",
         ),
         (
             named("autoscaling/v1", "HorizontalPodAutoscaler", json!({"spec": {"maxReplicas": 3}})),
@@ -262,11 +262,11 @@ fn what_cannot_be_read_of_jobs_autoscalers_and_devices_is_named_too() {
                 "ResourceSlice",
                 json!({"metadata": {"namespace": null}, "spec": {"driver": 1}}),
             ),
-            "ResourceSlice x: spec.driver: invalid type: integer `1`, expected a string",
+            "ResourceSlice x: spec.driver: is the number 1, expected a text",
         ),
         (
             named("resource.k8s.io/v1", "ResourceClaim", json!({"status": {"reservedFor": {}}})),
-            "ResourceClaim ml/x: status.reservedFor: invalid type: map, expected a sequence",
+            "ResourceClaim ml/x: status.reservedFor: is an object, expected a list",
         ),
     ] {
         assert_eq!(error(object), expected);
@@ -392,3 +392,81 @@ fn a_share_of_a_gpu_that_kai_did_not_reserve_counts_as_nothing() {
 
 mod lengths;
 mod policies;
+
+/// It counted as one GPU without a word.
+#[test]
+fn a_number_of_gpus_that_cannot_be_read_is_an_error_and_never_one_gpu() {
+    let with = |amount: Value| {
+        let mut pod = gpu_pod("x", json!({}));
+        pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = amount;
+        pod
+    };
+    let field = "spec.containers[0].resources.limits[nvidia.com/gpu]: container \"main\"";
+    for (amount, why) in [
+        (json!("abc"), "\"abc\" is not a number"),
+        (json!(-1), "-1 is below zero"),
+        (json!("0.5"), "\"0.5\" is not whole"),
+        (json!("99999999999999999999"), "\"99999999999999999999\" is too large"),
+    ] {
+        let what = format!("{field}: {why}, expected a whole number of GPUs, as in 1");
+        assert_eq!(error(with(amount.clone())), format!("Pod ml/x: {what}"));
+        let mut deployment = workload("apps/v1", "Deployment", "x", json!({}));
+        deployment["spec"]["template"]["spec"] = with(amount)["spec"].clone();
+        assert_eq!(error(deployment), format!("Deployment ml/x: spec.template.{what}"));
+    }
+}
+
+/// It pointed at the first pod of the CronJob, or of the Deployment.
+#[test]
+fn a_finding_about_an_owner_points_at_the_owner() {
+    let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly", "namespace": "ml"},
+        "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": [gpu_container()]}}}}}});
+    let mut job = workload("batch/v1", "Job", "nightly-1", json!({}));
+    job["metadata"]["ownerReferences"] = json!([owner("CronJob", "nightly")]);
+    let scene = scene(&[gpu_pod("nightly-1-x", owner("Job", "nightly-1")), job, cron]);
+    let lines: Vec<u64> = scene.subjects.iter().filter_map(|subject| Some(subject.place.as_ref()?.line)).collect();
+    assert_eq!((owners(&scene), lines), (vec!["CronJob nightly".to_owned(); 2], vec![3, 3]));
+    let alone = self::scene(&[gpu_pod("llm-5d4f-x", owner("ReplicaSet", "llm-5d4f"))]);
+    assert_eq!(alone.subjects[0].place, place(1), "the Deployment was not read");
+}
+
+/// Anyone who may create pods may write the annotation, and such a pod was judged by no policy.
+#[test]
+fn a_mirror_pod_is_believed_if_its_node_is_its_controller() {
+    use crate::capacity::pod::Origin;
+    let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "name": name, "controller": true});
+    let origin = |owner: Value, annotated: bool| {
+        let mut pod = gpu_pod("x", owner);
+        if annotated {
+            pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "5d41402abc4b2a76b9719d911017c592"});
+        }
+        let scene = scene(&[pod]);
+        let holds = scene.cluster.node("gpu-0").is_some_and(|node| node.ledger.counted().count() == 1);
+        assert!(holds, "what it holds counts in any case");
+        scene.subjects[0].pod.origin
+    };
+    assert_eq!(origin(node("gpu-0"), true), Origin::Mirror);
+    let mut not_controller = node("gpu-0");
+    not_controller["controller"] = json!(false);
+    let reference_of_another_group = json!({"apiVersion": "x/v1", "kind": "Node", "name": "gpu-0", "controller": true});
+    for owner in [json!({}), owner("ReplicaSet", "gpu-0"), node("gpu-1"), not_controller, reference_of_another_group] {
+        assert_eq!(origin(owner.clone(), true), Origin::Api, "{owner}");
+    }
+    assert_eq!(origin(node("gpu-0"), false), Origin::Api);
+}
+
+/// The device plugin was down, and no report said so.
+#[test]
+fn gpus_that_no_pod_can_request_are_reported_with_their_numbers() {
+    let scene = scene(&[json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gpu-0"},
+        "status": {"capacity": {"nvidia.com/gpu": "4"}, "allocatable": {"cpu": "8", "nvidia.com/gpu": "0"}}})]);
+    let audit = crate::capacity::audit::run(&scene);
+    let finding = audit.findings.iter().find(|finding| finding.matter.reason().to_string() == "GpusUnusable");
+    let finding = finding.expect("a finding");
+    let severity = crate::capacity::verdict::finding::Severity::Warn;
+    assert_eq!((finding.object.name.as_str(), finding.severity), ("gpu-0", severity));
+    assert_eq!(finding.matter.numbers(), [("capacity", 4), ("allocatable", 0)]);
+    let text = finding.matter.to_string();
+    assert!(text.starts_with("none of 4 nvidia.com/gpu can be requested (allocatable 0)"), "{text}");
+    assert!(finding.matter.remedy().contains("device plugin's pod on the node"), "{}", finding.matter.remedy());
+}

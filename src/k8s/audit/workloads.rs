@@ -1,97 +1,26 @@
-//! Workloads with a pod template → [`Workload`]s and the subjects of their templates; autoscalers. Owns how many pods a
-//! workload should have, and how many more a rollout makes.
+//! Workloads with a pod template → [`Workload`]s and the subjects of their templates; autoscalers. Owns how many more
+//! pods a rollout makes; [`kinds`] knows how many a workload should have.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::pods::About;
+use super::pods::{About, counted};
 use super::{Names, Reader, kept, owners, typed};
 use crate::capacity::audit::scene::{Stage, Subject, Workload};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::k8s::object::PodObject;
+use crate::k8s::quantity;
+use crate::k8s::template::kinds::{self, Copies, WorkloadKind};
 
-/// How a kind of workload is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    Deployment,
-    StatefulSet,
-    DaemonSet,
-    ReplicaSet,
-    ReplicationController,
-    Job,
-    CronJob,
-}
-
-impl Shape {
-    pub(super) fn of(group: &str, kind: &str) -> Option<Shape> {
-        Some(match (group, kind) {
-            ("apps", "Deployment") => Shape::Deployment,
-            ("apps", "StatefulSet") => Shape::StatefulSet,
-            ("apps", "DaemonSet") => Shape::DaemonSet,
-            ("apps", "ReplicaSet") => Shape::ReplicaSet,
-            ("", "ReplicationController") => Shape::ReplicationController,
-            ("batch", "Job") => Shape::Job,
-            ("batch", "CronJob") => Shape::CronJob,
-            _ => return None,
-        })
-    }
-
-    /// Whether another workload usually makes it, whose template counts instead.
-    fn is_made(self) -> bool {
-        matches!(self, Shape::ReplicaSet | Shape::ReplicationController | Shape::Job)
-    }
-
-    /// The kind of the direct owner of its pods.
-    fn owner_of_pods(self) -> &'static str {
-        match self {
-            Shape::Deployment | Shape::ReplicaSet => "ReplicaSet",
-            Shape::StatefulSet => "StatefulSet",
-            Shape::DaemonSet => "DaemonSet",
-            Shape::ReplicationController => "ReplicationController",
-            Shape::Job | Shape::CronJob => "Job",
-        }
-    }
-
-    /// The path of the spec that has the template.
-    fn spec(self) -> &'static str {
-        if self == Shape::CronJob { "/spec/jobTemplate/spec" } else { "/spec" }
-    }
-
-    /// The number of pods that it should have, and how many a rollout adds; `None` if its nodes decide.
-    fn numbers(self, object: &Value) -> Result<Option<(u64, u64)>, String> {
-        let spec = object.pointer(self.spec());
-        let number = |field: &str| number(spec, &self.spec()[1..], field);
-        Ok(match self {
-            Shape::DaemonSet => None,
-            Shape::Deployment => {
-                let replicas = number("replicas")?.unwrap_or(1);
-                Some((replicas, surge(object, replicas)?))
-            }
-            Shape::StatefulSet | Shape::ReplicaSet | Shape::ReplicationController => {
-                Some((number("replicas")?.unwrap_or(1), 0))
-            }
-            Shape::Job | Shape::CronJob => {
-                let suspended = |path: &str| object.pointer(path) == Some(&Value::Bool(true));
-                let is_suspended = suspended("/spec/suspend") || suspended("/spec/jobTemplate/spec/suspend");
-                let parallelism = number("parallelism")?.unwrap_or(1);
-                let most = number("completions")?.unwrap_or(u64::MAX);
-                Some((if is_suspended { 0 } else { parallelism.min(most) }, 0))
-            }
-        })
-    }
-}
-
-/// Reads a whole number, at least zero. The error names the field.
-fn number(spec: Option<&Value>, path: &str, field: &str) -> Result<Option<u64>, String> {
-    match spec.and_then(|spec| spec.get(field)) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let path = path.replace('/', ".");
-            value.as_u64().map(Some).ok_or_else(|| format!("{path}.{field}: {value} is not a whole number"))
-        }
-    }
+/// The number of pods that a workload should have, and how many a rollout adds; `None` if its nodes decide.
+fn numbers(kind: &WorkloadKind, object: &Value) -> Result<Option<(u64, u64)>, String> {
+    Ok(match kind.copies(object)? {
+        Copies::PerNode => None,
+        Copies::Exactly(_) if kind.is_suspended(object) => Some((0, 0)),
+        Copies::Exactly(replicas) => Some((replicas, if kind.surges { surge(object, replicas)? } else { 0 })),
+    })
 }
 
 /// The pods for which a rollout of a Deployment needs room beside the old ones. Kubernetes never scales the new ReplicaSet
@@ -126,8 +55,12 @@ impl IntOrPercent {
             let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
             is_number.then(|| IntOrPercent::Percent(digits.parse().unwrap_or(u64::MAX)))
         };
-        let read = value.as_u64().map(IntOrPercent::Int).or_else(|| percent(value.as_str()?));
-        read.ok_or_else(|| format!("{value} is neither a whole number nor a percentage"))
+        match value.as_str() {
+            Some(text) => {
+                percent(text).ok_or_else(|| format!("{value} is neither a whole number nor a percentage, as in 25%"))
+            }
+            None => quantity::whole(value).map(IntOrPercent::Int).map_err(|why| format!("{why} or a percentage")),
+        }
     }
 
     /// The number of pods. `divide` rounds a share.
@@ -160,8 +93,7 @@ impl Workloads {
     }
 
     pub(super) fn autoscaler(&mut self, id: &Object, object: &Value, names: &mut Names) -> Result<(), String> {
-        let spec = object.get("spec");
-        let most = number(spec, "spec", "maxReplicas")?.ok_or("spec.maxReplicas: is missing")?;
+        let most = kinds::number(object, "/spec/maxReplicas")?.ok_or("spec.maxReplicas: is missing")?;
         let text = |field: &str| {
             let text = object.pointer(&format!("/spec/scaleTargetRef/{field}")).and_then(Value::as_str);
             let text = text.ok_or_else(|| format!("spec.scaleTargetRef.{field}: is missing, or no text"))?;
@@ -180,31 +112,29 @@ impl Workloads {
 impl Reader {
     pub(super) fn workload(
         &mut self,
-        shape: Shape,
+        kind: &WorkloadKind,
         id: &Object,
         place: Option<Place>,
         value: &Value,
     ) -> Result<(), String> {
         let owner = owners::controller(value, &id.namespace, &mut self.names);
-        let is_made = shape.is_made() && owner.is_some();
+        let is_made = kind.is_made && owner.is_some();
         self.owners.note(id, owner);
         if is_made || is_finished(value) {
             return Ok(());
         }
-        let path = format!("{}/template", shape.spec());
-        let Some(template) = value.pointer(&path) else {
-            return Err(format!("{}: is missing", path[1..].replace('/', ".")));
-        };
-        let mut object: PodObject =
-            typed(template).map_err(|error| format!("{}.{error}", path[1..].replace('/', ".")))?;
+        let field = || kinds::field(kind.template);
+        let template = value.pointer(kind.template).ok_or_else(|| format!("{}: is missing", field()))?;
+        let mut object: PodObject = typed(template).map_err(|error| format!("{}.{error}", field()))?;
+        counted(template).map_err(|error| format!("{}.{error}", field()))?;
         object.metadata.namespace = Some(id.namespace.to_string());
         object.metadata.name = None;
         object.metadata.generate_name = Some(format!("{}-", id.name));
-        let numbers = shape.numbers(value)?;
+        let numbers = numbers(kind, value)?;
         let Some(about) = About::of(template, &object, &mut self.names) else { return Ok(()) };
         let requests_gpu = about.pod.containers.iter().any(|container| !container.gpus.is_empty());
         let subject = about.subject(place, PodUid::from(""), Stage::Template, id.clone());
-        let owner_kind = Some(self.names.share(shape.owner_of_pods()));
+        let owner_kind = Some(self.names.share(kind.owner_of_pods));
         let template = self.workloads.templates.len();
         self.workloads.templates.push(Subject { owner_kind, ..subject });
         if let Some((replicas, surge)) = numbers.filter(|_| requests_gpu) {

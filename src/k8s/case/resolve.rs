@@ -2,7 +2,7 @@
 //! and everything is parsed once. Owns the position that an error names: case file, line and field, then the referenced
 //! file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -11,6 +11,7 @@ use super::{Case, Load, Suite};
 use crate::k8s::document::{self, Configuration, DocumentError};
 use crate::k8s::manifest::check_pod;
 use crate::k8s::snapshot::{self, Collector, Snapshot};
+use crate::k8s::{strict, tree};
 
 /// Reads a case file and the files that it refers to.
 ///
@@ -22,12 +23,17 @@ pub(super) fn read(file: &str, text: &str, load: Load<'_>) -> Result<Suite, Vec<
         file,
         load,
         lines: serde_saphyr::from_str_with_options(text, yaml()).ok(),
+        root: tree::documents(text).ok().and_then(|mut documents| documents.drain(..).next()),
         errors: Vec::new(),
         fields: BTreeMap::new(),
     };
     let (cluster, objects) = reader.cluster(&written.nodes, written.cluster, &written.snapshot.0);
     let (policies, configuration) = reader.policies(written.policies.0, &objects);
     reader.names(&written.cases);
+    // A node of an object that cannot be read would be missed too.
+    if reader.errors.is_empty() {
+        reader.nodes(&written.cases, &objects);
+    }
     let cases: Vec<Option<Case>> = (0..).zip(written.cases).map(|(index, case)| reader.case(index, case)).collect();
     let cases = cases.into_iter().flatten().collect();
     if reader.errors.is_empty() {
@@ -46,6 +52,8 @@ struct Reader<'a> {
     file: &'a str,
     load: Load<'a>,
     lines: Option<Lines>,
+    /// The case file as a tree; `None` if it has no form that has one.
+    root: Option<tree::Node>,
     errors: Vec<DocumentError>,
     /// Line numbers of the parts that the case file itself contains, by the name under which they are parsed.
     fields: BTreeMap<String, u64>,
@@ -129,7 +137,43 @@ impl Reader<'_> {
             }
             return None;
         }
+        if let Err((pointer, what)) = strict::check(&pod) {
+            match file {
+                None => {
+                    let line = self.line_at(&format!("/cases/{index}/pod{pointer}"), "cases", index);
+                    self.wrong_at(line, format!("cases[{index}].pod{}", dotted(&pointer)), what);
+                }
+                Some(file) => {
+                    let field = dotted(&pointer);
+                    self.wrong("cases", index, ".pod", format!("{file}: {}: {what}", field.trim_start_matches('.')));
+                }
+            }
+            return None;
+        }
         Some(Case { name, line: self.line_of_name(index), pod, user, expect })
+    }
+
+    /// Checks that the cluster has the nodes that cases expect something of. Of a node that is not there, every answer would
+    /// be a refusal, for another reason than the case is about.
+    fn nodes(&mut self, cases: &[CaseText], objects: &Snapshot) {
+        let known: BTreeSet<&str> = objects.nodes.iter().map(|node| node.name()).collect();
+        for (index, case) in cases.iter().enumerate() {
+            let filtered = case.expect.filter.keys().map(|node| ("filter", node));
+            let all = filtered.chain(case.expect.bind.keys().map(|node| ("bind", node)));
+            for (section, node) in all.filter(|(_, node)| !known.contains(node.as_str())) {
+                let what = match known.len() {
+                    0 => format!("there is no node {node:?}, and no other; write it under nodes"),
+                    _ => {
+                        let some: Vec<&str> = known.iter().copied().take(MAX_NAMES).collect();
+                        let more = if known.len() > some.len() { ", …" } else { "" };
+                        format!("there is no node {node:?}; the case has {}{more}", some.join(", "))
+                    }
+                };
+                let pointer = format!("/cases/{index}/expect/{section}/{}", node.replace('~', "~0").replace('/', "~1"));
+                let line = self.line_at(&pointer, "cases", index);
+                self.wrong_at(line, format!("cases[{index}].expect.{section}.{node}"), what);
+            }
+        }
     }
 
     /// Checks that each case has a name of its own, by which reports and filters know it.
@@ -173,6 +217,15 @@ impl Reader<'_> {
         self.lines.as_ref().and_then(|lines| lines.of(section, index)).unwrap_or(1)
     }
 
+    /// The line of a value of the case file, or of its entry of a section if the file has no tree.
+    fn line_at(&self, pointer: &str, section: &str, index: usize) -> u64 {
+        self.root.as_ref().map_or_else(|| self.line(section, index), |root| root.line_at(pointer))
+    }
+
+    fn wrong_at(&mut self, line: u64, field: String, what: String) {
+        self.errors.push(DocumentError { file: self.file.to_owned(), line, field, what });
+    }
+
     fn wrong(&mut self, section: &str, index: usize, field: &str, what: String) {
         let line = self.line(section, index);
         let field = format!("{section}[{index}]{field}");
@@ -194,6 +247,18 @@ impl Reader<'_> {
         }
         T::default()
     }
+}
+
+/// Nodes that an error names.
+const MAX_NAMES: usize = 8;
+
+/// A JSON pointer as a field: `/spec/containers/0` is `.spec.containers[0]`.
+fn dotted(pointer: &str) -> String {
+    let step = |step: &str| match step.parse::<usize>() {
+        Ok(index) => format!("[{index}]"),
+        Err(_) => format!(".{}", step.replace("~1", "/").replace("~0", "~")),
+    };
+    pointer.split('/').skip(1).map(step).collect()
 }
 
 /// Reads a file that must hold exactly one object.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use serde::de::value::Error as Plain;
-use serde::de::{Deserializer, Error, Visitor};
 use serde_json::json;
 
 use super::*;
+use crate::k8s::testing::fields_of;
+
+mod strict;
 
 const NO_FILES: Load<'static> = &|path| Err(format!("nothing is loaded in this test, {path:?} neither"));
 
@@ -34,7 +35,8 @@ fn node(fields: &str) -> String {
 
 /// A file with one case that has this expectation.
 fn expecting(expect: &str) -> String {
-    format!("cases:\n  - name: n\n    pod: {{metadata: {{name: p}}}}\n    expect:\n      {expect}\n")
+    let nodes = "nodes: [{name: a, memory: 24Gi}, {name: b, memory: 24Gi}]";
+    format!("cases:\n  - name: n\n    pod: {{metadata: {{name: p}}}}\n    expect:\n      {expect}\n{nodes}\n")
 }
 
 fn starts_with(error: &str, start: &str) {
@@ -75,7 +77,7 @@ fn a_node_in_short_has_one_gpu_that_is_not_shared_unless_it_says_so() {
 #[test]
 fn a_mistake_in_a_node_names_its_field_and_what_is_expected() {
     for (fields, expected) in [
-        ("name: a", "suite.yaml:3: nodes[0]: missing field `memory`"),
+        ("name: a", "suite.yaml:3: nodes[0]: memory is missing"),
         ("name: '', memory: 1Gi", "suite.yaml:3: nodes[0].name: is empty; write the name of the node"),
         (
             "name: a, memory: 24GB",
@@ -88,15 +90,15 @@ fn a_mistake_in_a_node_names_its_field_and_what_is_expected() {
         ("name: a, memory: 18446744073709551615", "suite.yaml:3: nodes[0].memory: is more than 16384Gi"),
         (
             "name: a, memory: [1]",
-            "suite.yaml:3: nodes[0].memory: invalid type: sequence, expected the memory of one GPU: a quantity such as 24Gi",
+            "suite.yaml:3: nodes[0].memory: is a list, expected the memory of one GPU: a quantity such as 24Gi",
         ),
         (
             "name: a, memory: 1Gi, gpus: 0",
-            "suite.yaml:3: nodes[0].gpus: invalid value: integer `0`, expected a nonzero u32",
+            "suite.yaml:3: nodes[0].gpus: is the number 0, expected a whole number above zero",
         ),
         (
             "name: a, memory: 1Gi, sharing: TimeSlicing",
-            "suite.yaml:3: nodes[0].sharing: unknown variant `TimeSlicing`, expected one of time-slicing, mps, none",
+            "suite.yaml:3: nodes[0].sharing: \"TimeSlicing\" is not one of time-slicing, mps, none",
         ),
         (
             "name: a, memory: 1Gi, replicas: 4, sharing: none",
@@ -108,7 +110,7 @@ fn a_mistake_in_a_node_names_its_field_and_what_is_expected() {
         ),
         (
             "name: a, memory: 1Gi, taints: []",
-            "suite.yaml:3: nodes[0].taints: unknown field `taints`, expected one of name, gpus",
+            "suite.yaml:3: nodes[0].taints: there is no field \"taints\" here; expected one of name, gpus",
         ),
     ] {
         starts_with(&error(&node(fields)), expected);
@@ -118,10 +120,7 @@ fn a_mistake_in_a_node_names_its_field_and_what_is_expected() {
 #[test]
 fn a_mistake_in_an_expectation_names_its_field_and_what_is_expected() {
     for (expect, expected) in [
-        (
-            "verdict: Maybe",
-            "suite.yaml:5: cases[0].expect.verdict: unknown variant `Maybe`, expected one of Allow, Deny",
-        ),
+        ("verdict: Maybe", "suite.yaml:5: cases[0].expect.verdict: \"Maybe\" is not one of Allow, Deny"),
         (
             "reason: X",
             "suite.yaml:5: cases[0].expect: verdict is missing; write Allow or Deny, or expect something of filter or bind",
@@ -134,11 +133,11 @@ fn a_mistake_in_an_expectation_names_its_field_and_what_is_expected() {
         ("{verdict: Deny, message: []}", "suite.yaml:5: cases[0].expect.message: is empty"),
         (
             "{verdict: Deny, message: 3}",
-            "suite.yaml:5: cases[0].expect.message: invalid type: integer `3`, expected a part of the text, a list of its parts, or exactly: <the whole text>",
+            "suite.yaml:5: cases[0].expect.message: is the number 3, expected a part of the text, a list of its parts, or exactly: <the whole text>",
         ),
         (
             "{verdict: Deny, message: {exact: x}}",
-            "suite.yaml:5: cases[0].expect.message.exact: unknown field `exact`, expected one of exactly",
+            "suite.yaml:5: cases[0].expect.message.exact: there is no field \"exact\" here; expected exactly",
         ),
         (
             "bind: {a: {}}",
@@ -158,7 +157,7 @@ fn a_mistake_in_an_expectation_names_its_field_and_what_is_expected() {
         ),
         (
             "{verdict: Allow, binds: {}}",
-            "suite.yaml:5: cases[0].expect.binds: unknown field `binds`, expected one of verdict",
+            "suite.yaml:5: cases[0].expect.binds: there is no field \"binds\" here; expected one of verdict",
         ),
     ] {
         starts_with(&error(&expecting(expect)), expected);
@@ -190,8 +189,8 @@ cases:
         "suite.yaml:6: cluster[0]: Node /gpu is there twice",
         "suite.yaml:7: cluster[1]: Node /gpu is there twice",
         "suite.yaml:8: cluster[2]: holds no Kubernetes object: kind is missing",
-        "suite.yaml:4: policies[1].spec.mode: unknown variant `On`",
-        "suite.yaml:12: cases[0].pod.spec.containers: invalid type: integer `3`",
+        "suite.yaml:4: policies[1].spec.mode: \"On\" is not one of",
+        "suite.yaml:12: cases[0].pod.spec.containers: is the number 3",
         "suite.yaml:17: cases[1].pod.kind: \"Deployment\" is not Pod; a case is about one pod",
     ];
     assert_eq!(errors.len(), starts.len(), "{errors:#?}");
@@ -262,12 +261,12 @@ cases:
     let starts = [
         "suite.yaml:3: snapshot[0]: broken.yaml:1: List holds no list of items",
         "suite.yaml:5: snapshot[2]: missing.yaml: no such file",
-        "suite.yaml:4: snapshot[1]: twice.yaml:2: Node /gpu is there twice",
-        "suite.yaml:6: policies[0]: policy.yaml:4: spec.mode: unknown variant `On`",
+        "suite.yaml:4: snapshot[1]: twice.yaml:3: Node /gpu is there twice",
+        "suite.yaml:6: policies[0]: policy.yaml:4: spec.mode: \"On\" is not one of",
         "suite.yaml:9: cases[0].pod: pods.yaml: holds 2 objects; a case is about one pod",
         "suite.yaml:11: cases[1].pod: gone.yaml: no such file",
         "suite.yaml:12: cases[2].pod: deployment.yaml: kind: \"Deployment\" is not Pod; a case is about one pod",
-        "suite.yaml:13: cases[3].pod: odd.yaml: spec.nodeName: invalid type: sequence, expected a string",
+        "suite.yaml:13: cases[3].pod: odd.yaml: spec.nodeName: is a list, expected a text",
     ];
     assert_eq!(errors.len(), starts.len(), "{errors:#?}");
     for (error, start) in errors.iter().zip(starts) {
@@ -433,38 +432,6 @@ fn a_file_without_cases_and_a_case_without_a_name_of_its_own_are_errors() {
         ]
     );
     assert_eq!(suite(&format!("# a comment\ncases:\n{}", case("a"))).cases[0].line, 3);
-}
-
-/// A deserializer that records the field names of a struct and reads nothing.
-struct Fields<'f>(&'f mut BTreeSet<&'static str>);
-
-impl<'de> Deserializer<'de> for Fields<'_> {
-    type Error = Plain;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Plain> {
-        Err(Plain::custom("no struct"))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        _: V,
-    ) -> Result<V::Value, Plain> {
-        self.0.extend(fields);
-        Err(Plain::custom("fields are all that is asked for"))
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq
-        tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
-fn fields_of<T: serde::de::DeserializeOwned>() -> BTreeSet<&'static str> {
-    let mut fields = BTreeSet::new();
-    assert!(T::deserialize(Fields(&mut fields)).is_err());
-    fields
 }
 
 #[test]

@@ -299,7 +299,9 @@ fn amount(of_claim: &Value, overhead: Vram, lost: &mut Vec<String>) -> Result<Op
     let kept = |key: &str| of_claim.pointer("/metadata/annotations")?.get(key)?.as_str();
     let processes: u32 = match kept(keys::PROCESSES) {
         None => 1,
-        Some(text) => text.parse().map_err(|_| format!("{}: {text:?} is not a whole number", keys::PROCESSES))?,
+        Some(text) => text.parse().map_err(|_| {
+            format!("{}: {text:?} is no number of processes, expected a whole number above zero", keys::PROCESSES)
+        })?,
     };
     let all = overhead.checked_times(u64::from(processes)).unwrap_or(Vram::MAX);
     let declared = demand.minus(all).free();

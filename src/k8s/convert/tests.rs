@@ -352,3 +352,34 @@ proptest! {
         let _ = convert(&text, Direction::FromForeign(&Assumptions::default()));
     }
 }
+
+/// All of them had the line of the List.
+#[test]
+fn each_object_of_a_list_has_its_own_line() {
+    let pod = |name: &str| {
+        format!(
+            "- apiVersion: v1\n  kind: Pod\n  metadata: {{name: {name}, annotations: {{gpu-memory: '2000'}}}}\n  spec: {{containers: [{{name: m}}]}}\n"
+        )
+    };
+    let text = format!(
+        "# two\napiVersion: v1\nkind: List\nitems:\n{}{}---\n\n{}",
+        pod("a"),
+        pod("b"),
+        pod("c").replace("- ", "  ")
+    );
+    let lines: Vec<(u64, String)> = foreign(&text).notes.into_iter().map(|note| (note.line, note.object)).collect();
+    assert_eq!(lines, [(5, "Pod a".to_owned()), (9, "Pod b".to_owned()), (15, "Pod c".to_owned())]);
+    let json = "{\"kind\": \"List\", \"items\": [\n{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"a\", \
+                \"annotations\": {\"gpu-memory\": \"2000\"}}, \"spec\": {\"containers\": [{\"name\": \"m\"}]}}\n]}\n";
+    assert_eq!(foreign(json).notes[0].line, 2);
+}
+
+#[test]
+fn a_comment_of_a_conversion_has_no_character_that_ends_or_turns_it() {
+    let text = HAMI
+        .replace("schedulerName: hami-scheduler", "schedulerName: \"hami-scheduler\"")
+        .replace("30\n", "\"3\\u202E0\"\n");
+    let converted = foreign(&text);
+    let comments: Vec<&str> = converted.text.lines().filter(|line| line.starts_with(MARK)).collect();
+    assert!(!comments.is_empty() && comments.iter().all(|line| !line.contains('\u{202e}')), "{comments:?}");
+}

@@ -115,7 +115,7 @@ fn errors_name_file_line_and_field() {
         (namespaced("").replace("namespace: ml", "labels: {}"), "policies/p.yaml:1: metadata.namespace: is missing"),
         (cluster("").replace("v1alpha1", "v1"), "policies/p.yaml:1: apiVersion: "),
         (cluster("").replace("ClusterVramPolicy", "ClusterPolicy"), "policies/p.yaml:1: kind: "),
-        (cluster("").replace("kind: ClusterVramPolicy\n", ""), "policies/p.yaml:4: missing field `kind`"),
+        (cluster("").replace("kind: ClusterVramPolicy\n", ""), "policies/p.yaml:4: kind is missing"),
         ("mode: Enforce\n".to_owned(), "policies/p.yaml:1: "),
         ("a: [\n".to_owned(), "policies/p.yaml:"),
         (cluster("mode: Warn\nmode: Audit"), "policies/p.yaml:7: "),

@@ -75,7 +75,7 @@ fn a_ledger_that_cannot_be_read_names_object_and_field() {
     );
     assert!(with("mib", json!(-1)).starts_with("GpuLedger \"gpu-0\": spec.reservations[0].mib: "));
     assert!(with("mib", json!(u64::MAX)).ends_with("is more than a quantity can say"));
-    assert!(with("state", json!("Perhaps")).contains("spec.reservations[0].state: unknown variant"));
+    assert!(with("state", json!("Perhaps")).contains("spec.reservations[0].state: \"Perhaps\" is not one of"));
     let gpu = json!({ "resource": "r", "replicas": 0, "uuid": "u", "index": 0, "totalMiB": 1 });
     let error = ledger(Value::Null, json!({ "agent": { "gpus": [gpu] } })).content().unwrap_err();
     assert!(error.field.starts_with("status.agent.gpus[0].replicas"), "{error}");

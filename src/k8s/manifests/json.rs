@@ -9,6 +9,7 @@ use serde_json::error::Category;
 
 use self::value::Unique;
 use super::{Found, Head, MAX_LISTS, Stop, too_many_lists};
+use crate::k8s::wording;
 
 pub(super) mod value;
 
@@ -413,7 +414,6 @@ impl<R: Read> Reader<'_, '_, '_, R> {
 
 /// The message of a JSON error without its position, which is relative to the object.
 fn without_place(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" at line ").next().unwrap_or(&text);
-    if error.classify() == Category::Data { text.to_owned() } else { format!("is not JSON: {text}") }
+    let text = wording::json(error);
+    if error.classify() == Category::Data { text } else { format!("is not JSON: {text}") }
 }

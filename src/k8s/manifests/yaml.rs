@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
 
 use super::{Found, Head, Stop};
-use crate::k8s::document;
+use crate::k8s::{document, wording};
 
 /// Reads all documents of a text of at most `max` bytes.
 pub(super) fn read(input: impl Read, max: u64, found: &mut Found<'_, '_>) -> Result<(), Stop> {
@@ -33,8 +33,6 @@ pub(super) fn read(input: impl Read, max: u64, found: &mut Found<'_, '_>) -> Res
     Ok(())
 }
 
-const TOO_MANY_ALIASES: &str = "grows too large by its aliases; write out what they stand for";
-
 /// Reads one document that has `lines` lines before it.
 fn document(lines: u64, text: &str, found: &mut Found<'_, '_>) -> Result<(), Stop> {
     // One node of YAML takes at least two bytes, so what exceeds these bounds grew by aliases.
@@ -45,9 +43,7 @@ fn document(lines: u64, text: &str, found: &mut Found<'_, '_>) -> Result<(), Sto
         Ok(document) => document,
         Err(error) => {
             let line = lines + error.location().map_or(1, |location| location.line());
-            let what = document::what(&error);
-            let multiplied = what.starts_with("budget breached");
-            return found.wrong(line, if multiplied { TOO_MANY_ALIASES.to_owned() } else { what });
+            return found.wrong(line, wording::yaml(&error));
         }
     };
     // The marker of a document is on the line before it, and comments may follow.

@@ -219,3 +219,28 @@ fn a_label_says_mps_where_the_operators_word_leaves_it_open() {
     };
     assert_eq!(modes(&facts(&object, &[described])), [("nvidia.com/gpu", Accounting::Slot)]);
 }
+
+#[test]
+fn a_node_has_unusable_gpus_if_allocatable_is_below_its_capacity_or_labels() {
+    let shared = labels("24576", "2", "4", "time-slicing");
+    let unusable = |labels: &[(&str, &str)], capacity: &[(&str, &str)], allocatable: &[(&str, &str)]| {
+        let mut node = object(labels, capacity);
+        node.status.allocatable =
+            allocatable.iter().map(|&(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).collect();
+        let found = super::unusable(&node, &[]);
+        found.iter().map(|found| (found.resource.to_string(), found.has, found.usable)).collect::<Vec<_>>()
+    };
+    let gpu = |has, usable| vec![("nvidia.com/gpu".to_owned(), has, usable)];
+    assert_eq!(unusable(&shared, &[("nvidia.com/gpu", "8")], &[("nvidia.com/gpu", "0")]), gpu(8, 0));
+    assert_eq!(unusable(&shared, &[("nvidia.com/gpu", "0")], &[("nvidia.com/gpu", "0")]), gpu(8, 0), "by its labels");
+    assert_eq!(
+        unusable(&shared, &[("nvidia.com/gpu", "8")], &[("nvidia.com/gpu", "4")]),
+        gpu(8, 4),
+        "one is unhealthy"
+    );
+    assert!(unusable(&shared, &[("nvidia.com/gpu", "8")], &[("nvidia.com/gpu", "8")]).is_empty());
+    assert!(unusable(&shared, &[("nvidia.com/gpu", "8")], &[]).is_empty(), "missing is not zero");
+    assert!(unusable(&[], &[("nvidia.com/gpu", "0")], &[("nvidia.com/gpu", "0")]).is_empty(), "it has no GPUs");
+    let mig = [("nvidia.com/gpu", "0"), ("nvidia.com/mig-1g.10gb", "7")];
+    assert!(unusable(&labels("24576", "1", "1", "none"), &mig, &mig).is_empty(), "all GPUs are behind another name");
+}

@@ -38,13 +38,32 @@ fn every_kind_of_workload_has_its_template_and_its_number_of_pods() {
         ),
         (workload("v1", "Pod", &json!({})), "", 1),
     ] {
-        let template = of(&object).unwrap();
-        assert_eq!((template.pointer, template.copies), (pointer, Copies::Exactly(copies)), "{object}");
+        let kind = of(&object).unwrap().kind;
+        assert_eq!((kind.template, kind.copies(&object)), (pointer, Ok(Copies::Exactly(copies))), "{object}");
     }
-    assert_eq!(of(&workload("apps/v1", "DaemonSet", &json!({"template": pod}))).unwrap().copies, Copies::PerNode);
+    let daemon_set = workload("apps/v1", "DaemonSet", &json!({"template": pod}));
+    assert_eq!(of(&daemon_set).unwrap().kind.copies(&daemon_set), Ok(Copies::PerNode));
     assert!(of(&workload("v1", "Service", &json!({"template": pod}))).is_none());
     assert!(of(&workload("serving.knative.dev/v1", "Deployment", &json!({"template": pod}))).is_none());
     assert!(of(&json!(null)).is_none());
+}
+
+#[test]
+fn an_object_without_an_api_version_is_known_by_its_kind() {
+    let mut object = workload("batch/v1", "CronJob", &json!({}));
+    object.as_object_mut().unwrap().remove("apiVersion");
+    assert_eq!(kinds::of(&object).unwrap().template, "/spec/jobTemplate/spec/template");
+    assert_eq!(kinds::templates().collect::<Vec<_>>(), ["/spec/template", "/spec/jobTemplate/spec/template"]);
+}
+
+#[test]
+fn a_suspended_job_is_planned_for_and_makes_no_pods_now() {
+    let spec = json!({"suspend": true, "parallelism": 3, "template": template(&json!({"vramguard.dev/vram": "8Gi"}))});
+    let job = workload("batch/v1", "Job", &spec);
+    assert!(of(&job).unwrap().kind.is_suspended(&job));
+    assert_eq!(demands(&[job], &policies("")).declared[0].copies, Copies::Exactly(3));
+    let idle = workload("apps/v1", "Deployment", &json!({"suspend": true, "template": {}}));
+    assert!(!of(&idle).unwrap().kind.is_suspended(&idle), "a Deployment has no such field");
 }
 
 #[test]
@@ -126,7 +145,7 @@ fn a_number_of_pods_that_cannot_be_read_is_named_and_is_not_one() {
     let found = demands(&[workload("apps/v1", "Deployment", &spec)], &policies(""));
     assert!(found.declared.is_empty(), "{:?}", found.declared);
     assert!(
-        found.left_out[0].contains("spec.replicas: \"three\" is not a whole number of pods"),
+        found.left_out[0].contains("spec.replicas: \"three\" is a text, expected a whole number"),
         "{:?}",
         found.left_out
     );

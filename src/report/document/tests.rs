@@ -1,10 +1,9 @@
 use std::collections::BTreeSet;
 
-use serde::de::value::Error as Plain;
-use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::*;
+use crate::k8s::testing::fields_of;
 use crate::report::testing::compared;
 
 /// `tests/reports/sample.json` has each field and texts of an attacker. The tests of all formats render it.
@@ -18,38 +17,6 @@ fn the_sample_is_read_and_written_without_loss() {
 
 fn schema() -> Value {
     serde_json::from_str(include_str!("../../../docs/audit.schema.json")).expect("the schema is JSON")
-}
-
-/// A deserializer that records the field names of a struct and reads nothing.
-struct Fields<'f>(&'f mut BTreeSet<&'static str>);
-
-impl<'de> Deserializer<'de> for Fields<'_> {
-    type Error = Plain;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Plain> {
-        Err(Plain::custom("no struct"))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        _: V,
-    ) -> Result<V::Value, Plain> {
-        self.0.extend(fields);
-        Err(Plain::custom("fields are all that is asked for"))
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq
-        tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
-fn fields_of<T: DeserializeOwned>() -> BTreeSet<&'static str> {
-    let mut fields = BTreeSet::new();
-    assert!(T::deserialize(Fields(&mut fields)).is_err());
-    fields
 }
 
 #[test]
@@ -89,66 +56,6 @@ fn full() -> Value {
     (finding.container, finding.node) = (Some("llm".into()), Some("gpu-b".into()));
     finding.numbers.insert("heldMib".into(), 7);
     serde_json::to_value(report).expect("a report is JSON")
-}
-
-/// Why a value does not match a schema; nothing if it does. Knows the keywords that the schema uses.
-fn mismatch(schema: &Value, root: &Value, value: &Value) -> Option<String> {
-    let known = ["$ref", "description", "type", "items", "properties", "required", "additionalProperties", "enum"];
-    let more = ["const", "minimum", "$schema", "$defs", "title"];
-    let keywords = schema.as_object().expect("a schema");
-    let unknown = keywords.keys().find(|key| !known.contains(&key.as_str()) && !more.contains(&key.as_str()));
-    assert_eq!(unknown, None);
-    if let Some(target) = schema["$ref"].as_str() {
-        return mismatch(root.pointer(target.trim_start_matches('#')).expect("a definition"), root, value);
-    }
-    let is = |name: &str| match name {
-        "null" => value.is_null(),
-        "string" => value.is_string(),
-        "integer" => value.is_u64(),
-        "boolean" => value.is_boolean(),
-        "array" => value.is_array(),
-        "object" => value.is_object(),
-        other => panic!("type {other}"),
-    };
-    let allowed = match &schema["type"] {
-        Value::Array(names) => names.iter().any(|name| is(name.as_str().expect("a type"))),
-        Value::String(name) => is(name),
-        _ => true,
-    };
-    let among = schema["enum"].as_array().is_none_or(|values| values.contains(value));
-    let equal = schema.get("const").is_none_or(|constant| constant == value);
-    if !(allowed && among && equal) {
-        return Some(format!("{value} is not {schema}"));
-    }
-    let empty = Map::new();
-    let object = value.as_object().unwrap_or(&empty);
-    let mut required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let missing = required.find(|name| value.is_object() && !object.contains_key(*name));
-    let fields = object.iter().map(|(name, field)| (schema["properties"].get(name), field));
-    let fields = fields.map(|(described, field)| (described.or(schema.get("additionalProperties")), field));
-    let items = value.as_array().into_iter().flatten().map(|item| (schema.get("items"), item));
-    missing.map(|name| format!("{name} is missing in {value}")).or_else(|| {
-        fields.chain(items).find_map(|(schema, value)| mismatch(schema.expect("it is described"), root, value))
-    })
-}
-
-#[test]
-fn what_is_written_matches_the_schema_and_a_wrong_value_does_not() {
-    let schema = schema();
-    assert_eq!(mismatch(&schema, &schema, &full()), None);
-    for (at, wrong) in [
-        ("/schemaVersion", Value::from("v2")),
-        ("/summary/gpus", Value::from("4")),
-        ("/gpus/0/status", Value::from("broken")),
-        ("/gpus/1/freeMib", Value::from(-1)),
-        ("/findings/0/severity", Value::Null),
-        ("/findings/0/numbers/heldMib", Value::Null),
-        ("/assumed/report/nodes", Value::from("none")),
-    ] {
-        let mut report = full();
-        *report.pointer_mut(at).expect("a field") = wrong;
-        assert!(mismatch(&schema, &schema, &report).is_some(), "{at}");
-    }
 }
 
 /// One object of each definition in the full report.

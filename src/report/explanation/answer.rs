@@ -25,7 +25,7 @@ use crate::k8s::object::PodObject;
 use crate::k8s::pod_review::{self, Subject};
 use crate::k8s::simulation::Simulation;
 use crate::k8s::snapshot::Snapshot;
-use crate::k8s::{patch, pod};
+use crate::k8s::{foreign, patch, pod, wording};
 use crate::keys;
 
 /// The most names of nodes that are listed with one reason.
@@ -70,16 +70,39 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
     let (Some(manifest), Some(policy)) = (manifest, policies.of(namespace).cloned()) else {
         return Ok(explanation);
     };
-    let object = PodObject::deserialize(&manifest.pod).map_err(|error| error.to_string())?;
+    let mut manifest = manifest.clone();
+    let read = |pod: &serde_json::Value| PodObject::deserialize(pod).map_err(|error| wording::json(&error));
+    let mut object = read(&manifest.pod)?;
+    let itself = cluster.filter(|_| manifest.kind == "Pod").and_then(|cluster| existing(cluster, &object));
+    if let Some(itself) = itself {
+        explanation.notes.push(verdict::exists_already(&pod::translate(itself, None, None).name));
+        // Its scheduler chose the node, and its author did not.
+        if itself.spec.node_name.is_some() && object.spec.node_name == itself.spec.node_name {
+            manifest.pod["spec"]["nodeName"] = serde_json::Value::Null;
+            object = read(&manifest.pod)?;
+        }
+    }
     let pod = pod::translate(&object, Some(namespace), Some(""));
     let resources = pod.containers.iter().flat_map(|container| &container.gpus).map(|(resource, _)| resource.clone());
     let (nothing, overrides) = (Snapshot::default(), &configuration.overrides);
     let simulation = match cluster {
-        Some(cluster) => Simulation::new(cluster, policies, overrides),
+        Some(cluster) => match itself {
+            Some(itself) => Simulation::without(cluster, policies, overrides, itself),
+            None => Simulation::new(cluster, policies, overrides),
+        },
         None => Simulation::guarding(&nothing, policies, overrides, resources.collect::<BTreeSet<_>>()),
     };
-    let asked = Asked { manifest, object: &object, pod: &pod, policy: &policy, cluster: simulation.cluster() };
+    let asked =
+        Asked { manifest: &manifest, object: &object, pod: &pod, policy: &policy, cluster: simulation.cluster() };
     explanation.pod = Some(asked.explain(cluster.is_some())?);
+    let foreign = foreign::of_pod(&asked.manifest.pod).into_iter().filter(|declaration| !declaration.understood);
+    explanation
+        .notes
+        .extend(foreign.map(|found| {
+            verdict::not_for_us(found.container.as_deref(), &found.key, &found.text, found.scheme.name())
+        }));
+    let of_hami = cluster.map_or(0, |cluster| cluster.of_hami);
+    explanation.notes.extend((of_hami > 0).then(|| verdict::hami_not_read(of_hami)));
     match cluster {
         Some(snapshot) => explanation.nodes = asked.nodes(snapshot)?,
         None => explanation.notes.push(verdict::NO_CLUSTER.to_owned()),
@@ -88,6 +111,17 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         explanation.notes.push(verdict::not_held_back(policy.mode));
     }
     Ok(explanation)
+}
+
+/// The pod of the cluster that is the one asked about: of the same uid, or else of the same namespace and name.
+fn existing<'s>(cluster: &'s Snapshot, object: &PodObject) -> Option<&'s PodObject> {
+    let wanted = &object.metadata;
+    let namespace = |object: &PodObject| object.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let is_named = |pod: &PodObject| {
+        wanted.name.is_some() && pod.metadata.name == wanted.name && namespace(pod) == namespace(object)
+    };
+    let same_uid = |pod: &&PodObject| wanted.uid.is_some() && pod.metadata.uid == wanted.uid;
+    cluster.pods.iter().find(same_uid).or_else(|| cluster.pods.iter().find(|pod| is_named(pod)))
 }
 
 /// A setting of the core, with the place in a file where it is written.
@@ -182,13 +216,8 @@ impl Asked<'_> {
     ) -> Container {
         let key = |source| verdict::source(source, &container.name, &self.pod.declarations);
         let demand = container.demand;
-        let overhead = match (demand, account.processes) {
-            (Some(demand), Some(_)) if demand.basis == Basis::Declared => {
-                demand.declared.map(|declared| demand.total.minus(declared).free())
-            }
-            (Some(_), Some(processes)) => overhead.checked_times(u64::from(processes)),
-            _ => None,
-        };
+        let overhead =
+            demand.zip(account.processes).and_then(|(demand, processes)| demand.overhead(overhead, processes));
         Container {
             name: container.name.clone(),
             role: match container.role {

@@ -2,9 +2,10 @@
 
 use super::{Container, Explanation, Group, Nodes, Origin, Pod, Setting, Source, Validate};
 use crate::capacity::verdict::count;
-use crate::capacity::vram::Vram;
+
 use crate::keys;
 use crate::report::ansi::{BOLD, BOLD_RED, DIM, GREEN, Style, YELLOW};
+use crate::report::document::vram;
 use crate::report::text::printable;
 
 /// The most names of nodes in one line.
@@ -69,7 +70,7 @@ fn place(source: &Source) -> String {
 }
 
 fn amount(mib: u64) -> String {
-    Vram::checked_from_mib(mib).unwrap_or(Vram::MAX).to_string()
+    vram(mib).to_string()
 }
 
 impl Table {

@@ -225,3 +225,36 @@ fn texts_of_strangers_cannot_steer_a_terminal() {
     assert!(!table.contains('\u{1b}') && table.contains("ma\\u{1b}[31min"), "{table}");
     assert!(table::render(&explanation, true).contains("\u{1b}[1mcontainer\u{1b}[0m"));
 }
+
+/// The pod counted twice: as the one that is asked about, and as the one that is there.
+#[test]
+fn a_pod_that_is_in_the_snapshot_does_not_count_twice() {
+    let bound = "{apiVersion: v1, kind: Pod, metadata: {name: llm, namespace: team, uid: u, annotations: {vramguard.dev/vram: \
+                 14Gi}}, spec: {nodeName: a, containers: [{name: main, resources: {limits: {nvidia.com/gpu: '1'}}}]}}";
+    let cluster = format!("{}{bound}\n", node("a", 24_576, ""));
+    let asked = |text: &str| explain(text, Some(&cluster));
+    let note = "pod \"team/llm\" is in the cluster already: it is left out there, so that it does not count twice, and explained \
+                as if it were created now";
+    for same in [bound.to_owned(), pod("vramguard.dev/vram: 14Gi", ""), bound.replace("name: llm, ", "name: other, ")] {
+        let explanation = asked(&same);
+        assert_eq!(explanation.nodes.as_ref().map(|nodes| nodes.now.clone()), Some(vec!["a".to_owned()]), "{same}");
+        assert!(explanation.notes.iter().any(|text| text == note), "{:?}", explanation.notes);
+    }
+    let other = asked(&pod("vramguard.dev/vram: 14Gi", "").replace("name: llm", "name: other"));
+    assert_eq!(other.nodes.map(|nodes| (nodes.now.len(), nodes.later.len())), Some((0, 1)));
+}
+
+/// HAMi keeps its own record of amounts, and nothing said that it is not read here.
+#[test]
+fn pods_of_hami_are_named_where_what_they_hold_is_not_read() {
+    let hami = "{apiVersion: v1, kind: Pod, metadata: {name: h, annotations: {hami.io/vgpu-devices-allocated: \
+                'GPU-a,NVIDIA,8000,0:;'}}, spec: {nodeName: a, containers: [{name: main, resources: {limits: {nvidia.com/gpu: '1'}}}]}}";
+    let text = pod("", "").replace("nvidia.com/gpu: '1'", "nvidia.com/gpu: '1', nvidia.com/gpumem: '4000'");
+    let notes = explain(&text, Some(&format!("{}{hami}\n", node("a", 24_576, "")))).notes.join("\n");
+    assert!(notes.contains("HAMi allocated GPU memory to 1 pod of this cluster"), "{notes}");
+    assert!(
+        notes.contains("container \"main\": nvidia.com/gpumem: \"4000\" is for HAMi and does not count here"),
+        "{notes}"
+    );
+    assert!(!explain(&pod("", ""), Some(&node("a", 24_576, ""))).notes.join("\n").contains("HAMi"));
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::findings::{View, object, severity};
-use super::text::{UNKNOWN, counted, gib, grouped, time};
+use super::text::{UNKNOWN, counted, grouped, room, taken, time};
 use crate::report::document::{Assumed, Baseline, Finding, Report, Summary};
 
 /// Number of findings that a comparison lists.
@@ -22,9 +22,9 @@ struct Line {
 
 const LINES: [Line; 12] = [
     Line { name: "GPUs", amount: |s| Some(s.gpus), shown: grouped, more_is_worse: None },
-    Line { name: "Allocatable GiB", amount: |s| Some(s.allocatable_mib), shown: gib, more_is_worse: None },
-    Line { name: "Held GiB", amount: |s| Some(s.held_mib), shown: gib, more_is_worse: None },
-    Line { name: "Stranded GiB", amount: |s| s.stranded_mib, shown: gib, more_is_worse: Some(true) },
+    Line { name: "Allocatable GiB", amount: |s| Some(s.allocatable_mib), shown: room, more_is_worse: None },
+    Line { name: "Held GiB", amount: |s| Some(s.held_mib), shown: taken, more_is_worse: None },
+    Line { name: "Stranded GiB", amount: |s| s.stranded_mib, shown: room, more_is_worse: Some(true) },
     Line {
         name: "Overcommitted GPUs",
         amount: |s| Some(s.overcommitted_gpus),

@@ -13,6 +13,8 @@ use super::findings::Group;
 use super::nodes::NodeView;
 use super::tables::{Cell, Table};
 use super::text::visible;
+use crate::capacity::audit::amounts::Amounts;
+use crate::capacity::vram::Vram;
 use crate::report::document::{Holder, Severity, Status};
 
 /// All that the script can show.
@@ -103,15 +105,17 @@ impl<'a> Interner<'a> {
         let node = view.node;
         let bars = view.bars.iter().map(|bar| {
             let holders = self.holders(bar.holders.iter().copied());
+            let Amounts { headroom, allocatable, held, free, used, .. } = bar.amounts;
+            let mib = |amount: Option<Vram>| amount.map_or(0, Vram::mib);
             BarData(
                 bar.name,
                 bar.gpus,
-                bar.headroom,
-                bar.outside,
-                bar.allocatable,
-                bar.held,
-                bar.free,
-                bar.used,
+                mib(headroom),
+                bar.amounts.outside().mib(),
+                mib(allocatable),
+                mib(held),
+                free.map(Vram::mib),
+                used.map(Vram::mib),
                 holders,
             )
         });

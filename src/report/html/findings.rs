@@ -128,7 +128,7 @@ fn finding_markup(view: &View) -> Markup {
             }
             @if !finding.remedy.is_empty() {
                 div class="remedy" {
-                    pre tabindex="0" aria-label={ "Remedy for " (object) } { code { (finding.remedy) } }
+                    pre tabindex="0" role="group" aria-label={ "Remedy for " (object) } { code { (finding.remedy) } }
                     button type="button" class="copy" aria-label={ "Copy the remedy for " (object) } { "Copy" }
                 }
             }

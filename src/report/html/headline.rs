@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::text::{counted, gib, gib_or_unknown, grouped, percent, time};
+use super::text::{counted, grouped, percent, room, room_or_unknown, taken, time};
 use crate::report::document::{Report, Summary};
 
 /// How grave the verdict is.
@@ -109,8 +109,8 @@ fn totals(summary: &Summary) -> [Total; 7] {
     let total = |name, value: String, note: String, is_bad| Total { name, value, note, is_bad };
     let count = |name, count: u64, note: &str| total(name, grouped(count), note.to_owned(), count > 0);
     let held = match percent(summary.held_mib, summary.allocatable_mib) {
-        Some(percent) if summary.unknown_nodes == 0 => format!("of {} GiB, {percent} %", gib(summary.allocatable_mib)),
-        _ => format!("of {} GiB", gib(summary.allocatable_mib)),
+        Some(percent) if summary.unknown_nodes == 0 => format!("of {} GiB, {percent} %", room(summary.allocatable_mib)),
+        _ => format!("of {} GiB", room(summary.allocatable_mib)),
     };
     let mut nodes = format!("on {}", counted(summary.nodes, "node"));
     if summary.unknown_nodes > 0 {
@@ -123,11 +123,11 @@ fn totals(summary: &Summary) -> [Total; 7] {
     let stranded = if summary.stranded_mib.is_some() { "GiB free, too small for what waits" } else { "no pod waits" };
     [
         total("GPUs", grouped(summary.gpus), nodes, false),
-        total("Held", gib(summary.held_mib), held, false),
+        total("Held", taken(summary.held_mib), held, false),
         count("Overcommitted", summary.overcommitted_gpus, &doubtful),
         count("Refused under Enforce", summary.refused_pods, &format!("of {}", counted(summary.gpu_pods, "GPU pod"))),
         count("Undeclared", summary.undeclared_pods, "pods declare nothing"),
         total("Waiting", grouped(summary.waiting_pods), "pods without a node".to_owned(), false),
-        total("Stranded", gib_or_unknown(summary.stranded_mib), stranded.to_owned(), false),
+        total("Stranded", room_or_unknown(summary.stranded_mib), stranded.to_owned(), false),
     ]
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::bars::{self, Bar};
-use super::text::{counted, gib, gib_or_unknown, grouped};
+use super::text::{counted, grouped, room_or_unknown, taken, taken_or_unknown};
+use crate::capacity::audit::amounts::{self, Amounts};
+use crate::capacity::vram::Vram;
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
 
 /// Number of nodes that the page shows before its script runs.
@@ -33,7 +35,7 @@ pub(super) fn views<'a>(report: &'a Report, orphans: &'a [Node]) -> Vec<NodeView
     let mut views: Vec<NodeView> =
         nodes.map(|node| view(node, gpus.get(node.node.as_str()).map_or(&[], Vec::as_slice))).collect();
     views.sort_by_cached_key(|view| {
-        let over: u64 = view.bars.iter().map(Bar::over).fold(0, u64::saturating_add);
+        let over = amounts::sum(view.bars.iter().map(|bar| bar.amounts.over()));
         (Reverse(view.node.status), Reverse(over), view.node.node.as_str())
     });
     views
@@ -42,20 +44,27 @@ pub(super) fn views<'a>(report: &'a Report, orphans: &'a [Node]) -> Vec<NodeView
 /// Nodes that only the GPUs of a report name. A report of `vramguard audit` has none; one written by hand may.
 pub(super) fn orphans(report: &Report) -> Vec<Node> {
     let known: std::collections::BTreeSet<&str> = report.nodes.iter().map(|node| node.node.as_str()).collect();
-    let mut orphans: BTreeMap<&str, Node> = BTreeMap::new();
+    let mut orphans: BTreeMap<&str, Vec<&Gpu>> = BTreeMap::new();
     for gpu in report.gpus.iter().filter(|gpu| !known.contains(gpu.node.as_str())) {
-        let node = orphans.entry(&gpu.node).or_insert_with(|| Node {
-            node: gpu.node.clone(),
-            mode: gpu.mode.clone(),
-            product: gpu.product.clone(),
-            ..Node::default()
-        });
-        node.status = node.status.max(gpu.status);
-        node.held_mib = node.held_mib.saturating_add(gpu.held_mib);
-        node.allocatable_mib = Some(node.allocatable_mib.unwrap_or(0).saturating_add(gpu.allocatable_mib));
-        node.free_mib = node.free_mib.max(gpu.free_mib);
+        orphans.entry(&gpu.node).or_default().push(gpu);
     }
-    orphans.into_values().collect()
+    orphans.into_iter().map(|(name, gpus)| orphan(name, &gpus)).collect()
+}
+
+/// A node, as far as its GPUs tell.
+fn orphan(name: &str, gpus: &[&Gpu]) -> Node {
+    let all: Vec<Amounts> = gpus.iter().map(|gpu| gpu.amounts()).collect();
+    let together = Amounts::together(&all);
+    Node {
+        node: name.to_owned(),
+        mode: gpus.first().map(|gpu| gpu.mode.clone()).unwrap_or_default(),
+        product: gpus.first().and_then(|gpu| gpu.product.clone()),
+        status: gpus.iter().map(|gpu| gpu.status).max().unwrap_or_default(),
+        held_mib: together.held.map_or(0, Vram::mib),
+        allocatable_mib: together.allocatable.map(Vram::mib),
+        free_mib: together.free.map(Vram::mib),
+        ..Node::default()
+    }
 }
 
 fn view<'a>(node: &'a Node, gpus: &[&'a Gpu]) -> NodeView<'a> {
@@ -126,7 +135,7 @@ fn states(views: &[NodeView]) -> Markup {
 fn node_markup(view: &NodeView) -> Markup {
     let node = view.node;
     let (class, sign, words) = status(node.status);
-    let domain = view.bars.iter().map(Bar::extent).max().unwrap_or(0).max(1);
+    let domain = view.bars.iter().map(|bar| bar.layout.extent).max().unwrap_or_default().max(Vram::from_mib(1));
     let facts = [node.product.clone(), Some(format!("mode {}", node.mode)), Some(counted(node.pods, "pod"))];
     html! {
         article class={ "node " (class) } {
@@ -155,12 +164,12 @@ fn node_markup(view: &NodeView) -> Markup {
 fn amounts(node: &Node) -> Markup {
     html! {
         @if node.unknown.is_none() {
-            b { (gib(node.held_mib)) } " of " (gib_or_unknown(node.allocatable_mib)) " GiB held · largest next pod "
-            b { (gib_or_unknown(node.free_mib)) }
+            b { (taken(node.held_mib)) } " of " (room_or_unknown(node.allocatable_mib)) " GiB held · largest next pod "
+            b { (room_or_unknown(node.free_mib)) }
         } @else if node.held_mib == 0 {
             "amount held not known"
         } @else {
-            "at least " b { (gib(node.held_mib)) } " GiB held"
+            "at least " b { (taken(node.held_mib)) } " GiB held"
         }
     }
 }
@@ -190,7 +199,7 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 th scope="row" { (holder.namespace) "/" (holder.pod) }
                                 td { (holder.container) }
                                 td { (place) }
-                                td class="n" { (gib_or_unknown(holder.vram_mib)) }
+                                td class="n" { (taken_or_unknown(holder.vram_mib)) }
                                 td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
                             }
                         }

@@ -1,4 +1,4 @@
-// What the page does beyond showing its first screen: filters, further rows, copying, and arrow keys on bars.
+// What the page does beyond showing its first screen: filters, further rows, sorting, copying, and arrow keys on bars.
 //
 // The data is the report of a stranger. It reaches the page as text nodes and attributes, and never as markup. The
 // elements that this script builds are those that the Rust modules beside it write; a test compares them.
@@ -14,12 +14,14 @@
   // --- text, as in text.rs ---------------------------------------------------------------------------------------
   const grouped = (number) => number.toLocaleString('en-US');
   const counted = (number, noun) => `${grouped(number)} ${noun}${number === 1 ? '' : 's'}`;
-  const gib = (mib) => {
+  const gib = (mib, rounded) => {
     if (mib === null) return UNKNOWN;
-    const tenths = Math.floor((mib * 10 + 512) / 1024);
+    const tenths = rounded((mib * 10) / 1024);
     if (tenths === 0) return mib === 0 ? '0' : '<0.1';
     return `${grouped(Math.floor(tenths / 10))}.${tenths % 10}`;
   };
+  const taken = (mib) => gib(mib, Math.ceil);
+  const room = (mib) => gib(mib, Math.floor);
   const gpuName = (gpu) => {
     const letters = Array.from(gpu);
     if (letters.length > 16) return `${letters.slice(0, 8).join('')}…${letters.slice(-4).join('')}`;
@@ -57,7 +59,7 @@
         element('a', { class: 'link', href: `#${finding.anchor}`, 'aria-label': `Link to the finding about ${object}` }, '#')),
       element('p', { class: 'message' }, finding.message));
     const remedy = finding.remedy === '' ? null : element('div', { class: 'remedy' },
-      element('pre', { tabindex: '0', 'aria-label': `Remedy for ${object}` }, element('code', {}, finding.remedy)),
+      element('pre', { tabindex: '0', role: 'group', 'aria-label': `Remedy for ${object}` }, element('code', {}, finding.remedy)),
       element('button', { type: 'button', class: 'copy', 'aria-label': `Copy the remedy for ${object}` }, 'Copy'));
     return element('li', { class: 'finding', id: finding.anchor }, what, remedy);
   };
@@ -100,23 +102,23 @@
   };
   const buildParts = (bar, domain) => {
     const parts = [];
-    if (bar.headroom > 0) parts.push(buildPart('kept', 0, bar.headroom, domain, null, `Driver and headroom: ${gib(bar.headroom)} GiB`));
-    if (bar.outside > 0) parts.push(buildPart('kept', bar.headroom, bar.start, domain, null, `Not for pods: ${gib(bar.outside)} GiB`));
+    if (bar.headroom > 0) parts.push(buildPart('kept', 0, bar.headroom, domain, null, `Driver and headroom: ${taken(bar.headroom)} GiB`));
+    if (bar.outside > 0) parts.push(buildPart('kept', bar.headroom, bar.start, domain, null, `Not for pods: ${taken(bar.outside)} GiB`));
     let at = bar.start;
     for (const holder of bar.holders) {
       if (holder.amount === null) continue;
       const undeclared = holder.declared ? '' : ', declares nothing';
-      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${gib(holder.amount)} GiB${undeclared}`;
+      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${taken(holder.amount)} GiB${undeclared}`;
       const part = buildPart(holder.declared ? 'seg' : 'seg undeclared', at, at + holder.amount, domain, holder.pod, words);
       if (filter.namespace === holder.namespace) part.classList.add('hit');
       parts.push(part);
       at += holder.amount;
     }
     if (bar.over > 0) {
-      parts.push(element('li', { class: 'over', style: span(bar.end, bar.start + bar.held, domain) }, tip(`Over by ${gib(bar.over)} GiB`)));
+      parts.push(element('li', { class: 'over', style: span(bar.end, bar.start + bar.held, domain) }, tip(`Over by ${taken(bar.over)} GiB`)));
     }
     if (bar.used !== null) {
-      parts.push(element('li', { class: 'used', style: span(0, bar.used, domain) }, tip(`In use now: ${gib(bar.used)} GiB`)));
+      parts.push(element('li', { class: 'used', style: span(0, bar.used, domain) }, tip(`In use now: ${taken(bar.used)} GiB`)));
     }
     return parts;
   };
@@ -133,8 +135,8 @@
           element('li', { class: 'track', style: span(0, bar.end, domain), 'aria-hidden': 'true' }),
           ...buildParts(bar, domain)),
         element('p', { class: 'amounts' },
-          element('b', {}, gib(bar.held)), ` of ${gib(bar.allocatable)}`,
-          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${gib(bar.over)}`) : element('span', {}, ` free ${gib(bar.free)}`))),
+          element('b', {}, taken(bar.held)), ` of ${room(bar.allocatable)}`,
+          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${taken(bar.over)}`) : element('span', {}, ` free ${room(bar.free)}`))),
     ];
   };
   const buildHolders = (node) => {
@@ -149,7 +151,7 @@
       element('th', { scope: 'row' }, `${holder.namespace}/${holder.pod}`),
       element('td', {}, holder.container),
       element('td', {}, where),
-      element('td', { class: 'n' }, gib(holder.amount)),
+      element('td', { class: 'n' }, taken(holder.amount)),
       element('td', {}, holder.declared ? 'declaration' : 'slot: declares nothing')));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
@@ -159,9 +161,9 @@
         element('tbody', {}, ...rows)));
   };
   const buildAmounts = ({ unknown, held, allocatable, free }) => {
-    const bold = (mib) => element('b', {}, gib(mib));
-    if (unknown === null) return [bold(held), ` of ${gib(allocatable)} GiB held · largest next pod `, bold(free)];
-    return held === 0 ? ['amount held not known'] : ['at least ', bold(held), ' GiB held'];
+    const bold = (text) => element('b', {}, text);
+    if (unknown === null) return [bold(taken(held)), ` of ${room(allocatable)} GiB held · largest next pod `, bold(room(free))];
+    return held === 0 ? ['amount held not known'] : ['at least ', bold(taken(held)), ' GiB held'];
   };
   const buildNode = (raw) => {
     const node = readNode(raw);
@@ -198,7 +200,7 @@
   // One list of which the page shows a part. `parent` has the elements of the first items already.
   class List {
     constructor(kind, parent, items, build, after) {
-      Object.assign(this, { kind, parent, items, build, hits: items, shown: parent.childElementCount });
+      Object.assign(this, { kind, parent, items, build, unsorted: items, test: null, hits: items, shown: parent.childElementCount });
       this.first = Math.max(this.shown, 10);
       this.button = element('button', { type: 'button' });
       this.more = element('p', { class: 'more' }, this.button);
@@ -216,10 +218,19 @@
 
     // Shows the items that pass, from the first. Without a test, all pass.
     filter(test) {
+      this.test = test;
       this.hits = test ? this.items.filter(test) : this.items;
       this.shown = 0;
       this.parent.replaceChildren();
       this.show(this.first);
+    }
+
+    // Shows as many items as before in another order. Without one, the order of the report.
+    sort(compare) {
+      const before = this.shown;
+      this.items = compare ? [...this.unsorted].sort(compare) : this.unsorted;
+      this.filter(this.test);
+      this.show(before);
     }
 
     show(count) {
@@ -250,8 +261,30 @@
     const list = new List('rows', table.tBodies[0], rows, buildRow(heads), table.parentElement);
     const none = element('p', { class: 'none', hidden: '' }, 'Nothing here matches the filter.');
     table.parentElement.after(none);
-    return { list, none, hasNodes: rows.some(([, node]) => node !== '') };
+    return { list, none, heads, hasNodes: rows.some(([, node]) => node !== '') };
   });
+  // Each head of a column becomes a button that sorts: one way, the other way, as it was.
+  const words = (row, column) => (typeof row[2][column] === 'string' ? row[2][column] : row[2][column][0]);
+  // What is not a number, such as an amount that is not known, is less than each number.
+  const amount = (text) => (text === '<0.1' ? 0.05 : Number.parseFloat(text.replaceAll(',', ''))) || (/^0/.test(text) ? 0 : -1);
+  const compare = (column, isNumber, way) => (one, other) => {
+    const [left, right] = [words(one, column), words(other, column)];
+    return way * (isNumber ? amount(left) - amount(right) : left.localeCompare(right, 'en', { numeric: true }));
+  };
+  for (const { list, heads } of tables) {
+    Array.from(heads, (head, column) => {
+      const isNumber = head.classList.contains('n');
+      const order = isNumber ? ['descending', 'ascending'] : ['ascending', 'descending'];
+      const button = element('button', { type: 'button', class: 'sort' }, ...head.childNodes);
+      head.append(button);
+      button.addEventListener('click', () => {
+        const next = order[order.indexOf(head.getAttribute('aria-sort')) + 1];
+        for (const other of heads) other.removeAttribute('aria-sort');
+        if (next) head.setAttribute('aria-sort', next);
+        list.sort(next ? compare(column, isNumber, next === 'ascending' ? 1 : -1) : null);
+      });
+    });
+  }
   const lists = [...groups.map((group) => group.list), nodes, ...tables.map((table) => table.list)];
 
   // --- filters ---------------------------------------------------------------------------------------------------
@@ -303,14 +336,19 @@
       all += total;
     }
     nodes.filter(active ? test.node : null);
-    for (const table of tables) table.list.filter(active ? test.row(table.hasNodes) : null);
+    let [rows, allRows] = [0, 0];
+    for (const table of tables) {
+      table.list.filter(active ? test.row(table.hasNodes) : null);
+      rows += table.list.hits.length;
+      allRows += table.list.items.length;
+    }
     document.querySelectorAll('.states').forEach((part) => { part.hidden = active; });
     say('findings', active && hits === 0 && all > 0);
     say('nodes', active && nodes.hits.length === 0 && data.nodes.length > 0);
     for (const { list, none } of tables) none.hidden = list.hits.length > 0;
     form.querySelector('button').hidden = !active;
     byId('hits').textContent = active
-      ? `${grouped(hits)} of ${counted(all, 'finding')} and ${grouped(nodes.hits.length)} of ${counted(data.nodes.length, 'node')} match.`
+      ? `${grouped(hits)} of ${counted(all, 'finding')}, ${grouped(nodes.hits.length)} of ${counted(data.nodes.length, 'node')} and ${grouped(rows)} of ${counted(allRows, 'row')} match.`
       : '';
   };
 
@@ -372,15 +410,16 @@
   };
   const copy = async (button) => {
     const code = button.parentElement.querySelector('code');
+    let isCopied = true;
     try {
       await navigator.clipboard.writeText(code.textContent);
     } catch { // not every viewer of files has a clipboard
       getSelection().selectAllChildren(code);
-      document.execCommand('copy');
+      isCopied = document.execCommand('copy');
     }
-    button.textContent = 'Copied';
-    byId('hits').textContent = 'Copied the remedy.';
-    setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+    button.textContent = isCopied ? 'Copied' : 'Selected';
+    byId('hits').textContent = isCopied ? 'Copied the remedy.' : 'The remedy is selected: copy it with Ctrl+C, or ⌘C.';
+    setTimeout(() => { button.textContent = 'Copy'; }, isCopied ? 1500 : 4000);
   };
 
   document.addEventListener('keydown', (event) => {

@@ -4,7 +4,7 @@
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::text::{UNKNOWN, gib, gib_or_unknown, grouped, percent};
+use super::text::{UNKNOWN, grouped, percent, room, taken, taken_or_unknown};
 use crate::report::document::{Enforced, Moved, Namespace, Report, Workload};
 
 /// Number of rows that the page shows before its script runs.
@@ -192,9 +192,9 @@ fn namespace(namespace: &Namespace) -> Row {
             Cell::count(namespace.pods),
             Cell::bad(namespace.undeclared_pods),
             Cell::bad(namespace.refused_pods),
-            Cell::text(gib(namespace.held_mib)),
-            Cell::text(gib(namespace.declared_mib)),
-            Cell::text(namespace.quota_mib.map_or_else(|| "none".to_owned(), gib)),
+            Cell::text(taken(namespace.held_mib)),
+            Cell::text(taken(namespace.declared_mib)),
+            Cell::text(namespace.quota_mib.map_or_else(|| "none".to_owned(), room)),
             of_quota,
         ],
     }
@@ -212,7 +212,7 @@ fn workload(workload: &Workload) -> Row {
         cells: vec![
             Cell::text(format!("{}/{}", workload.namespace, workload.name)),
             Cell::text(&workload.kind),
-            Cell::text(gib_or_unknown(workload.demand_mib)),
+            Cell::text(taken_or_unknown(workload.demand_mib)),
             Cell::count(workload.replicas),
             Cell::count(workload.max_replicas),
             Cell::count(more),

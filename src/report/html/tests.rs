@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::headline::{Tone, verdict};
-use super::text::{counted, gib, gpu_name, grouped, percent, time, visible};
+use super::text::{counted, gpu_name, grouped, percent, room, taken, time, visible};
 use super::{CONTENT_SECURITY_POLICY, SCRIPT, STYLE, render};
 use crate::report::document::{Finding, Gpu, Holder, Node, Report, Severity, Status, Summary};
 
@@ -147,9 +147,10 @@ fn the_same_reports_make_the_same_page() {
 
 #[test]
 fn amounts_are_gib_with_one_decimal_and_zero_is_none() {
-    let shown = [0, 1, 51, 52, 256, 1024, 23_870, 26_736, 3_210_120_000, u64::MAX].map(gib);
-    let most = "18,014,398,509,481,984.0";
-    assert_eq!(shown, ["0", "<0.1", "<0.1", "0.1", "0.3", "1.0", "23.3", "26.1", "3,134,882.8", most]);
+    let shown = [0, 1, 102, 103, 256, 1024, 23_870, 26_736, 3_210_120_000, u64::MAX].map(room);
+    let most = "18,014,398,509,481,983.9";
+    assert_eq!(shown, ["0", "<0.1", "<0.1", "0.1", "0.2", "1.0", "23.3", "26.1", "3,134,882.8", most]);
+    assert_eq!([0, 1, 256, 1024, 3_210_120_001].map(taken), ["0", "0.1", "0.3", "1.0", "3,134,882.9"]);
     assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     assert_eq!((counted(1, "pod"), counted(0, "pod")), ("1 pod".into(), "0 pods".into()));
     assert_eq!((percent(1, 3), percent(5, 0), percent(u64::MAX, 1)), (Some(33), None, Some(u64::MAX)));
@@ -231,7 +232,7 @@ fn what_is_over_begins_where_the_bar_ends() {
     assert!((end - 24_576.0 / 27_442.0 * 100.0).abs() < 0.02, "headroom and allocatable of all: {end}");
     assert!((over - end).abs() < 0.01 && (over + width - 100.0).abs() < 0.01, "{over} {width}");
     assert_eq!(bar.matches("class=\"seg").count(), 3, "one part for each holder");
-    assert!(bar.contains("agents/writer-0, container llm: 8.7 GiB") && bar.contains("Over by 2.8 GiB"));
+    assert!(bar.contains("agents/writer-0, container llm: 8.8 GiB") && bar.contains("Over by 2.8 GiB"));
 }
 
 #[test]

@@ -7,21 +7,34 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::report::text::{room_gib, taken_gib};
+
 /// What is shown in place of an amount that is not known.
 pub(super) const UNKNOWN: &str = "–";
 
-/// An amount in GiB with one decimal. `0` is none, and less than half a tenth of one is `<0.1`.
-pub(super) fn gib(mib: u64) -> String {
-    match u64::try_from((u128::from(mib) * 10 + 512) / 1024).unwrap_or(u64::MAX) {
-        0 if mib == 0 => "0".to_owned(),
-        0 => "<0.1".to_owned(),
-        tenths => format!("{}.{}", grouped(tenths / 10), tenths % 10),
-    }
+/// [`taken_gib`], with a comma between thousands.
+pub(super) fn taken(mib: u64) -> String {
+    with_commas(&taken_gib(mib))
 }
 
-/// As [`gib`], and [`UNKNOWN`] if the amount is not known.
-pub(super) fn gib_or_unknown(mib: Option<u64>) -> String {
-    mib.map_or_else(|| UNKNOWN.to_owned(), gib)
+/// [`room_gib`], with a comma between thousands.
+pub(super) fn room(mib: u64) -> String {
+    with_commas(&room_gib(mib))
+}
+
+fn with_commas(gib: &str) -> String {
+    let whole = gib.split_once('.').and_then(|(whole, tenth)| Some((whole.parse().ok()?, tenth)));
+    whole.map_or_else(|| gib.to_owned(), |(whole, tenth)| format!("{}.{tenth}", grouped(whole)))
+}
+
+/// As [`taken`], and [`UNKNOWN`] if the amount is not known.
+pub(super) fn taken_or_unknown(mib: Option<u64>) -> String {
+    mib.map_or_else(|| UNKNOWN.to_owned(), taken)
+}
+
+/// As [`room`], and [`UNKNOWN`] if the amount is not known.
+pub(super) fn room_or_unknown(mib: Option<u64>) -> String {
+    mib.map_or_else(|| UNKNOWN.to_owned(), room)
 }
 
 /// A number with a comma between thousands.

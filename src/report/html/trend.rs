@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use maud::{Markup, html};
 
-use super::text::{gib, grouped, instant, time};
+use super::text::{grouped, instant, room, taken, time};
 use crate::report::document::{Report, Summary};
 
 /// Size of a chart.
@@ -21,6 +21,7 @@ struct Line {
     name: &'static str,
     class: &'static str,
     amount: fn(&Summary) -> u64,
+    shown: fn(u64) -> String,
 }
 
 /// One chart.
@@ -33,23 +34,23 @@ struct Chart {
 const CHARTS: [Chart; 3] = [
     Chart {
         title: "Memory, GiB",
-        shown: gib,
+        shown: room,
         lines: &[
-            Line { name: "allocatable", class: "quiet", amount: |summary| summary.allocatable_mib },
-            Line { name: "held", class: "main", amount: |summary| summary.held_mib },
+            Line { name: "allocatable", class: "quiet", amount: |summary| summary.allocatable_mib, shown: room },
+            Line { name: "held", class: "main", amount: |summary| summary.held_mib, shown: taken },
         ],
     },
     Chart {
         title: "Overcommitted GPUs",
         shown: grouped,
-        lines: &[Line { name: "certain", class: "bad", amount: |summary| summary.overcommitted_gpus }],
+        lines: &[Line { name: "certain", class: "bad", amount: |summary| summary.overcommitted_gpus, shown: grouped }],
     },
     Chart {
         title: "Findings",
         shown: grouped,
         lines: &[
-            Line { name: "warn", class: "doubtful", amount: |summary| summary.warn },
-            Line { name: "deny", class: "bad", amount: |summary| summary.deny },
+            Line { name: "warn", class: "doubtful", amount: |summary| summary.warn, shown: grouped },
+            Line { name: "deny", class: "bad", amount: |summary| summary.deny, shown: grouped },
         ],
     },
 ];
@@ -139,7 +140,7 @@ impl Chart {
         if let [first, .., last] = reports {
             for line in self.lines {
                 let (from, to) = ((line.amount)(&first.summary), (line.amount)(&last.summary));
-                let _ = write!(text, "{} from {} to {}. ", line.name, (self.shown)(from), (self.shown)(to));
+                let _ = write!(text, "{} from {} to {}. ", line.name, (line.shown)(from), (line.shown)(to));
             }
         }
         text
@@ -177,8 +178,8 @@ fn numbers(reports: &[&Report]) -> Markup {
                                 th scope="row" { (time(&report.generated_at)) }
                                 @if several { td { (report.cluster) } }
                                 td class="n" { (grouped(summary.gpus)) }
-                                td class="n" { (gib(summary.allocatable_mib)) }
-                                td class="n" { (gib(summary.held_mib)) }
+                                td class="n" { (room(summary.allocatable_mib)) }
+                                td class="n" { (taken(summary.held_mib)) }
                                 @for count in [summary.overcommitted_gpus, summary.deny, summary.warn, summary.info] {
                                     td class="n" { (grouped(count)) }
                                 }

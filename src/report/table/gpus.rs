@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Page;
 use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
+use crate::capacity::audit::amounts::Amounts;
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
 use crate::report::summary::{Tone, at_least};
-use crate::report::text::{count, free_gib, gib};
+use crate::report::text::{count, room_gib, taken_gib};
 
 /// The largest number of rows without `--all`, sums of the others not counted.
 const ROWS: usize = 20;
@@ -19,18 +20,14 @@ const ROWS: usize = 20;
 /// Columns of the bar.
 const BAR: u64 = 12;
 
-/// One row: a GPU, or all GPUs of a node. Amounts are in MiB, and `None` is not known.
+/// One row: a GPU, or all GPUs of a node. `None` is not known.
 struct Row {
     name: String,
     gpu: String,
     mode: String,
-    total: Option<u64>,
-    allocatable: Option<u64>,
-    held: Option<u64>,
+    amounts: Amounts,
     /// Whether more than `held` may be held: what a pod holds is not known.
     is_least: bool,
-    free: Option<u64>,
-    used: Option<u64>,
     pods: Option<u64>,
     undeclared: Option<u64>,
     status: Status,
@@ -52,10 +49,8 @@ impl Block {
 
     /// The worst first: by status, by what is missing, by how full it is.
     fn rank(&self) -> impl Ord + use<> {
-        let Row { status, held, allocatable, .. } = self.head();
-        let (held, allocatable) = (held.unwrap_or(0), allocatable.unwrap_or(0));
-        let full = (u128::from(held) * 1000).checked_div(u128::from(allocatable)).unwrap_or(0);
-        (Reverse(*status), Reverse(held.saturating_sub(allocatable)), Reverse(full))
+        let Row { status, amounts, .. } = self.head();
+        (Reverse(*status), Reverse(amounts.over()), Reverse(amounts.held_part(1000)))
     }
 }
 
@@ -139,23 +134,19 @@ fn sums(blocks: &[Block]) -> Vec<Row> {
 
 /// Several rows as one. An amount that is not known of one of them is not known.
 fn sum(rows: &[&Row], name: String, status: Status) -> Row {
-    let total = |amount: fn(&Row) -> Option<u64>| {
-        rows.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(amount(row)?)))
-    };
+    let number =
+        |of: fn(&Row) -> Option<u64>| rows.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(of(row)?)));
+    let amounts: Vec<Amounts> = rows.iter().map(|row| row.amounts).collect();
     let modes: BTreeSet<&str> = rows.iter().map(|row| row.mode.as_str()).collect();
     let gpus = rows.iter().map(|row| row.gpus).fold(0, u64::saturating_add);
     Row {
         name,
         gpu: if gpus == 0 { "-".to_owned() } else { count(gpus, "GPU") },
         mode: if modes.len() == 1 { rows[0].mode.clone() } else { "several".to_owned() },
-        total: total(|row| row.total),
-        allocatable: total(|row| row.allocatable),
-        held: total(|row| row.held),
+        amounts: Amounts::together(&amounts),
         is_least: rows.iter().any(|row| row.is_least),
-        free: rows.iter().map(|row| row.free).max().flatten(),
-        used: total(|row| row.used),
-        pods: total(|row| row.pods),
-        undeclared: total(|row| row.undeclared),
+        pods: number(|row| row.pods),
+        undeclared: number(|row| row.undeclared),
         status,
         gpus,
         is_sum: true,
@@ -185,18 +176,13 @@ fn blocks(report: &Report, page: &Page) -> Vec<Block> {
 /// A node as one row, and its GPUs under it if `--all` is given or something is known about one.
 fn of_node(node: &Node, gpus: &[&Gpu], page: &Page) -> Block {
     let unknown = node.unassigned.iter().any(|holder| holder.vram_mib.is_none());
-    let used = gpus.iter().try_fold(0_u64, |sum, gpu| Some(sum.saturating_add(gpu.used_mib?)));
-    let all_known = node.gpus > 0 && usize::try_from(node.gpus).is_ok_and(|number| number == gpus.len());
+    let amounts = node.amounts(gpus);
     let head = Row {
         name: page.paint.text(&node.node),
         gpu: if node.gpus == 0 { "-".to_owned() } else { count(node.gpus, "GPU") },
         mode: page.paint.text(&node.mode),
-        total: all_known.then(|| gpus.iter().map(|gpu| gpu.total_mib).fold(0, u64::saturating_add)),
-        allocatable: node.allocatable_mib,
-        held: Some(node.held_mib).filter(|held| !unknown || *held > 0),
+        amounts: Amounts { held: amounts.held.filter(|held| !unknown || !held.is_zero()), ..amounts },
         is_least: unknown,
-        free: node.free_mib,
-        used: used.filter(|_| all_known),
         pods: Some(node.pods),
         undeclared: Some(node.undeclared_pods),
         status: node.status,
@@ -210,7 +196,7 @@ fn of_node(node: &Node, gpus: &[&Gpu], page: &Page) -> Block {
         let row = of_gpu(gpu, page);
         Row {
             name: "  └".to_owned(),
-            held: row.held.filter(|_| known),
+            amounts: Amounts { held: row.amounts.held.filter(|_| known), ..row.amounts },
             pods: row.pods.filter(|_| known),
             undeclared: row.undeclared.filter(|_| known),
             ..row
@@ -229,12 +215,8 @@ fn of_gpu(gpu: &Gpu, page: &Page) -> Row {
         name: page.paint.text(&gpu.node),
         gpu: page.paint.text(&gpu.gpu),
         mode: page.paint.text(&gpu.mode),
-        total: Some(gpu.total_mib),
-        allocatable: Some(gpu.allocatable_mib),
-        held: Some(gpu.held_mib),
+        amounts: gpu.amounts(),
         is_least: gpu.holders.iter().any(|holder| holder.vram_mib.is_none()),
-        free: gpu.free_mib,
-        used: gpu.used_mib,
         pods: pods(|_| true),
         undeclared: pods(|holder| !holder.declared),
         status: gpu.status,
@@ -259,19 +241,20 @@ fn columns(page: &Page) -> Vec<Column> {
 
 fn cells(row: &Row, page: &Page) -> Vec<Cell> {
     let role = role(row.status);
-    let held = row.held.and_then(|held| at_least(held, row.is_least));
+    let Amounts { total, allocatable, held, free, used, .. } = row.amounts;
+    let held = held.and_then(|held| at_least(held.mib(), row.is_least));
     let held = held.map_or(Cell::known(None::<u64>), |held| {
         Cell::with(held, if row.status == Status::Overcommitted { Role::Bad } else { Role::Plain })
     });
     let mut cells =
         vec![Cell::with(row.name.clone(), Role::Plain), Cell::new(row.gpu.clone()), Cell::new(row.mode.clone())];
     if page.is_wide() {
-        cells.push(Cell::known(row.total.map(gib)));
+        cells.push(Cell::known(total.map(|amount| room_gib(amount.mib()))));
     }
-    cells.push(Cell::known(row.allocatable.map(gib)));
+    cells.push(Cell::known(allocatable.map(|amount| room_gib(amount.mib()))));
     cells.push(held);
-    cells.push(Cell::known(row.free.map(free_gib)));
-    cells.push(Cell::known(row.used.map(gib)));
+    cells.push(Cell::known(free.map(|amount| room_gib(amount.mib()))));
+    cells.push(Cell::known(used.map(|amount| taken_gib(amount.mib()))));
     cells.push(Cell::known(row.pods));
     if page.is_wide() {
         let undeclared = row.undeclared.filter(|undeclared| *undeclared > 0);
@@ -286,14 +269,13 @@ fn cells(row: &Row, page: &Page) -> Vec<Cell> {
 
 /// How much of the allocatable is held, as a bar and in percent.
 fn bar(row: &Row) -> String {
-    let (Some(held), Some(allocatable)) = (row.held, row.allocatable.filter(|amount| *amount > 0)) else {
-        return String::new();
-    };
-    let part = |of: u64| u64::try_from(u128::from(held) * u128::from(of) / u128::from(allocatable)).unwrap_or(u64::MAX);
+    let part = |of: u64| row.amounts.held_part(of);
+    let (Some(cells), Some(percent)) = (part(BAR), part(100)) else { return String::new() };
     // A cell is full only if all of it is held, except the first: what is held is seen.
-    let filled = part(BAR).clamp(u64::from(held > 0), BAR);
+    let least = u64::from(row.amounts.held.is_some_and(|held| !held.is_zero()));
+    let filled = cells.clamp(least, BAR);
     let bar: String = (0..BAR).map(|cell| if cell < filled { '█' } else { '░' }).collect();
-    format!("{bar} {:>3}%", part(100))
+    format!("{bar} {percent:>3}%")
 }
 
 fn role(status: Status) -> Role {

@@ -6,17 +6,18 @@ use super::Page;
 use super::findings::more;
 use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
+use crate::capacity::vram::Vram;
 use crate::report::document::{Holder, Report, Status};
 use crate::report::summary::Tone;
-use crate::report::text::{gib, named};
+use crate::report::text::{named, taken_gib};
 
 /// The largest number of rows without `--all`.
 const ROWS: usize = 20;
 
 /// A GPU, or a node of which it is not known which pod is on which GPU.
 struct Place<'r> {
-    /// What is held beyond the allocatable, in MiB; 0 if not known.
-    excess: u64,
+    /// What is held beyond the allocatable; zero if not known.
+    excess: Vram,
     node: &'r str,
     gpu: &'r str,
     holders: &'r [Holder],
@@ -25,7 +26,7 @@ struct Place<'r> {
 pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     let of_gpus = report.gpus.iter().filter(|gpu| gpu.status == Status::Overcommitted && !gpu.holders.is_empty());
     let of_gpus = of_gpus.map(|gpu| Place {
-        excess: gpu.held_mib.saturating_sub(gpu.allocatable_mib),
+        excess: gpu.amounts().over(),
         node: &gpu.node,
         gpu: &gpu.gpu,
         holders: &gpu.holders,
@@ -33,7 +34,8 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     // Where the GPU of a pod is not known, all pods of the node come into question.
     let bad = |status: Status| matches!(status, Status::Overcommitted | Status::MaybeOvercommitted);
     let of_nodes = report.nodes.iter().filter(|node| bad(node.status) && !node.unassigned.is_empty());
-    let of_nodes = of_nodes.map(|node| Place { excess: 0, node: &node.node, gpu: "-", holders: &node.unassigned });
+    let of_nodes =
+        of_nodes.map(|node| Place { excess: Vram::ZERO, node: &node.node, gpu: "-", holders: &node.unassigned });
     let mut places: Vec<Place<'_>> = of_gpus.chain(of_nodes).collect();
     places.sort_by_key(|place| Reverse(place.excess));
     if places.is_empty() {
@@ -52,7 +54,7 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
         let by = if holder.declared { Cell::new("declared") } else { Cell::with("slot", Role::Doubtful) };
         grid.push(vec![
             Cell::new(page.paint.plain(&named(&holder.namespace, &holder.pod))),
-            Cell::known(holder.vram_mib.map(gib)),
+            Cell::known(holder.vram_mib.map(taken_gib)),
             by,
             Cell::new(page.paint.cut(&page.paint.text(gpu), 12)),
             Cell::new(page.paint.text(node)),

@@ -9,7 +9,7 @@ use super::paint::Role;
 use crate::report::baseline::key;
 use crate::report::document::{Assumed, Finding, Namespace, Report, Status, Summary};
 use crate::report::summary::{self, Tone, missing};
-use crate::report::text::{count, gib, named, object};
+use crate::report::text::{count, named, object, room_gib, taken_gib};
 
 /// The largest number of rows of a table without `--all`.
 const ROWS: usize = 10;
@@ -44,7 +44,7 @@ pub(super) fn namespaces(report: &Report, page: &Page) -> Vec<String> {
     let counted = |number: u64, role: Role| Cell::with(number.to_string(), if number > 0 { role } else { Role::Plain });
     for space in all.iter().take(shown) {
         let is_above = space.quota_mib.is_some_and(|quota| space.declared_mib > quota);
-        let declared = Cell::with(gib(space.declared_mib), if is_above { Role::Bad } else { Role::Plain });
+        let declared = Cell::with(taken_gib(space.declared_mib), if is_above { Role::Bad } else { Role::Plain });
         grid.push(vec![
             Cell::new(page.paint.text(&space.namespace)),
             Cell::new(page.paint.text(&space.mode)),
@@ -52,8 +52,8 @@ pub(super) fn namespaces(report: &Report, page: &Page) -> Vec<String> {
             counted(space.undeclared_pods, Role::Doubtful),
             counted(space.refused_pods, Role::Bad),
             declared,
-            Cell::new(gib(space.held_mib)),
-            space.quota_mib.map_or(Cell::with("none", Role::Faint), |quota| Cell::new(gib(quota))),
+            Cell::new(taken_gib(space.held_mib)),
+            space.quota_mib.map_or(Cell::with("none", Role::Faint), |quota| Cell::new(room_gib(quota))),
         ]);
     }
     let mut lines = page.title("NAMESPACES", &[("in GiB".to_owned(), Tone::Plain)]);
@@ -75,7 +75,7 @@ pub(super) fn cramped(report: &Report, page: &Page) -> Vec<String> {
         let name = named(&workload.namespace, &workload.name);
         grid.push(vec![
             Cell::new(page.paint.plain(&format!("{} {name}", page.paint.text(&workload.kind)))),
-            Cell::known(workload.demand_mib.map(gib)),
+            Cell::known(workload.demand_mib.map(taken_gib)),
             Cell::new(workload.replicas.to_string()),
             Cell::new(workload.max_replicas.to_string()),
             Cell::known(workload.fits_more.map(|more| format!("+{more}"))),
@@ -92,8 +92,8 @@ pub(super) fn cramped(report: &Report, page: &Page) -> Vec<String> {
 /// The rows that are shown even if the assumptions do not change them.
 const ALWAYS: [&str; 2] = ["overcommitted GPUs", "pods that would be refused"];
 
-/// An amount that is compared, in MiB, and whether more of it is worse.
-type Amount = (&'static str, fn(&Summary) -> Option<u64>, bool);
+/// An amount that is compared, in MiB, whether more of it is worse, and how it is written.
+type Amount = (&'static str, fn(&Summary) -> Option<u64>, bool, fn(u64) -> String);
 
 const HELD: &str = "held, GiB";
 
@@ -114,11 +114,11 @@ pub(super) fn assumed(report: &Report, page: &Page) -> Vec<String> {
         }
     }
     let amounts: [Amount; 3] = [
-        (HELD, |s| Some(s.held_mib), false),
-        ("allocatable, GiB", |s| Some(s.allocatable_mib), false),
-        ("stranded, GiB", |s| s.stranded_mib, true),
+        (HELD, |s| Some(s.held_mib), false, taken_gib),
+        ("allocatable, GiB", |s| Some(s.allocatable_mib), false, room_gib),
+        ("stranded, GiB", |s| s.stranded_mib, true, room_gib),
     ];
-    for (name, amount, is_bad) in amounts {
+    for (name, amount, is_bad, gib) in amounts {
         let (before, after) = (amount(now), amount(then));
         if before == after && name != HELD {
             continue;

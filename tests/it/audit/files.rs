@@ -278,7 +278,7 @@ fn wrong_usage_and_unreadable_input_end_with_2_and_say_where() {
         (&["--snapshot", &good, "--output", "json=/nonexistent/a.json"], &["/nonexistent/a.json"]),
         (&["--snapshot", &good, "--fail-on", "new"], &["--baseline"]),
         (&["--snapshot", &good, "--baseline", &report], &["report.json", "v9"]),
-        (&["--snapshot", &good, "--assume", "replicas=0"], &["replicas", "above zero"]),
+        (&["--snapshot", &good, "--assume", "replicas=0"], &["replicas", "at least 1"]),
         (&[], &["KUBECONFIG", "--snapshot"]),
     ];
     for (arguments, expected) in cases {

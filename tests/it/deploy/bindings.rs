@@ -15,7 +15,7 @@ async fn entry(plane: &ControlPlane) -> Value {
     of_bindings(&found)
 }
 
-fn of_bindings(configuration: &Value) -> Value {
+pub(super) fn of_bindings(configuration: &Value) -> Value {
     let entries = configuration["webhooks"].as_array().expect("it has entries");
     entries.iter().find(|entry| entry["name"] == "bindings.vramguard.dev").expect("it is shipped").clone()
 }

@@ -13,7 +13,7 @@ const CONTROL_PLANE: [&str; 5] = ["etcd", "kube-apiserver", "kube-scheduler", "k
 ///
 /// # Errors
 /// If the program is neither found nor built.
-pub(super) fn program(name: &str) -> Result<PathBuf, String> {
+pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
     if let Some(folder) = given_folder() {
         let path = folder.join(name);
         if path.is_file() {

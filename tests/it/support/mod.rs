@@ -10,13 +10,14 @@
 //! | `guard`, `guarded_cluster` | vramguard under the manifests of `deploy/` |
 //! | `test_server` | vramguard alone, on a snapshot |
 //! | `client`, `authority`, `http` | clients of a server |
+//! | `schema` | values against the JSON Schemas |
 //! | `objects`, `stream` | objects that tests apply, and watches |
 //! | `process`, `wait` | child processes, and waiting for them |
 // Not every helper has a user at all times, and helpers need files, processes and time.
 #![allow(dead_code, unused_imports)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
-mod assets;
+pub(crate) mod assets;
 mod authority;
 pub(crate) mod client;
 mod components;
@@ -31,6 +32,7 @@ pub(crate) mod objects;
 mod process;
 mod real_node;
 mod runtime;
+pub(crate) mod schema;
 pub(crate) mod stream;
 pub(crate) mod test_server;
 mod wait;

@@ -52,6 +52,7 @@ fn a_node_of_dra_devices_alone_does_not_hide_what_is_stranded() {
     scene.running("p", "a", Some(20_000));
     scene.subject("r", Some(10_000), Stage::Waiting);
     scene.devices = vec![SharedDevice {
+        slice: "gpu-0-slice".into(),
         node: Some("b".into()),
         driver: "gpu.nvidia.com".into(),
         pool: "b".into(),
@@ -111,4 +112,39 @@ fn a_workload_that_may_land_on_no_node_is_told_so_and_not_to_declare_less() {
     workload(&mut scene, 9_000, 1, 0, None, 0);
     scene.subjects[0].pod.placement.node_selector = [("zone".to_owned(), "elsewhere".to_owned())].into_iter().collect();
     assert_eq!(reasons(&run(&scene)), [(Severity::Warn, Reason::NoNodeAllowed, "agents".to_owned())]);
+}
+
+/// The audit once said nothing about such a pod, which the webhook keeps off every node that there is.
+#[test]
+fn a_container_with_several_gpus_where_all_are_shared_is_told_that_it_never_runs() {
+    let whole = || Pool { sharing: Sharing::Exclusive, ..pool(&[24_000, 24_000], 1) };
+    let shared = || pool(&[24_000], 4);
+    let found = |nodes: Vec<(&str, Vec<Pool>)>, stage: Stage, selector: Option<&str>| {
+        let mut scene = scene(nodes);
+        let pod = &mut scene.subject("p", Some(1_000), stage).pod;
+        pod.containers[0].gpus = vec![(gpu(), 2)];
+        pod.placement.node_selector = selector.map(|zone| ("zone".to_owned(), zone.to_owned())).into_iter().collect();
+        let audit = run(&scene);
+        let of = |finding: &crate::capacity::verdict::finding::Finding| {
+            (finding.matter.reason() == Reason::OnlySharedGpus).then(|| (finding.severity, finding.matter.to_string()))
+        };
+        audit.findings.iter().find_map(of)
+    };
+    let (severity, message) = found(vec![("a", vec![shared()]), ("b", vec![shared()])], Stage::Waiting, None).unwrap();
+    assert_eq!(severity, Severity::Deny);
+    assert_eq!(
+        message,
+        "container \"main\" requests 2 of nvidia.com/gpu, and no node that its pod may land on has GPUs that are not shared: \
+         node \"a\" and 1 other share theirs; several replicas may be one GPU, so such a pod is kept off these nodes, and a \
+         device plugin with failRequestsGreaterThanOne fails it"
+    );
+    let runs = found(vec![("a", vec![shared()])], Stage::Bound("a".into()), None).unwrap();
+    assert_eq!(runs.0, Severity::Warn, "it runs, and is not placed again");
+    assert_eq!(found(vec![("a", vec![shared()]), ("b", vec![whole()])], Stage::Waiting, None), None);
+    assert_eq!(
+        found(vec![("a", vec![shared()])], Stage::Waiting, Some("elsewhere")),
+        None,
+        "its selector keeps it off"
+    );
+    assert_eq!(found(Vec::new(), Stage::Template, None), None, "manifests alone have no nodes");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ForeignDeclaration, Growth, Matter};
+use super::{ForeignDeclaration, Given, Growth, Matter};
 use crate::capacity::gpu::Unknown;
 use crate::capacity::verdict::{Advice, Violation, count, quoted};
 
@@ -33,6 +33,16 @@ impl fmt::Display for Matter {
             Matter::GpusMissing { resource } => {
                 write!(f, "pods that request {resource} are bound here, and the node was not read or does not offer it")
             }
+            Matter::GpusUnusable { resource, has, usable: 0 } => write!(
+                f,
+                "none of {has} {resource} can be requested (allocatable 0): the device plugin does not run, or all its devices \
+                 are unhealthy; no new pod gets a GPU here"
+            ),
+            Matter::GpusUnusable { resource, has, usable } => write!(
+                f,
+                "only {usable} of {has} {resource} can be requested (allocatable): the device plugin reports the others as \
+                 unhealthy"
+            ),
             Matter::TooManyReplicas { resource, replicas, median, allocatable, fits } => write!(
                 f,
                 "the device plugin offers {replicas} replicas of each GPU of {resource}, but its {allocatable} hold {} of the \
@@ -42,7 +52,7 @@ impl fmt::Display for Matter {
             Matter::Stranded { free, smallest } => {
                 write!(f, "{free} are free for one pod, and the smallest demand that waits is {smallest}")
             }
-            Matter::Foreign(ForeignDeclaration { container, key, text, amount, tool, .. }) => {
+            Matter::Foreign(ForeignDeclaration { container, key, text, amount, tool, given, .. }) => {
                 if let Some(container) = container {
                     write!(f, "container {container:?}: ")?;
                 }
@@ -50,6 +60,18 @@ impl fmt::Display for Matter {
                 match amount {
                     Ok(amount) => write!(f, "; it means {amount}"),
                     Err(why) => write!(f, "; it {why}"),
+                }?;
+                match given {
+                    Given::Nothing => Ok(()),
+                    Given::Counted(amount) => {
+                        write!(f, "; by {tool}'s record it holds {amount}, which counts here, without an overhead")
+                    }
+                    Given::Unrecorded => {
+                        write!(
+                            f,
+                            "; no record of {tool} says what it holds, so it counts as a container that declares nothing"
+                        )
+                    }
                 }
             }
             Matter::Environment(fault) => {
@@ -72,6 +94,22 @@ impl fmt::Display for Matter {
             }
             Matter::KeptOff { resource } => {
                 write!(f, "no node that has {resource} is one that its pods may land on, so none of them can run")
+            }
+            Matter::OnlyShared { container, resource, count: requested, node, others } => {
+                write!(
+                    f,
+                    "container {container:?} requests {requested} of {resource}, and no node that its pod may land on has GPUs that \
+                     are not shared: node {node:?}"
+                )?;
+                if *others > 0 {
+                    write!(f, " and {} share theirs", count(*others, "other"))?;
+                } else {
+                    f.write_str(" shares them")?;
+                }
+                f.write_str(
+                    "; several replicas may be one GPU, so such a pod is kept off these nodes, and a device plugin with \
+                     failRequestsGreaterThanOne fails it",
+                )
             }
             Matter::OverQuota { of_policy: true, held, quota } => {
                 write!(f, "its pods hold {held}, above the policy's quota of {quota}")
@@ -123,6 +161,10 @@ impl Matter {
                 "start the device plugin on the node; if it is gone, delete its pods; in a snapshot, give its Node"
                     .to_owned()
             }
+            Matter::GpusUnusable { .. } => {
+                "look at the device plugin's pod on the node and its log; a kubelet that just started takes some seconds"
+                    .to_owned()
+            }
             Matter::TooManyReplicas { fits, .. } if *fits > 1 => {
                 format!("replicas: {fits}  # or keep them, and let vramguard count memory")
             }
@@ -157,6 +199,9 @@ impl Matter {
             }
             Matter::KeptOff { .. } => {
                 "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
+            }
+            Matter::OnlyShared { resource, .. } => {
+                format!("{resource}: 1  # under resources.limits; or add a node whose GPUs are not shared")
             }
             Matter::OverQuota { of_policy: true, held, .. } => format!("quota: {held}  # or fewer pods"),
             Matter::OverQuota { of_policy: false, .. } => "let its pods declare, or raise the ResourceQuota".to_owned(),

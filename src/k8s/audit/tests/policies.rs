@@ -31,8 +31,7 @@ fn an_empty_config_map_is_a_cluster_without_policies_and_not_one_whose_policies_
         assert!(reader.has_policies() && reader.policies().is_empty());
     }
     let wrong = files("vramguard-system", "vramguard-policies", json!({"a.yaml": 3}));
-    let expected =
-        "ConfigMap vramguard-system/vramguard-policies: data.a.yaml: invalid type: integer `3`, expected a string";
+    let expected = "ConfigMap vramguard-system/vramguard-policies: data.a.yaml: is the number 3, expected a text";
     assert_eq!(error(wrong), expected);
 }
 

@@ -1,0 +1,60 @@
+//! The components of `deploy/components/`: each combination of them is built, and has what each of them adds.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::bindings::of_bindings;
+use crate::support::{assets, run, write};
+
+/// Each component, and whether objects have what it adds.
+const COMPONENTS: [(&str, fn(&[Value]) -> bool); 4] = [
+    ("cert-manager", |objects| find(objects, "Issuer").is_some()),
+    ("fail-closed", |objects| {
+        find(objects, "MutatingWebhookConfiguration")
+            .is_some_and(|object| of_bindings(object)["failurePolicy"] == "Fail")
+    }),
+    ("network-policy", |objects| find(objects, "NetworkPolicy").is_some()),
+    ("audit", |objects| {
+        let deployment =
+            find(objects, "Deployment").map(|object| object["spec"]["template"]["spec"]["containers"][0].clone());
+        deployment.is_some_and(|container| container["env"].to_string().contains("VRAMGUARD_AUDIT_EVERY"))
+    }),
+];
+
+fn find<'o>(objects: &'o [Value], kind: &str) -> Option<&'o Value> {
+    objects.iter().find(|object| object["kind"] == kind)
+}
+
+/// The path of a folder of the checkout as seen from another one. A kustomization names no absolute paths.
+fn relative(from: &Path, to: &Path) -> String {
+    let up = "../".repeat(from.components().count() - 1);
+    format!("{up}{}", to.strip_prefix("/").expect("an absolute path").display())
+}
+
+#[test]
+fn every_combination_of_components_is_built_and_has_what_each_adds() {
+    let kubectl = assets::program("kubectl").expect("the programs of the control plane");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").canonicalize().expect("the manifests");
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().canonicalize().expect("it exists");
+    for number in 0..1 << COMPONENTS.len() {
+        let is_in = |index: usize| number >> index & 1 == 1;
+        let resource = relative(&place, &deploy.join("base"));
+        let mut text = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{resource}]\ncomponents:\n"
+        );
+        for (_, (name, _)) in COMPONENTS.iter().enumerate().filter(|(index, _)| is_in(*index)) {
+            text += &format!("  - {}\n", relative(&place, &deploy.join("components").join(name)));
+        }
+        write(&place.join("kustomization.yaml"), &text);
+        let built = run(Command::new(&kubectl).arg("kustomize").arg(&place), Duration::from_secs(60)).expect_success();
+        let objects: Vec<Value> =
+            built.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("kubectl prints YAML")).collect();
+        for (index, (name, has)) in COMPONENTS.iter().enumerate() {
+            assert_eq!(has(&objects), is_in(index), "{name}\n{text}");
+        }
+    }
+}
