@@ -37,9 +37,13 @@ pub(super) struct Directory {
     plugins: PathBuf,
 }
 
-/// Identity of a file: device and inode.
+/// Identity of a file. The number of an inode alone is soon used again; a socket's time of modification never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileId(u64, u64);
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
 
 /// Where `vramguard.sock` leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +206,8 @@ fn remove_if_exists(path: &Path) -> io::Result<()> {
 }
 
 fn file_id(path: &Path) -> io::Result<FileId> {
-    std::fs::metadata(path).map(|file| FileId(file.dev(), file.ino()))
+    let file = std::fs::metadata(path)?;
+    Ok(FileId { device: file.dev(), inode: file.ino(), modified: (file.mtime(), file.mtime_nsec()) })
 }
 
 #[cfg(test)]
@@ -263,6 +268,23 @@ mod tests {
         assert!(directory.socket(&live_name).exists());
         assert!(!directory.socket(&dead_name).exists());
         drop(live);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_made_anew_is_another_file_even_with_the_same_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = directory(&folder);
+        let socket = directory.socket("nvidia-gpu.sock");
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            remove_if_exists(&socket).unwrap();
+            drop(UnixListener::bind(&socket).unwrap());
+            ids.push(file_id(&socket).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(20)); // the clock of a file system is coarse
+        }
+        for (place, id) in ids.iter().enumerate() {
+            assert!(!ids[..place].contains(id), "{ids:?}");
+        }
     }
 
     #[tokio::test]
