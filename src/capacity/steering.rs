@@ -17,8 +17,8 @@ pub mod identify;
 pub mod known;
 pub mod pick;
 
-use identify::{Allocations, Caller, Identity, identify};
-use pick::{Asker, Choice, Question, pick};
+use self::identify::{Allocations, Caller, Identity, identify};
+use self::pick::{Asker, Choice, Question, pick};
 
 /// What the API server tells about one node: its pods and the free memory of its GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
