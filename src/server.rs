@@ -343,7 +343,7 @@ fn read_snapshot(files: &[PathBuf]) -> anyhow::Result<Snapshot> {
         .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
-async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+pub(crate) async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let config = match kubeconfig {
         Some(path) => {
             let file = kube::config::Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
@@ -373,7 +373,7 @@ async fn tick(index: Arc<Index>) {
     }
 }
 
-async fn stop_signal() {
+pub(crate) async fn stop_signal() {
     let signal = |kind| signal(kind).expect("the runtime can listen for signals");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     tokio::select! {

@@ -1,10 +1,135 @@
-//! The node agent: what only a process on the node can see and do. Owns the connections to the kubelet and to the
-//! device plugin.
+//! The node agent: what only a process on the node can see and do. Owns its parts and their start; the decisions are in
+//! [`crate::capacity::observation`].
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`kubelet`] | the kubelet's sockets and files: PodResources, device plugin API, device checkpoint |
 //! | [`steer`] | the agent between device plugin and kubelet, which answers by the ledger |
+//! | [`nvml`] | the driver: GPUs, their memory and their processes |
+//! | [`processes`] | `/proc`: the pod and container of a process |
+//! | `look` | one look each second, on a thread of its own |
+//! | `devices` | what the kubelet tells about devices |
+//! | `follow` | the objects of this node in the API |
+//! | `node` | what the parts share |
+//! | `report` | writing `status.agent` of the node's `GpuLedger` |
+//! | `health`, `metrics` | the plain HTTP port |
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use kube::Client;
+use tokio::task::JoinSet;
+
+use crate::capacity::gpu::AllocationPolicy;
+use crate::capacity::observation::Look;
+use crate::capacity::observation::owners::Owners;
+use crate::capacity::verdict::Unreadable;
+use crate::capacity::vram::Vram;
+use crate::k8s::cgroup::InPod;
+use crate::report::glance::Program;
+use crate::server::stop_signal;
+use crate::webhook::{self, plain};
+
+mod devices;
+mod follow;
+mod health;
 pub mod kubelet;
+mod look;
+mod metrics;
+mod node;
+pub mod nvml;
+pub mod processes;
+mod report;
 pub mod steer;
+
+use kubelet::KubeletDirectory;
+use look::{Found, Places};
+use metrics::Metrics;
+use node::Node;
+use nvml::Reading;
+use processes::Processes;
+
+/// Configuration of an agent; `cli::agent` fills it from the arguments.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node.
+    pub node: String,
+    /// Path of the driver's library; `None` for the usual one.
+    pub library: Option<PathBuf>,
+    /// Where `/proc` of the machine is.
+    pub proc: PathBuf,
+    /// The kubelet's directory.
+    pub kubelet: PathBuf,
+    /// Time between two looks.
+    pub interval: Duration,
+    /// The allocation policy that the device plugin's configuration names.
+    pub allocation_policy: Option<AllocationPolicy>,
+    /// What each process of a pod without a request takes beside what it declares.
+    pub overhead: Vram,
+    /// Address of the plain HTTP port.
+    pub listen: SocketAddr,
+}
+
+/// Runs an agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The port cannot be opened, or a part of the agent ends by itself.
+pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
+    let listener = webhook::listen(config.listen).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, http = %listener.local_addr()?, "watching");
+    let node = Arc::new(Node::new(config.node, config.allocation_policy));
+    let metrics = Arc::new(Metrics::new(node.clone()));
+    let (source, processes) = (nvml::Source::new(config.library), Processes::new(config.proc));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(plain::serve(listener, health::routes(node.clone(), metrics.clone())));
+    tasks.spawn(follow::pods(client.clone(), node.clone(), config.overhead));
+    tasks.spawn(follow::node(client.clone(), node.clone()));
+    tasks.spawn(follow::ledger(client.clone(), node.clone()));
+    tasks.spawn(devices::follow(KubeletDirectory::new(config.kubelet), node.clone()));
+    tasks.spawn(report::follow(client, node.clone(), metrics));
+    let looks = look::follow(source, processes, config.interval, node);
+    tokio::select! {
+        () = stop_signal() => {
+            tracing::info!("stopping");
+            Ok(())
+        }
+        ended = looks => Err(ended.err().unwrap_or_else(|| anyhow!("the looks ended"))),
+        // If a part ended, the agent would report old values as new ones.
+        Some(ended) = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
+    }
+}
+
+/// One look at the GPUs of this machine, without a cluster.
+#[derive(Clone, Debug)]
+pub struct Glance {
+    /// What the driver told.
+    pub reading: Reading,
+    /// The same with the pod of each process.
+    pub look: Look,
+    /// The program of each process, GPU by GPU.
+    pub programs: Vec<Vec<Program>>,
+}
+
+/// Looks once.
+///
+/// # Errors
+/// The driver as a whole cannot be read.
+pub fn glance(library: Option<PathBuf>, proc: PathBuf) -> Result<Glance, Unreadable> {
+    let processes = Processes::new(proc);
+    let found = Found::read(&mut nvml::Source::new(library), &processes, &mut Places::new())?;
+    let look = found.look(&mut Owners::default(), node::now());
+    let programs = |(gpu, places): (&nvml::GpuReading, &Vec<Option<InPod>>)| {
+        let listed = gpu.processes.as_deref().unwrap_or_default().iter().zip(places);
+        let program = |(process, place): (&nvml::ProcessReading, &Option<InPod>)| Program {
+            pid: process.pid,
+            name: processes.name_of(process.pid).unwrap_or_default(),
+            container: place.as_ref().map(|place| place.container.clone()).unwrap_or_default(),
+        };
+        listed.map(program).collect()
+    };
+    let programs = found.reading.gpus.iter().zip(&found.places).map(programs).collect();
+    Ok(Glance { programs, reading: found.reading, look })
+}

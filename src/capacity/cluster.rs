@@ -482,7 +482,7 @@ mod undeclared;
 use self::guarded::Guarded;
 use self::preemption::{ByPreemption, MAX_NODES_PREEMPTED};
 pub use guarded::LINGER;
-pub use ledgers::STARTUP_DEADLINE;
+pub use ledgers::{REPORT_DEADLINE, STARTUP_DEADLINE};
 pub use outlook::Outlook;
 pub use room::{OnlyShared, Room};
 pub use undeclared::Undeclared;

@@ -29,6 +29,7 @@
 //! | [`node::occupancy`] | the GPUs of one pool with all that is held: worst cases and free memory |
 //! | [`node::ledger`] | the holders of a node, and what it publishes |
 //! | [`verdict`] | reasons, and every sentence that a user reads |
+//! | [`observation`] | what a node agent sees on the GPUs, and what is reported of it |
 //! | [`cluster`] | all nodes: guarded resources, free memory, slots |
 //! | [`admission`] | one pod against policy and cluster |
 //! | [`binding`] | one binding: who may bind, where the pod goes, what is written; upkeep of ledgers |
@@ -154,6 +155,7 @@ pub mod gpu;
 pub mod list;
 pub mod name;
 pub mod node;
+pub mod observation;
 pub mod plan;
 pub mod pod;
 pub mod policy;

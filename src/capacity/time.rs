@@ -22,4 +22,10 @@ impl Moment {
     pub fn before(self, duration: Duration) -> Moment {
         Moment(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
+
+    /// The time from this moment to a later one; zero if the other one is earlier.
+    #[must_use]
+    pub fn until(self, later: Moment) -> Duration {
+        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
+    }
 }

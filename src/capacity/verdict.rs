@@ -16,6 +16,7 @@ mod condition;
 mod explanation;
 mod never_fits;
 mod node;
+mod observation;
 mod reason;
 mod shortfall;
 mod unplaced;
@@ -30,6 +31,7 @@ pub use explanation::{
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::publication_undone;
+pub use observation::{Subject, Unreadable, idles, uses_far_less, uses_more, uses_undeclared};
 pub use reason::Reason;
 pub use shortfall::{BestNode, Shortfall, waiting, waiting_anywhere};
 pub use unplaced::Unplaced;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{report, server};
 
+mod agent;
 mod audit;
 mod convert;
 mod demo;
@@ -33,6 +34,8 @@ pub struct Cli {
 enum Command {
     /// Run the webhook server and, in a cluster, the controller
     Serve(Box<serve::Args>),
+    /// Run the node agent, or look once at the GPUs of this machine
+    Agent(Box<agent::Args>),
     /// Report what the GPUs of a cluster are promised to, and what is wrong with it
     Audit(Box<audit::Args>),
     /// Explain the policy in force in a namespace, and what it makes of a pod
@@ -104,6 +107,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
+            Command::Agent(args) => agent::run(*args).await,
             Command::Audit(args) => audit::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Test(args) => test::run(&args),

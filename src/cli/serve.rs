@@ -204,7 +204,8 @@ fn identity() -> String {
     format!("{}-{}", host.trim(), std::process::id())
 }
 
-fn log(format: LogFormat) {
+/// Starts the log on standard error.
+pub(super) fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -58,7 +58,7 @@ pub(super) async fn run(controller: Controller) {
 }
 
 async fn look(controller: &Controller) -> Found {
-    let source = Source { client: controller.client.clone(), fields: watch::LIVE_PODS };
+    let source = Source::new(controller.client.clone(), watch::LIVE_PODS);
     loop {
         let mut found = Found::default();
         match source.once(|object: PodObject| found.judge(controller, &object)).await {

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 pub mod fleet;
 pub mod lint;
+mod policy;
+
+pub use policy::allocation_policy;
 
 /// Name of the config that nodes without a label get.
 pub const DEFAULT: &str = "default";

@@ -27,6 +27,7 @@ use crate::capacity::vram::Vram;
 use crate::keys;
 
 pub mod agent;
+pub mod report;
 pub mod status;
 
 /// A `GpuLedger` as the API server sends it.

@@ -10,6 +10,8 @@
 //! | [`quantity`] | Kubernetes quantities → counts and amounts |
 //! | [`pod`] | pod object → its requests, declarations and placement; bound pod → ledger holder |
 //! | [`node`] | node object → its GPUs |
+//! | [`node_pod`] | pod object → what a node agent needs to know of a pod on its node |
+//! | [`cgroup`] | the cgroup of a process → its pod and container |
 //! | [`document`] | policy documents → policies, with file, line and field in every error |
 //! | [`manifests`] | files of JSON or YAML → objects, one at a time, each with its line |
 //! | [`manifest`] | a Pod or a workload with a pod template → its pod |
@@ -41,6 +43,7 @@
 pub mod audit;
 pub mod bounded;
 pub mod case;
+pub mod cgroup;
 pub mod checkpoint;
 pub mod convert;
 pub mod counts;
@@ -55,6 +58,7 @@ pub mod kubelet_config;
 pub mod manifest;
 pub mod manifests;
 pub mod node;
+pub mod node_pod;
 pub mod object;
 pub mod ownership;
 pub mod patch;

@@ -18,6 +18,7 @@ pub mod baseline;
 pub mod document;
 pub mod explanation;
 mod github;
+pub mod glance;
 pub mod html;
 mod json;
 mod junit;

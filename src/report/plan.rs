@@ -439,7 +439,7 @@ fn shortened(command: &str) -> String {
 }
 
 /// Columns that are as wide as their widest cell; those in `right` are aligned to the right.
-fn columns(text: &mut String, head: &[&str], rows: Vec<Vec<String>>, right: &[usize]) {
+pub(super) fn columns(text: &mut String, head: &[&str], rows: Vec<Vec<String>>, right: &[usize]) {
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
     // Names are text from strangers.
     let rows: Vec<Vec<String>> = rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();

@@ -17,7 +17,7 @@ use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::time::Moment;
-use crate::k8s::gpu_ledger::GpuLedger;
+use crate::k8s::gpu_ledger::{GpuLedger, status};
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod::{self, Guarded, Stage};
@@ -75,7 +75,7 @@ pub struct LedgerSnapshot {
     pub owner: Option<String>,
     /// The ledger's creation time.
     pub created: Option<Moment>,
-    /// The ledger's status without the section of the node agent.
+    /// The ledger's status, with a digest in place of the section of the node agent.
     pub status: Value,
 }
 
@@ -297,8 +297,8 @@ impl Index {
             LedgerContent { fault: Some(error.to_string()), ..LedgerContent::default() }
         });
         let mut status = object.status.clone();
-        if let Some(fields) = status.as_object_mut() {
-            fields.remove("agent");
+        if let Some(agent) = status.get_mut("agent") {
+            *agent = status::digest(agent);
         }
         let Some(version) = object.metadata.resource_version.clone() else {
             // A write without a resourceVersion is no compare-and-swap: it would overwrite any ledger.

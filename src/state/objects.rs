@@ -228,7 +228,7 @@ impl Objects {
         progress: Progress<'_>,
         sink: Sink<'_>,
     ) -> Result<(), ListError> {
-        let source = Source { client: self.client.clone(), fields: "" };
+        let source = Source::new(self.client.clone(), "");
         let (mut count, mut refused) = (0, None);
         let each = |mut object: Value| {
             // The items of a list do not state what they are.

@@ -48,7 +48,7 @@ pub async fn pods(client: Client, index: Arc<Index>) {
             Event::Heard => {}
         }
     };
-    Source { client, fields: LIVE_PODS }.follow(tell).await;
+    Source::new(client, LIVE_PODS).follow(tell).await;
 }
 
 /// Follows the ledgers until cancelled. They are few but large: one for each node with several GPUs.
@@ -74,7 +74,7 @@ pub async fn ledgers(client: Client, index: Arc<Index>) {
             Event::Heard => {}
         }
     };
-    Source { client, fields: "" }.follow(tell).await;
+    Source::new(client, "").follow(tell).await;
 }
 
 /// Follows the nodes until cancelled. Starts again with a new list whenever the policies describe nodes differently.
@@ -122,5 +122,5 @@ async fn follow_nodes(client: Client, index: &Index) {
             Event::Heard => {}
         }
     };
-    Source { client, fields: "" }.follow(tell).await;
+    Source::new(client, "").follow(tell).await;
 }

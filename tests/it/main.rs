@@ -10,6 +10,7 @@
 //! | `suite` | `vramguard test`, as a user starts it: the shipped suites, the tutorial, failures and garbage |
 //! | `explain` | `vramguard explain`, as a user starts it |
 //! | `shipped` | every file of `policies/` and `deploy/`: none is there that no test loads |
+//! | `agent` | the node agent, with a stand-in for the driver, on its own and against a real API server |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
@@ -29,6 +30,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // tests read files, start programs and measure time
 
+mod agent;
 mod audit;
 mod cases;
 mod chaos;

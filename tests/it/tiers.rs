@@ -198,6 +198,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "policy",
             "node",
             "verdict",
+            "observation",
             "cluster",
             "admission",
             "binding",

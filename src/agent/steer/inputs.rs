@@ -175,7 +175,7 @@ pub async fn follow_ledger(client: Client, node: &str, index: &Index) {
 
 /// Objects that a field selector matches. The selector lives as long as the process, which follows three of them.
 fn source(client: Client, fields: String) -> Source {
-    Source { client, fields: fields.leak() }
+    Source::new(client, fields)
 }
 
 /// Sends the node after each change of the index, until nobody receives it.

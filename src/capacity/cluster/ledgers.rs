@@ -16,7 +16,7 @@ use crate::capacity::time::Moment;
 pub const STARTUP_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a report of the node agent is believed. It is two and a half times the interval at which an agent renews
 /// a report that does not change.
-pub(super) const REPORT_DEADLINE: Duration = Duration::from_secs(600);
+pub const REPORT_DEADLINE: Duration = Duration::from_secs(600);
 /// How long ended pods are remembered: longer than the watch of another kind of object lags.
 const REMEMBER_ENDED: Duration = Duration::from_secs(300);
 

@@ -110,7 +110,7 @@ impl NodeLedger {
     }
 
     /// Whether the agent of the node reported once, and not recently.
-    fn has_stale_report(&self) -> bool {
+    pub fn has_stale_report(&self) -> bool {
         let inventory = self.content.as_ref().and_then(|content| content.inventory.as_ref());
         inventory.is_some_and(|inventory| inventory.reported.unwrap_or_default() < self.reports_from)
     }

@@ -2,6 +2,7 @@
 //! wording; [`crate::k8s::publication`] and [`crate::k8s::gpu_ledger`] turn them into JSON.
 
 use super::count;
+use super::observation::{agent_reports, agent_stale};
 use crate::capacity::gpu::{Accounting, AllocationPolicy, Pool, Resource, Rules, Sharing, Unknown};
 use crate::capacity::node::usage::{NodeUsage, PoolUsage};
 use crate::capacity::vram::Vram;
@@ -79,6 +80,16 @@ impl Condition {
         };
         let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules)).collect();
         Condition { status: "True", reason: reason(worst), message: each.join("; ") }
+    }
+
+    /// The condition `AgentReports` of a `GpuLedger`: whether the node agent reports. `reported` is when it did so last,
+    /// and `unreadable` is why it cannot read a GPU.
+    pub fn agent_reports(reported: &str, stale: bool, unreadable: Option<&str>) -> Condition {
+        if stale {
+            return Condition { status: "False", reason: "Stale", message: agent_stale(reported) };
+        }
+        let reason = if unreadable.is_some() { "GpuUnreadable" } else { "Reporting" };
+        Condition { status: "True", reason, message: agent_reports(unreadable) }
     }
 
     /// The condition `Overcommitted` of a `GpuLedger`: whether a GPU of these pools is, or may be, overcommitted.

@@ -64,7 +64,7 @@ pub(super) async fn publish(
     let mut plan = Plan::of(wanted);
     for kind in api.kinds() {
         let path = format!("/apis/{}/{}s", api.api_version(), kind.to_lowercase());
-        let source = Source { client: client.clone(), fields: NAMED };
+        let source = Source::new(client.clone(), NAMED);
         let listed = source.values(&path, |report| plan.compare(&report)).await;
         listed.map_err(|error: StreamError| anyhow::anyhow!("{path} cannot be read: {error}"))?;
     }

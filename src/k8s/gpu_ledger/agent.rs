@@ -15,18 +15,33 @@ use crate::capacity::vram::Vram;
 use crate::k8s::{node, pod};
 
 /// `status.agent`: what the node agent saw.
+///
+/// An optional field without a value is written as `null`: the section is written by merge patch, which would otherwise
+/// keep the old value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct AgentSection {
     /// When the agent wrote the section, RFC 3339. A section that is not renewed is stale.
     pub time: Option<String>,
     /// How the GPU of a replica is chosen, as verified on the node; absent if it is not verified.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation_policy: Option<AllocationPolicyText>,
+    /// Version of the driver.
+    pub driver_version: Option<String>,
+    /// The newest CUDA that the driver supports.
+    pub cuda_version: Option<String>,
+    /// Why the driver cannot be read at present; everything else is then what was read last.
+    pub unreadable: Option<String>,
+    /// `used_mib` as a quantity, for people.
+    pub used: Option<String>,
+    /// Memory in MiB in use on all GPUs together.
+    #[serde(rename = "usedMiB")]
+    pub used_mib: Option<u64>,
     /// The GPUs behind each resource.
     pub gpus: Vec<AgentGpu>,
     /// The GPU that the kubelet gave to each container.
     pub pods: Vec<AgentPod>,
+    /// What each container uses.
+    pub containers: Vec<AgentContainer>,
 }
 
 /// Wire format of [`AllocationPolicy`].
@@ -58,9 +73,15 @@ pub struct AgentGpu {
     /// Memory in MiB that the driver keeps; absent if not known.
     #[serde(rename = "reservedMiB", default, skip_serializing_if = "Option::is_none")]
     pub reserved: Option<u64>,
-    /// Memory in MiB used by processes that belong to no pod.
-    #[serde(rename = "outOfBandMiB", default)]
-    pub out_of_band: u64,
+    /// Memory in MiB that no pod counts with; absent if not known.
+    #[serde(rename = "outOfBandMiB", default, skip_serializing_if = "Option::is_none")]
+    pub out_of_band: Option<u64>,
+    /// Memory in MiB in use, without what the driver keeps; absent if not known.
+    #[serde(rename = "usedMiB", default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// Why the GPU cannot be read at present; its amounts are then those read last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// The GPU of one container.
@@ -73,6 +94,42 @@ pub struct AgentPod {
     pub container: String,
     /// UUID of its GPU.
     pub gpu: String,
+}
+
+/// What one container uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentContainer {
+    /// UID of the pod.
+    pub uid: String,
+    /// Name of the container.
+    pub container: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// UUID of the GPU on which it uses most.
+    pub gpu: String,
+    /// Memory in MiB that it uses now; absent if the driver does not tell.
+    #[serde(rename = "usedMiB", default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// The most memory in MiB that it has used.
+    #[serde(rename = "peakMiB")]
+    pub peak: u64,
+    /// Memory in MiB that it counts with; absent if it declares nothing.
+    #[serde(rename = "demandMiB", default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<u64>,
+    /// When it was first seen on a GPU, RFC 3339.
+    pub since: String,
+    /// Since when none of its processes computes, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<String>,
+    /// What is wrong: the name of a [`Problem`](crate::capacity::observation::finding::Problem).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The same for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 impl AgentSection {
@@ -101,7 +158,7 @@ impl AgentSection {
                     index: gpu.index,
                     total: sized(gpu.total, "totalMiB")?,
                     driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
-                    out_of_band: sized(gpu.out_of_band, "outOfBandMiB")?,
+                    out_of_band: sized(gpu.out_of_band.unwrap_or_default(), "outOfBandMiB")?,
                 },
                 replicas: gpu.replicas,
             };

@@ -11,12 +11,16 @@ use crate::capacity::node::ledger::NodeLedger;
 use crate::capacity::node::usage::{NodeUsage, PoolUsage};
 use crate::capacity::verdict::Condition;
 use crate::capacity::vram::Vram;
+use crate::k8s::gpu_ledger::time;
 use crate::k8s::publication;
 
 /// Type of the condition that tells whether every GPU is accounted for.
 pub const ACCOUNTED: &str = "Accounted";
 /// Type of the condition that tells whether a GPU is overcommitted, or may be.
 pub const OVERCOMMITTED: &str = "Overcommitted";
+
+/// Type of the condition that tells whether the node agent reports. Only a ledger with a report has it.
+pub const AGENT_REPORTS: &str = "AgentReports";
 
 /// The merge patch that brings the status of a ledger up to date, or `None` if it is. `current` is the present status.
 pub fn patch(
@@ -46,7 +50,8 @@ pub fn patch(
         (ACCOUNTED, Condition::accounted(&facts.pools, usage, rules, &guards)),
         (OVERCOMMITTED, Condition::overcommitted(&pools)),
     ];
-    let conditions = conditions.into_iter().map(|(kind, condition)| merged(kind, condition, current, now));
+    let agent = agent(ledger, current).map(|condition| (AGENT_REPORTS, condition));
+    let conditions = conditions.into_iter().chain(agent).map(|(kind, condition)| merged(kind, condition, current, now));
     wanted.insert("conditions".into(), conditions.collect());
     wanted.retain(|field, value| current.get(field.as_str()) != Some(value));
     (!wanted.is_empty()).then(|| json!({ "status": wanted }))
@@ -70,6 +75,21 @@ fn gpus_of<'p>(facts: &'p NodeFacts, pool: &'p PoolUsage) -> impl Iterator<Item 
         }
         row
     })
+}
+
+/// The condition about the node agent; `None` if it has never reported.
+fn agent(ledger: &NodeLedger, current: &Value) -> Option<Condition> {
+    let inventory = ledger.content()?.inventory.as_ref()?;
+    let reported = inventory.reported.map(time).unwrap_or_default();
+    let digest = digest(current.get("agent")?);
+    Some(Condition::agent_reports(&reported, ledger.has_stale_report(), digest["unreadable"].as_str()))
+}
+
+/// The part of the agent's section that only its condition shows: why a GPU is unreadable.
+pub fn digest(section: &Value) -> Value {
+    let gpus = section["gpus"].as_array().into_iter().flatten();
+    let unreadable = gpus.chain([section]).find_map(|part| part["unreadable"].as_str());
+    json!({ "unreadable": unreadable })
 }
 
 /// Renders a condition. The time of its last transition is kept if its `status` did not change.

@@ -4,6 +4,7 @@
 //! kube's watcher reads each page of a list into memory as a whole, several times over. A page of 500 pods can be
 //! gigabytes, and any tenant may write them. Here one object at a time is in memory.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -83,10 +84,17 @@ pub struct Source {
     /// Client of the API server.
     pub client: Client,
     /// Field selector; empty for all objects.
-    pub fields: &'static str,
+    pub fields: Cow<'static, str>,
+    /// Duration of one watch. Its end is a sign of life; many clients should not renew their watches often.
+    pub watch: Duration,
 }
 
 impl Source {
+    /// The objects that a field selector matches, with watches of [`WATCH`]. An empty selector matches all objects.
+    pub fn new(client: Client, fields: impl Into<Cow<'static, str>>) -> Source {
+        Source { client, fields: fields.into(), watch: WATCH }
+    }
+
     /// Lists and watches until cancelled. After an error the watch continues from the last version seen, or, if the API
     /// server no longer has that version, from a new list.
     pub async fn follow<K: Watched>(&self, mut tell: impl FnMut(Event<K>)) {
@@ -199,7 +207,7 @@ impl Source {
     ) -> Result<(), StreamError> {
         let params = WatchParams {
             field_selector: self.selector(),
-            timeout: u32::try_from(WATCH.as_secs()).ok(),
+            timeout: u32::try_from(self.watch.as_secs()).ok(),
             bookmarks: true,
             ..WatchParams::default()
         };
@@ -207,7 +215,7 @@ impl Source {
         let mut body = self.send(request).await?;
         tell(Event::Heard);
         let mut reader = WatchReader::default();
-        while let Some(bytes) = next_bytes(&mut body, WATCH + GRACE).await? {
+        while let Some(bytes) = next_bytes(&mut body, self.watch + GRACE).await? {
             reader.feed(&bytes);
             tell(Event::Heard);
             while let Some(event) = reader.event::<K>()? {
@@ -229,7 +237,7 @@ impl Source {
     }
 
     fn selector(&self) -> Option<String> {
-        (!self.fields.is_empty()).then(|| self.fields.to_owned())
+        (!self.fields.is_empty()).then(|| self.fields.clone().into_owned())
     }
 
     /// Sends a request, and returns the body of a successful answer.

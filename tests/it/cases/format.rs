@@ -31,7 +31,11 @@ fn every_case_file_is_what_the_schema_describes() {
 /// A schema that is stricter makes an editor report errors where there are none.
 #[test]
 fn schema_and_parser_refuse_the_same_files() {
-    let case = |rest: &str| format!("cases: [{{name: n, pod: {{}}, {rest}}}]");
+    let case = |rest: &str| {
+        format!(
+            "{{nodes: [{{name: a, memory: 1Gi}}, {{name: b, memory: 1Gi}}], cases: [{{name: n, pod: {{}}, {rest}}}]}}"
+        )
+    };
     let with = |rest: &str| format!("{{cases: [{{name: n, pod: {{}}, expect: {{verdict: Allow}}}}], {rest}}}");
     let node = |rest: &str| with(&format!("nodes: [{{{rest}}}]"));
     let good = [

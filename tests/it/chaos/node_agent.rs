@@ -115,13 +115,15 @@ struct Hosts {
     chance: Chance,
 }
 
+/// Name of a container, and the GPU in its annotation.
+type Wanted = (String, Option<String>);
+
 /// One node.
 struct Host {
     name: String,
     hardware: Hardware,
-    /// Containers of bound pods that have no GPU yet, by uid, with the time of their admission. Each has a name and the GPU
-    /// in its annotation.
-    coming: BTreeMap<String, (Vec<(String, Option<String>)>, Instant)>,
+    /// Containers of bound pods that have no GPU yet, by uid, with the time of their admission.
+    coming: BTreeMap<String, (Vec<Wanted>, Instant)>,
     /// GPU index of each container, by uid and name.
     given: BTreeMap<(String, String), usize>,
     revision: u64,

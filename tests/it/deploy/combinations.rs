@@ -9,8 +9,11 @@ use serde_json::Value;
 use super::bindings::of_bindings;
 use crate::support::{assets, run, write};
 
-/// Each component, and whether objects have what it adds.
-const COMPONENTS: [(&str, fn(&[Value]) -> bool); 4] = [
+/// Whether built objects have what a component adds.
+type Adds = fn(&[Value]) -> bool;
+
+/// Each component, and what it adds.
+const COMPONENTS: [(&str, Adds); 4] = [
     ("cert-manager", |objects| find(objects, "Issuer").is_some()),
     ("fail-closed", |objects| {
         find(objects, "MutatingWebhookConfiguration")

@@ -60,8 +60,12 @@ fn full() -> Value {
             ],
             "agent": {
                 "time": "2026-11-22T21:00:00Z", "allocationPolicy": "Steered",
+                "driverVersion": "580.159.04", "cudaVersion": "13.0", "unreadable": "no", "usedMiB": 9374, "used": "9374Mi",
+                "containers": [{"uid": "u", "container": "main", "namespace": "ml", "pod": "llm-0", "gpu": "GPU-0b6f1b1c",
+                    "usedMiB": 8868, "peakMiB": 8868, "demandMiB": 8912, "since": "2026-11-22T21:00:00Z",
+                    "idleSince": "2026-11-22T21:00:00Z", "problem": "Idle", "message": "computes nothing"}],
                 "gpus": [{"resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e",
-                    "index": 0, "totalMiB": 24576, "reservedMiB": 512, "outOfBandMiB": 0}],
+                    "index": 0, "totalMiB": 24576, "reservedMiB": 512, "usedMiB": 8868, "outOfBandMiB": 0, "unreadable": "lost"}],
                 "pods": [{"uid": "u", "container": "main", "gpu": "MIG-GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e/1/0"}],
             },
             "conditions": [
@@ -107,7 +111,7 @@ async fn a_ledger_keeps_every_field_and_reads_well() {
         assert!(table[1].starts_with(row), "{}", table[1]);
     }
     let wide = columns("get gpul -o wide").await;
-    assert_eq!(wide[0], format!("{heading} ALLOCATION AGENT"));
+    assert_eq!(wide[0], format!("{heading} ALLOCATION USED AGENT"));
     assert!(wide[1].starts_with(row) && wide[1].contains(" Steered "), "{}", wide[1]);
 
     // A write of the spec keeps the status, so two replicas do not overwrite each other.

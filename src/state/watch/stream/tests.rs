@@ -43,7 +43,7 @@ async fn follow(script: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
             }
         })
     };
-    let source = Source { client: Client::new(service, "default"), fields: "" };
+    let source = Source::new(Client::new(service, "default"), "");
     let tell = |event: Event<NodeObject>| {
         let text = match event {
             Event::ListBegins => "list".to_owned(),

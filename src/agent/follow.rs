@@ -1,0 +1,96 @@
+//! The objects of this node that the agent follows: its Node, its pods and its `GpuLedger`. Owns the selectors; each
+//! watch is that of [`crate::state::watch`], and shows the objects of one node only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+
+use super::node::{Ledger, Node, now};
+use crate::capacity::gpu::Resource;
+use crate::capacity::vram::Vram;
+use crate::k8s::gpu_ledger::GpuLedger;
+use crate::k8s::node_pod::NodePod;
+use crate::k8s::object::NodeObject;
+use crate::k8s::quantity;
+use crate::keys;
+use crate::state::watch::LIVE_PODS;
+use crate::state::watch::stream::{Event, Source};
+
+/// Duration of one watch. Thousands of agents renew three of them, so it is as long as a client allows.
+const WATCH: Duration = Duration::from_secs(300);
+
+fn source(client: Client, fields: String) -> Source {
+    Source { watch: WATCH, ..Source::new(client, fields) }
+}
+
+/// Follows the pods of the node. `overhead` is what each process takes beside what it declares.
+pub(super) async fn pods(client: Client, node: Arc<Node>, overhead: Vram) {
+    let mut listed = Vec::new();
+    let tell = |event: Event<NodePod>| {
+        match event {
+            Event::ListBegins => {
+                listed.clear();
+                return;
+            }
+            Event::Listed(pod) => {
+                listed.push(pod.live(overhead));
+                return;
+            }
+            Event::ListEnds => node.update(|state| state.observer.owners.reset(std::mem::take(&mut listed), now())),
+            Event::Applied(pod) => node.update(|state| state.observer.owners.apply(pod.live(overhead))),
+            Event::Deleted(pod) => node.update(|state| state.observer.owners.remove(&pod.uid(), now())),
+            Event::Heard => return,
+        }
+        node.pods_changed.notify_one();
+    };
+    source(client, format!("spec.nodeName={},{LIVE_PODS}", node.name)).follow(tell).await;
+}
+
+/// Follows the Node object.
+pub(super) async fn node(client: Client, node: Arc<Node>) {
+    let seen = |object: &NodeObject| {
+        let capacity = object.status.capacity.iter().filter(|(name, _)| keys::is_gpu_resource(name));
+        let capacity = capacity
+            .filter_map(|(name, count)| Some((Resource(name.as_str().into()), quantity::count(&count.0)?)))
+            .collect();
+        node.update(|state| (state.uid, state.capacity) = (object.metadata.uid.clone(), capacity));
+    };
+    let tell = |event: Event<NodeObject>| match event {
+        Event::Listed(object) | Event::Applied(object) => seen(&object),
+        Event::Deleted(_) => node.update(|state| state.uid = None),
+        Event::ListBegins | Event::ListEnds | Event::Heard => {}
+    };
+    source(client, named(&node.name)).follow(tell).await;
+}
+
+/// Follows the `GpuLedger` of the node. The first one that is seen restores what an earlier run of the agent reported.
+pub(super) async fn ledger(client: Client, node: Arc<Node>) {
+    let mut restored = false;
+    let mut listed = false;
+    let mut present = |ledger: &GpuLedger| {
+        let earlier = if std::mem::replace(&mut restored, true) { None } else { ledger.agent_report() };
+        node.update(|state| {
+            state.ledger = Ledger::Present;
+            if let Some(report) = earlier {
+                state.observer.restore(report);
+            }
+        });
+    };
+    let tell = |event: Event<GpuLedger>| match event {
+        Event::ListBegins => listed = false,
+        Event::Listed(ledger) => {
+            listed = true;
+            present(&ledger);
+        }
+        Event::Applied(ledger) => present(&ledger),
+        Event::ListEnds if !listed => node.update(|state| state.ledger = Ledger::Missing),
+        Event::Deleted(_) => node.update(|state| state.ledger = Ledger::Missing),
+        Event::ListEnds | Event::Heard => {}
+    };
+    source(client, named(&node.name)).follow(tell).await;
+}
+
+fn named(node: &str) -> String {
+    format!("metadata.name={node}")
+}

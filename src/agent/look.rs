@@ -1,0 +1,145 @@
+//! The looks of an agent, one each second. Owns the thread that talks to the driver, and the time that it may take: a
+//! driver that hangs must not stop the agent, which then says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::node::{Node, now};
+use super::nvml::{self, GpuReading, ProcessReading, Reading};
+use super::processes::Processes;
+use crate::capacity::observation::owners::Owners;
+use crate::capacity::observation::{GpuLook, Look, Process};
+use crate::capacity::time::Moment;
+use crate::capacity::verdict::Unreadable;
+use crate::k8s::cgroup::InPod;
+
+/// Time within which the driver must answer. Some of its calls wait for a GPU that wakes up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pod and container of processes, by id.
+pub(super) type Places = BTreeMap<u32, Option<InPod>>;
+
+/// A reading, and the pod and container of each of its processes.
+pub(super) struct Found {
+    /// What the driver told.
+    pub reading: Reading,
+    /// The pod and container of each process, GPU by GPU, in the order of the reading.
+    pub places: Vec<Vec<Option<InPod>>>,
+}
+
+impl Found {
+    /// Reads the driver once, and the cgroups of the processes. Of processes that are in `known`, the cgroup is read
+    /// again only where all processes were listed again, because another process may have got the id.
+    ///
+    /// # Errors
+    /// The driver as a whole cannot be read.
+    pub(super) fn read(
+        source: &mut nvml::Source,
+        processes: &Processes,
+        known: &mut Places,
+    ) -> Result<Found, Unreadable> {
+        let reading = source.read()?;
+        if reading.full {
+            known.clear();
+        }
+        let mut of = |gpu: &GpuReading| {
+            let listed = gpu.processes.as_deref().unwrap_or_default().iter();
+            let place = |process: &ProcessReading| {
+                known.entry(process.pid).or_insert_with(|| processes.pod_of(process.pid)).clone()
+            };
+            listed.map(place).collect()
+        };
+        let places = reading.gpus.iter().map(&mut of).collect();
+        Ok(Found { reading, places })
+    }
+
+    /// What was found, with the owner of each process.
+    pub(super) fn look(&self, owners: &mut Owners, at: Moment) -> Look {
+        let gpus = self.reading.gpus.iter().zip(&self.places).map(|(gpu, places)| {
+            let mut process = |(process, place): (&ProcessReading, &Option<InPod>)| {
+                let place = place.as_ref().map(|place| (place.pod.clone(), place.container.as_str()));
+                Process { owner: owners.owner(place, at), memory: process.memory, busy: process.busy }
+            };
+            GpuLook {
+                uuid: gpu.uuid.clone(),
+                index: gpu.index,
+                mig: gpu.mig,
+                mps: gpu.mps,
+                memory: gpu.memory.clone(),
+                processes: gpu
+                    .processes
+                    .as_ref()
+                    .map_err(Clone::clone)
+                    .map(|listed| listed.iter().zip(places).map(&mut process).collect()),
+            }
+        });
+        Look { at, gpus: gpus.collect() }
+    }
+}
+
+type Request = oneshot::Sender<Result<Found, Unreadable>>;
+
+/// Looks until cancelled.
+///
+/// # Errors
+/// The thread cannot be started.
+pub(super) async fn follow(
+    mut source: nvml::Source,
+    processes: Processes,
+    every: Duration,
+    node: Arc<Node>,
+) -> anyhow::Result<()> {
+    let (ask, asked) = mpsc::channel::<Request>();
+    // One thread for all calls: NVML keeps state for each thread, and a hanging call takes a thread with it.
+    std::thread::Builder::new().name("nvml".to_owned()).stack_size(512 << 10).spawn(move || {
+        let mut known = Places::new();
+        for answer in asked {
+            // The receiver is gone if the agent stops.
+            _ = answer.send(Found::read(&mut source, &processes, &mut known));
+        }
+    })?;
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut logged = None;
+    loop {
+        ticks.tick().await;
+        let started = Instant::now();
+        let (answer, mut answered) = oneshot::channel();
+        ask.send(answer).map_err(|_| anyhow::anyhow!("the thread that reads NVML ended"))?;
+        let found = loop {
+            match timeout(PATIENCE, &mut answered).await {
+                Ok(found) => break found?,
+                Err(_) => take(&node, Err(Unreadable::Silent), started, &mut logged),
+            }
+        };
+        take(&node, found, started, &mut logged);
+    }
+}
+
+/// Takes the result of a look into the state of the node. A change of the reason for a failure is logged.
+fn take(node: &Node, found: Result<Found, Unreadable>, started: Instant, logged: &mut Option<Unreadable>) {
+    let failure = found.as_ref().err().cloned();
+    node.update(|state| match found {
+        Ok(found) => {
+            let look = found.look(&mut state.observer.owners, now());
+            state.observer.observe(&look, Some(found.reading.driver));
+            state.look = Some(Ok((Instant::now(), started.elapsed())));
+        }
+        Err(why) => {
+            state.observer.failed(why.clone());
+            state.look = Some(Err(why));
+        }
+    });
+    if *logged != failure {
+        match &failure {
+            Some(why) => tracing::warn!(reason = why.reason(), "the GPUs cannot be read: {why}"),
+            None => tracing::info!("the GPUs can be read again"),
+        }
+        *logged = failure;
+    }
+}

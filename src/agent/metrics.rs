@@ -1,0 +1,188 @@
+//! The `/metrics` page of the agent: what it sees now, from the same report that it writes, and what it costs. Owns
+//! names, labels and units.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::node::Node;
+use crate::capacity::observation::finding::Problem;
+use crate::capacity::observation::report::{ContainerReport, GpuReport, Report};
+use crate::capacity::time::Moment;
+use crate::capacity::vram::Vram;
+
+/// The counters of an agent, and the page that shows them.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    writes: Counter,
+    /// Reports that could not be written.
+    pub(super) write_errors: Counter,
+    written: Arc<AtomicI64>,
+}
+
+impl Metrics {
+    /// Creates and registers all metrics.
+    pub(super) fn new(node: Arc<Node>) -> Metrics {
+        let mut registry = Registry::with_prefix("vramguard_agent");
+        let (writes, write_errors) = (Counter::default(), Counter::default());
+        let written = Arc::new(AtomicI64::new(0));
+        registry.register("build", "Version of the binary", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("report_writes", "Reports written to the GpuLedger of the node", writes.clone());
+        registry.register("report_write_errors", "Reports that could not be written", write_errors.clone());
+        registry.register_collector(Box::new(Seen { node, written: written.clone() }));
+        Metrics { registry, writes, write_errors, written }
+    }
+
+    /// Counts a written report.
+    pub(super) fn wrote(&self, at: Moment) {
+        self.writes.inc();
+        self.written.store(at.0 / 1000, Ordering::Relaxed);
+    }
+
+    /// The text that Prometheus scrapes.
+    ///
+    /// # Errors
+    /// A metric cannot be encoded.
+    pub(super) fn page(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// What the agent sees, read at each scrape.
+#[derive(Debug)]
+struct Seen {
+    node: Arc<Node>,
+    written: Arc<AtomicI64>,
+}
+
+impl Collector for Seen {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let report = self.node.report();
+        let look = self.node.read(|state| state.look.clone());
+        let age = match &look {
+            Some(Ok((at, took))) => Some((at.elapsed(), *took)),
+            Some(Err(_)) | None => None,
+        };
+        gauge(&mut encoder, "readable", "1 if the driver can be read", None, [(labels([]), f64::from(age.is_some()))])?;
+        let age_help = "Time since the driver was read; absent if it cannot be read";
+        let ages = age.map(|(age, _)| (labels([]), age.as_secs_f64()));
+        gauge(&mut encoder, "look_age", age_help, Some(&Unit::Seconds), ages)?;
+        let took = age.map(|(_, took)| (labels([]), took.as_secs_f64()));
+        gauge(&mut encoder, "look_duration", "Duration of the last look at the GPUs", Some(&Unit::Seconds), took)?;
+        let written = Some(self.written.load(Ordering::Relaxed)).filter(|at| *at > 0);
+        let written = written.map(|at| (labels([]), at as f64));
+        let help = "When the last report was written, in seconds since 1970; absent before the first";
+        gauge(&mut encoder, "report_timestamp_seconds", help, None, written)?;
+        gpus(&mut encoder, &report)?;
+        containers(&mut encoder, &report)
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn labels<const N: usize>(labels: [(&'static str, String); N]) -> Labels {
+    labels.into()
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    samples: impl IntoIterator<Item = (Labels, f64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Gauge)?;
+    for (labels, value) in samples {
+        if labels.is_empty() {
+            return ConstGauge::new(value).encode(metric);
+        }
+        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// A metric: its name, its help, and the amount of one row; `None` if that is not known.
+type Family<Row> = (&'static str, &'static str, fn(&Row) -> Option<Vram>);
+
+fn bytes(amount: Vram) -> f64 {
+    amount.bytes() as f64
+}
+
+fn gpus(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
+    // A GPU behind two resources is one GPU.
+    let once: BTreeMap<&str, &GpuReport> = report.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu)).collect();
+    let of = |gpu: &GpuReport| labels([("gpu", gpu.uuid.to_string()), ("index", gpu.index.to_string())]);
+    let amounts: [Family<GpuReport>; 4] = [
+        ("gpu_memory_total", "All memory of a GPU, including what the driver keeps", |gpu| Some(gpu.total)),
+        ("gpu_memory_reserved", "Memory of a GPU that the driver keeps", |gpu| Some(gpu.reserved)),
+        ("gpu_memory_used", "Memory of a GPU in use, as last read", |gpu| Some(gpu.used)),
+        ("gpu_memory_out_of_band", "Memory of a GPU that no pod counts with; absent before it was measured", |gpu| {
+            gpu.outside
+        }),
+    ];
+    for (name, help, amount) in amounts {
+        let samples = once.values().filter_map(|gpu| Some((of(gpu), bytes(amount(gpu)?))));
+        gauge(encoder, name, help, Some(&Unit::Bytes), samples)?;
+    }
+    let unreadable = once.values().filter_map(|gpu| {
+        let why = gpu.unreadable.as_ref().or(report.unreadable.as_ref())?;
+        let mut labels = of(gpu);
+        labels.push(("reason", why.reason().to_owned()));
+        Some((labels, 1.0))
+    });
+    gauge(
+        encoder,
+        "gpu_unreadable",
+        "1 for a GPU that cannot be read at present; its amounts are old",
+        None,
+        unreadable,
+    )
+}
+
+fn containers(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
+    let of = |name: &str, container: &ContainerReport| {
+        labels([
+            ("namespace", container.pod.namespace.to_string()),
+            ("pod", container.pod.name.to_string()),
+            ("container", name.to_owned()),
+        ])
+    };
+    let amounts: [Family<ContainerReport>; 3] = [
+        (
+            "container_memory_used",
+            "GPU memory that a container uses; absent if the driver does not tell",
+            |container| container.seen.used,
+        ),
+        ("container_memory_peak", "The most GPU memory that a container has used", |container| {
+            Some(container.seen.peak)
+        }),
+        (
+            "container_memory_demand",
+            "GPU memory that a container counts with; absent if it declares none",
+            |container| container.demand,
+        ),
+    ];
+    for (name, help, amount) in amounts {
+        let samples = report
+            .containers
+            .iter()
+            .filter_map(|((_, container), row)| Some((of(container, row), bytes(amount(row)?))));
+        gauge(encoder, name, help, Some(&Unit::Bytes), samples)?;
+    }
+    let count = |problem| {
+        report.containers.values().filter_map(|row| row.finding.as_ref()).filter(|f| f.problem == problem).count()
+    };
+    let findings = Problem::ALL.map(|problem| (labels([("problem", problem.to_string())]), count(problem) as f64));
+    gauge(encoder, "findings", "Containers with a finding, by its problem", None, findings)
+}

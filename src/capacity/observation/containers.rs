@@ -1,0 +1,219 @@
+//! [`Containers`]: what each container of a node uses, has used at most, and since when it computes nothing. Owns the
+//! history of a container from its first process to the end of its pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Look, Owner};
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::time::Moment;
+use crate::capacity::vram::Vram;
+
+/// What one container uses of the GPUs of its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Memory that its processes use now; `None` if the driver does not tell for one of them.
+    pub used: Option<Vram>,
+    /// The most that it has used.
+    pub peak: Vram,
+    /// Since when none of its processes computes; `None` if one does, or if the driver does not tell.
+    pub idle_since: Option<Moment>,
+    /// When it was first seen.
+    pub first: Moment,
+    /// The GPU on which it uses most.
+    pub gpu: Name,
+}
+
+/// A container: the uid of its pod, and its name.
+pub type ContainerKey = (PodUid, Name);
+
+/// The containers that have been seen on a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    seen: BTreeMap<ContainerKey, Seen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    current: Use,
+    /// Memory on each GPU.
+    on: BTreeMap<Name, Option<Vram>>,
+}
+
+/// The processes of one container in one look.
+#[derive(Default)]
+struct Found {
+    on: BTreeMap<Name, Option<Vram>>,
+    busy: Vec<Option<bool>>,
+}
+
+impl Containers {
+    /// Restores what an earlier run of the agent reported of a container.
+    pub fn restore(&mut self, key: ContainerKey, earlier: Use) {
+        let on = BTreeMap::from([(earlier.gpu.clone(), earlier.used)]);
+        self.seen.entry(key).or_insert(Seen { current: earlier, on });
+    }
+
+    /// Takes a look into account. On a GPU whose processes could not be read, the containers keep their last values.
+    pub fn observe(&mut self, look: &Look) {
+        let mut found: BTreeMap<ContainerKey, Found> = BTreeMap::new();
+        let mut unread: BTreeSet<&Name> = BTreeSet::new();
+        for gpu in &look.gpus {
+            let Ok(processes) = &gpu.processes else {
+                unread.insert(&gpu.uuid);
+                continue;
+            };
+            for process in processes {
+                let Owner::Container { pod, container } = &process.owner else { continue };
+                let of = found.entry((pod.clone(), container.clone())).or_default();
+                let sum = of.on.entry(gpu.uuid.clone()).or_insert(Some(Vram::ZERO));
+                *sum = sum.zip(process.memory).map(|(sum, memory)| sum.plus(memory));
+                of.busy.push(process.busy);
+            }
+        }
+        for (key, seen) in &mut self.seen {
+            let of = found.entry(key.clone()).or_default();
+            let kept = seen.on.iter().filter(|(gpu, _)| unread.contains(gpu));
+            of.on.extend(kept.map(|(gpu, memory)| (gpu.clone(), *memory)));
+        }
+        for (key, found) in found {
+            let seen = self.seen.entry(key).or_insert_with(|| Seen::new(look.at));
+            seen.update(found, !unread.is_empty(), look.at);
+        }
+    }
+
+    /// Drops the containers for which `keep` returns false: those of pods that are gone.
+    pub fn retain(&mut self, keep: impl Fn(&ContainerKey) -> bool) {
+        self.seen.retain(|key, _| keep(key));
+    }
+
+    /// What each container uses, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&ContainerKey, &Use)> {
+        self.seen.iter().map(|(key, seen)| (key, &seen.current))
+    }
+}
+
+impl Seen {
+    fn new(at: Moment) -> Seen {
+        let current = Use { used: None, peak: Vram::ZERO, idle_since: None, first: at, gpu: Name::default() };
+        Seen { current, on: BTreeMap::new() }
+    }
+
+    fn update(&mut self, found: Found, partly_read: bool, at: Moment) {
+        let known: Option<Vec<Vram>> = found.on.values().copied().collect();
+        self.current.used = known.map(|amounts| amounts.into_iter().sum());
+        self.current.peak = self.current.peak.max(self.current.used.unwrap_or(Vram::ZERO));
+        if let Some((gpu, _)) = found.on.iter().max_by_key(|(_, memory)| **memory) {
+            self.current.gpu = gpu.clone();
+        }
+        let idle = !partly_read && !found.busy.is_empty() && found.busy.iter().all(|busy| *busy == Some(false));
+        self.current.idle_since = match self.current.idle_since {
+            _ if found.busy.contains(&Some(true)) => None,
+            // A reading that failed does not make the container busy.
+            Some(since) if partly_read || !found.busy.is_empty() => Some(since),
+            None if idle => Some(at),
+            _ => None,
+        };
+        self.on = found.on;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::observation::{GpuLook, GpuMemory, Process};
+    use crate::capacity::verdict::Unreadable;
+
+    fn mib(mib: u64) -> Vram {
+        Vram::from_mib(mib)
+    }
+
+    fn key() -> ContainerKey {
+        ("a".into(), "main".into())
+    }
+
+    fn process(memory: Option<u64>, busy: Option<bool>) -> Process {
+        let owner = Owner::Container { pod: "a".into(), container: "main".into() };
+        Process { owner, memory: memory.map(mib), busy }
+    }
+
+    fn gpu(index: u32, processes: Result<Vec<Process>, Unreadable>) -> GpuLook {
+        let memory = Ok(GpuMemory { total: mib(24_576), reserved: mib(450), used: mib(0) });
+        GpuLook { uuid: format!("GPU-{index}").into(), index, mig: false, mps: false, memory, processes }
+    }
+
+    fn observe(containers: &mut Containers, at: i64, gpus: Vec<GpuLook>) -> Use {
+        containers.observe(&Look { at: Moment(at), gpus });
+        containers.iter().find(|(seen, _)| **seen == key()).map(|(_, seen)| seen.clone()).expect("it was seen")
+    }
+
+    #[test]
+    fn a_container_uses_the_sum_of_its_processes_on_all_gpus_and_is_on_the_fullest() {
+        let mut containers = Containers::default();
+        let two = vec![process(Some(100), None), process(Some(200), None)];
+        let seen = observe(&mut containers, 0, vec![gpu(0, Ok(two)), gpu(1, Ok(vec![process(Some(400), None)]))]);
+        assert_eq!((seen.used, seen.gpu.as_str()), (Some(mib(700)), "GPU-1"));
+    }
+
+    #[test]
+    fn a_peak_stays_and_the_present_use_follows() {
+        let mut containers = Containers::default();
+        observe(&mut containers, 0, vec![gpu(0, Ok(vec![process(Some(900), None)]))]);
+        let seen = observe(&mut containers, 1, vec![gpu(0, Ok(vec![process(Some(300), None)]))]);
+        assert_eq!((seen.used, seen.peak), (Some(mib(300)), mib(900)));
+        let seen = observe(&mut containers, 2, vec![gpu(0, Ok(vec![]))]);
+        assert_eq!((seen.used, seen.peak, seen.first), (Some(mib(0)), mib(900), Moment(0)));
+        containers.retain(|_| false);
+        assert_eq!(containers.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_container_is_idle_from_the_first_look_in_which_none_of_its_processes_computes() {
+        let mut containers = Containers::default();
+        let busy =
+            |states: &[bool]| vec![gpu(0, Ok(states.iter().map(|busy| process(Some(1), Some(*busy))).collect()))];
+        assert_eq!(observe(&mut containers, 0, busy(&[true, false])).idle_since, None);
+        assert_eq!(observe(&mut containers, 1, busy(&[false, false])).idle_since, Some(Moment(1)));
+        assert_eq!(observe(&mut containers, 9, busy(&[false, false])).idle_since, Some(Moment(1)));
+        assert_eq!(observe(&mut containers, 10, busy(&[true, false])).idle_since, None);
+    }
+
+    #[test]
+    fn a_driver_that_does_not_tell_makes_nobody_idle() {
+        let mut containers = Containers::default();
+        for busy in [None, Some(false)] {
+            let look = vec![gpu(0, Ok(vec![process(Some(1), busy), process(Some(1), None)]))];
+            assert_eq!(observe(&mut containers, 0, look).idle_since, None);
+        }
+    }
+
+    #[test]
+    fn an_unreadable_gpu_keeps_the_last_use_of_its_containers() {
+        let mut containers = Containers::default();
+        let idle = vec![gpu(0, Ok(vec![process(Some(900), Some(false))]))];
+        let before = observe(&mut containers, 0, idle);
+        let after = observe(&mut containers, 5, vec![gpu(0, Err(Unreadable::Lost))]);
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn memory_that_the_driver_does_not_tell_is_unknown_and_not_zero() {
+        let mut containers = Containers::default();
+        let look = vec![gpu(0, Ok(vec![process(Some(100), None), process(None, None)]))];
+        assert_eq!(observe(&mut containers, 0, look).used, None);
+    }
+
+    #[test]
+    fn an_earlier_run_is_continued() {
+        let mut containers = Containers::default();
+        let earlier = Use {
+            used: Some(mib(5)),
+            peak: mib(900),
+            idle_since: Some(Moment(3)),
+            first: Moment(1),
+            gpu: "GPU-0".into(),
+        };
+        containers.restore(key(), earlier);
+        let seen = observe(&mut containers, 10, vec![gpu(0, Ok(vec![process(Some(300), Some(false))]))]);
+        assert_eq!((seen.peak, seen.idle_since, seen.first), (mib(900), Some(Moment(3)), Moment(1)));
+    }
+}

@@ -1,0 +1,195 @@
+//! [`Observer`]: all that one node agent knows of its node. Owns how looks, lists of pods and answers of the kubelet
+//! become the next report; it is told each of them, and does no I/O.
+
+use std::collections::BTreeMap;
+
+use super::containers::{ContainerKey, Containers};
+use super::finding::Finding;
+use super::outside::Outside;
+use super::owners::Owners;
+use super::policy::{Devices, PolicyCheck};
+use super::replicas::Replicas;
+use super::report::{ContainerReport, Driver, GpuReport, MAX_CONTAINERS, Report};
+use super::{GpuLook, GpuMemory, Look};
+use crate::capacity::gpu::AllocationPolicy;
+use crate::capacity::name::Name;
+use crate::capacity::time::Moment;
+use crate::capacity::verdict::Unreadable;
+
+/// The state of a node agent.
+#[derive(Clone, Debug, Default)]
+pub struct Observer {
+    /// The pods of the node.
+    pub owners: Owners,
+    containers: Containers,
+    gpus: BTreeMap<Name, Known>,
+    driver: Option<Driver>,
+    unreadable: Option<Unreadable>,
+    replicas: Replicas,
+    devices: Option<Devices>,
+    assigned_before: BTreeMap<ContainerKey, Name>,
+    policy: PolicyCheck,
+}
+
+/// What is known of one GPU.
+#[derive(Clone, Debug)]
+struct Known {
+    index: u32,
+    memory: GpuMemory,
+    outside: Outside,
+    unreadable: Option<Unreadable>,
+    /// Whether the last look listed the GPU.
+    listed: bool,
+}
+
+impl Observer {
+    /// Starts with the allocation policy that the device plugin's configuration names.
+    pub fn new(named: Option<AllocationPolicy>) -> Observer {
+        Observer { policy: PolicyCheck::new(named), ..Observer::default() }
+    }
+
+    /// Restores what an earlier run of the agent reported, unless something newer is known.
+    pub fn restore(&mut self, report: Report) {
+        let mut devices = Vec::new();
+        for gpu in report.gpus {
+            devices.push((gpu.resource, gpu.uuid.clone(), gpu.replicas));
+            let memory = GpuMemory { total: gpu.total, reserved: gpu.reserved, used: gpu.used };
+            let outside = gpu.outside.map_or_else(Outside::default, Outside::restored);
+            let known = Known { index: gpu.index, memory, outside, unreadable: gpu.unreadable, listed: true };
+            match self.gpus.get_mut(&gpu.uuid) {
+                // It was read before the earlier report was. What is outside of pods may have risen, and falls by itself.
+                Some(now) if now.outside.amount() < known.outside.amount() => now.outside = known.outside,
+                Some(_) => {}
+                None => drop(self.gpus.insert(gpu.uuid, known)),
+            }
+        }
+        if self.replicas.is_empty() {
+            self.replicas = devices.into_iter().collect();
+        }
+        for (key, container) in report.containers {
+            self.containers.restore(key, container.seen);
+        }
+        self.driver = self.driver.take().or(report.driver);
+        self.assigned_before = report.assigned;
+    }
+
+    /// Records that the driver as a whole cannot be read. What was read before stays.
+    pub fn failed(&mut self, why: Unreadable) {
+        self.unreadable = Some(why);
+    }
+
+    /// Takes a look into account.
+    pub fn observe(&mut self, look: &Look, driver: Option<Driver>) {
+        self.unreadable = None;
+        self.driver = driver.or(self.driver.take());
+        self.gpus.values_mut().for_each(|known| known.listed = false);
+        for gpu in look.gpus.iter().filter(|gpu| !gpu.uuid.is_empty()) {
+            self.see(gpu, look.at);
+        }
+        self.containers.observe(look);
+        if self.owners.are_listed() {
+            let owners = &self.owners;
+            self.containers.retain(|(pod, _)| owners.pod(pod).is_some());
+        }
+    }
+
+    fn see(&mut self, gpu: &GpuLook, at: Moment) {
+        let unreadable = gpu.memory.as_ref().err().or(gpu.processes.as_ref().err()).cloned();
+        match (self.gpus.get_mut(&gpu.uuid), &gpu.memory) {
+            (Some(known), memory) => {
+                (known.unreadable, known.listed, known.index) = (unreadable, true, gpu.index);
+                known.memory = memory.as_ref().copied().unwrap_or(known.memory);
+                known.outside.observe(gpu, at);
+            }
+            (None, Ok(memory)) => {
+                let mut outside = Outside::default();
+                outside.observe(gpu, at);
+                let known = Known { index: gpu.index, memory: *memory, outside, unreadable, listed: true };
+                self.gpus.insert(gpu.uuid.clone(), known);
+            }
+            // Nothing of it was ever read, so there is nothing to report but that, which the metrics do.
+            (None, Err(_)) => {}
+        }
+    }
+
+    /// Takes the replicas into account that the kubelet knows of, or that were inferred.
+    ///
+    /// The kubelet lists healthy devices only, and none while the device plugin restarts. The capacity of the node still
+    /// counts the others, so a GPU that the driver still lists keeps its replicas.
+    pub fn offered(&mut self, replicas: Replicas) {
+        if replicas.is_empty() {
+            return;
+        }
+        let kept = self.replicas.iter().filter(|(_, uuid, _)| {
+            let still = self.gpus.get(*uuid).is_some_and(|known| known.listed);
+            still && !replicas.iter().any(|(_, offered, _)| offered == *uuid)
+        });
+        let kept: Vec<_> = kept.map(|(resource, uuid, count)| (resource.clone(), uuid.clone(), count)).collect();
+        let offered = replicas.iter().map(|(resource, uuid, count)| (resource.clone(), uuid.clone(), count));
+        self.replicas = offered.chain(kept).collect();
+    }
+
+    /// Takes the devices into account that the kubelet has given to containers.
+    pub fn allocated(&mut self, devices: Devices) {
+        self.policy.observe(&devices, &self.replicas);
+        self.devices = Some(devices);
+    }
+
+    /// The UUIDs of the GPUs that were seen.
+    pub fn gpus(&self) -> Vec<Name> {
+        self.gpus.keys().cloned().collect()
+    }
+
+    /// The report that would be written now.
+    pub fn report(&self, now: Moment) -> Report {
+        let gpu = |(resource, uuid, replicas): (&crate::capacity::gpu::Resource, &Name, _)| {
+            let known = self.gpus.get(uuid)?;
+            let gone = (!known.listed).then_some(Unreadable::Lost);
+            Some(GpuReport {
+                resource: resource.clone(),
+                replicas,
+                uuid: uuid.clone(),
+                index: known.index,
+                total: known.memory.total,
+                reserved: known.memory.reserved,
+                used: known.memory.used,
+                outside: known.outside.amount(),
+                unreadable: gone.or_else(|| known.unreadable.clone()),
+            })
+        };
+        Report {
+            driver: self.driver.clone(),
+            unreadable: self.unreadable.clone(),
+            allocation_policy: self.policy.verified(),
+            gpus: self.replicas.iter().filter_map(gpu).collect(),
+            assigned: self.assigned(),
+            containers: self.containers(now),
+        }
+    }
+
+    /// The GPU of each container whose devices are all on one GPU.
+    fn assigned(&self) -> BTreeMap<ContainerKey, Name> {
+        let Some(devices) = &self.devices else { return self.assigned_before.clone() };
+        let one = |(key, gpus): (&ContainerKey, &Vec<Name>)| {
+            let first = gpus.first()?;
+            gpus.iter().all(|gpu| gpu == first).then(|| (key.clone(), first.clone()))
+        };
+        devices.iter().filter_map(one).collect()
+    }
+
+    fn containers(&self, now: Moment) -> BTreeMap<ContainerKey, ContainerReport> {
+        let of = |(key, seen): (&ContainerKey, &super::containers::Use)| {
+            let (uid, container) = key;
+            let pod = self.owners.pod(uid)?;
+            let container = pod.containers.iter().find(|live| live.name == *container)?;
+            let finding = Finding::of(pod, container, seen, now);
+            let report =
+                ContainerReport { pod: pod.name.clone(), seen: seen.clone(), demand: container.demand, finding };
+            Some((key.clone(), report))
+        };
+        self.containers.iter().filter_map(of).take(MAX_CONTAINERS).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

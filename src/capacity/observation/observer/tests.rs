@@ -1,0 +1,160 @@
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::capacity::gpu::Resource;
+use crate::capacity::observation::owners::{LiveContainer, LivePod};
+use crate::capacity::observation::report::Change;
+use crate::capacity::observation::{Owner, Process};
+use crate::capacity::pod::PodName;
+use crate::capacity::vram::Vram;
+
+fn mib(mib: u64) -> Vram {
+    Vram::from_mib(mib)
+}
+
+fn at(second: i64) -> Moment {
+    Moment(second * 1000)
+}
+
+fn pod(uid: &str) -> LivePod {
+    let container = LiveContainer {
+        name: "main".into(),
+        id: Some(format!("{uid}-c").into()),
+        demand: Some(mib(8_912)),
+        overhead: mib(720),
+        annotation: "vramguard.dev/vram".into(),
+    };
+    let name = PodName { namespace: "ml".into(), name: uid.into() };
+    LivePod { uid: uid.into(), cgroup_uid: uid.into(), name, containers: vec![container] }
+}
+
+fn gpu(uuid: &str, processes: &[(Owner, u64)]) -> GpuLook {
+    let used: u64 = processes.iter().map(|(_, memory)| memory).sum();
+    let process =
+        |(owner, memory): &(Owner, u64)| Process { owner: owner.clone(), memory: Some(mib(*memory)), busy: Some(true) };
+    GpuLook {
+        uuid: uuid.into(),
+        index: 0,
+        mig: false,
+        mps: false,
+        memory: Ok(GpuMemory { total: mib(24_576), reserved: mib(450), used: mib(used) }),
+        processes: Ok(processes.iter().map(process).collect()),
+    }
+}
+
+fn devices(gpus: &[&str], replicas: u32) -> Replicas {
+    let resource = || Resource("nvidia.com/gpu".into());
+    gpus.iter().map(|uuid| (resource(), Name::from(*uuid), NonZeroU32::new(replicas).unwrap())).collect()
+}
+
+fn owner(observer: &mut Observer, uid: &str, second: i64) -> Owner {
+    let id = format!("{uid}-c");
+    observer.owners.owner(Some((uid.into(), &id)), at(second))
+}
+
+/// Two GPUs with four replicas each; pod "a" uses 5000 MiB of GPU-0.
+fn observer() -> Observer {
+    let mut observer = Observer::new(None);
+    observer.owners.reset(vec![pod("a")], at(0));
+    let a = owner(&mut observer, "a", 0);
+    observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+    observer.observe(&Look { at: at(0), gpus: vec![gpu("GPU-0", &[(a, 5_000)]), gpu("GPU-1", &[])] }, None);
+    observer.allocated(Devices::from([(("a".into(), "main".into()), vec!["GPU-0".into()])]));
+    observer
+}
+
+#[test]
+fn a_report_has_the_gpus_their_use_and_that_of_each_container() {
+    let report = observer().report(at(0));
+    let rows: Vec<String> = report
+        .gpus
+        .iter()
+        .map(|gpu| format!("{} {} used {} outside {:?}", gpu.uuid, gpu.replicas, gpu.used, gpu.outside))
+        .collect();
+    assert_eq!(rows, ["GPU-0 4 used 5000Mi outside Some(Vram(0))", "GPU-1 4 used 0Mi outside Some(Vram(0))"]);
+    let (key, container) = report.containers.iter().next().unwrap();
+    assert_eq!((key.1.as_str(), container.seen.used, container.demand), ("main", Some(mib(5_000)), Some(mib(8_912))));
+    assert_eq!(report.assigned.values().collect::<Vec<_>>(), [&Name::from("GPU-0")]);
+}
+
+#[test]
+fn a_pod_that_is_deleted_by_force_counts_until_its_process_is_gone() {
+    let mut observer = observer();
+    let before = observer.report(at(0));
+    observer.owners.remove(&"a".into(), at(1));
+    let gone = owner(&mut observer, "a", 1);
+    observer.observe(&Look { at: at(1), gpus: vec![gpu("GPU-0", &[(gone, 5_000)]), gpu("GPU-1", &[])] }, None);
+    let after = observer.report(at(1));
+    assert_eq!(after.gpus[0].outside, Some(mib(5_000)));
+    assert_eq!(after.change_from(&before), Change::Placement);
+    assert!(after.containers.is_empty(), "its row is gone with the pod");
+    observer.observe(&Look { at: at(3), gpus: vec![gpu("GPU-0", &[]), gpu("GPU-1", &[])] }, None);
+    assert_eq!(observer.report(at(3)).gpus[0].outside, Some(mib(0)));
+}
+
+#[test]
+fn a_driver_that_fails_leaves_the_last_values_with_the_reason() {
+    let mut observer = observer();
+    let before = observer.report(at(0));
+    observer.failed(Unreadable::NoDriver);
+    let after = observer.report(at(100));
+    assert_eq!(after, Report { unreadable: Some(Unreadable::NoDriver), ..before });
+}
+
+#[test]
+fn a_lost_gpu_keeps_its_size_and_says_that_it_is_lost() {
+    let mut observer = observer();
+    let lost = GpuLook { memory: Err(Unreadable::Lost), processes: Err(Unreadable::Lost), ..gpu("GPU-0", &[]) };
+    observer.observe(&Look { at: at(1), gpus: vec![lost, gpu("GPU-1", &[])] }, None);
+    let report = observer.report(at(1));
+    assert_eq!((report.gpus[0].total, report.gpus[0].unreadable.clone()), (mib(24_576), Some(Unreadable::Lost)));
+    assert_eq!(report.gpus[1].unreadable, None);
+    // After a reload of the driver it is not even listed.
+    observer.observe(&Look { at: at(2), gpus: vec![gpu("GPU-1", &[])] }, None);
+    assert_eq!(observer.report(at(2)).gpus[0].unreadable, Some(Unreadable::Lost));
+}
+
+#[test]
+fn a_device_plugin_that_restarts_takes_no_gpu_away() {
+    let mut observer = observer();
+    let before = observer.report(at(0));
+    observer.offered(Replicas::default());
+    observer.offered(devices(&["GPU-1"], 4));
+    assert_eq!(observer.report(at(1)).gpus.len(), 2, "an unhealthy GPU still counts in the capacity of the node");
+    observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+    assert_eq!(observer.report(at(2)), before);
+    observer.offered(devices(&["GPU-0", "GPU-1"], 8));
+    assert!(
+        observer.report(at(3)).gpus.iter().all(|gpu| gpu.replicas.get() == 8),
+        "a change of its configuration counts"
+    );
+}
+
+#[test]
+fn a_gpu_that_was_split_into_mig_devices_is_replaced_by_them() {
+    let mut observer = observer();
+    let mig = [("nvidia.com/mig-1g.10gb", "MIG-a"), ("nvidia.com/gpu", "GPU-1::0")];
+    observer.observe(&Look { at: at(1), gpus: vec![gpu("MIG-a", &[]), gpu("GPU-1", &[])] }, None);
+    observer.offered(Replicas::of_devices(mig));
+    let report = observer.report(at(1));
+    let uuids: Vec<&str> = report.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
+    assert_eq!(uuids, ["GPU-1", "MIG-a"]);
+}
+
+#[test]
+fn a_restarted_agent_goes_on_where_the_last_one_stopped() {
+    let earlier = observer().report(at(0));
+    let mut observer = Observer::new(None);
+    observer.failed(Unreadable::NoDriver);
+    observer.restore(earlier.clone());
+    observer.owners.reset(vec![pod("a")], at(50));
+    let report = observer.report(at(50));
+    assert_eq!(report, Report { unreadable: Some(Unreadable::NoDriver), ..earlier });
+}
+
+#[test]
+fn a_container_on_two_gpus_has_no_single_gpu() {
+    let mut observer = observer();
+    observer.allocated(Devices::from([(("a".into(), "main".into()), vec!["GPU-0".into(), "GPU-1".into()])]));
+    assert!(observer.report(at(1)).assigned.is_empty());
+}

@@ -1,0 +1,125 @@
+//! `vramguard agent`: the node agent, or one look at the GPUs of this machine.
+//!
+//! Owns its arguments and exit codes. [`crate::agent`] does the work.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use super::Failure;
+use super::outputs::{self, Output};
+use super::serve::{LogFormat, log};
+use crate::agent::{self, Config};
+use crate::capacity::gpu::AllocationPolicy;
+use crate::capacity::vram::Vram;
+use crate::k8s::device_plugin;
+use crate::report::glance::Glance;
+use crate::server;
+
+/// Arguments of `agent`.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Look once at the GPUs of this machine, print what is there, and end. It needs no cluster
+    #[arg(long)]
+    once: bool,
+
+    /// What --once prints, and where: table or json, each as FORMAT or FORMAT=FILE. Repeatable
+    #[arg(long, value_name = "FORMAT[=FILE]", value_delimiter = ',', default_value = "table", requires = "once")]
+    output: Vec<Output<Format>>,
+
+    /// Name of the node that this agent runs on
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", required_unless_present = "once")]
+    node_name: Option<String>,
+
+    /// Address of the plain HTTP port: /healthz, /readyz, /metrics
+    #[arg(long, value_name = "ADDRESS", env = "VRAMGUARD_AGENT_LISTEN", default_value = "0.0.0.0:8081")]
+    listen: SocketAddr,
+
+    /// Milliseconds between two looks at the GPUs
+    #[arg(long, value_name = "MS", env = "VRAMGUARD_AGENT_INTERVAL_MS", default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    interval_ms: u64,
+
+    /// Configuration file of the NVIDIA device plugin of this node. It names the policy by which the plugin chooses GPUs,
+    /// which is then verified by what is seen
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG")]
+    plugin_config: Option<PathBuf>,
+
+    /// What each process takes beside what its pod declares, for pods without a request: the policy's perProcessOverhead
+    #[arg(long, value_name = "AMOUNT", env = "VRAMGUARD_AGENT_OVERHEAD", default_value = "720Mi")]
+    per_process_overhead: Vram,
+
+    /// Where the /proc of the machine is mounted
+    #[arg(long, value_name = "DIR", env = "VRAMGUARD_AGENT_PROC", default_value = "/proc")]
+    proc: PathBuf,
+
+    /// The kubelet's directory
+    #[arg(long, value_name = "DIR", env = "VRAMGUARD_AGENT_KUBELET", default_value = "/var/lib/kubelet")]
+    kubelet: PathBuf,
+
+    /// Path of the driver's library [default: libnvidia-ml.so.1, where the system finds it]
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_NVML")]
+    nvml_library: Option<PathBuf>,
+
+    /// Kubeconfig file [default: $KUBECONFIG, ~/.kube/config, or the service account of the pod]
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Format of the log on standard error. RUST_LOG sets what is logged
+    #[arg(long, value_enum, value_name = "FORMAT", env = "VRAMGUARD_LOG_FORMAT", default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// What `--once` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Tables for a terminal.
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+/// Runs the agent until SIGTERM or SIGINT, or looks once.
+///
+/// # Errors
+/// [`Failure::Input`] if the driver cannot be read by `--once`, or if a file cannot be read or written. [`Failure::Run`] if the agent
+/// cannot start, or if a part of it ends.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    if args.once {
+        return once(args);
+    }
+    log(args.log_format);
+    let policy = args.plugin_config.as_ref().map(policy).transpose().map_err(Failure::Input)?;
+    let client = server::client(args.kubeconfig.as_deref()).await?;
+    let config = Config {
+        node: args.node_name.ok_or_else(|| Failure::Input(anyhow!("--node-name is missing")))?,
+        library: args.nvml_library,
+        proc: args.proc,
+        kubelet: args.kubelet,
+        interval: Duration::from_millis(args.interval_ms),
+        allocation_policy: policy,
+        overhead: args.per_process_overhead,
+        listen: args.listen,
+    };
+    Ok(agent::run(config, client).await?)
+}
+
+fn policy(path: &PathBuf) -> anyhow::Result<AllocationPolicy> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    device_plugin::allocation_policy(&text).map_err(|why| anyhow!("{}: {why}", path.display()))
+}
+
+fn once(args: Args) -> Result<(), Failure> {
+    outputs::check(&args.output, []).map_err(Failure::Input)?;
+    let seen = agent::glance(args.nvml_library, args.proc).map_err(|why| Failure::Input(anyhow!("{why}")))?;
+    let gpus = seen.look.gpus.iter().zip(&seen.reading.gpus).zip(&seen.programs);
+    let gpus = gpus.map(|((look, reading), programs)| (look, reading.product.as_str(), programs.as_slice()));
+    let glance = Glance::new(&seen.reading.driver, gpus);
+    outputs::write(&args.output, clap::ColorChoice::Never, |format, _look| match format {
+        Format::Table => glance.table(),
+        Format::Json => glance.json(),
+    })
+    .map_err(Failure::Input)
+}

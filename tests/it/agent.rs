@@ -1,0 +1,15 @@
+//! The node agent as a user starts it, with a stand-in for the driver's library: see `tests/nvml/fake.rs`.
+//!
+//! | module | tests |
+//! |---|---|
+//! | `fake` | nothing: it builds the stand-in, and writes what it shows |
+//! | `kubelet` | nothing: it answers as the kubelet's PodResources socket does |
+//! | `once` | `vramguard agent --once` |
+//! | `cluster` | the agent against a real API server, under the manifests of `deploy/agent` |
+//! | `cost` | CPU time and memory, measured and printed |
+
+mod cluster;
+mod cost;
+mod fake;
+mod kubelet;
+mod once;
