@@ -173,7 +173,7 @@ pub async fn follow_ledger(client: Client, node: &str, index: &Index) {
     source(client, format!("metadata.name={node}")).follow(tell).await;
 }
 
-/// Objects that a field selector matches. The selector lives as long as the process, which follows three of them.
+/// Objects that a field selector matches.
 fn source(client: Client, fields: String) -> Source {
     Source::new(client, fields)
 }
