@@ -31,6 +31,10 @@ pure:
 chaos rounds="3":
     VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
 
+# Steers 200 pods through kills of agent, device plugin and kubelet on a real kubelet: some fifteen minutes
+steering:
+    cargo test --locked --test it -- --ignored --nocapture steering::long
+
 # Attacks a server under the shipped memory limit, alone and on a control plane with 5,000 nodes: some ten minutes
 hostile nodes="5000":
     VRAMGUARD_NODES={{ nodes }} cargo test --release --locked --test it -- --include-ignored --nocapture --test-threads 1 hostile::

@@ -158,6 +158,13 @@ pub const CLUSTER_POLICY_VERSION: &str = "nvidia.com/v1";
 /// Prefix that the device plugin puts before a resource name without one; also the prefix of its MIG resources.
 pub const MIG_RESOURCE_NAME_OF: &str = "mig-";
 
+// Sockets in the kubelet's directory `device-plugins`.
+/// Socket at which NVIDIA's device plugin registers with the node agent, in the kubelet's directory `device-plugins`. Its
+/// path is the value of the plugin's variable `KUBELET_SOCKET`.
+pub const REGISTRY_SOCKET: &str = "vramguard.sock";
+/// Prefix of the sockets of NVIDIA's device plugin; the resource without `nvidia.com/` follows, then `.sock`.
+pub const NVIDIA_SOCKET_OF: &str = "nvidia-";
+
 // Environment variables of containers.
 /// VRAM that the container may use itself, in MiB: the declared amount, or one slot less the overhead.
 pub const ENV_VRAM_MIB: &str = "VRAMGUARD_VRAM_MIB";

@@ -4,14 +4,18 @@
 //! |---|---|
 //! | [`messages`] | the messages of both APIs, reduced to the fields that are read |
 //! | [`rpc`] | gRPC calls over a unix socket, each with a deadline |
+//! | [`registry`] | where a device plugin registers, in place of the kubelet's own |
+//! | [`device_plugin`] | client of a device plugin, and of the kubelet's registration |
 //! | [`pod_resources`] | the PodResources API, which lists the devices of each container |
 //! | [`checkpoint`] | the file in which the kubelet records the devices that it has allocated |
 
 use std::path::{Path, PathBuf};
 
 pub mod checkpoint;
+pub mod device_plugin;
 pub mod messages;
 pub mod pod_resources;
+pub mod registry;
 pub mod rpc;
 
 /// The kubelet's directory, with the sockets and files that the agent uses. Usually `/var/lib/kubelet`.
@@ -42,6 +46,11 @@ impl KubeletDirectory {
     /// File in which the kubelet records the devices that it has allocated.
     pub fn checkpoint(&self) -> PathBuf {
         self.device_plugins().join("kubelet_internal_checkpoint")
+    }
+
+    /// The kubelet's configuration, where kubeadm and most distributions keep it.
+    pub fn configuration(&self) -> PathBuf {
+        self.0.join("config.yaml")
     }
 
     /// The directory itself.

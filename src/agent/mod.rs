@@ -4,6 +4,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`kubelet`] | the kubelet's sockets and files: PodResources, device plugin API, device checkpoint |
+//! | [`steer`] | the agent between device plugin and kubelet, which answers by the ledger |
 //! | [`nvml`] | the driver: GPUs, their memory and their processes |
 //! | [`processes`] | `/proc`: the pod and container of a process |
 //! | `look` | one look each second, on a thread of its own |
@@ -42,6 +43,7 @@ mod node;
 pub mod nvml;
 pub mod processes;
 mod report;
+pub mod steer;
 
 use kubelet::KubeletDirectory;
 use look::{Found, Places};

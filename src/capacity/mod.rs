@@ -33,6 +33,7 @@
 //! | [`cluster`] | all nodes: guarded resources, free memory, slots |
 //! | [`admission`] | one pod against policy and cluster |
 //! | [`binding`] | one binding: who may bind, where the pod goes, what is written; upkeep of ledgers |
+//! | [`steering`] | which devices a container gets when the kubelet asks the node agent |
 //! | [`filter`] | which of some nodes can take a pod now, and why the others cannot |
 //! | [`plan`] | how many replicas each pool should have, and what fits then |
 //! | [`candidates`] | which of all nodes can take a pod now, later or never |
@@ -158,6 +159,7 @@ pub mod observation;
 pub mod plan;
 pub mod pod;
 pub mod policy;
+pub mod steering;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod time;

@@ -22,6 +22,8 @@
 //! | [`device_plugin`] | configuration of the NVIDIA device plugin ↔ plan; its own rules as findings |
 //! | [`foreign`] | pod template → what it declares for KAI, HAMi, Volcano or gpushare |
 //! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
+//! | [`known_pod`] | pod object → what the node agent needs to know of a pod on its node |
+//! | [`kubelet_config`] | the kubelet's configuration file → its topology manager policy |
 //! | [`review`] | AdmissionReview ↔ verdict |
 //! | [`pod_review`] | pod object → the answers of both pod webhooks |
 //! | [`extender`] | kube-scheduler's request to an extender ↔ the nodes that can take the pod |
@@ -51,6 +53,8 @@ pub mod event;
 pub mod extender;
 pub mod foreign;
 pub mod gpu_ledger;
+pub mod known_pod;
+pub mod kubelet_config;
 pub mod manifest;
 pub mod manifests;
 pub mod node;

@@ -20,6 +20,7 @@
 //! | `deploy` | each manifest on a real API server |
 //! | `chaos` | the promise with several replicas and injected faults |
 //! | `kubelet` | a guarded node with a real kubelet and containerd |
+//! | `steering` | the agent between a real kubelet and the test device plugin |
 //! | `edges` | workloads from before the installation: device plugins, whole GPUs |
 //! | `extender` | a real kube-scheduler that calls the extender |
 //! | `hostile` | attacks on a server with the memory limit of the manifests |
@@ -53,6 +54,7 @@ mod report_html;
 mod server;
 mod shipped;
 mod snapshots;
+mod steering;
 mod suite;
 mod support;
 mod tiers;

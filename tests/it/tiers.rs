@@ -202,6 +202,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "cluster",
             "admission",
             "binding",
+            "steering",
             "filter",
             "plan",
             "candidates",

@@ -25,11 +25,14 @@ var (
 	gpus      = flag.Int("gpus", 1, "physical GPUs to pretend")
 	replicas  = flag.Int("replicas", 4, "replicas of each GPU; 1 advertises whole GPUs without a replica suffix")
 	pluginDir = flag.String("plugin-dir", api.DevicePluginPath, "the kubelet's device-plugins folder")
+	register  = flag.String("kubelet-socket", "", "socket to register at; kubelet.sock in the folder if empty")
+	preferred = flag.Bool("preferred-allocation", false, "prefer the GPU with the fewest allocated replicas")
 )
 
 type plugin struct {
 	api.UnimplementedDevicePluginServer
 	devices []*api.Device
+	server  *grpc.Server
 }
 
 func main() {
@@ -60,21 +63,31 @@ func main() {
 	}
 }
 
-func kubeletSocket() string { return filepath.Join(*pluginDir, filepath.Base(api.KubeletSocket)) }
+func kubeletSocket() string {
+	if *register != "" {
+		return *register
+	}
+	return filepath.Join(*pluginDir, filepath.Base(api.KubeletSocket))
+}
 
+// unchanged looks at the file itself, not at where a link leads: NVIDIA's plugin restarts when the file is created.
 func unchanged(kubelet os.FileInfo) bool {
-	now, err := os.Stat(kubeletSocket())
+	now, err := os.Lstat(kubeletSocket())
 	return err == nil && os.SameFile(now, kubelet) && now.ModTime().Equal(kubelet.ModTime())
 }
 
 // serveAndRegister returns the identity of the kubelet's socket that it registered with.
 func (p *plugin) serveAndRegister() (os.FileInfo, error) {
-	kubelet, err := os.Stat(kubeletSocket())
+	kubelet, err := os.Lstat(kubeletSocket())
 	if err != nil {
 		return nil, err
 	}
-	endpoint := strings.ReplaceAll(*resource, "/", "-") + ".sock"
+	_, name, _ := strings.Cut(*resource, "/")
+	endpoint := "nvidia-" + name + ".sock"
 	socket := filepath.Join(*pluginDir, endpoint)
+	if p.server != nil {
+		p.server.Stop() // removes its socket
+	}
 	if err := os.RemoveAll(socket); err != nil {
 		return nil, err
 	}
@@ -82,20 +95,24 @@ func (p *plugin) serveAndRegister() (os.FileInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The server of an earlier kubelet keeps its unlinked socket and serves nobody; the process ends with the test.
-	server := grpc.NewServer()
-	api.RegisterDevicePluginServer(server, p)
-	go server.Serve(listener)
+	p.server = grpc.NewServer()
+	api.RegisterDevicePluginServer(p.server, p)
+	go p.server.Serve(listener)
 
-	connection, err := grpc.NewClient("unix://"+kubeletSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// With a dialer of its own, as NVIDIA's plugin has it, gRPC sends the escaped path as :authority.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	dial := func(ctx context.Context, path string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}
+	connection, err := grpc.DialContext(ctx, kubeletSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithBlock(), grpc.WithContextDialer(dial))
 	if err != nil {
 		return nil, err
 	}
 	defer connection.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
 	_, err = api.NewRegistrationClient(connection).Register(ctx, &api.RegisterRequest{
-		Version: api.Version, Endpoint: endpoint, ResourceName: *resource, Options: &api.DevicePluginOptions{},
+		Version: api.Version, Endpoint: endpoint, ResourceName: *resource, Options: options(),
 	})
 	if err == nil {
 		log.Printf("registered %d devices of %s", len(p.devices), *resource)
@@ -103,8 +120,41 @@ func (p *plugin) serveAndRegister() (os.FileInfo, error) {
 	return kubelet, err
 }
 
+func options() *api.DevicePluginOptions {
+	return &api.DevicePluginOptions{GetPreferredAllocationAvailable: *preferred}
+}
+
 func (p *plugin) GetDevicePluginOptions(context.Context, *api.Empty) (*api.DevicePluginOptions, error) {
-	return &api.DevicePluginOptions{}, nil
+	return options(), nil
+}
+
+// GetPreferredAllocation takes replica by replica from the GPU of which most are available, as NVIDIA's plugin does by
+// default.
+func (p *plugin) GetPreferredAllocation(_ context.Context, request *api.PreferredAllocationRequest) (*api.PreferredAllocationResponse, error) {
+	response := &api.PreferredAllocationResponse{}
+	for _, container := range request.ContainerRequests {
+		ids := slices.Clone(container.MustIncludeDeviceIDs)
+		free := map[string][]string{}
+		for _, id := range container.AvailableDeviceIDs {
+			if uuid, _, _ := strings.Cut(id, "::"); !slices.Contains(ids, id) {
+				free[uuid] = append(free[uuid], id)
+			}
+		}
+		for len(ids) < int(container.AllocationSize) {
+			most := ""
+			for uuid, of := range free { // in random order, which breaks ties
+				if len(of) > 0 && (most == "" || len(of) > len(free[most])) {
+					most = uuid
+				}
+			}
+			if most == "" {
+				break
+			}
+			ids, free[most] = append(ids, free[most][0]), free[most][1:]
+		}
+		response.ContainerResponses = append(response.ContainerResponses, &api.ContainerPreferredAllocationResponse{DeviceIDs: ids})
+	}
+	return response, nil
 }
 
 // ListAndWatch sends the list once: nothing here becomes unhealthy.

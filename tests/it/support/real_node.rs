@@ -62,6 +62,14 @@ impl RealNode {
     /// # Panics
     /// If the name in `gpus` is not [`RealNode::NAME`].
     pub(crate) async fn try_start(plane: &ControlPlane, gpus: &GpuNode) -> Result<Self, Skip> {
+        let mut node = Self::try_launch(plane, gpus, &[]).await?;
+        node.ready(plane).await;
+        node.label(plane, node.gpus.labels()).await;
+        Ok(node)
+    }
+
+    /// As [`RealNode::try_start`], with further arguments of the device plugin, and without waiting for anything.
+    pub(crate) async fn try_launch(plane: &ControlPlane, gpus: &GpuNode, plugin: &[&str]) -> Result<Self, Skip> {
         assert_eq!(gpus.name, Self::NAME, "the control plane knows the credentials of one real node");
         let programs = Programs::find().map_err(Skip)?;
         let reserved = Reserved::new().map_err(Skip)?;
@@ -74,14 +82,13 @@ impl RealNode {
             .arg(&programs.device_plugin)
             .arg(format!("--resource={}", gpus.resource))
             .arg(format!("--gpus={}", gpus.gpus))
-            .arg(format!("--replicas={}", gpus.replicas));
+            .arg(format!("--replicas={}", gpus.replicas))
+            .args(plugin);
         let gpus = gpus.clone();
         let mut node =
             Self { kubelet, device_plugin, runtime, folder, gpus, last_heartbeat: None, _reserved: reserved };
         node.kubelet.start();
         node.device_plugin.start();
-        node.ready(plane).await;
-        node.label(plane, node.gpus.labels()).await;
         Ok(node)
     }
 

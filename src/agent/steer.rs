@@ -1,0 +1,281 @@
+//! Steering: the agent between NVIDIA's device plugin and the kubelet. Owns the connections to both and their order.
+//!
+//! The device plugin registers with the agent (its `KUBELET_SOCKET` names the agent's socket), and the agent registers
+//! with the kubelet in its place. All calls and all device lists are passed on as the bytes that arrived. One call is
+//! answered here: `GetPreferredAllocation`, by [`crate::capacity::steering`]. So the kubelet, its PodResources API and
+//! its checkpoint record the GPU that the binding guard reserved.
+//!
+//! The kubelet admits no pod while it waits for an answer, and an error fails the pod. So an answer always comes in
+//! time, and is never an error: from the ledger, else from the device plugin, else a guess.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`inputs`] | what the API server tells about the node, for the decisions |
+//! | [`metrics`] | counters |
+//! | `directory` | the agent's files next to the kubelet's sockets |
+//! | `front` | where device plugins register with the agent, or are found |
+//! | `plugin` | the connection to one device plugin, and the list of its devices |
+//! | `registration` | the registration of that plugin with the kubelet |
+//! | `service` | the calls of the kubelet |
+//! | `answer` | the answer to `GetPreferredAllocation`, in time |
+//! | `placement` | whether the kubelet did what it was answered |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::kubelet::KubeletDirectory;
+use crate::agent::kubelet::pod_resources::PodResourcesClient;
+use crate::capacity::gpu::{GpuId, Resource, Rules};
+use crate::capacity::pod::PodName;
+use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
+
+use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
+use crate::state::index::Index;
+
+mod answer;
+mod directory;
+mod front;
+pub mod inputs;
+pub mod metrics;
+mod placement;
+mod plugin;
+mod registration;
+mod service;
+
+pub use front::Ended;
+use inputs::NodePods;
+use metrics::Counters;
+
+/// Configuration of the steering of one node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kubelet's directory.
+    pub kubelet: KubeletDirectory,
+    /// How long a device plugin may be away before its devices count as unhealthy. A restart of the plugin takes a
+    /// second. The kubelet's allocations wait meanwhile.
+    pub hold: Duration,
+    /// What the kubelet does with a second plugin of a resource.
+    pub second_plugin: SecondPlugin,
+    /// What becomes of the device plugins when the agent is told to stop.
+    pub at_stop: AtStop,
+}
+
+/// What a kubelet does when a second plugin registers a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecondPlugin {
+    /// Kubelets up to 1.36: the first is replaced, and when it ends the second is dropped too. The device plugin must be
+    /// configured to register with the agent.
+    Replaces,
+    /// Kubelets since 1.37: the newest is used, and when it ends the other one is. The agent also interposes itself
+    /// before a plugin of NVIDIA that registered with the kubelet.
+    Stacks,
+}
+
+/// What the agent does with its device plugins when it is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtStop {
+    /// It registers them with the kubelet. The node keeps its devices, and the plugins choose the GPUs.
+    HandBack,
+    /// It only ends. The node has no devices until the plugins register again.
+    End,
+}
+
+impl Config {
+    /// The default configuration for the kubelet at a directory.
+    pub fn new(kubelet: KubeletDirectory) -> Config {
+        Config {
+            kubelet,
+            hold: Duration::from_secs(3),
+            second_plugin: SecondPlugin::Replaces,
+            at_stop: AtStop::HandBack,
+        }
+    }
+}
+
+/// Reads one pod from the API server. `None` if there is no such pod on this node, or no answer.
+pub type ReadPod = Arc<dyn Fn(PodName) -> BoxFuture<'static, Option<KnownPod>> + Send + Sync>;
+
+/// What the decisions are based on.
+#[derive(Clone)]
+pub struct Inputs {
+    /// The node as the API server tells, kept up to date by the sender.
+    pub node: watch::Receiver<Arc<KnownNode>>,
+    /// Reads a pod that is missing in `node`. Its caller waits at most 100 ms.
+    pub read_pod: ReadPod,
+}
+
+/// Where the results go.
+#[derive(Clone)]
+pub struct Outputs {
+    /// Receives each answer to the kubelet. If it is full, the answer is not sent.
+    pub answers: mpsc::Sender<Answer>,
+    /// Counters of the metrics page.
+    pub counters: Arc<Counters>,
+    /// Receives the health after each change.
+    pub health: watch::Sender<Health>,
+}
+
+/// One answer to the kubelet.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The resource.
+    pub resource: Resource,
+    /// The container that asked, if it is known.
+    pub caller: Option<CallerName>,
+    /// The GPU that it should get; `None` if there is none.
+    pub wanted: Option<GpuId>,
+    /// The devices that were answered; empty if the device plugin's own answer was passed on.
+    pub given: Vec<String>,
+    /// Why it is not simply the wanted GPU; `None` if it is.
+    pub fallback: Option<Fallback>,
+    /// How long the kubelet waited.
+    pub took: Duration,
+}
+
+/// Whether the agent steers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The resources whose device plugins are known.
+    pub resources: BTreeMap<String, ResourceHealth>,
+    /// How the kubelet's topology manager chooses devices.
+    pub topology: TopologyPolicy,
+}
+
+/// Whether the agent steers one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResourceHealth {
+    /// Whether the device plugin is connected.
+    pub plugin_connected: bool,
+    /// Whether the kubelet has registered the agent and follows its list of devices.
+    pub registered: bool,
+    /// Whether each of the latest answers is what the kubelet then allocated; `None` before the first one.
+    pub placements_match: Option<bool>,
+    /// Allocations that the kubelet made without asking, and that no init container explains.
+    pub unasked: u64,
+}
+
+impl ResourceHealth {
+    /// Whether the next container of the resource gets the GPU that the ledger reserved.
+    pub fn steers(&self) -> bool {
+        self.plugin_connected && self.registered && self.placements_match != Some(false) && self.unasked == 0
+    }
+}
+
+impl Health {
+    /// Whether all resources are steered. False without any.
+    ///
+    /// With a topology policy that is not known, the allocations tell: see [`ResourceHealth::unasked`].
+    pub fn steers(&self) -> bool {
+        let asks = match self.topology {
+            TopologyPolicy::None | TopologyPolicy::Unknown => true,
+            TopologyPolicy::Aligned(_) => false,
+        };
+        asks && !self.resources.is_empty() && self.resources.values().all(ResourceHealth::steers)
+    }
+}
+
+/// What all parts share.
+struct Shared {
+    config: Config,
+    inputs: Inputs,
+    outputs: Outputs,
+    steering: Mutex<Steering>,
+    pod_resources: PodResourcesClient,
+    placements: placement::Placements,
+}
+
+impl Shared {
+    fn update_health(&self, resource: &str, change: impl FnOnce(&mut ResourceHealth)) {
+        self.outputs.health.send_if_modified(|health| {
+            let before = health.clone();
+            change(health.resources.entry(resource.to_owned()).or_default());
+            *health != before
+        });
+    }
+}
+
+/// Steers until `stop` is cancelled, or until another agent takes over on this node.
+///
+/// # Errors
+/// The agent's socket cannot be made in the kubelet's directory.
+pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: CancellationToken) -> std::io::Result<Ended> {
+    let topology = read_topology(&config.kubelet);
+    outputs.health.send_modify(|health| health.topology = topology);
+    let shared = Arc::new(Shared {
+        pod_resources: PodResourcesClient::new(&config.kubelet),
+        steering: Mutex::new(Steering::default()),
+        placements: placement::Placements::default(),
+        config,
+        inputs,
+        outputs,
+    });
+    tokio::select! {
+        ended = front::run(shared.clone(), stop) => ended,
+        () = placement::verify(&shared) => unreachable!("it never ends"),
+        () = forget(&shared) => unreachable!("it never ends"),
+    }
+}
+
+/// The kubelet's topology policy, as far as its configuration file tells.
+fn read_topology(kubelet: &KubeletDirectory) -> TopologyPolicy {
+    let file = kubelet.configuration();
+    let Ok(text) = std::fs::read_to_string(&file) else { return TopologyPolicy::Unknown };
+    topology_policy(&text).unwrap_or_else(|why| {
+        tracing::warn!("{}: {why}; the topology policy of the kubelet is not known", file.display());
+        TopologyPolicy::Unknown
+    })
+}
+
+/// As [`run`], with inputs from the API server: it follows the Node `node`, its pods and its `GpuLedger`.
+///
+/// `rules` are those of the policies in force; the sizes of GPUs come from the node's labels and the agent's own report.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in_cluster(
+    config: Config,
+    client: kube::Client,
+    node: String,
+    rules: Rules,
+    outputs: Outputs,
+    stop: CancellationToken,
+) -> std::io::Result<Ended> {
+    let (index, pods) = (Arc::new(Index::new(rules, Vec::new())), Arc::new(NodePods::default()));
+    let (sender, receiver) = watch::channel(Arc::new(KnownNode::default()));
+    let inputs = Inputs { node: receiver, read_pod: inputs::read_pod(client.clone(), node.clone(), index.clone()) };
+    let follow = async {
+        tokio::join!(
+            inputs::follow_pods(client.clone(), &node, &index, &pods),
+            inputs::follow_node(client.clone(), &node, &index),
+            inputs::follow_ledger(client.clone(), &node, &index),
+            inputs::send_node(&index, &pods, &node, sender),
+        )
+    };
+    tokio::select! {
+        ended = run(config, inputs, outputs, stop) => ended,
+        _ = follow => unreachable!("watches never end"),
+    }
+}
+
+/// Forgets answers to pods that are long gone.
+async fn forget(shared: &Shared) {
+    let mut node = shared.inputs.node.clone();
+    loop {
+        let now = node.borrow_and_update().clone();
+        if now.pools.is_some() {
+            shared.steering.lock().retain(&now);
+        }
+        if node.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! The answer to `GetPreferredAllocation`. Owns its time limits, and what is answered if there is no decision.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::join_all;
+use prost::Message as _;
+
+use super::Answer;
+use super::placement::Asked;
+use super::plugin::Plugin;
+use crate::agent::kubelet::checkpoint;
+use crate::agent::kubelet::messages::{
+    ContainerPreferredAllocationRequest, DeviceIdLists, DeviceIds, ListPodResourcesResponse, PreferredAllocationRequest,
+};
+use crate::capacity::gpu::Resource;
+use crate::capacity::pod::PodName;
+use crate::capacity::steering::identify::{Allocations, ListedPod};
+use crate::capacity::steering::pick::{Choice, Question, any_devices, is_listing_safe};
+use crate::capacity::steering::{Decision, Fallback, Reading, Step};
+use crate::k8s::checkpoint::Checkpoint;
+
+/// Time limit of an answer. The kubelet admits no pod meanwhile.
+pub(super) const DEADLINE: Duration = Duration::from_millis(280);
+/// Time limit of a decision. The rest is for the device plugin's own answer.
+const DECIDE: Duration = Duration::from_millis(200);
+/// Time limit for reading pods from the API server.
+const READ_PODS: Duration = Duration::from_millis(100);
+
+/// Answers a question of the kubelet. Never later than [`DEADLINE`], and never with an error.
+pub(super) async fn preferred(plugin: &Plugin, question: Bytes) -> Bytes {
+    let started = Instant::now();
+    // The kubelet asks about one container at a time.
+    let decoded = PreferredAllocationRequest::decode(question.clone()).unwrap_or_default();
+    let decision = match decoded.container_requests.as_slice() {
+        [container] => decide_in_time(plugin, container).await,
+        _ => stock(Fallback::Contradiction),
+    };
+    let devices = match &decision.choice {
+        Choice::Devices { ids, .. } => Some(ids.clone()),
+        Choice::Stock(_) => None,
+    };
+    let answer = match &devices {
+        Some(ids) => encoded([ids.clone()].into_iter()),
+        None => {
+            let left = DEADLINE.saturating_sub(started.elapsed());
+            match ask_plugin(plugin, question, left).await {
+                Some(answer) => answer,
+                None => encoded(decoded.container_requests.iter().map(|container| any_devices(&asked(container)))),
+            }
+        }
+    };
+    plugin.shared.steering.lock().remember(&decision);
+    *plugin.asked.lock() = Some(Asked { caller: decision.caller.clone(), ids: devices.clone().unwrap_or_default() });
+    tell(plugin, decision, devices.unwrap_or_default(), started.elapsed());
+    answer
+}
+
+async fn decide_in_time(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {
+    // An answer is worth more than a crash: the kubelet would fail the pod, and its owner would create it again at once.
+    let decision = AssertUnwindSafe(decide(plugin, container)).catch_unwind();
+    match tokio::time::timeout(DECIDE, decision).await {
+        Ok(Ok(decision)) => decision,
+        Ok(Err(_panic)) => stock(Fallback::Internal),
+        Err(_) => stock(Fallback::Late),
+    }
+}
+
+async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {
+    let shared = &plugin.shared;
+    let question = asked(container);
+    let recorded = match checkpoint::read(&shared.config.kubelet).await {
+        Ok(checkpoint) => checkpoint.unwrap_or_default(),
+        Err(error) => {
+            // Only init containers that have ended are not known then.
+            tracing::warn!("{error}");
+            Checkpoint::default()
+        }
+    };
+    let devices: BTreeSet<String> = recorded.of(&plugin.resource).flat_map(|entry| entry.devices.clone()).collect();
+    if !is_listing_safe(&question, &devices) {
+        return stock(Fallback::Unrecorded);
+    }
+    let listed = match shared.pod_resources.list(DECIDE).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!("the kubelet does not list its pods: {}", error.message());
+            return stock(Fallback::ListFailed);
+        }
+    };
+    let allocations = allocations(&plugin.resource, listed, &recorded);
+    let node = shared.inputs.node.borrow().clone();
+    let first = shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Due);
+    let names = match first {
+        Step::Decided(decision) => return decision,
+        Step::Read(names) => names,
+    };
+    let reads = names.into_iter().map(|name| (shared.inputs.read_pod)(name));
+    let read = tokio::time::timeout(READ_PODS, join_all(reads)).await.unwrap_or_default();
+    let mut node = (*node).clone();
+    node.pods.extend(read.into_iter().flatten());
+    match shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Done) {
+        Step::Decided(decision) => decision,
+        Step::Read(_) => stock(Fallback::PodNotFound),
+    }
+}
+
+/// What the kubelet has allocated of a resource.
+pub(super) fn allocations(resource: &Resource, listed: ListPodResourcesResponse, recorded: &Checkpoint) -> Allocations {
+    let listed = listed.pod_resources.into_iter().map(|pod| {
+        let of_resource = |devices: &crate::agent::kubelet::messages::ContainerDevices| {
+            resource.0 == devices.resource_name && !devices.device_ids.is_empty()
+        };
+        let containers = pod.containers.iter().filter(|container| container.devices.iter().any(of_resource));
+        ListedPod {
+            containers: containers.map(|container| container.name.as_str().into()).collect(),
+            name: PodName { namespace: pod.namespace.into(), name: pod.name.into() },
+        }
+    });
+    let recorded = recorded.of(resource).map(|entry| (entry.pod.clone(), entry.container.clone()));
+    Allocations { listed: listed.collect(), recorded: recorded.collect() }
+}
+
+fn asked(container: &ContainerPreferredAllocationRequest) -> Question<'_> {
+    Question {
+        available: &container.available,
+        must_include: &container.must_include,
+        size: usize::try_from(container.size).unwrap_or_default(),
+    }
+}
+
+fn stock(why: Fallback) -> Decision {
+    Decision { caller: None, wanted: None, choice: Choice::Stock(why) }
+}
+
+/// The plugin's own answer; `None` if it gives none, or not in time.
+async fn ask_plugin(plugin: &Plugin, question: Bytes, deadline: Duration) -> Option<Bytes> {
+    if !plugin.options().get_preferred_allocation_available {
+        return None;
+    }
+    let answer = plugin.client()?.preferred(question, deadline).await;
+    answer.inspect_err(|error| tracing::warn!("the device plugin has no preference: {}", error.message())).ok()
+}
+
+fn encoded(containers: impl Iterator<Item = Vec<String>>) -> Bytes {
+    DeviceIdLists { containers: containers.map(|ids| DeviceIds { ids }).collect() }.encode_to_vec().into()
+}
+
+fn tell(plugin: &Plugin, decision: Decision, given: Vec<String>, took: Duration) {
+    let fallback = match decision.choice {
+        Choice::Devices { fallback, .. } => fallback,
+        Choice::Stock(why) => Some(why),
+    };
+    let caller = decision.caller.as_ref().map(|caller| format!("{}/{}", caller.pod, caller.container));
+    let (caller, why) = (caller.unwrap_or_default(), fallback.map_or("", Fallback::label));
+    tracing::info!(resource = %plugin.resource, caller, ?given, why, ms = took.as_millis(), "asked for a device");
+    plugin.shared.outputs.counters.answered(fallback, took);
+    let answer = Answer {
+        resource: plugin.resource.clone(),
+        caller: decision.caller,
+        wanted: decision.wanted,
+        given,
+        fallback,
+        took,
+    };
+    if plugin.shared.outputs.answers.try_send(answer).is_err() {
+        plugin.shared.outputs.counters.answers_dropped.inc();
+    }
+}

@@ -1,0 +1,120 @@
+//! Steering on a real kubelet and containerd: the agent between them and the test device plugin.
+//!
+//! There is no binding guard here. The test itself writes the annotation that names the GPU of each pod, and the ledger
+//! with the GPUs of the node. Whether a pod is on its GPU is read from the kubelet's checkpoint, without vramguard.
+//!
+//! The tests print a reason and pass if the host cannot run a kubelet.
+
+mod node;
+mod process;
+
+use std::time::Duration;
+
+use node::{Outcome, SteeredNode, Wanted};
+
+use crate::support::pause;
+
+const A: &str = "GPU-00000000-0000-4000-8000-000000000000";
+const B: &str = "GPU-00000001-0000-4000-8000-000000000001";
+
+/// Pods with one GPU container each, three of four on one GPU.
+fn burst(name: &str, pods: usize) -> Vec<Wanted> {
+    let gpu = |n: usize| if n % 4 == 3 { A } else { B };
+    (0..pods).map(|n| Wanted::pod(&format!("{name}-{n}"), gpu(n))).collect()
+}
+
+#[tokio::test]
+async fn every_container_is_on_the_gpu_that_is_reserved_for_its_pod() {
+    let Some(node) = SteeredNode::start().await else { return };
+    let mut pods = burst("plain", 6);
+    pods.push(Wanted::pod("two", A).with_app("second"));
+    pods.push(Wanted::pod("sidecar", B).with_init("proxy", true));
+    pods.push(Wanted::pod("init", B).with_init("fetch", false));
+    pods.push(Wanted::pod("elsewhere", A).for_another_node());
+    pods.extend(burst("more", 4));
+    node.create(&pods).await;
+    let outcomes = node.outcomes(&pods).await;
+    for (pod, outcome) in pods.iter().zip(&outcomes) {
+        // The kubelet allocates devices before it looks at the node selector.
+        let expected =
+            if pod.is_for_another_node() { Outcome::Rejected("NodeAffinity".into()) } else { Outcome::Placed };
+        assert_eq!(*outcome, expected, "{}{}", pod.name, node.logs());
+    }
+    let environment = node.environment("plain-3").await;
+    assert_eq!(environment["NVIDIA_VISIBLE_DEVICES"], A);
+
+    // With all replicas of a GPU taken, a pod goes where there is room, rather than nowhere.
+    let answers = node.answers();
+    assert!(answers.iter().all(|answer| answer.fallback.is_empty()), "{answers:?}");
+}
+
+#[tokio::test]
+async fn restarts_of_all_three_put_no_pod_on_another_gpu() {
+    let Some(mut node) = SteeredNode::start().await else { return };
+    let keepers = burst("keeper", 4);
+    node.create(&keepers).await;
+    assert!(node.outcomes(&keepers).await.iter().all(|outcome| *outcome == Outcome::Placed), "{}", node.logs());
+
+    let mut all = keepers;
+    for (round, disturb) in [node::kill_agent, node::kill_device_plugin].into_iter().enumerate() {
+        let pods = burst(&format!("round-{round}"), 4);
+        node.create(&pods[..2]).await;
+        disturb(&mut node);
+        node.create(&pods[2..]).await;
+        all.extend(pods);
+        let outcomes = node.outcomes(&all).await;
+        assert!(outcomes.iter().all(Outcome::is_right), "{outcomes:?}{}", node.logs());
+        node.ready().await;
+    }
+    node.restart_kubelet().await;
+    let pods = burst("after", 4);
+    node.create(&pods).await;
+    let outcomes = node.outcomes(&pods).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Placed), "{outcomes:?}{}", node.logs());
+
+    // An agent that is told to stop leaves the node its devices, and takes them over again.
+    node.stop_agent();
+    let unsteered = burst("unsteered", 2);
+    node.create(&unsteered).await;
+    node.running(&unsteered).await;
+    node.start_agent();
+    node.steers().await;
+    let pods = burst("again", 4);
+    node.create(&pods).await;
+    let outcomes = node.outcomes(&pods).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Placed), "{outcomes:?}{}", node.logs());
+}
+
+/// The long form: bursts of 20 pods under random kills. It prints what it saw.
+#[tokio::test]
+#[ignore = "some fifteen minutes; `just steering` runs it"]
+async fn long_bursts_under_random_kills_put_no_pod_on_another_gpu() {
+    let Some(mut node) = SteeredNode::start().await else { return };
+    let mut right = (0, 0);
+    for round in 0..10 {
+        let mut pods = burst(&format!("b{round}"), 16);
+        pods.push(Wanted::pod(&format!("b{round}-two"), A).with_app("second"));
+        pods.push(Wanted::pod(&format!("b{round}-sidecar"), B).with_init("proxy", true));
+        pods.push(Wanted::pod(&format!("b{round}-init"), A).with_init("fetch", false));
+        pods.push(Wanted::pod(&format!("b{round}-elsewhere"), B).for_another_node());
+        let (first, second) = pods.split_at(8);
+        node.create(first).await;
+        pause(Duration::from_millis(137 * round % 1_000)).await; // so that the kill meets another moment
+        match round % 4 {
+            0 => {}
+            1 => node::kill_agent(&mut node),
+            2 => node::kill_device_plugin(&mut node),
+            _ => node.restart_kubelet().await,
+        }
+        node.create(second).await;
+        let outcomes = node.outcomes(&pods).await;
+        assert!(outcomes.iter().all(Outcome::is_right), "round {round}: {outcomes:?}{}", node.logs());
+        let placed = outcomes.iter().filter(|outcome| **outcome == Outcome::Placed).count();
+        right = (right.0 + placed, right.1 + outcomes.len() - placed);
+        println!("round {round}: {placed} of {} placed", outcomes.len());
+        node.delete(&pods).await;
+        node.ready().await;
+    }
+    println!("{} pods on their GPU, {} rejected, none elsewhere", right.0, right.1);
+    println!("{}", node.figures());
+}

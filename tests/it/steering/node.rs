@@ -1,0 +1,324 @@
+//! A real node whose devices an agent steers, and what became of its pods.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+
+use super::process::{Answered, agent};
+use super::{A, B};
+use crate::support::{ControlPlane, GpuNode, Process, RealNode, eventually};
+
+/// Limit for pods to run: the test runtime copies files for each container.
+const PATIENCE: Duration = Duration::from_secs(180);
+const REPLICAS: u32 = 24;
+
+/// A pod of the test, and the GPU that is reserved for it.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub name: String,
+    gpu: &'static str,
+    apps: Vec<String>,
+    /// Init containers, each with whether it keeps running.
+    inits: Vec<(String, bool)>,
+    another_node: bool,
+}
+
+/// What became of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Each of its GPU containers is on the reserved GPU.
+    Placed,
+    /// A container is on this other GPU.
+    Elsewhere(String),
+    /// The kubelet rejected it, for this reason.
+    Rejected(String),
+}
+
+impl Outcome {
+    /// Whether no container is on another GPU. A pod may be rejected while the node has no healthy devices.
+    pub(super) fn is_right(&self) -> bool {
+        match self {
+            Outcome::Placed => true,
+            Outcome::Rejected(why) => ["NodeAffinity", "UnexpectedAdmissionError"].contains(&why.as_str()),
+            Outcome::Elsewhere(_) => false,
+        }
+    }
+}
+
+impl Wanted {
+    pub(super) fn pod(name: &str, gpu: &'static str) -> Wanted {
+        Wanted { name: name.to_owned(), gpu, apps: vec!["main".to_owned()], inits: Vec::new(), another_node: false }
+    }
+
+    pub(super) fn with_app(mut self, name: &str) -> Wanted {
+        self.apps.push(name.to_owned());
+        self
+    }
+
+    pub(super) fn with_init(mut self, name: &str, sidecar: bool) -> Wanted {
+        self.inits.push((name.to_owned(), sidecar));
+        self
+    }
+
+    /// Gives the pod a node selector that its node does not match.
+    pub(super) fn for_another_node(mut self) -> Wanted {
+        self.another_node = true;
+        self
+    }
+
+    pub(super) fn is_for_another_node(&self) -> bool {
+        self.another_node
+    }
+
+    fn object(&self) -> Value {
+        let container = |name: &str| {
+            json!({ "name": name, "image": RealNode::IMAGE, "imagePullPolicy": "Never",
+                "resources": { "limits": { "nvidia.com/gpu": "1" } } })
+        };
+        let init = |(name, sidecar): &(String, bool)| {
+            let mut container = container(name);
+            if *sidecar {
+                container["restartPolicy"] = json!("Always");
+            } else {
+                container["command"] = json!(["sh", "-c", "true"]);
+            }
+            container
+        };
+        let annotations: BTreeMap<String, &str> = self
+            .apps
+            .iter()
+            .chain(self.inits.iter().map(|(name, _)| name))
+            .map(|name| (format!("vramguard.dev/gpu.{name}"), self.gpu))
+            .collect();
+        let selector = if self.another_node { json!({ "kubernetes.io/hostname": "another" }) } else { json!({}) };
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": self.name, "namespace": "ml", "annotations": annotations },
+            "spec": {
+                "nodeName": RealNode::NAME, "nodeSelector": selector,
+                "hostNetwork": true, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
+                "initContainers": self.inits.iter().map(init).collect::<Vec<_>>(),
+                "containers": self.apps.iter().map(|name| container(name)).collect::<Vec<_>>(),
+            },
+        })
+    }
+}
+
+/// A node with two GPUs, whose device plugin registers with an agent.
+pub(super) struct SteeredNode {
+    agent: Process,
+    node: RealNode,
+    plane: ControlPlane,
+}
+
+/// Kills the agent and starts it at once, as a DaemonSet does a moment later.
+pub(super) fn kill_agent(node: &mut SteeredNode) {
+    node.agent.stop();
+    node.agent.start();
+}
+
+/// Kills the device plugin and starts it at once.
+pub(super) fn kill_device_plugin(node: &mut SteeredNode) {
+    node.node.stop_device_plugin();
+    node.node.start_device_plugin();
+}
+
+impl SteeredNode {
+    pub(super) async fn start() -> Option<SteeredNode> {
+        let plane = ControlPlane::start().await;
+        let gpus = GpuNode { gpus: 2, replicas: REPLICAS, ..GpuNode::new(RealNode::NAME) };
+        let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
+        let node = match RealNode::try_launch(&plane, &gpus, &[socket, "--preferred-allocation"]).await {
+            Ok(node) => node,
+            Err(skip) => {
+                println!("{skip}");
+                return None;
+            }
+        };
+        let definition = include_str!("../../../deploy/base/customresourcedefinition-gpuledgers.yaml");
+        plane.apply(definition).await;
+        plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
+        let mut node = SteeredNode { agent: agent(&plane, &node.kubelet_folder()), node, plane };
+        eventually("the kubelet to make its folder", PATIENCE, async || {
+            ensure!(node.node.kubelet_folder().join("device-plugins/kubelet.sock").exists(), "{}", node.logs());
+            Ok(())
+        })
+        .await;
+        node.start_agent();
+        node.ready().await;
+        node.node.label(&node.plane, gpus.labels()).await;
+        node.write_ledger().await;
+        Some(node)
+    }
+
+    /// Writes what the agent reports of the GPUs, until the agent does so itself.
+    async fn write_ledger(&self) {
+        let ledger = json!({
+            "apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger", "metadata": { "name": RealNode::NAME },
+            "spec": { "reservations": [] },
+        });
+        let gpu = |index: u32, uuid: &str| json!({ "resource": "nvidia.com/gpu", "replicas": REPLICAS, "uuid": uuid, "index": index, "totalMiB": 24_576 });
+        let status = json!({ "status": { "agent": { "gpus": [gpu(0, A), gpu(1, B)] } } }).to_string();
+        eventually("the ledger to be written", PATIENCE, async || {
+            let created = self.plane.kubectl_with_input(&["apply", "-f", "-"], &ledger.to_string()).await;
+            ensure!(created.status.success(), "{}", created.stderr);
+            let patch = ["patch", "gpuledger", RealNode::NAME, "--subresource=status", "--type=merge", "-p", &status];
+            let patched = self.plane.kubectl(&patch).await;
+            ensure!(patched.status.success(), "{}", patched.stderr);
+            Ok(())
+        })
+        .await;
+    }
+
+    pub(super) fn start_agent(&mut self) {
+        self.agent.start();
+    }
+
+    pub(super) fn stop_agent(&mut self) {
+        assert!(self.agent.terminate(Duration::from_secs(20)).success(), "{}", self.logs());
+    }
+
+    /// Waits until the kubelet has its devices.
+    pub(super) async fn ready(&mut self) {
+        self.node.ready(&self.plane).await;
+    }
+
+    /// Waits until the agent, started last, steers.
+    pub(super) async fn steers(&self) {
+        eventually("the agent to steer", PATIENCE, async || {
+            let log = self.agent_log();
+            let since_start = log.rsplit("running 1 test").next().unwrap_or_default();
+            let health = since_start.lines().rfind(|line| line.starts_with("health "));
+            ensure!(health.is_some_and(|line| line.starts_with("health true")), "{health:?}{}", self.logs());
+            Ok(())
+        })
+        .await;
+    }
+
+    pub(super) async fn restart_kubelet(&mut self) {
+        self.node.restart_kubelet(&self.plane).await;
+    }
+
+    /// Creates the pods in one request.
+    pub(super) async fn create(&self, pods: &[Wanted]) {
+        let items: Vec<Value> = pods.iter().map(Wanted::object).collect();
+        self.plane.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await;
+    }
+
+    pub(super) async fn delete(&self, pods: &[Wanted]) {
+        let names = pods.iter().map(|pod| pod.name.as_str());
+        let arguments: Vec<&str> =
+            ["delete", "pod", "--namespace", "ml", "--wait=true"].into_iter().chain(names).collect();
+        self.plane.kubectl(&arguments).await.expect_success();
+    }
+
+    async fn objects(&self) -> anyhow::Result<BTreeMap<String, Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.plane.client(), "ml");
+        let listed = pods.list(&ListParams::default()).await?;
+        Ok(listed.into_iter().filter_map(|pod| Some((pod.metadata.name.clone()?, pod))).collect())
+    }
+
+    /// Waits until each pod has its devices or was rejected.
+    pub(super) async fn outcomes(&self, pods: &[Wanted]) -> Vec<Outcome> {
+        eventually("the kubelet to decide about all pods", PATIENCE, async || {
+            let (objects, checkpoint) = (self.objects().await?, self.checkpoint()?);
+            pods.iter().map(|pod| outcome(pod, &objects, &checkpoint)).collect()
+        })
+        .await
+    }
+
+    /// Devices by uid of the pod and name of the container, from the kubelet's checkpoint.
+    fn checkpoint(&self) -> anyhow::Result<BTreeMap<(String, String), String>> {
+        let file = self.node.kubelet_folder().join("device-plugins/kubelet_internal_checkpoint");
+        let checkpoint: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+        let entries = checkpoint["Data"]["PodDeviceEntries"].as_array().cloned().unwrap_or_default();
+        let entry = |entry: &Value| {
+            let text = |field: &str| entry[field].as_str().map(str::to_owned);
+            Some(((text("PodUID")?, text("ContainerName")?), entry["DeviceIDs"].to_string()))
+        };
+        Ok(entries.iter().filter_map(entry).collect())
+    }
+
+    /// Waits until the pods run, on whichever GPU.
+    pub(super) async fn running(&self, pods: &[Wanted]) {
+        eventually("the pods to run", PATIENCE, async || {
+            let objects = self.objects().await?;
+            for pod in pods {
+                let status = objects.get(&pod.name).and_then(|pod| pod.status.clone()).unwrap_or_default();
+                ensure!(
+                    status.phase.as_deref() == Some("Running"),
+                    "{}: {:?} {:?}",
+                    pod.name,
+                    status.reason,
+                    status.message
+                );
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Environment of the container `main` of a pod, once it runs.
+    pub(super) async fn environment(&self, pod: &str) -> BTreeMap<String, String> {
+        self.running(&[Wanted::pod(pod, A)]).await;
+        RealNode::exec_env(&self.plane, "ml", pod, "main").await
+    }
+
+    fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.plane.folder().join("agent.log")).unwrap_or_default()
+    }
+
+    /// All answers of the agent so far.
+    pub(super) fn answers(&self) -> Vec<Answered> {
+        self.agent_log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// How long the kubelet waited for its answers, and what they were.
+    pub(super) fn figures(&self) -> String {
+        let answers = self.answers();
+        let mut ms: Vec<f64> = answers.iter().map(|answer| answer.ms).collect();
+        ms.sort_by(f64::total_cmp);
+        let at = |share: f64| ms.get(((ms.len() as f64 - 1.0) * share) as usize).copied().unwrap_or_default();
+        let mut text =
+            format!("{} answers: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms", ms.len(), at(0.5), at(0.99), at(1.0));
+        let mut fallbacks: BTreeMap<&str, usize> = BTreeMap::new();
+        for answer in &answers {
+            *fallbacks.entry(&answer.fallback).or_default() += 1;
+        }
+        write!(text, "; {fallbacks:?}").expect("a text takes all");
+        text
+    }
+
+    pub(super) fn logs(&self) -> String {
+        format!("\n{}{}", self.agent.log_tail(), self.node.kubelet_log_tail())
+    }
+}
+
+fn outcome(
+    pod: &Wanted,
+    objects: &BTreeMap<String, Pod>,
+    checkpoint: &BTreeMap<(String, String), String>,
+) -> anyhow::Result<Outcome> {
+    let object = objects.get(&pod.name).with_context(|| format!("{} is gone", pod.name))?;
+    let status = object.status.clone().unwrap_or_default();
+    if status.phase.as_deref() == Some("Failed") {
+        return Ok(Outcome::Rejected(status.reason.unwrap_or_default()));
+    }
+    let uid = object.metadata.uid.clone().context("an object has a uid")?;
+    for container in &pod.apps {
+        let devices = checkpoint.get(&(uid.clone(), container.clone()));
+        let devices = devices.with_context(|| format!("{}/{container} has no device: {:?}", pod.name, status.phase))?;
+        if !devices.contains(pod.gpu) {
+            return Ok(Outcome::Elsewhere(format!("{container}: {devices}")));
+        }
+    }
+    // A pod may be rejected after its devices were allocated.
+    ensure!(status.phase.as_deref() == Some("Running"), "{} is {:?}", pod.name, status.phase);
+    Ok(Outcome::Placed)
+}
