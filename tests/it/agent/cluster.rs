@@ -100,7 +100,6 @@ async fn pod(plane: &ControlPlane, name: &str) -> String {
 const SHOWS: &str = "gpu GPU-aaaa 24576 450 5006\nprocess 101 5000 90\ngpu GPU-bbbb 24576 450 0\n";
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn the_agent_reports_what_it_sees_and_keeps_the_last_values_of_what_it_does_not() {
     let plane = start().await;
     let machine = Machine::new(SHOWS);

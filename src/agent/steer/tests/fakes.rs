@@ -43,8 +43,10 @@ pub(super) enum Behaviour {
     Hangs,
 }
 
+type Answer = BoxFuture<'static, Result<Bytes, Status>>;
+
 #[derive(Clone)]
-struct Method(Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Bytes, Status>> + Send + Sync>);
+struct Method(Arc<dyn Fn(String, Bytes) -> Answer + Send + Sync>);
 
 /// Unary methods by path, and `ListAndWatch`.
 #[derive(Clone)]
