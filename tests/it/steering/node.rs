@@ -164,7 +164,8 @@ impl SteeredNode {
             "spec": { "reservations": [] },
         });
         let gpu = |index: u32, uuid: &str| json!({ "resource": "nvidia.com/gpu", "replicas": REPLICAS, "uuid": uuid, "index": index, "totalMiB": 24_576 });
-        let status = json!({ "status": { "agent": { "gpus": [gpu(0, A), gpu(1, B)] } } }).to_string();
+        let agent = json!({ "time": jiff::Timestamp::now(), "gpus": [gpu(0, A), gpu(1, B)], "pods": [] });
+        let status = json!({ "status": { "agent": agent } }).to_string();
         eventually("the ledger to be written", PATIENCE, async || {
             let created = self.plane.kubectl_with_input(&["apply", "-f", "-"], &ledger.to_string()).await;
             ensure!(created.status.success(), "{}", created.stderr);
