@@ -1,8 +1,8 @@
 //! Steering: which devices a container gets, when the kubelet asks before it allocates them. Owns the decision; the
 //! node agent carries question and answer.
 //!
-//! The kubelet does not tell for which container it asks. So a decision has two steps: [`identify`] finds out who asks,
-//! and [`pick`] chooses devices on the GPU that the ledger reserved. [`Steering`] joins them and remembers what was
+//! The kubelet does not tell for which container it asks. So a decision has two steps: [`identify()`] finds out who asks,
+//! and [`pick()`] chooses devices on the GPU that the ledger reserved. [`Steering`] joins them and remembers what was
 //! answered until the API server shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
