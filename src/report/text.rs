@@ -20,7 +20,7 @@ pub(super) fn clean(text: &str) -> String {
     printable(&format!("{begin}…{end}"))
 }
 
-/// [`clean`] for a text that is never cut, such as a patch.
+/// `clean` for a text that is never cut, such as a patch.
 ///
 /// A character that does not stay in its place is written as an escape such as `\u{1b}`. Two sequences that GitHub's
 /// runner reads as commands, in whatever a step prints, are broken up the same way: `::` at the start of a line, and `##[`.

@@ -3,7 +3,7 @@
 //! NVIDIA's plugin is written with grpc-go, which sends the path of the socket as `:authority`, escaped:
 //! `%2Fvar%2Flib%2F…`. The HTTP/2 server below tonic refuses that before any of our code is asked, and has no option for
 //! it. This endpoint therefore reads frames itself, and skips the headers unread. What a call is for follows from its
-//! message: see [`decode`]. Everything that a client can make large is bounded.
+//! message: see `decode`. Everything that a client can make large is bounded.
 
 use std::io;
 use std::time::Duration;
@@ -59,16 +59,16 @@ pub enum RegistryError {
     /// The client does not speak HTTP/2.
     #[error("the client does not begin with the preface of HTTP/2")]
     Preface,
-    /// A frame is larger than [`MAX_FRAME`].
+    /// A frame is larger than `MAX_FRAME`.
     #[error("a frame of {0} bytes, and at most {MAX_FRAME} are allowed")]
     FrameTooLarge(usize),
-    /// A message is larger than [`MAX_MESSAGE`].
+    /// A message is larger than `MAX_MESSAGE`.
     #[error("a message of more than {MAX_MESSAGE} bytes")]
     MessageTooLarge,
     /// The padding of a frame is longer than the frame.
     #[error("a frame whose padding is longer than the frame")]
     Padding,
-    /// The client sent more than [`MAX_FRAMES`] frames.
+    /// The client sent more than `MAX_FRAMES` frames.
     #[error("more than {MAX_FRAMES} frames")]
     TooManyFrames,
     /// Data of a call that has no headers.
