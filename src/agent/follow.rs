@@ -24,7 +24,7 @@ fn source(client: Client, fields: String) -> Source {
     Source { watch: WATCH, ..Source::new(client, fields) }
 }
 
-/// Follows the pods of the node. `overhead` is what each process takes beside what it declares.
+/// Follows the pods of the node. `overhead` is what each process takes in addition to what it declares.
 pub(super) async fn pods(client: Client, node: Arc<Node>, overhead: Vram) {
     let mut listed = Vec::new();
     let tell = |event: Event<NodePod>| {

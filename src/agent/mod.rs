@@ -67,7 +67,7 @@ pub struct Config {
     pub interval: Duration,
     /// The allocation policy that the device plugin's configuration names.
     pub allocation_policy: Option<AllocationPolicy>,
-    /// What each process of a pod without a request takes beside what it declares.
+    /// What each process of a pod without a request takes in addition to what it declares.
     pub overhead: Vram,
     /// Address of the plain HTTP port.
     pub listen: SocketAddr,

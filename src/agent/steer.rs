@@ -34,7 +34,6 @@ use crate::agent::kubelet::pod_resources::PodResourcesClient;
 use crate::capacity::gpu::{GpuId, Resource, Rules};
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
-
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
 use crate::state::index::Index;
 

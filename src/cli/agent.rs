@@ -47,7 +47,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG")]
     plugin_config: Option<PathBuf>,
 
-    /// What each process takes beside what its pod declares, for pods without a request: the policy's perProcessOverhead
+    /// What each process takes in addition to what its pod declares, for pods without a request. Use the policy's
+    /// perProcessOverhead
     #[arg(long, value_name = "AMOUNT", env = "VRAMGUARD_AGENT_OVERHEAD", default_value = "720Mi")]
     per_process_overhead: Vram,
 

@@ -53,6 +53,11 @@ pub async fn pods(client: Client, index: Arc<Index>) {
 
 /// Follows the ledgers until cancelled. They are few but large: one for each node with several GPUs.
 pub async fn ledgers(client: Client, index: Arc<Index>) {
+    ledgers_of(Source::new(client, ""), &index).await;
+}
+
+/// Folds the ledgers of a source into an index until cancelled.
+pub(crate) async fn ledgers_of(source: Source, index: &Index) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
         if !matches!(event, Event::ListBegins) {
@@ -74,7 +79,7 @@ pub async fn ledgers(client: Client, index: Arc<Index>) {
             Event::Heard => {}
         }
     };
-    Source::new(client, "").follow(tell).await;
+    source.follow(tell).await;
 }
 
 /// Follows the nodes until cancelled. Starts again with a new list whenever the policies describe nodes differently.
@@ -84,7 +89,7 @@ pub async fn nodes(client: Client, index: Arc<Index>, policies: Arc<PolicyStore>
     changed.mark_changed();
     loop {
         tokio::select! {
-            () = follow_nodes(client.clone(), &index) => return,
+            () = nodes_of(Source::new(client.clone(), ""), &index) => return,
             () = other_overrides(&mut changed, &index, &policies) => {}
         }
     }
@@ -100,7 +105,8 @@ async fn other_overrides(changed: &mut Receiver<u64>, index: &Index, policies: &
     }
 }
 
-async fn follow_nodes(client: Client, index: &Index) {
+/// Folds the nodes of a source into an index until cancelled.
+pub(crate) async fn nodes_of(source: Source, index: &Index) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
         if !matches!(event, Event::ListBegins) {
@@ -122,5 +128,5 @@ async fn follow_nodes(client: Client, index: &Index) {
             Event::Heard => {}
         }
     };
-    Source::new(client, "").follow(tell).await;
+    source.follow(tell).await;
 }

@@ -18,10 +18,10 @@ use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::known::PodOnNode;
 use crate::capacity::steering::{KnownNode, KnownPod};
-use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::known_pod::PodRecord;
-use crate::k8s::object::{NodeObject, PodObject};
+use crate::k8s::object::PodObject;
 use crate::k8s::pod;
+use crate::state;
 use crate::state::index::{Index, State};
 use crate::state::watch::stream::{Event, Source};
 
@@ -128,54 +128,17 @@ pub async fn follow_pods(client: Client, node: &str, index: &Index, pods: &NodeP
         }
         Event::Heard => {}
     };
-    source(client, format!("spec.nodeName={node}")).follow(tell).await;
+    Source::new(client, format!("spec.nodeName={node}")).follow(tell).await;
 }
 
 /// Follows the Node object until cancelled.
 pub async fn follow_node(client: Client, node: &str, index: &Index) {
-    let mut listed = BTreeSet::new();
-    let tell = |event| match event {
-        Event::ListBegins => {
-            listed.clear();
-            index.list_begins();
-        }
-        Event::Listed(object) => {
-            let object: NodeObject = object;
-            index.apply_node(&object);
-            listed.extend(object.metadata.name);
-        }
-        Event::ListEnds => index.reset_nodes(&std::mem::take(&mut listed)),
-        Event::Applied(object) => index.apply_node(&object),
-        Event::Deleted(object) => index.delete_node(object.name()),
-        Event::Heard => {}
-    };
-    source(client, format!("metadata.name={node}")).follow(tell).await;
+    state::watch::nodes_of(Source::new(client, format!("metadata.name={node}")), index).await;
 }
 
 /// Follows the `GpuLedger` of the node until cancelled.
 pub async fn follow_ledger(client: Client, node: &str, index: &Index) {
-    let mut listed = BTreeSet::new();
-    let tell = |event| match event {
-        Event::ListBegins => {
-            listed.clear();
-            index.list_begins();
-        }
-        Event::Listed(object) => {
-            let object: GpuLedger = object;
-            index.apply_ledger(&object);
-            listed.insert(object.node().to_owned());
-        }
-        Event::ListEnds => index.reset_ledgers(&std::mem::take(&mut listed)),
-        Event::Applied(object) => index.apply_ledger(&object),
-        Event::Deleted(object) => index.delete_ledger(object.node()),
-        Event::Heard => {}
-    };
-    source(client, format!("metadata.name={node}")).follow(tell).await;
-}
-
-/// Objects that a field selector matches.
-fn source(client: Client, fields: String) -> Source {
-    Source::new(client, fields)
+    state::watch::ledgers_of(Source::new(client, format!("metadata.name={node}")), index).await;
 }
 
 /// Sends the node after each change of the index, until nobody receives it.

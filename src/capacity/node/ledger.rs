@@ -102,7 +102,8 @@ impl NodeLedger {
         ended
     }
 
-    /// Sets the moment before which reports of the node agent are stale. Returns whether the report here becomes stale.
+    /// Sets the moment before which reports of the node agent are stale. Returns whether that changes
+    /// whether the report here is stale.
     pub fn expire_reports(&mut self, moment: Moment) -> bool {
         let before = self.has_stale_report();
         self.reports_from = moment;

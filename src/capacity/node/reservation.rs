@@ -46,7 +46,8 @@ pub struct Reservations(LiteMap<PodUid, Reservation>);
 pub struct Reservation {
     /// The pod, and the amount and replicas that it holds.
     pub holder: Holder,
-    /// The GPU that vramguard chose for the pod, or that its annotation names; `None` if the device plugin chooses.
+    /// The GPU that vramguard chose for the pod, or the one that it got according to its annotation or to the node agent.
+    /// `None` if the device plugin chooses.
     pub gpu: Option<GpuId>,
     /// Its state in the life cycle.
     pub state: State,

@@ -49,7 +49,8 @@ pub struct LiveContainer {
 }
 
 impl LiveContainer {
-    /// What a node agent needs to know of a container. `overhead` is what each process takes beside what it declares.
+    /// What a node agent needs to know of a container. `overhead` is what each process takes in addition
+    /// to what it declares.
     pub fn of(pod: &Pod, container: &Container, id: Option<Name>, overhead: Vram) -> LiveContainer {
         let declarations = &pod.declarations;
         let processes = declarations.processes.as_ref().and_then(|processes| processes.as_ref().ok()).copied();

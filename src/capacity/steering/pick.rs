@@ -118,7 +118,7 @@ fn without(room: Balance, uuid: &Name, unplaced: &[(Name, Vram)]) -> Balance {
     here.fold(room, |room, (_, demand)| room.minus(*demand))
 }
 
-/// The number of ids to choose beside those that must be included; `None` if the question contradicts itself.
+/// The number of ids to choose in addition to those that must be included; `None` if the question contradicts itself.
 fn missing(question: &Question<'_>) -> Option<usize> {
     let included: BTreeSet<&String> = question.must_include.iter().collect();
     let all: BTreeSet<&String> = question.available.iter().chain(included.iter().copied()).collect();
