@@ -261,7 +261,8 @@ impl Parts {
             tasks.spawn(kept.follow(self.certificates.clone()));
         }
         tasks.spawn(watch::pods(client.clone(), self.index.clone()));
-        tasks.spawn(watch::nodes(client.clone(), self.index.clone(), self.policies.clone()));
+        let (nodes, index, policies) = (client.clone(), self.index.clone(), self.policies.clone());
+        tasks.spawn(async move { watch::nodes(nodes, "", &index, &policies).await });
         tasks.spawn(watch::ledgers(client.clone(), self.index.clone()));
         tasks.spawn(tick(self.index.clone()));
         let controller = Controller {

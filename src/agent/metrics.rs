@@ -14,6 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::node::Node;
+use super::steer::metrics::Counters;
+use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::observation::finding::Problem;
 use crate::capacity::observation::report::{ContainerReport, GpuReport, Report};
 use crate::capacity::time::Moment;
@@ -30,15 +32,19 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Creates and registers all metrics.
-    pub(super) fn new(node: Arc<Node>) -> Metrics {
+    /// Creates and registers all metrics, and those of the steering if the agent steers.
+    pub(super) fn new(node: Arc<Node>, steering: Option<&Counters>) -> Metrics {
         let mut registry = Registry::with_prefix("vramguard_agent");
         let (writes, write_errors) = (Counter::default(), Counter::default());
         let written = Arc::new(AtomicI64::new(0));
         registry.register("build", "Version of the binary", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("report_writes", "Reports written to the GpuLedger of the node", writes.clone());
         registry.register("report_write_errors", "Reports that could not be written", write_errors.clone());
-        registry.register_collector(Box::new(Seen { node, written: written.clone() }));
+        if let Some(counters) = steering {
+            counters.register(&mut registry);
+        }
+        let steers = steering.is_some();
+        registry.register_collector(Box::new(Seen { node, written: written.clone(), steers }));
         Metrics { registry, writes, write_errors, written }
     }
 
@@ -64,6 +70,8 @@ impl Metrics {
 struct Seen {
     node: Arc<Node>,
     written: Arc<AtomicI64>,
+    /// Whether the agent was told to steer.
+    steers: bool,
 }
 
 impl Collector for Seen {
@@ -84,6 +92,9 @@ impl Collector for Seen {
         let written = written.map(|at| (labels([]), at as f64));
         let help = "When the last report was written, in seconds since 1970; absent before the first";
         gauge(&mut encoder, "report_timestamp_seconds", help, None, written)?;
+        let help = "1 if each pod of the node gets the GPU that is reserved for it; absent without --steer";
+        let steered = (labels([]), f64::from(report.allocation_policy == AllocationPolicy::Steered));
+        gauge(&mut encoder, "steered", help, None, self.steers.then_some(steered))?;
         gpus(&mut encoder, &report)?;
         containers(&mut encoder, &report)
     }

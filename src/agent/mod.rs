@@ -12,6 +12,7 @@
 //! | `follow` | the objects of this node in the API |
 //! | `node` | what the parts share |
 //! | `report` | writing `status.agent` of the node's `GpuLedger` |
+//! | [`steering`] | [`steer`] as a part of the agent: its start, its report, its stop |
 //! | `health`, `metrics` | the plain HTTP port |
 
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ pub mod nvml;
 pub mod processes;
 mod report;
 pub mod steer;
+pub mod steering;
 
 use kubelet::KubeletDirectory;
 use look::{Found, Places};
@@ -51,6 +53,8 @@ use metrics::Metrics;
 use node::Node;
 use nvml::Reading;
 use processes::Processes;
+use steer::metrics::Counters;
+use steering::Part;
 
 /// Configuration of an agent; `cli::agent` fills it from the arguments.
 #[derive(Clone, Debug)]
@@ -71,6 +75,8 @@ pub struct Config {
     pub overhead: Vram,
     /// Address of the plain HTTP port.
     pub listen: SocketAddr,
+    /// How to steer the device plugin; `None` to observe only.
+    pub steering: Option<steering::Config>,
 }
 
 /// Runs an agent until SIGTERM or SIGINT.
@@ -81,25 +87,34 @@ pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
     let listener = webhook::listen(config.listen).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, http = %listener.local_addr()?, "watching");
     let node = Arc::new(Node::new(config.node, config.allocation_policy));
-    let metrics = Arc::new(Metrics::new(node.clone()));
+    let counters = config.steering.as_ref().map(|_| Arc::<Counters>::default());
+    let metrics = Arc::new(Metrics::new(node.clone(), counters.as_deref()));
+    let kubelet = KubeletDirectory::new(config.kubelet);
     let (source, processes) = (nvml::Source::new(config.library), Processes::new(config.proc));
     let mut tasks = JoinSet::new();
     tasks.spawn(plain::serve(listener, health::routes(node.clone(), metrics.clone())));
     tasks.spawn(follow::pods(client.clone(), node.clone(), config.overhead));
     tasks.spawn(follow::node(client.clone(), node.clone()));
     tasks.spawn(follow::ledger(client.clone(), node.clone()));
-    tasks.spawn(devices::follow(KubeletDirectory::new(config.kubelet), node.clone()));
-    tasks.spawn(report::follow(client, node.clone(), metrics));
-    let looks = look::follow(source, processes, config.interval, node);
+    tasks.spawn(devices::follow(kubelet.clone(), node.clone()));
+    tasks.spawn(report::follow(client.clone(), node.clone(), metrics));
+    let mut part = match config.steering.zip(counters) {
+        Some((steering, counters)) => Some(Part::start(steering, kubelet, client.clone(), &node, counters)?),
+        None => None,
+    };
+    let looks = look::follow(source, processes, config.interval, node.clone());
     tokio::select! {
-        () = stop_signal() => {
-            tracing::info!("stopping");
-            Ok(())
-        }
-        ended = looks => Err(ended.err().unwrap_or_else(|| anyhow!("the looks ended"))),
+        () = stop_signal() => {}
+        ended = looks => return Err(ended.err().unwrap_or_else(|| anyhow!("the looks ended"))),
         // If a part ended, the agent would report old values as new ones.
-        Some(ended) = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
+        Some(ended) = tasks.join_next() => return Err(anyhow!("a task ended: {ended:?}")),
+        why = steering::ended(&mut part) => return Err(why),
     }
+    tracing::info!("stopping");
+    if let Some(part) = part {
+        part.stop(&client, &node).await;
+    }
+    Ok(())
 }
 
 /// One look at the GPUs of this machine, without a cluster.

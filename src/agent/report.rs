@@ -76,6 +76,19 @@ pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics
     }
 }
 
+/// Writes the report as it is now, if there is a ledger.
+///
+/// # Errors
+/// It cannot be written; the error says why.
+pub(super) async fn write_now(client: &Client, node: &Node) -> Result<(), String> {
+    let (ledger, uid) = node.read(|state| (state.ledger, state.uid.clone()));
+    match ledger {
+        Ledger::Missing => Ok(()),
+        Ledger::Present => write(client, node, ledger, uid.as_deref(), &node.report()).await,
+        Ledger::Unknown => Err("the GpuLedger has not been read".to_owned()),
+    }
+}
+
 async fn write(client: &Client, node: &Node, ledger: Ledger, uid: Option<&str>, report: &Report) -> Result<(), String> {
     let ledgers: Api<GpuLedger> = Api::all(client.clone());
     if ledger == Ledger::Missing {

@@ -21,6 +21,8 @@
 //! | `placement` | whether the kubelet did what it was answered |
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,11 +33,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::kubelet::KubeletDirectory;
 use crate::agent::kubelet::pod_resources::PodResourcesClient;
-use crate::capacity::gpu::{GpuId, Resource, Rules};
+use crate::capacity::gpu::{GpuId, Resource};
+use crate::capacity::observation::observer::Steering as Steered;
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
 use crate::state::index::Index;
+use crate::state::policies::PolicyStore;
 
 mod answer;
 mod directory;
@@ -56,6 +60,8 @@ use metrics::Counters;
 pub struct Config {
     /// The kubelet's directory.
     pub kubelet: KubeletDirectory,
+    /// The kubelet's configuration file.
+    pub kubelet_configuration: PathBuf,
     /// How long a device plugin may be away before its devices count as unhealthy. A restart of the plugin takes a
     /// second. The kubelet's allocations wait meanwhile.
     pub hold: Duration,
@@ -89,6 +95,7 @@ impl Config {
     /// The default configuration for the kubelet at a directory.
     pub fn new(kubelet: KubeletDirectory) -> Config {
         Config {
+            kubelet_configuration: kubelet.configuration(),
             kubelet,
             hold: Duration::from_secs(3),
             second_plugin: SecondPlugin::Replaces,
@@ -96,6 +103,9 @@ impl Config {
         }
     }
 }
+
+/// Time between two looks at the kubelet's configuration file.
+const TOPOLOGY: Duration = Duration::from_secs(10);
 
 /// Reads one pod from the API server. `None` if there is no such pod on this node, or no answer.
 pub type ReadPod = Arc<dyn Fn(PodName) -> BoxFuture<'static, Option<KnownPod>> + Send + Sync>;
@@ -138,12 +148,19 @@ pub struct Answer {
 }
 
 /// Whether the agent steers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// The resources whose device plugins are known.
     pub resources: BTreeMap<String, ResourceHealth>,
     /// How the kubelet's topology manager chooses devices.
     pub topology: TopologyPolicy,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        let topology = TopologyPolicy::Unknown("it has not been read yet".to_owned());
+        Health { resources: BTreeMap::new(), topology }
+    }
 }
 
 /// Whether the agent steers one resource.
@@ -160,22 +177,45 @@ pub struct ResourceHealth {
 }
 
 impl ResourceHealth {
-    /// Whether the next container of the resource gets the GPU that the ledger reserved.
-    pub fn steers(&self) -> bool {
-        self.plugin_connected && self.registered && self.placements_match != Some(false) && self.unasked == 0
+    /// Why the next container of the resource may not get the GPU that the ledger reserved; `None` if it does.
+    fn missing(&self) -> Option<String> {
+        if !self.plugin_connected {
+            Some("the device plugin is not connected".to_owned())
+        } else if !self.registered {
+            Some("the kubelet has not registered the agent".to_owned())
+        } else if self.placements_match == Some(false) {
+            Some("the kubelet allocated other devices than it was answered".to_owned())
+        } else {
+            (self.unasked > 0).then(|| format!("the kubelet allocated {} times without asking", self.unasked))
+        }
     }
 }
 
 impl Health {
-    /// Whether all resources are steered. False without any.
-    ///
-    /// With a topology policy that is not known, the allocations tell: see [`ResourceHealth::unasked`].
-    pub fn steers(&self) -> bool {
-        let asks = match self.topology {
-            TopologyPolicy::None | TopologyPolicy::Unknown => true,
-            TopologyPolicy::Aligned(_) => false,
+    /// Which resources are steered, and why others are not.
+    pub fn steering(&self) -> Steered {
+        let policy = match &self.topology {
+            TopologyPolicy::None => None,
+            TopologyPolicy::Unknown(why) => Some(format!("the kubelet's topology manager policy is not known: {why}")),
+            TopologyPolicy::Aligned(policy) => Some(format!(
+                "the kubelet's topology manager policy is {policy:?}, with which it may choose devices by NUMA node without \
+                 asking"
+            )),
         };
-        asks && !self.resources.is_empty() && self.resources.values().all(ResourceHealth::steers)
+        let none = || self.resources.is_empty().then(|| "no device plugin has registered with the agent".to_owned());
+        let of = |(name, health): (&String, &ResourceHealth)| Some(format!("{name}: {}", health.missing()?));
+        let missing = policy.clone().or_else(none).or_else(|| self.resources.iter().find_map(of));
+        let steered = self.resources.iter().filter(|(_, health)| policy.is_none() && health.missing().is_none());
+        Steered {
+            begun: !self.resources.is_empty(),
+            resources: steered.map(|(name, _)| Resource(name.as_str().into())).collect(),
+            missing,
+        }
+    }
+
+    /// Whether all resources are steered. False without any.
+    pub fn steers(&self) -> bool {
+        self.steering().missing.is_none()
     }
 }
 
@@ -204,8 +244,6 @@ impl Shared {
 /// # Errors
 /// The agent's socket cannot be made in the kubelet's directory.
 pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: CancellationToken) -> std::io::Result<Ended> {
-    let topology = read_topology(&config.kubelet);
-    outputs.health.send_modify(|health| health.topology = topology);
     let shared = Arc::new(Shared {
         pod_resources: PodResourcesClient::new(&config.kubelet),
         steering: Mutex::new(Steering::default()),
@@ -218,22 +256,33 @@ pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: Cancell
         ended = front::run(shared.clone(), stop) => ended,
         () = placement::verify(&shared) => unreachable!("it never ends"),
         () = forget(&shared) => unreachable!("it never ends"),
+        () = follow_topology(&shared) => unreachable!("it never ends"),
     }
 }
 
-/// The kubelet's topology policy, as far as its configuration file tells.
-fn read_topology(kubelet: &KubeletDirectory) -> TopologyPolicy {
-    let file = kubelet.configuration();
-    let Ok(text) = std::fs::read_to_string(&file) else { return TopologyPolicy::Unknown };
-    topology_policy(&text).unwrap_or_else(|why| {
-        tracing::warn!("{}: {why}; the topology policy of the kubelet is not known", file.display());
-        TopologyPolicy::Unknown
-    })
+/// Keeps the topology policy as the kubelet's configuration file tells it. A kubelet reads the file when it starts.
+async fn follow_topology(shared: &Shared) {
+    loop {
+        let policy = read_topology(&shared.config.kubelet_configuration).await;
+        shared.outputs.health.send_if_modified(|health| {
+            let changed = health.topology != policy;
+            health.topology = policy;
+            changed
+        });
+        tokio::time::sleep(TOPOLOGY).await;
+    }
+}
+
+async fn read_topology(file: &Path) -> TopologyPolicy {
+    let text = tokio::fs::read_to_string(file).await.map_err(|error| error.to_string());
+    let unknown = |why| TopologyPolicy::Unknown(format!("{}: {why}", file.display()));
+    text.and_then(|text| topology_policy(&text)).unwrap_or_else(unknown)
 }
 
 /// As [`run`], with inputs from the API server: it follows the Node `node`, its pods and its `GpuLedger`.
 ///
-/// `rules` are those of the policies in force; the sizes of GPUs come from the node's labels and the agent's own report.
+/// `policies` have the rules by which amounts are counted; the sizes of GPUs come from the node's labels and the agent's
+/// own report.
 ///
 /// # Errors
 /// As [`run`].
@@ -241,17 +290,19 @@ pub async fn run_in_cluster(
     config: Config,
     client: kube::Client,
     node: String,
-    rules: Rules,
+    policies: Arc<PolicyStore>,
     outputs: Outputs,
     stop: CancellationToken,
 ) -> std::io::Result<Ended> {
-    let (index, pods) = (Arc::new(Index::new(rules, Vec::new())), Arc::new(NodePods::default()));
+    let generation = policies.current();
+    let index = Arc::new(Index::new(*generation.policies.rules(), generation.overrides.clone()));
+    let pods = Arc::new(NodePods::default());
     let (sender, receiver) = watch::channel(Arc::new(KnownNode::default()));
     let inputs = Inputs { node: receiver, read_pod: inputs::read_pod(client.clone(), node.clone(), index.clone()) };
     let follow = async {
         tokio::join!(
             inputs::follow_pods(client.clone(), &node, &index, &pods),
-            inputs::follow_node(client.clone(), &node, &index),
+            inputs::follow_node(client.clone(), &node, &index, &policies),
             inputs::follow_ledger(client.clone(), &node, &index),
             inputs::send_node(&index, &pods, &node, sender),
         )

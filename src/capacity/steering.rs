@@ -45,7 +45,7 @@ pub struct KnownPod {
     pub deleted: bool,
     /// The memory that the pod holds, in MiB; `None` if it is not known.
     pub demand: Option<Vram>,
-    /// The GPU that the ledger reserved for the pod, or that its annotation names; `None` if there is none.
+    /// The GPU that the ledger reserved for the pod; `None` if there is none, or none that is known yet.
     pub reserved: Option<GpuId>,
 }
 
@@ -220,17 +220,17 @@ pub struct CallerName {
 pub enum Step {
     /// The decision.
     Decided(Decision),
-    /// None of the known pods may be asking, and the kubelet lists these unknown ones. Read them once, add those that
-    /// exist to the view, and decide again.
+    /// Read these pods and the ledger once from the API server, replace them in the view, and decide again. The kubelet
+    /// lists a pod that no watch has shown, or one for which no GPU is reserved in the ledger as it is known.
     Read(Vec<PodName>),
 }
 
-/// Whether unknown pods may still be read from the API server.
+/// Whether pods and ledger may still be read from the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// They have not been read.
     Due,
-    /// They have been read, and those that exist are in the view.
+    /// They have been read, and what was found is in the view.
     Done,
 }
 
@@ -255,6 +255,10 @@ impl Steering {
             choice: pick(question, &Asker::Unknown(why), gpus, &unplaced),
         };
         match identify(resource, question.size, allocations, &node.pods, &answered) {
+            // The watch of the ledger may be behind the kubelet, which learned of the pod by another one.
+            Identity::Caller(caller) if reading == Reading::Due && caller.pod.reserved.is_none() => {
+                Step::Read(vec![caller.pod.name.clone()])
+            }
             Identity::Caller(caller) => {
                 let wanted = self.wanted(&caller, question, gpus);
                 let asker = Asker::Known { demand: caller.pod.demand, wanted: wanted.clone() };

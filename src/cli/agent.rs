@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use super::Failure;
 use super::outputs::{self, Output};
 use super::serve::{LogFormat, log};
-use crate::agent::{self, Config};
+use crate::agent::{self, Config, steering};
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::vram::Vram;
 use crate::k8s::device_plugin;
@@ -64,6 +64,21 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_NVML")]
     nvml_library: Option<PathBuf>,
 
+    /// Stand between the device plugin and the kubelet, and give each pod the GPU that is reserved for it. The device
+    /// plugin must register with the agent: docs/steering.md
+    #[arg(long, conflicts_with = "once")]
+    steer: bool,
+
+    /// Directory of policy files, the same as the server has. Their rules count when a GPU must be chosen for a pod without
+    /// a reservation
+    #[arg(long, value_name = "DIR", env = "VRAMGUARD_AGENT_POLICIES", requires = "steer")]
+    policies: Option<PathBuf>,
+
+    /// The kubelet's configuration file, for the policy of its topology manager [default: config.yaml in the kubelet's
+    /// directory]
+    #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_KUBELET_CONFIG")]
+    kubelet_config: Option<PathBuf>,
+
     /// Kubeconfig file [default: $KUBECONFIG, ~/.kube/config, or the service account of the pod]
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -103,6 +118,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         allocation_policy: policy,
         overhead: args.per_process_overhead,
         listen: args.listen,
+        steering: args
+            .steer
+            .then_some(steering::Config { policies: args.policies, kubelet_configuration: args.kubelet_config }),
     };
     Ok(agent::run(config, client).await?)
 }

@@ -3,11 +3,10 @@
 use serde::Deserialize;
 
 /// How the kubelet's topology manager chooses devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopologyPolicy {
-    /// The configuration was not found. Flags of the kubelet may set the policy too.
-    #[default]
-    Unknown,
+    /// The configuration cannot be read, for this reason.
+    Unknown(String),
     /// `none`: the kubelet asks the device plugin about each container.
     None,
     /// Another policy: the kubelet may choose devices by NUMA node and not ask.

@@ -83,14 +83,14 @@ pub(crate) async fn ledgers_of(source: Source, index: &Index) {
 }
 
 /// Follows the nodes until cancelled. Starts again with a new list whenever the policies describe nodes differently.
-pub async fn nodes(client: Client, index: Arc<Index>, policies: Arc<PolicyStore>) {
+pub async fn nodes(client: Client, fields: &str, index: &Index, policies: &PolicyStore) {
     let mut changed = policies.subscribe();
     // The policies may have changed since the index was created from them.
     changed.mark_changed();
     loop {
         tokio::select! {
-            () = nodes_of(Source::new(client.clone(), ""), &index) => return,
-            () = other_overrides(&mut changed, &index, &policies) => {}
+            () = nodes_of(Source::new(client.clone(), fields.to_owned()), index) => return,
+            () = other_overrides(&mut changed, index, policies) => {}
         }
     }
 }
@@ -106,7 +106,7 @@ async fn other_overrides(changed: &mut Receiver<u64>, index: &Index, policies: &
 }
 
 /// Folds the nodes of a source into an index until cancelled.
-pub(crate) async fn nodes_of(source: Source, index: &Index) {
+async fn nodes_of(source: Source, index: &Index) {
     let mut listed = BTreeSet::new();
     let tell = |event| {
         if !matches!(event, Event::ListBegins) {

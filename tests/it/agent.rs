@@ -10,6 +10,6 @@
 
 mod cluster;
 mod cost;
-mod fake;
+pub(crate) mod fake;
 mod kubelet;
 mod once;

@@ -104,10 +104,12 @@ fn every_manifest_is_named_by_a_kustomization_or_is_an_example() {
 }
 
 /// Each example, and the kinds that it must hold. Examples with pods declare VRAM in a way that is admitted.
-const EXAMPLES: [(&str, &[&str]); 8] = [
+const EXAMPLES: [(&str, &[&str]); 10] = [
     ("admission-configuration.yaml", &["AdmissionConfiguration"]),
     ("auditor.yaml", &["ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding"]),
+    ("device-plugin-steered-patch.yaml", &[]),
     ("gpu-operator-clusterpolicy-patch.yaml", &[]),
+    ("gpu-operator-steered-patch.yaml", &[]),
     ("karpenter.yaml", &["NodeOverlay", "NodePool"]),
     ("llm-agent.yaml", &["Deployment"]),
     ("ollama-agent.yaml", &["Deployment"]),

@@ -1,10 +1,11 @@
 //! Steering on a real kubelet and containerd: the agent between them and the test device plugin.
 //!
-//! There is no binding guard here. The test itself writes the annotation that names the GPU of each pod, and the ledger
-//! with the GPUs of the node. Whether a pod is on its GPU is read from the kubelet's checkpoint, without vramguard.
+//! There is no binding guard in this file. The test itself reserves the GPU of each pod in the ledger, and binds the pod.
+//! Whether a pod is on its GPU is read from the kubelet's checkpoint, without vramguard. `guarded` has a whole cluster.
 //!
 //! The tests print a reason and pass if the host cannot run a kubelet.
 
+mod guarded;
 mod node;
 mod process;
 

@@ -27,7 +27,7 @@ use crate::k8s::checkpoint::Checkpoint;
 pub(super) const DEADLINE: Duration = Duration::from_millis(280);
 /// Time limit of a decision. The rest is for the device plugin's own answer.
 const DECIDE: Duration = Duration::from_millis(200);
-/// Time limit for reading pods from the API server.
+/// Time limit for reading pods and the ledger from the API server.
 const READ_PODS: Duration = Duration::from_millis(100);
 
 /// Answers a question of the kubelet. Never later than [`DEADLINE`], and never with an error.
@@ -101,7 +101,10 @@ async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest
     let reads = names.into_iter().map(|name| (shared.inputs.read_pod)(name));
     let read = tokio::time::timeout(READ_PODS, join_all(reads)).await.unwrap_or_default();
     let mut node = (*node).clone();
-    node.pods.extend(read.into_iter().flatten());
+    for pod in read.into_iter().flatten() {
+        node.pods.retain(|known| known.uid != pod.uid);
+        node.pods.push(pod);
+    }
     match shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Done) {
         Step::Decided(decision) => decision,
         Step::Read(_) => stock(Fallback::PodNotFound),
@@ -156,7 +159,7 @@ fn tell(plugin: &Plugin, decision: Decision, given: Vec<String>, took: Duration)
     };
     let caller = decision.caller.as_ref().map(|caller| format!("{}/{}", caller.pod, caller.container));
     let (caller, why) = (caller.unwrap_or_default(), fallback.map_or("", Fallback::label));
-    tracing::info!(resource = %plugin.resource, caller, ?given, why, ms = took.as_millis(), "asked for a device");
+    tracing::info!(resource = %plugin.resource, caller, ?given, why, ms = took.as_secs_f64() * 1_000.0, "asked for a device");
     plugin.shared.outputs.counters.answered(fallback, took);
     let answer = Answer {
         resource: plugin.resource.clone(),

@@ -18,11 +18,13 @@ use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::known::PodOnNode;
 use crate::capacity::steering::{KnownNode, KnownPod};
+use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::known_pod::PodRecord;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
 use crate::state;
 use crate::state::index::{Index, State};
+use crate::state::policies::PolicyStore;
 use crate::state::watch::stream::{Event, Source};
 
 /// How long a deleted pod is kept. The kubelet asks for a pod that was deleted by force before it was admitted.
@@ -131,9 +133,9 @@ pub async fn follow_pods(client: Client, node: &str, index: &Index, pods: &NodeP
     Source::new(client, format!("spec.nodeName={node}")).follow(tell).await;
 }
 
-/// Follows the Node object until cancelled.
-pub async fn follow_node(client: Client, node: &str, index: &Index) {
-    state::watch::nodes_of(Source::new(client, format!("metadata.name={node}")), index).await;
+/// Follows the Node object and the policies until cancelled.
+pub async fn follow_node(client: Client, node: &str, index: &Index, policies: &PolicyStore) {
+    state::watch::nodes(client, &format!("metadata.name={node}"), index, policies).await;
 }
 
 /// Follows the `GpuLedger` of the node until cancelled.
@@ -150,13 +152,20 @@ pub async fn send_node(index: &Index, pods: &NodePods, node: &str, sender: watch
     }
 }
 
-/// Reads single pods of the node from the API server.
+/// Reads single pods of the node, and its ledger, from the API server.
 pub fn read_pod(client: Client, node: String, index: Arc<Index>) -> ReadPod {
     Arc::new(move |name: PodName| {
         let (client, node, index) = (client.clone(), node.clone(), index.clone());
         async move {
-            let pods: Api<PodObject> = Api::namespaced(client, &name.namespace);
-            let object = match pods.get_opt(&name.name).await {
+            let pods: Api<PodObject> = Api::namespaced(client.clone(), &name.namespace);
+            let ledgers: Api<GpuLedger> = Api::all(client);
+            let (object, ledger) = tokio::join!(pods.get_opt(&name.name), ledgers.get_opt(&node));
+            match ledger {
+                // The watch may deliver an older one after this. Then its next event puts that right.
+                Ok(ledger) => ledger.iter().for_each(|ledger| index.apply_ledger(ledger)),
+                Err(error) => tracing::warn!("GpuLedger {node:?} cannot be read: {error}"),
+            }
+            let object = match object {
                 Ok(object) => object?,
                 Err(error) => {
                     tracing::warn!("pod {name} cannot be read: {error}");

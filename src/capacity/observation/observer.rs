@@ -1,7 +1,7 @@
 //! [`Observer`]: all that one node agent knows of its node. Owns how looks, lists of pods and answers of the kubelet
 //! become the next report; it is told each of them, and does no I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::containers::{ContainerKey, Containers};
 use super::finding::Finding;
@@ -11,7 +11,7 @@ use super::policy::{Devices, PolicyCheck};
 use super::replicas::Replicas;
 use super::report::{ContainerReport, Driver, GpuReport, MAX_CONTAINERS, Report};
 use super::{GpuLook, GpuMemory, Look};
-use crate::capacity::gpu::AllocationPolicy;
+use crate::capacity::gpu::{AllocationPolicy, Resource};
 use crate::capacity::name::Name;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
@@ -29,6 +29,19 @@ pub struct Observer {
     devices: Option<Devices>,
     assigned_before: BTreeMap<ContainerKey, Name>,
     policy: PolicyCheck,
+    steering: Option<Steering>,
+}
+
+/// What an agent steers that was told to stand between the device plugin and the kubelet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// Whether a device plugin has registered with the agent. From then on, placements tell nothing of the device plugin's
+    /// own policy.
+    pub begun: bool,
+    /// The resources of which the next container gets the GPU that the ledger reserved.
+    pub resources: BTreeSet<Resource>,
+    /// Why not all is steered; `None` if it is.
+    pub missing: Option<String>,
 }
 
 /// What is known of one GPU.
@@ -131,8 +144,15 @@ impl Observer {
 
     /// Takes the devices into account that the kubelet has given to containers.
     pub fn allocated(&mut self, devices: Devices) {
-        self.policy.observe(&devices, &self.replicas);
+        if !self.steering.as_ref().is_some_and(|steering| steering.begun) {
+            self.policy.observe(&devices, &self.replicas);
+        }
         self.devices = Some(devices);
+    }
+
+    /// Takes into account what is steered.
+    pub fn steers(&mut self, steering: Steering) {
+        self.steering = Some(steering);
     }
 
     /// The UUIDs of the GPUs that were seen.
@@ -142,7 +162,7 @@ impl Observer {
 
     /// The report that would be written now.
     pub fn report(&self, now: Moment) -> Report {
-        let gpu = |(resource, uuid, replicas): (&crate::capacity::gpu::Resource, &Name, _)| {
+        let gpu = |(resource, uuid, replicas): (&Resource, &Name, _)| {
             let known = self.gpus.get(uuid)?;
             let gone = (!known.listed).then_some(Unreadable::Lost);
             Some(GpuReport {
@@ -160,11 +180,22 @@ impl Observer {
         Report {
             driver: self.driver.clone(),
             unreadable: self.unreadable.clone(),
-            allocation_policy: self.policy.verified(),
+            allocation_policy: self.allocation_policy(),
+            not_steered: self.steering.as_ref().and_then(|steering| steering.missing.clone()),
             gpus: self.replicas.iter().filter_map(gpu).collect(),
             assigned: self.assigned(),
             containers: self.containers(now),
         }
+    }
+
+    /// A node counts as steered only if all its GPU resources are: the policy is that of the node.
+    fn allocation_policy(&self) -> AllocationPolicy {
+        let Some(steering) = self.steering.as_ref().filter(|steering| steering.begun) else {
+            return self.policy.verified();
+        };
+        let mut resources = self.replicas.iter().map(|(resource, ..)| resource).peekable();
+        let is_steered = resources.peek().is_some() && resources.all(|resource| steering.resources.contains(resource));
+        if is_steered { AllocationPolicy::Steered } else { AllocationPolicy::Unverified }
     }
 
     /// The GPU of each container whose devices are all on one GPU.

@@ -30,6 +30,8 @@ pub struct Report {
     pub unreadable: Option<Unreadable>,
     /// How the device plugin chooses GPUs, as far as verified.
     pub allocation_policy: AllocationPolicy,
+    /// Why an agent that should steer does not; `None` if it does, or should not.
+    pub not_steered: Option<String>,
     /// Each GPU behind each resource.
     pub gpus: Vec<GpuReport>,
     /// The GPU that the kubelet gave to each container.
@@ -120,6 +122,7 @@ impl Report {
         let fallen = |now: &GpuReport, before: &GpuReport| now.outside < before.outside;
         let differs = |(now, before): (&GpuReport, &GpuReport)| differ(now.used, before.used) || fallen(now, before);
         self.driver != written.driver
+            || self.not_steered != written.not_steered
             || self.gpus.iter().zip(&written.gpus).any(differs)
             || !self.containers.keys().eq(written.containers.keys())
             || self.containers.values().zip(written.containers.values()).any(|(now, before)| now.differs(before))

@@ -7,6 +7,7 @@ use crate::capacity::cluster::{Cluster, NodeView};
 use crate::capacity::gpu::{Accounting, GpuId, Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::Holder;
+use crate::capacity::node::reservation::State;
 use crate::capacity::node::usage::GpuUsage;
 use crate::capacity::pod::PodName;
 use crate::capacity::vram::Vram;
@@ -51,7 +52,7 @@ impl KnownNode {
             phase: pod.phase,
             deleted: pod.deleted,
             demand: pod.holder.and_then(|holder| demand(view, rules, holder)),
-            reserved: pod.holder.and_then(|holder| reserved(view, pod.uid, holder)),
+            reserved: pod.holder.and_then(|_| reserved(view, pod.uid)),
         }
     }
 }
@@ -70,14 +71,15 @@ fn demand(view: Option<&NodeView<'_>>, rules: &Rules, holder: &Holder) -> Option
     holder.amount(slot, rules)
 }
 
-/// The GPU that counts for a pod. The first that exists decides: the one that the agent reported, the one that the
-/// binding guard reserved, the one that the annotation names. The pod may be known before its reservation is.
-fn reserved(view: Option<&NodeView<'_>>, uid: &PodUid, holder: &Holder) -> Option<GpuId> {
-    let content = view.and_then(|view| view.ledger.content());
-    let reported = || content?.inventory.as_ref()?.assigned.get(uid)?.first().map(|(_, gpu)| gpu.clone());
-    let reserved = || content?.reservations.of(uid)?.gpu.clone();
-    let annotated = || holder.named_gpu(&view?.facts.pools);
-    reported().or_else(reserved).or_else(annotated)
+/// The GPU that counts for a pod: the one that the agent reported, else the one that the binding guard reserved.
+///
+/// The pod's annotation does not decide, nor a reservation that was adopted from it. Whoever creates a pod in a namespace
+/// that is not guarded may write the annotation, and would choose the GPU of others.
+fn reserved(view: Option<&NodeView<'_>>, uid: &PodUid) -> Option<GpuId> {
+    let content = view?.ledger.content()?;
+    let reported = || content.inventory.as_ref()?.assigned.get(uid)?.first().map(|(_, gpu)| gpu.clone());
+    let reservation = content.reservations.of(uid).filter(|reservation| reservation.state != State::Adopted);
+    reported().or_else(|| reservation?.gpu.clone())
 }
 
 #[cfg(test)]

@@ -138,3 +138,16 @@ fn the_memory_of_answers_is_bounded() {
     assert_eq!(steering.answers.last().map(|answer| answer.pod.clone()), Some(uid(&MAX_ANSWERS.to_string())));
     assert_eq!(steering.answers[0].pod, uid("1"), "the oldest is forgotten first");
 }
+
+#[test]
+fn a_pod_without_a_reservation_is_read_once_because_the_watch_may_be_behind() {
+    let steering = Steering::default();
+    let unknown = KnownPod { reserved: None, ..pod("p", 1, "GPU-a", &["main"]) };
+    let node = node(vec![unknown], [5, 9]);
+    let available = ["GPU-a::0".to_owned(), "GPU-b::0".to_owned()];
+    let question = Question { available: &available, must_include: &[], size: 1 };
+    let listing = listing(&[("p", &[])]);
+    assert_eq!(steering.decide(&gpu(), &question, &node, &listing, Reading::Due), Step::Read(vec![name("p")]));
+    let decision = decide(&steering, &node, &listing, &["GPU-a::0", "GPU-b::0"]);
+    assert_eq!(gpu_and_why(&decision), ("GPU-a", Some(Fallback::NotReserved)), "the smallest room that is enough");
+}

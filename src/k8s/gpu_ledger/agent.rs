@@ -25,6 +25,8 @@ pub struct AgentSection {
     pub time: Option<String>,
     /// How the GPU of a replica is chosen, as verified on the node; absent if it is not verified.
     pub allocation_policy: Option<AllocationPolicyText>,
+    /// Why an agent that should steer the device plugin does not.
+    pub not_steered: Option<String>,
     /// Version of the driver.
     pub driver_version: Option<String>,
     /// The newest CUDA that the driver supports.

@@ -53,6 +53,7 @@ impl AgentSection {
                 AllocationPolicy::Packed => Some(AllocationPolicyText::Packed),
                 AllocationPolicy::Steered => Some(AllocationPolicyText::Steered),
             },
+            not_steered: report.not_steered.as_deref().map(cut),
             driver_version: report.driver.as_ref().map(|driver| driver.version.to_string()),
             cuda_version: report.driver.as_ref().and_then(|driver| driver.cuda.as_ref()).map(Name::to_string),
             unreadable: report.unreadable.as_ref().map(text),
@@ -103,6 +104,7 @@ impl AgentSection {
             unreadable: self.unreadable.map(Unreadable::Other),
             // It is verified again by what the new run sees.
             allocation_policy: AllocationPolicy::Unverified,
+            not_steered: None,
             gpus,
             assigned,
             containers,

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::support::{run, write};
 
 /// A machine without GPUs that seems to have some.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     folder: TempDir,
 }
 
@@ -32,7 +32,7 @@ fn library() -> &'static Path {
 
 impl Machine {
     /// A machine whose driver shows this: see `tests/nvml/fake.rs` for the lines.
-    pub(super) fn new(shows: &str) -> Machine {
+    pub(crate) fn new(shows: &str) -> Machine {
         let machine = Machine { folder: tempfile::tempdir().expect("a folder") };
         std::fs::create_dir(machine.proc()).expect("a folder for processes");
         machine.shows(shows);
@@ -40,35 +40,39 @@ impl Machine {
     }
 
     /// Changes what the driver shows.
-    pub(super) fn shows(&self, shows: &str) {
+    pub(crate) fn shows(&self, shows: &str) {
         let fresh = self.folder.path().join("shows.new");
         write(&fresh, format!("driver 580.159.04\n{shows}"));
         std::fs::rename(fresh, self.state()).expect("both are in one folder");
     }
 
     /// Adds a process with this content of its cgroup file.
-    pub(super) fn process(&self, pid: u32, name: &str, cgroup: &str) {
+    pub(crate) fn process(&self, pid: u32, name: &str, cgroup: &str) {
         let folder = self.proc().join(pid.to_string());
         std::fs::create_dir_all(&folder).expect("a folder of a process");
         write(&folder.join("cgroup"), format!("{cgroup}\n"));
         write(&folder.join("comm"), format!("{name}\n"));
     }
 
-    /// Arguments of `vramguard agent` for this machine.
-    pub(super) fn arguments(&self) -> Vec<String> {
+    /// Arguments of `vramguard agent` for this machine, whose kubelet has the folder of the machine.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        self.arguments_beside(self.folder.path())
+    }
+
+    /// Arguments of `vramguard agent` for this machine, beside a kubelet with another folder.
+    pub(crate) fn arguments_beside(&self, kubelet: &Path) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
-        let folder = self.folder.path();
-        ["--nvml-library", &text(library()), "--proc", &text(&self.proc()), "--kubelet", &text(folder)]
+        ["--nvml-library", &text(library()), "--proc", &text(&self.proc()), "--kubelet", &text(kubelet)]
             .map(str::to_owned)
             .into()
     }
 
     /// Name and value of the variable that the stand-in reads.
-    pub(super) fn variable(&self) -> (&'static str, PathBuf) {
+    pub(crate) fn variable(&self) -> (&'static str, PathBuf) {
         ("VRAMGUARD_FAKE_NVML", self.state())
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 

@@ -61,3 +61,35 @@ fn every_combination_of_components_is_built_and_has_what_each_adds() {
         }
     }
 }
+
+#[test]
+fn the_agent_that_steers_has_the_device_plugins_directory_and_the_one_that_observes_does_not() {
+    let kubectl = assets::program("kubectl").expect("the programs of the control plane");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").canonicalize().expect("the manifests");
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().canonicalize().expect("it exists");
+    for (base, steers) in [("agent", false), ("agent", true), ("agent-host-driver", true)] {
+        let resource = relative(&place, &deploy.join(base));
+        let mut text =
+            format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{resource}]\n");
+        if steers {
+            let component = relative(&place, &deploy.join("components/steering"));
+            text += &format!("components: [{component}]\n");
+        }
+        write(&place.join("kustomization.yaml"), &text);
+        let built = run(Command::new(&kubectl).arg("kustomize").arg(&place), Duration::from_secs(60)).expect_success();
+        let objects: Vec<Value> =
+            built.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("kubectl prints YAML")).collect();
+        let pod = &find(&objects, "DaemonSet").expect("the agent")["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let has =
+            |list: &Value, name: &str| list.as_array().is_some_and(|list| list.iter().any(|of| of["name"] == name));
+        assert_eq!(has(&pod["volumes"], "device-plugins"), steers, "{base}");
+        assert_eq!(has(&container["volumeMounts"], "device-plugins"), steers, "{base}");
+        assert!(has(&pod["volumes"], "pod-resources"), "{base}: what it had before stays");
+        assert!(has(&container["env"], "NODE_NAME"), "{base}: what it had before stays");
+        assert_eq!(container["args"].to_string().contains("--steer"), steers, "{base}");
+        let rules = find(&objects, "ClusterRole").expect("its rights")["rules"].to_string();
+        assert_eq!(rules.contains("\"get\""), steers, "{base}: {rules}");
+    }
+}

@@ -1,4 +1,6 @@
 //! A real node whose devices an agent steers, and what became of its pods.
+//!
+//! The test reserves the GPUs in place of the binding guard, so that it decides which they are.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 
-use super::process::{Answered, agent};
-use super::{A, B};
-use crate::support::{ControlPlane, GpuNode, Process, RealNode, eventually};
+use super::A;
+use super::process::{Agent, Answered};
+use crate::support::{ControlPlane, GpuNode, RealNode, eventually};
 
 /// Limit for pods to run: the test runtime copies files for each container.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -76,6 +78,17 @@ impl Wanted {
         self.another_node
     }
 
+    /// The rows of the ledger for this pod.
+    fn reservations(&self, uid: &str) -> Vec<Value> {
+        let row = |name: &str, role: &str| {
+            json!({ "uid": uid, "namespace": "ml", "pod": self.name, "container": name, "role": role,
+                "resource": "nvidia.com/gpu", "replicas": 1, "gpu": self.gpu, "basis": "Slot", "state": "Confirmed",
+                "since": jiff::Timestamp::now() })
+        };
+        let inits = self.inits.iter().map(|(name, sidecar)| row(name, if *sidecar { "Sidecar" } else { "Init" }));
+        self.apps.iter().map(|name| row(name, "App")).chain(inits).collect()
+    }
+
     fn object(&self) -> Value {
         let container = |name: &str| {
             json!({ "name": name, "image": RealNode::IMAGE, "imagePullPolicy": "Never",
@@ -90,18 +103,12 @@ impl Wanted {
             }
             container
         };
-        let annotations: BTreeMap<String, &str> = self
-            .apps
-            .iter()
-            .chain(self.inits.iter().map(|(name, _)| name))
-            .map(|name| (format!("vramguard.dev/gpu.{name}"), self.gpu))
-            .collect();
         let selector = if self.another_node { json!({ "kubernetes.io/hostname": "another" }) } else { json!({}) };
         json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "name": self.name, "namespace": "ml", "annotations": annotations },
+            "metadata": { "name": self.name, "namespace": "ml" },
             "spec": {
-                "nodeName": RealNode::NAME, "nodeSelector": selector,
+                "schedulerName": "the-test", "nodeSelector": selector,
                 "hostNetwork": true, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
                 "initContainers": self.inits.iter().map(init).collect::<Vec<_>>(),
                 "containers": self.apps.iter().map(|name| container(name)).collect::<Vec<_>>(),
@@ -112,15 +119,15 @@ impl Wanted {
 
 /// A node with two GPUs, whose device plugin registers with an agent.
 pub(super) struct SteeredNode {
-    agent: Process,
+    agent: Agent,
     node: RealNode,
     plane: ControlPlane,
 }
 
 /// Kills the agent and starts it at once, as a DaemonSet does a moment later.
 pub(super) fn kill_agent(node: &mut SteeredNode) {
-    node.agent.stop();
-    node.agent.start();
+    node.agent.process.stop();
+    node.agent.process.start();
 }
 
 /// Kills the device plugin and starts it at once.
@@ -141,48 +148,20 @@ impl SteeredNode {
                 return None;
             }
         };
-        let definition = include_str!("../../../deploy/base/customresourcedefinition-gpuledgers.yaml");
-        plane.apply(definition).await;
-        plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
-        let mut node = SteeredNode { agent: agent(&plane, &node.kubelet_folder()), node, plane };
-        eventually("the kubelet to make its folder", PATIENCE, async || {
-            ensure!(node.node.kubelet_folder().join("device-plugins/kubelet.sock").exists(), "{}", node.logs());
-            Ok(())
-        })
-        .await;
+        let mut node = SteeredNode { agent: Agent::new(&plane, &node).await, node, plane };
         node.start_agent();
         node.ready().await;
         node.node.label(&node.plane, gpus.labels()).await;
-        node.write_ledger().await;
+        node.steers().await;
         Some(node)
     }
 
-    /// Writes what the agent reports of the GPUs, until the agent does so itself.
-    async fn write_ledger(&self) {
-        let ledger = json!({
-            "apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger", "metadata": { "name": RealNode::NAME },
-            "spec": { "reservations": [] },
-        });
-        let gpu = |index: u32, uuid: &str| json!({ "resource": "nvidia.com/gpu", "replicas": REPLICAS, "uuid": uuid, "index": index, "totalMiB": 24_576 });
-        let agent = json!({ "time": jiff::Timestamp::now(), "gpus": [gpu(0, A), gpu(1, B)], "pods": [] });
-        let status = json!({ "status": { "agent": agent } }).to_string();
-        eventually("the ledger to be written", PATIENCE, async || {
-            let created = self.plane.kubectl_with_input(&["apply", "-f", "-"], &ledger.to_string()).await;
-            ensure!(created.status.success(), "{}", created.stderr);
-            let patch = ["patch", "gpuledger", RealNode::NAME, "--subresource=status", "--type=merge", "-p", &status];
-            let patched = self.plane.kubectl(&patch).await;
-            ensure!(patched.status.success(), "{}", patched.stderr);
-            Ok(())
-        })
-        .await;
-    }
-
     pub(super) fn start_agent(&mut self) {
-        self.agent.start();
+        self.agent.process.start();
     }
 
     pub(super) fn stop_agent(&mut self) {
-        assert!(self.agent.terminate(Duration::from_secs(20)).success(), "{}", self.logs());
+        assert!(self.agent.process.terminate(Duration::from_secs(20)).success(), "{}", self.logs());
     }
 
     /// Waits until the kubelet has its devices.
@@ -190,26 +169,49 @@ impl SteeredNode {
         self.node.ready(&self.plane).await;
     }
 
-    /// Waits until the agent, started last, steers.
+    /// Waits until the agent reports that it steers.
     pub(super) async fn steers(&self) {
         eventually("the agent to steer", PATIENCE, async || {
-            let log = self.agent_log();
-            let since_start = log.rsplit("running 1 test").next().unwrap_or_default();
-            let health = since_start.lines().rfind(|line| line.starts_with("health "));
-            ensure!(health.is_some_and(|line| line.starts_with("health true")), "{health:?}{}", self.logs());
+            let section = self.ledger().await?["status"]["agent"].clone();
+            ensure!(section["allocationPolicy"] == "Steered", "{}{}", section["notSteered"], self.logs());
             Ok(())
         })
         .await;
+    }
+
+    async fn ledger(&self) -> anyhow::Result<Value> {
+        let found = self.plane.kubectl(&["get", "gpuledger", RealNode::NAME, "-o", "json"]).await;
+        ensure!(found.status.success(), "{}{}", found.stderr, self.logs());
+        Ok(serde_json::from_str(&found.stdout)?)
     }
 
     pub(super) async fn restart_kubelet(&mut self) {
         self.node.restart_kubelet(&self.plane).await;
     }
 
-    /// Creates the pods in one request.
+    /// Creates the pods, reserves their GPUs and binds them.
     pub(super) async fn create(&self, pods: &[Wanted]) {
         let items: Vec<Value> = pods.iter().map(Wanted::object).collect();
         self.plane.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await;
+        let objects = self.objects().await.expect("the pods can be listed");
+        let uid = |pod: &Wanted| objects[&pod.name].metadata.uid.clone().expect("an object has a uid");
+        let ledger = self.ledger().await.expect("the agent made the ledger");
+        let mut rows = ledger["spec"]["reservations"].as_array().cloned().unwrap_or_default();
+        rows.extend(pods.iter().flat_map(|pod| pod.reservations(&uid(pod))));
+        let patch = json!({ "spec": { "reservations": rows } }).to_string();
+        let arguments = ["patch", "gpuledger", RealNode::NAME, "--type=merge", "-p", &patch];
+        self.plane.kubectl(&arguments).await.expect_success();
+        let client = self.plane.client();
+        let bind = |pod: &Wanted| {
+            let pods: Api<Pod> = Api::namespaced(client.clone(), "ml");
+            let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name },
+                "target": { "apiVersion": "v1", "kind": "Node", "name": RealNode::NAME } });
+            let name = pod.name.clone();
+            async move { pods.create_subresource::<Value, Value>("binding", &name, &PostParams::default(), &binding).await }
+        };
+        for bound in futures::future::join_all(pods.iter().map(bind)).await {
+            bound.expect("a pod is bound once");
+        }
     }
 
     pub(super) async fn delete(&self, pods: &[Wanted]) {
@@ -277,7 +279,7 @@ impl SteeredNode {
 
     /// All answers of the agent so far.
     pub(super) fn answers(&self) -> Vec<Answered> {
-        self.agent_log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        self.agent_log().lines().filter_map(Answered::of_log).collect()
     }
 
     /// How long the kubelet waited for its answers, and what they were.
@@ -297,7 +299,7 @@ impl SteeredNode {
     }
 
     pub(super) fn logs(&self) -> String {
-        format!("\n{}{}", self.agent.log_tail(), self.node.kubelet_log_tail())
+        format!("\n{}{}", self.agent.process.log_tail(), self.node.kubelet_log_tail())
     }
 }
 

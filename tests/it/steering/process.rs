@@ -1,80 +1,78 @@
-//! The agent of the tests: this test program, started again with one test that runs an agent.
+//! The agent of the tests: `vramguard agent --steer` under the account of the manifests, with a stand-in for the driver.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use vramguard::agent::kubelet::KubeletDirectory;
-use vramguard::agent::steer::{self, Config, Health, Outputs};
-use vramguard::capacity::gpu::Rules;
+use anyhow::ensure;
+use serde_json::{Value, json};
 
-use crate::support::{ControlPlane, Process, RealNode};
+use super::{A, B};
+use crate::agent::fake::Machine;
+use crate::support::guard::manifests;
+use crate::support::{ControlPlane, Process, RealNode, eventually, free_port};
+
+/// An agent of the real node.
+pub(super) struct Agent {
+    pub process: Process,
+    /// Port for metrics and health.
+    pub http: u16,
+    _machine: Machine,
+}
 
 /// An answer of the agent, as it logs it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub(super) struct Answered {
-    pub caller: String,
-    pub given: Vec<String>,
     /// Empty if the wanted GPU was given.
     pub fallback: String,
     pub ms: f64,
 }
 
-/// Describes the agent of a node.
-pub(super) fn agent(plane: &ControlPlane, kubelet: &Path) -> Process {
-    let program = std::env::current_exe().expect("the test program");
-    Process::new("agent", &program, plane.folder())
-        .args(["--ignored", "--exact", "--nocapture", "steering::process::agent_process"])
-        .env("AGENT_KUBELET", kubelet)
-        .env("AGENT_KUBECONFIG", plane.admin_kubeconfig())
-        .env("RUST_LOG", "info,vramguard=debug,kube=warn")
+impl Answered {
+    /// Reads a line of the log; `None` if it tells of something else.
+    pub(super) fn of_log(line: &str) -> Option<Answered> {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let fields = &line["fields"];
+        (fields["message"] == "asked for a device").then(|| Answered {
+            fallback: fields["why"].as_str().unwrap_or_default().to_owned(),
+            ms: fields["ms"].as_f64().unwrap_or(f64::NAN),
+        })
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the agent of other tests, which start it as a process"]
-async fn agent_process() {
-    let (Some(kubelet), Some(kubeconfig)) = (std::env::var_os("AGENT_KUBELET"), std::env::var_os("AGENT_KUBECONFIG"))
-    else {
-        return; // started with all ignored tests
-    };
-    let level = tracing_subscriber::EnvFilter::from_default_env();
-    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
-    let kubeconfig = Kubeconfig::read_from(PathBuf::from(kubeconfig)).expect("a kubeconfig");
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let client = kube::Client::try_from(config.expect("a configuration")).expect("a client");
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        signal(SignalKind::terminate()).expect("a signal handler").recv().await;
-        stopping.cancel();
-    });
-    let (answers, mut answered) = mpsc::channel::<steer::Answer>(1_000);
-    tokio::spawn(async move {
-        while let Some(answer) = answered.recv().await {
-            let caller = answer.caller.map(|caller| format!("{}/{}", caller.pod, caller.container));
-            let line = Answered {
-                caller: caller.unwrap_or_default(),
-                given: answer.given,
-                fallback: answer.fallback.map_or("", |why| why.label()).to_owned(),
-                ms: answer.took.as_secs_f64() * 1_000.0,
-            };
-            println!("{}", serde_json::to_string(&line).expect("plain fields"));
+impl Agent {
+    /// Describes the agent of the real node, whose kubelet has started, and applies the manifests for it.
+    pub(super) async fn new(plane: &ControlPlane, node: &RealNode) -> Agent {
+        let definition = include_str!("../../../deploy/base/customresourcedefinition-gpuledgers.yaml");
+        plane.apply(definition).await;
+        let mut objects = manifests(plane, "deploy/agent-steering").await;
+        // The agent is a process beside the kubelet here.
+        objects.retain(|object| object["kind"] != "DaemonSet");
+        plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).await;
+        if !plane.kubectl(&["get", "namespace", "ml"]).await.status.success() {
+            plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
         }
-    });
-    let (health, mut changed) = watch::channel(Health::default());
-    tokio::spawn(async move {
-        while changed.changed().await.is_ok() {
-            let now = changed.borrow_and_update().clone();
-            println!("health {} {now:?}", now.steers());
-        }
-    });
-    let outputs = Outputs { answers, counters: Arc::default(), health };
-    let config = Config::new(KubeletDirectory::new(PathBuf::from(kubelet)));
-    let rules = Rules::default();
-    let ended = steer::run_in_cluster(config, client, RealNode::NAME.to_owned(), rules, outputs, stop).await;
-    println!("ended {ended:?}");
+        eventually("the kubelet to join", Duration::from_secs(180), async || {
+            let found = plane.kubectl(&["get", "node", RealNode::NAME]).await;
+            let listens = node.kubelet_folder().join("device-plugins/kubelet.sock").exists();
+            ensure!(found.status.success() && listens, "{}{}", found.stderr, node.kubelet_log_tail());
+            Ok(())
+        })
+        .await;
+        let account = ["create", "token", "vramguard-agent", "--namespace", "vramguard-agent", "--duration=2h"];
+        let bound = ["--bound-object-kind=Node", &format!("--bound-object-name={}", RealNode::NAME)];
+        let token = plane.kubectl(&[&account[..], &bound[..]].concat()).await.expect_success();
+        let kubeconfig = plane.kubeconfig_for_token("agent", token.trim());
+        let machine = Machine::new(&format!("gpu {A} 24576 450 0\ngpu {B} 24576 450 0\n"));
+        let http = free_port();
+        let (name, value) = machine.variable();
+        let process = Process::new("agent", Path::new(env!("CARGO_BIN_EXE_vramguard")), plane.folder())
+            .args(["agent", "--steer", "--node-name", RealNode::NAME, "--log-format", "json"])
+            .args(["--interval-ms", "200", "--listen", &format!("127.0.0.1:{http}")])
+            .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
+            .args(["--kubelet-config".as_ref(), node.kubelet_configuration().as_os_str()])
+            .args(machine.arguments_beside(&node.kubelet_folder()))
+            .env(name, value)
+            .env("RUST_LOG", "info,kube=warn");
+        Agent { process, http, _machine: machine }
+    }
 }

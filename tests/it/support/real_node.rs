@@ -192,6 +192,11 @@ impl RealNode {
         self.folder.join("kubelet")
     }
 
+    /// The kubelet's configuration file.
+    pub(crate) fn kubelet_configuration(&self) -> PathBuf {
+        self.folder.join("kubelet.json")
+    }
+
     /// Environment variables of the first process of a container.
     pub(crate) async fn exec_env(
         plane: &ControlPlane,

@@ -108,6 +108,7 @@ pub(super) struct FakeKubelet {
 
 impl FakeKubelet {
     pub(super) fn start(folder: &Path) -> FakeKubelet {
+        std::fs::write(folder.join("config.yaml"), "kind: KubeletConfiguration").unwrap();
         let mut kubelet = FakeKubelet {
             directory: KubeletDirectory::new(folder),
             registered: Arc::default(),

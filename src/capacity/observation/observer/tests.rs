@@ -158,3 +158,44 @@ fn a_container_on_two_gpus_has_no_single_gpu() {
     observer.allocated(Devices::from([(("a".into(), "main".into()), vec!["GPU-0".into(), "GPU-1".into()])]));
     assert!(observer.report(at(1)).assigned.is_empty());
 }
+
+#[test]
+fn a_node_is_steered_only_if_all_its_gpu_resources_are() {
+    let mut observer = observer();
+    let gpu = || Resource("nvidia.com/gpu".into());
+    let steering = |begun, resources: Vec<Resource>| Steering {
+        begun,
+        missing: resources.is_empty().then(|| "no device plugin".to_owned()),
+        resources: resources.into_iter().collect(),
+    };
+    observer.steers(steering(false, Vec::new()));
+    let report = observer.report(at(1));
+    assert_eq!(report.allocation_policy, AllocationPolicy::Unverified);
+    assert_eq!(report.not_steered.as_deref(), Some("no device plugin"));
+    observer.steers(steering(true, vec![gpu()]));
+    let steered = observer.report(at(1));
+    assert_eq!((steered.allocation_policy, &steered.not_steered), (AllocationPolicy::Steered, &None));
+    assert_eq!(steered.change_from(&report), Change::Placement, "bindings depend on it");
+    let other = Resource("nvidia.com/mig-1g.10gb".into());
+    let both = [(gpu(), "GPU-0"), (other, "MIG-0")];
+    observer.offered(both.map(|(resource, uuid)| (resource, Name::from(uuid), NonZeroU32::MIN)).into_iter().collect());
+    assert_eq!(observer.report(at(1)).allocation_policy, AllocationPolicy::Unverified);
+}
+
+#[test]
+fn placements_of_a_steered_node_tell_nothing_of_the_device_plugins_policy() {
+    let placed = |begun: bool| {
+        let mut observer = Observer::new(Some(AllocationPolicy::Distributed));
+        observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+        observer.steers(Steering { begun, ..Steering::default() });
+        let mut placed = Devices::new();
+        observer.allocated(placed.clone());
+        for (pod, gpu) in [("a", "GPU-0"), ("b", "GPU-1")] {
+            placed.insert((pod.into(), "main".into()), vec![gpu.into()]);
+            observer.allocated(placed.clone());
+        }
+        observer.report(at(1)).allocation_policy
+    };
+    assert_eq!(placed(false), AllocationPolicy::Distributed);
+    assert_eq!(placed(true), AllocationPolicy::Unverified);
+}

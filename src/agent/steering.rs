@@ -1,0 +1,153 @@
+//! Steering as a part of the agent. Owns its start, what the report says of it, and the order in which it stops.
+//!
+//! The server counts a node as steered as long as the report says so, and the kubelet gets its devices from the agent. So
+//! an agent that stops first reports that it no longer steers, and only then hands the device plugin back to the kubelet,
+//! which lets it choose the GPUs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::kubelet::KubeletDirectory;
+use super::node::Node;
+use super::report;
+use super::steer::metrics::Counters;
+use super::steer::{self, Answer, Ended, Health, Outputs};
+use crate::capacity::observation::observer::Steering;
+use crate::state::policies::{self, Files, PolicyStore};
+
+/// Time limit for the last report. Without it the device plugin is not handed back.
+const LAST_REPORT: Duration = Duration::from_secs(5);
+/// Pause between the last report and the hand-back. Pods that were bound to a GPU before are admitted by then.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Time limit for the hand-back.
+const HAND_BACK: Duration = Duration::from_secs(8);
+/// Answers that wait to be noticed. Only that there was one is of interest here.
+const ANSWERS: usize = 64;
+
+/// Configuration of the steering.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of policy files; `None` for the rules that are built in.
+    pub policies: Option<PathBuf>,
+    /// The kubelet's configuration file; `None` for the one in its directory.
+    pub kubelet_configuration: Option<PathBuf>,
+}
+
+/// The running part. When it is dropped, steering ends as by a crash: nothing is handed back.
+pub(super) struct Part {
+    stop: CancellationToken,
+    steering: JoinSet<std::io::Result<Ended>>,
+    others: JoinSet<()>,
+}
+
+impl Part {
+    /// Starts to steer.
+    ///
+    /// # Errors
+    /// The policies cannot be read or are not valid.
+    pub(super) fn start(
+        config: Config,
+        kubelet: KubeletDirectory,
+        client: Client,
+        node: &Arc<Node>,
+        counters: Arc<Counters>,
+    ) -> anyhow::Result<Part> {
+        let files = config.policies.as_deref().map(policies::files_of).transpose()?.unwrap_or_default();
+        // The namespace matters for whole policies only. Here their rules for nodes are used.
+        let store = Arc::new(PolicyStore::new(&files, "")?);
+        let (answers, answered) = mpsc::channel(ANSWERS);
+        let (health, changed) = watch::channel(Health::default());
+        let outputs = Outputs { answers, counters, health };
+        let mut others = JoinSet::new();
+        others.spawn(notice(answered, node.clone()));
+        others.spawn(tell(changed, node.clone()));
+        if let Some(directory) = config.policies {
+            let store = store.clone();
+            others.spawn(async move { store.follow(&directory, &Files::new(), files).await });
+        }
+        let mut settings = steer::Config::new(kubelet);
+        if let Some(file) = config.kubelet_configuration {
+            settings.kubelet_configuration = file;
+        }
+        let (stop, name, mut steering) = (CancellationToken::new(), node.name.clone(), JoinSet::new());
+        steering.spawn(steer::run_in_cluster(settings, client, name, store, outputs, stop.clone()));
+        Ok(Part { stop, steering, others })
+    }
+
+    /// Waits until steering ends by itself, and returns why. The agent must end then.
+    async fn ended(&mut self) -> anyhow::Error {
+        let ended = tokio::select! {
+            Some(ended) = self.steering.join_next() => ended,
+            Some(ended) = self.others.join_next() => return anyhow!("a task of the steering ended: {ended:?}"),
+        };
+        match ended.context("the steering failed") {
+            Ok(Ok(Ended::Replaced)) => anyhow!("another agent has taken over the device plugins of this node"),
+            Ok(Ok(Ended::Stopped)) => anyhow!("the steering ended"),
+            Ok(Err(error)) => anyhow!(error).context("the directory of the device plugins"),
+            Err(error) => error,
+        }
+    }
+
+    /// Stops in order: the last report, then the hand-back.
+    pub(super) async fn stop(mut self, client: &Client, node: &Node) {
+        self.others.shutdown().await;
+        let missing = Some("the agent has stopped".to_owned());
+        node.update(|state| state.observer.steers(Steering { begun: true, missing, ..Steering::default() }));
+        let reported = timeout(LAST_REPORT, report::write_now(client, node)).await;
+        if let Err(why) = reported.unwrap_or_else(|_| Err(format!("no answer within {} s", LAST_REPORT.as_secs()))) {
+            // The server would go on to reserve GPUs that nobody gives.
+            tracing::warn!(
+                "it cannot be reported that this node is no longer steered: {why}; the device plugin is not handed back, and \
+                 the node has no GPUs until an agent runs here or the device plugin restarts without its KUBELET_SOCKET"
+            );
+            return;
+        }
+        sleep(SETTLE).await;
+        self.stop.cancel();
+        if timeout(HAND_BACK, self.steering.join_next()).await.is_err() {
+            tracing::warn!("the device plugins are not handed back within {} s", HAND_BACK.as_secs());
+        }
+    }
+}
+
+/// As [`Part::ended`]; never, if the agent does not steer.
+pub(super) async fn ended(part: &mut Option<Part>) -> anyhow::Error {
+    match part {
+        Some(part) => part.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the kubelet after each answer what it allocated, so that the report follows soon.
+async fn notice(mut answered: mpsc::Receiver<Answer>, node: Arc<Node>) {
+    while answered.recv().await.is_some() {
+        node.pods_changed.notify_one();
+    }
+}
+
+/// Tells the report what is steered, and logs why not.
+async fn tell(mut changed: watch::Receiver<Health>, node: Arc<Node>) {
+    let mut logged: Option<Option<String>> = None;
+    loop {
+        let steering = changed.borrow_and_update().steering();
+        if logged.as_ref() != Some(&steering.missing) {
+            match &steering.missing {
+                None => tracing::info!("steering: pods get the GPU that is reserved for them"),
+                Some(why) => tracing::warn!("not steering: {why}"),
+            }
+            logged = Some(steering.missing.clone());
+        }
+        node.update(|state| state.observer.steers(steering));
+        if changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
