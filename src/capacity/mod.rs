@@ -34,6 +34,7 @@
 //! | [`admission`] | one pod against policy and cluster |
 //! | [`binding`] | one binding: who may bind, where the pod goes, what is written; upkeep of ledgers |
 //! | [`steering`] | which devices a container gets when the kubelet asks the node agent |
+//! | [`preflight`] | whether a node can be steered, and what is missing |
 //! | [`filter`] | which of some nodes can take a pod now, and why the others cannot |
 //! | [`plan`] | how many replicas each pool should have, and what fits then |
 //! | [`candidates`] | which of all nodes can take a pod now, later or never |
@@ -159,6 +160,7 @@ pub mod observation;
 pub mod plan;
 pub mod pod;
 pub mod policy;
+pub mod preflight;
 pub mod steering;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -19,6 +19,7 @@ mod live;
 mod numbers;
 mod outputs;
 mod plan;
+mod preflight;
 pub mod serve;
 mod test;
 
@@ -44,6 +45,8 @@ enum Command {
     Test(test::Args),
     /// Plan time-slicing replicas, or check a device plugin's configuration
     Plan(plan::Args),
+    /// Say of each node whether its GPUs can be chosen by vramguard, and what is missing for that
+    Preflight(preflight::Args),
     /// Convert manifests of other GPU sharing projects, or to and from DRA claims
     Convert(convert::Args),
     /// Show how pods are admitted and placed, on an embedded example cluster
@@ -108,6 +111,7 @@ pub fn run(cli: Cli) -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
             Command::Agent(args) => agent::run(*args).await,
+            Command::Preflight(args) => preflight::run(args).await,
             Command::Audit(args) => audit::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Test(args) => test::run(&args),

@@ -24,6 +24,7 @@
 //! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
 //! | [`known_pod`] | pod object → what the node agent needs to know of a pod on its node |
 //! | [`kubelet_config`] | the kubelet's configuration file → its topology manager policy |
+//! | [`preflight`] | pods and ledgers → whether device plugin and agent are ready for steering |
 //! | [`review`] | AdmissionReview ↔ verdict |
 //! | [`pod_review`] | pod object → the answers of both pod webhooks |
 //! | [`extender`] | kube-scheduler's request to an extender ↔ the nodes that can take the pod |
@@ -64,6 +65,7 @@ pub mod ownership;
 pub mod patch;
 pub mod pod;
 pub mod pod_review;
+pub mod preflight;
 pub mod publication;
 pub mod quantity;
 pub mod review;

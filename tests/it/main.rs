@@ -11,6 +11,7 @@
 //! | `explain` | `vramguard explain`, as a user starts it |
 //! | `shipped` | every file of `policies/` and `deploy/`: none is there that no test loads |
 //! | `agent` | the node agent, with a stand-in for the driver, on its own and against a real API server |
+//! | `preflight` | `vramguard preflight`, as a user starts it |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
@@ -49,6 +50,7 @@ mod kubelet;
 mod ledger;
 mod outputs;
 mod plan;
+mod preflight;
 mod publishing;
 mod report_html;
 mod server;
