@@ -88,6 +88,7 @@ impl AgentSection {
                 peak: amount(container.peak)?,
                 idle_since: container.idle_since.as_deref().and_then(moment),
                 first: moment(&container.since)?,
+                cycles: container.cycles,
                 gpu: container.gpu.into(),
             };
             let pod = PodName { namespace: container.namespace.into(), name: container.pod.into() };
@@ -125,7 +126,7 @@ fn gpu(gpu: &GpuReport) -> AgentGpu {
 }
 
 fn container(((uid, name), report): (&(PodUid, Name), &ContainerReport)) -> AgentContainer {
-    let Use { used, peak, idle_since, first, gpu } = &report.seen;
+    let Use { used, peak, idle_since, first, cycles, gpu } = &report.seen;
     AgentContainer {
         uid: uid.to_string(),
         container: name.to_string(),
@@ -137,6 +138,7 @@ fn container(((uid, name), report): (&(PodUid, Name), &ContainerReport)) -> Agen
         demand: report.demand.map(Vram::mib),
         since: time(*first),
         idle_since: idle_since.map(time),
+        cycles: *cycles,
         problem: report.finding.as_ref().map(|finding| finding.problem.to_string()),
         message: report.finding.as_ref().map(|finding| cut(&finding.message)),
     }
@@ -174,6 +176,7 @@ mod tests {
             peak: Vram::from_mib(8_900),
             idle_since: Some(Moment(60_000)),
             first: Moment(1_000),
+            cycles: Some(3),
             gpu: "GPU-1".into(),
         };
         let pod = PodName { namespace: "ml".into(), name: "llm".into() };
@@ -206,6 +209,8 @@ mod tests {
         assert_eq!((gpu.replicas.get(), gpu.gpu.driver_reserved), (16, Some(Vram::from_mib(480))));
         assert_eq!(gpu.gpu.out_of_band, Vram::from_mib(7));
         assert_eq!(inventory.assigned[&PodUid::from("u")].len(), 1);
+        assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)));
+        assert_eq!((inventory.peak_of(&"u".into(), "side"), inventory.peak_of(&"v".into(), "main")), (None, None));
     }
 
     #[test]
