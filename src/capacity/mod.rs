@@ -38,6 +38,7 @@
 //! | [`plan`] | how many replicas each pool should have, and what fits then |
 //! | [`candidates`] | which of all nodes can take a pod now, later or never |
 //! | [`audit`] | what a cluster promises today, what is wrong with it, and what mode Enforce would change |
+//! | [`recommend`] | what each workload should declare, from what was seen of it |
 //!
 //! # Glossary
 //!
@@ -159,6 +160,7 @@ pub mod observation;
 pub mod plan;
 pub mod pod;
 pub mod policy;
+pub mod recommend;
 pub mod steering;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -19,6 +19,7 @@ mod live;
 mod numbers;
 mod outputs;
 mod plan;
+mod recommend;
 pub mod serve;
 mod test;
 
@@ -44,6 +45,8 @@ enum Command {
     Test(test::Args),
     /// Plan time-slicing replicas, or check a device plugin's configuration
     Plan(plan::Args),
+    /// Recommend what each workload should declare, from what the node agents saw
+    Recommend(Box<recommend::Args>),
     /// Convert manifests of other GPU sharing projects, or to and from DRA claims
     Convert(convert::Args),
     /// Show how pods are admitted and placed, on an embedded example cluster
@@ -109,6 +112,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Command::Serve(args) => serve::run(*args).await,
             Command::Agent(args) => agent::run(*args).await,
             Command::Audit(args) => audit::run(*args).await,
+            Command::Recommend(args) => recommend::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Test(args) => test::run(&args),
             Command::Explain(args) => explain::run(&args).await,

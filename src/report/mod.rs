@@ -26,6 +26,7 @@ mod markdown;
 mod narrow;
 pub mod plan;
 mod policyreport;
+pub mod recommendation;
 mod sarif;
 pub mod suite;
 mod summary;

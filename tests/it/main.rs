@@ -12,6 +12,7 @@
 //! | `shipped` | every file of `policies/` and `deploy/`: none is there that no test loads |
 //! | `agent` | the node agent, with a stand-in for the driver, on its own and against a real API server |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
+//! | `recommend` | `vramguard recommend` on a snapshot, and its patches on a real API server |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
@@ -50,6 +51,7 @@ mod ledger;
 mod outputs;
 mod plan;
 mod publishing;
+mod recommend;
 mod report_html;
 mod server;
 mod shipped;

@@ -13,6 +13,7 @@ use crate::capacity::name::{Name, PodUid};
 use crate::capacity::observation::containers::Use;
 use crate::capacity::observation::report::{ContainerReport, Driver, GpuReport, Report};
 use crate::capacity::pod::PodName;
+use crate::capacity::recommend::Observed;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 use crate::capacity::vram::Vram;
@@ -32,6 +33,16 @@ impl GpuLedger {
     pub fn agent_report(&self) -> Option<Report> {
         let section = self.status.get("agent").filter(|section| !section.is_null())?;
         AgentSection::deserialize(section).ok()?.report()
+    }
+}
+
+impl GpuLedger {
+    /// Adds what the agent of this node has reported. A report that cannot be read, or names no time, adds nothing.
+    pub fn observed(&self, observed: &mut Observed) {
+        let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
+        let Some((time, report)) = time.zip(self.agent_report()) else { return };
+        observed.nodes.insert(self.node().into(), time);
+        observed.containers.extend(report.containers.into_iter().map(|(key, container)| (key, container.seen)));
     }
 }
 
