@@ -39,6 +39,7 @@
 //! | [`plan`] | how many replicas each pool should have, and what fits then |
 //! | [`candidates`] | which of all nodes can take a pod now, later or never |
 //! | [`audit`] | what a cluster promises today, what is wrong with it, and what mode Enforce would change |
+//! | [`recommend`] | what each workload should declare, from what was seen of it |
 //!
 //! # Glossary
 //!
@@ -161,6 +162,7 @@ pub mod plan;
 pub mod pod;
 pub mod policy;
 pub mod preflight;
+pub mod recommend;
 pub mod steering;
 #[cfg(test)]
 pub(crate) mod testing;

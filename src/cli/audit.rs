@@ -15,6 +15,7 @@ use super::{Failure, live, numbers};
 use crate::capacity::audit::{self as core, Assumption, scene::Scene};
 use crate::capacity::name::Name;
 use crate::capacity::policy::{Mode, Policies};
+use crate::capacity::recommend::Observed;
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
 use crate::k8s::document::{self, Configuration, DocumentError};
@@ -32,31 +33,8 @@ mod output;
 /// Arguments of `audit`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// File with objects instead of a live cluster, as `kubectl get nodes,pods -A -o json` prints them, or manifests.
-    /// `-` is standard input. Repeatable
-    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "kubeconfig", "all_namespaces"])]
-    snapshot: Vec<PathBuf>,
-
-    /// Directory of policy files [default: those of the cluster, or those among the objects, or else the built-in
-    /// policy, mode Audit]
-    #[arg(long, value_name = "DIR")]
-    policies: Option<PathBuf>,
-
-    /// Report on one namespace. What other namespaces hold still counts on each GPU
-    #[arg(long, short = 'n', value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
-    namespace: Option<String>,
-
-    /// Report on all namespaces, which is the default
-    #[arg(long, short = 'A')]
-    all_namespaces: bool,
-
-    /// Kubeconfig of the cluster [default: that of KUBECONFIG, or ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig [default: the current one]
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    source: Source,
 
     /// Report the same cluster under an assumption next to today's: mode=MODE, replicas=N, policy=FILE or steered.
     /// Repeatable
@@ -94,7 +72,46 @@ pub(super) struct Args {
     colours: outputs::Colours,
 }
 
-impl Args {
+/// The cluster, or the files, that are read.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Source {
+    /// File with objects instead of a live cluster, as `kubectl get nodes,pods -A -o json` prints them, or manifests.
+    /// `-` is standard input. Repeatable
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "kubeconfig", "all_namespaces"])]
+    pub(super) snapshot: Vec<PathBuf>,
+
+    /// Directory of policy files [default: those of the cluster, or those among the objects, or else the built-in
+    /// policy, mode Audit]
+    #[arg(long, value_name = "DIR")]
+    pub(super) policies: Option<PathBuf>,
+
+    /// Report on one namespace. What other namespaces hold still counts on each GPU
+    #[arg(long, short = 'n', value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    pub(super) namespace: Option<String>,
+
+    /// Report on all namespaces, which is the default
+    #[arg(long, short = 'A')]
+    pub(super) all_namespaces: bool,
+
+    /// Kubeconfig of the cluster [default: that of KUBECONFIG, or ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig [default: the current one]
+    #[arg(long, value_name = "NAME")]
+    pub(super) context: Option<String>,
+}
+
+impl Source {
+    /// Checks what the command line allows and makes no sense.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.namespace.as_ref().is_some_and(String::is_empty) {
+            let error = anyhow!("--namespace is empty; leave it out to report on all namespaces");
+            return Err(Failure::Input(error));
+        }
+        Ok(())
+    }
+
     /// The cluster to read.
     fn chosen(&self) -> live::Chosen<'_> {
         live::Chosen { kubeconfig: self.kubeconfig.as_deref(), context: self.context.as_deref() }
@@ -133,7 +150,9 @@ pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
     check(&args)?;
     let earlier = args.baseline.as_deref().map(report_of).transpose()?;
     let history = args.history.iter().map(|file| report_of(file)).collect::<Result<Vec<Report>, Failure>>()?;
-    let (mut scene, origin) = read(&mut args).await?;
+    let reports = args.output.iter().any(|output| output.format == Format::PolicyReport);
+    let wanted = Wanted { report_api: reports.then_some(&mut args.report_api), observed: false };
+    let Found { mut scene, origin, .. } = read(&args.source, wanted).await?;
     let mut report = assemble::report(&core::run(&scene), &origin);
     if !args.assume.is_empty() {
         let given: Vec<String> = given(&args.assume);
@@ -141,7 +160,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
         report.assume(given, assemble::report(&audit, &origin));
     }
     drop(scene);
-    if let Some(namespace) = &args.namespace {
+    if let Some(namespace) = &args.source.namespace {
         if !report.namespaces.iter().any(|known| known.namespace == *namespace) {
             eprintln!("warning: nothing in namespace {namespace:?} requests a GPU; is its name right?");
         }
@@ -165,16 +184,14 @@ pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
 /// Checks what the command line allows and makes no sense.
 fn check(args: &Args) -> Result<(), Failure> {
     let input = |text: String| Err(Failure::Input(anyhow!(text)));
-    if args.namespace.as_ref().is_some_and(String::is_empty) {
-        return input("--namespace is empty; leave it out to report on all namespaces".to_owned());
-    }
+    args.source.check()?;
     if args.fail_on == FailOn::New && args.baseline.is_none() {
         return input("--fail-on new compares with an earlier report: give --baseline FILE".to_owned());
     }
     if !args.history.is_empty() && !args.output.iter().any(|output| output.format == Format::Html) {
         return input("--history is shown by the HTML report alone: add --output html=FILE".to_owned());
     }
-    let inputs = args.snapshot.iter().chain(&args.baseline).chain(&args.history);
+    let inputs = args.source.snapshot.iter().chain(&args.baseline).chain(&args.history);
     outputs::check(&args.output, inputs).map_err(Failure::Input)?;
     Ok(())
 }
@@ -214,35 +231,53 @@ fn assuming(scene: &mut Scene, assumed: &[Assumed]) -> Result<core::outcome::Aud
     Ok(core::run_assuming(scene, &assumptions))
 }
 
-/// Reads the cluster or the files. A cluster decides on the API of the reports if the arguments do not.
-async fn read(args: &mut Args) -> Result<(Scene, Origin), Failure> {
+/// What a command needs beyond the scene.
+#[derive(Default)]
+pub(super) struct Wanted<'a> {
+    /// Set to the API of policy reports that a live cluster serves, if it is given and none is chosen.
+    pub report_api: Option<&'a mut Option<ReportApi>>,
+    /// Whether what the node agents have reported is wanted.
+    pub observed: bool,
+}
+
+/// A cluster, or files, as they were read.
+pub(super) struct Found {
+    /// What an audit looks at.
+    pub scene: Scene,
+    /// Where it is from, and what could not be read.
+    pub origin: Origin,
+    /// What the node agents have reported, if it is wanted.
+    pub observed: Observed,
+}
+
+/// Reads the cluster or the files.
+pub(super) async fn read(source: &Source, wanted: Wanted<'_>) -> Result<Found, Failure> {
     let mut reader = Reader::default();
     let progress = Progress::default();
     let mut origin = Origin { generated_at: now(), ..Origin::default() };
     let mut found = Vec::new();
-    if args.snapshot.is_empty() {
-        let (objects, name) = live::connect(args.chosen(), args.namespace.as_deref()).await?;
+    if source.snapshot.is_empty() {
+        let (objects, name) = live::connect(source.chosen(), source.namespace.as_deref()).await?;
         origin.gaps = read_live(&objects, &mut reader, &progress).await?;
         origin.cluster = name;
         match objects.policies().await {
             Ok(files) => found = files,
-            Err(gap) if args.policies.is_none() => origin.gaps.push(gap),
+            Err(gap) if source.policies.is_none() => origin.gaps.push(gap),
             Err(_) => {}
         }
-        let reports = args.output.iter().any(|output| output.format == Format::PolicyReport);
-        if args.report_api.is_none() && reports {
-            args.report_api = objects.report_api().await.unwrap_or_else(|error| {
+        if let Some(api) = wanted.report_api.filter(|api| api.is_none()) {
+            *api = objects.report_api().await.unwrap_or_else(|error| {
                 eprintln!("warning: {error}; the reports are of openreports.io, or choose one by --report-api");
                 None
             });
         }
     } else {
-        let names: Vec<String> = args.snapshot.iter().map(|file| file.display().to_string()).collect();
-        read_files(args, &mut reader, &progress)?;
+        let names: Vec<String> = source.snapshot.iter().map(|file| file.display().to_string()).collect();
+        read_files(source, &mut reader, &progress)?;
         origin.cluster = names.join(", ");
     }
-    let from_files = !args.snapshot.is_empty();
-    let lacks_policies = from_files && args.policies.is_none() && !reader.has_policies();
+    let from_files = !source.snapshot.is_empty();
+    let lacks_policies = from_files && source.policies.is_none() && !reader.has_policies();
     origin.gaps.extend((from_files && reader.lacks_pods()).then(without_pods));
     let unread = |(kind, count): (&String, &usize)| Gap {
         what: kind.clone(),
@@ -252,11 +287,12 @@ async fn read(args: &mut Args) -> Result<(Scene, Origin), Failure> {
     };
     origin.gaps.extend(reader.unread().iter().map(unread));
     found.extend(reader.policies().iter().cloned());
-    let configuration = policies_of(args, &found)?;
+    let configuration = policies_of(source, &found)?;
     let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
+    let observed = if wanted.observed { reader.observed() } else { Observed::default() };
     let scene = reader.finish(policies, &configuration.overrides);
     origin.gaps.extend((lacks_policies && scene.installed).then(without_policies));
-    Ok((scene, origin))
+    Ok(Found { scene, origin, observed })
 }
 
 /// Reads the objects of a cluster. Returns what could not be read.
@@ -297,9 +333,9 @@ fn without_pods() -> Gap {
 }
 
 /// Reads all files, and reports the errors of all of them together.
-fn read_files(args: &Args, reader: &mut Reader, progress: &Progress) -> Result<(), Failure> {
+fn read_files(source: &Source, reader: &mut Reader, progress: &Progress) -> Result<(), Failure> {
     let mut wrong: Vec<DocumentError> = Vec::new();
-    for file in &args.snapshot {
+    for file in &source.snapshot {
         let name = file.display().to_string();
         let shared = Name::from(&name);
         let mut count = 0;
@@ -324,8 +360,8 @@ fn read_files(args: &Args, reader: &mut Reader, progress: &Progress) -> Result<(
 const BUFFER: usize = 1 << 20;
 
 /// The policy documents: of `--policies`, else those that were found.
-fn policies_of(args: &Args, found: &[(String, String)]) -> Result<Configuration, Failure> {
-    let files = match &args.policies {
+fn policies_of(source: &Source, found: &[(String, String)]) -> Result<Configuration, Failure> {
+    let files = match &source.policies {
         Some(directory) => {
             let files = policies::files_of(directory).map_err(|error| Failure::Input(error.into()))?;
             if files.is_empty() {

@@ -20,6 +20,7 @@ mod numbers;
 mod outputs;
 mod plan;
 mod preflight;
+mod recommend;
 pub mod serve;
 mod test;
 
@@ -47,6 +48,8 @@ enum Command {
     Plan(plan::Args),
     /// Say of each node whether its GPUs can be chosen by vramguard, and what is missing for that
     Preflight(preflight::Args),
+    /// Recommend what each workload should declare, from what the node agents saw
+    Recommend(Box<recommend::Args>),
     /// Convert manifests of other GPU sharing projects, or to and from DRA claims
     Convert(convert::Args),
     /// Show how pods are admitted and placed, on an embedded example cluster
@@ -113,6 +116,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Command::Agent(args) => agent::run(*args).await,
             Command::Preflight(args) => preflight::run(args).await,
             Command::Audit(args) => audit::run(*args).await,
+            Command::Recommend(args) => recommend::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Test(args) => test::run(&args),
             Command::Explain(args) => explain::run(&args).await,

@@ -33,6 +33,7 @@ use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Inventory;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::policy::Policies;
+use crate::capacity::recommend::Observed;
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -302,6 +303,13 @@ impl Reader {
     /// has to do with GPUs: some hundred bytes if it has not.
     pub fn objects(&self) -> usize {
         self.objects
+    }
+
+    /// What the node agents have reported.
+    pub fn observed(&self) -> Observed {
+        let mut observed = Observed::default();
+        self.ledgers.iter().for_each(|ledger| ledger.observed(&mut observed));
+        observed
     }
 
     /// The number of pods and templates that were kept so far.

@@ -319,7 +319,7 @@ fn rows<'r>(uid: &'r PodUid, reservation: &'r Reservation, rules: &'r Rules) -> 
     let of_part = move |part: &Part| {
         let (resource, count) = holder.gpus.first()?;
         let basis = match part.amount {
-            Amount::Requested(_) => Basis::Request,
+            Amount::Requested(_) | Amount::Injected(_) => Basis::Request,
             Amount::Declared { .. } | Amount::Counted(_) => Basis::Declaration,
             Amount::Slots(_) => Basis::Slot,
         };

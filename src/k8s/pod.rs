@@ -294,6 +294,8 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
     let with_gpu: Vec<&str> = containers.iter().filter(|c| !c.gpus.is_empty()).map(|c| c.name.as_str()).collect();
     let none = BTreeMap::new();
     let fallback = Fallback { models: &none, default: None };
+    // The policy knew how much the model takes when it made the request.
+    let has_model = declarations.model.is_some();
     let declarations = Declarations { model: None, ..declarations.clone() };
     let declared = resolve(&declarations, Names { all: &all, guarded: &with_gpu }, fallback, &mut Vec::new());
     let mut declared = declared.into_iter();
@@ -307,8 +309,10 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
             if container.gpus.is_empty() { None } else { declared.next().and_then(|figure| figure.ok().flatten()) };
         let requested = container.vram_request.counted().filter(|request| !request.is_zero());
         let replicas = container.gpus.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+        let declares = figure.is_some() || has_model;
         let amount = match (requested, figure, processes) {
-            (Some(request), _, _) => Amount::Requested(request),
+            (Some(request), _, _) if declares || replicas == 0 => Amount::Requested(request),
+            (Some(request), _, _) => Amount::Injected(request),
             (None, Some(declared), Some(processes)) => Amount::Declared { declared, processes },
             (None, _, _) if replicas > 0 => Amount::Slots(replicas),
             (None, _, _) => return None,

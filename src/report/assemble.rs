@@ -134,6 +134,7 @@ fn holder(held: &Held) -> Holder {
         container: held.container.to_string(),
         vram_mib: held.amount.map(mib),
         declared: held.declared,
+        seen: held.seen,
     }
 }
 

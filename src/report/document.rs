@@ -191,6 +191,20 @@ pub struct Holder {
     /// Whether it declares or requests an amount. If not, it counts as a slot.
     #[serde(default)]
     pub declared: bool,
+    /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
+    #[serde(default)]
+    pub seen: bool,
+}
+
+impl Holder {
+    /// What the amount comes from, in a few words.
+    pub fn counted_by(&self) -> &'static str {
+        match (self.seen, self.declared) {
+            (true, _) => "use: declares nothing",
+            (false, true) => "declaration",
+            (false, false) => "slot: declares nothing",
+        }
+    }
 }
 
 impl Node {

@@ -27,6 +27,7 @@ mod narrow;
 pub mod plan;
 mod policyreport;
 pub mod preflight;
+pub mod recommendation;
 mod sarif;
 pub mod suite;
 mod summary;

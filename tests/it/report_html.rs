@@ -211,6 +211,7 @@ fn large() -> Report {
         for gpu in 0..8 {
             let pods = if (node + gpu).is_multiple_of(4) { 3 } else { 4 };
             let holders = (0..pods).map(|pod| Holder {
+                seen: false,
                 namespace: format!("team-{:03}", (node + pod) % 100),
                 pod: format!("agent-{node:04}-{gpu}-{pod}-7d9f8b6c5d-abcde"),
                 container: "llm".into(),

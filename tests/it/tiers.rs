@@ -207,6 +207,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "plan",
             "candidates",
             "audit",
+            "recommend",
         ],
     ),
     (&["node"], &["inventory", "holder", "reservation", "usage", "occupancy", "ledger"]),

@@ -7,7 +7,7 @@ use crate::capacity::cluster::{Cluster, NodeFacts};
 use crate::capacity::gpu::{Accounting, AllocationPolicy, Contents, Gpu, GpuId, Pool};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Holder, Part};
-use crate::capacity::node::ledger::LedgerContent;
+use crate::capacity::node::ledger::{LedgerContent, NodeLedger};
 use crate::capacity::policy::Mode;
 use crate::capacity::vram::Vram;
 
@@ -40,9 +40,8 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
                 contents.replicas = replicas;
             }
         }
-        let holders: Vec<(&PodUid, &Holder)> = seen.ledger.counted().collect();
         if steered {
-            split(name, &facts, &holders, &mut cluster);
+            split(name, &facts, seen.ledger, &mut cluster);
         } else {
             // The pools have the agent's report already. Reported again, it would contradict other replicas.
             let content = seen.ledger.content().cloned();
@@ -63,7 +62,7 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
 
 /// Adds a node whose shared GPUs count one by one: each GPU becomes a node with one GPU, named `node/index`. Its pods
 /// go to the GPU with the least free that can take them, the largest pod first.
-fn split(name: &str, facts: &NodeFacts, holders: &[(&PodUid, &Holder)], cluster: &mut Cluster) {
+fn split(name: &str, facts: &NodeFacts, ledger: &NodeLedger, cluster: &mut Cluster) {
     let rules = *cluster.rules();
     let divides =
         |pool: &Pool| matches!(pool.accounting(), Accounting::Slot | Accounting::Confirmed | Accounting::Steered);
@@ -91,10 +90,13 @@ fn split(name: &str, facts: &NodeFacts, holders: &[(&PodUid, &Holder)], cluster:
         cluster.apply_node(name, rest);
     }
     let mut sized: Vec<(Vram, &PodUid, &Holder)> = Vec::new();
-    for (uid, holder) in holders {
+    for (uid, holder) in ledger.counted() {
         match several.iter().find(|pool| holder.takes(&pool.resource).is_some()) {
-            Some(pool) => sized.push((holder.amount(pool.slot(&rules), &rules).unwrap_or(Vram::MAX), uid, holder)),
-            None => cluster.apply_pod(uid, name, (*holder).clone()),
+            Some(pool) => {
+                let amount = ledger.amount(uid, holder, pool.slot(&rules), &rules);
+                sized.push((amount.unwrap_or(Vram::MAX), uid, holder));
+            }
+            None => cluster.apply_pod(uid, name, holder.clone()),
         }
     }
     sized.sort_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));

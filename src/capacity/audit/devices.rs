@@ -101,6 +101,7 @@ fn holders(claim: &DeviceClaim) -> Vec<Held> {
         container: claim.name.clone(),
         amount,
         declared: claim.memory.is_some(),
+        seen: false,
     };
     match claim.pods.split_first() {
         None => vec![held(&claim.name, claim.memory)],

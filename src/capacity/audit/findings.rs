@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::capacity::verdict::Reason;
-use crate::capacity::verdict::finding::{Finding, Object};
+use crate::capacity::verdict::finding::{Finding, Matter, Object};
+use crate::capacity::verdict::{Advice, Reason};
+use crate::capacity::vram::Vram;
 
 /// The findings so far.
 #[derive(Default)]
@@ -26,6 +27,9 @@ impl Findings {
             Some(known) => {
                 known.pods += finding.pods;
                 known.severity = known.severity.min(finding.severity);
+                if seen(&finding.matter) > seen(&known.matter) {
+                    known.matter = finding.matter;
+                }
                 known.place = known.place.take().or(finding.place);
             }
         }
@@ -38,5 +42,13 @@ impl Findings {
             (finding.severity, finding.matter.reason().to_string(), finding.object.clone(), finding.matter.detail())
         });
         all
+    }
+}
+
+/// What an undeclared container was seen to use: of several pods, the one that uses most is told.
+fn seen(matter: &Matter) -> Option<Vram> {
+    match matter {
+        Matter::Advice(Advice::CountsAsSeen { seen, .. }) => Some(*seen),
+        _ => None,
     }
 }

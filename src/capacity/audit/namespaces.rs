@@ -38,13 +38,14 @@ pub(super) fn look(
         }
     };
     for node in view.cluster.node_names().filter_map(|name| view.cluster.node(name)) {
-        for (_, holder) in node.ledger.counted() {
+        for (uid, holder) in node.ledger.counted() {
             let Some(pool) = node.facts.pools.iter().find(|pool| holder.takes(&pool.resource).is_some()) else {
                 continue;
             };
             let name = &holder.name.namespace;
             let namespace = namespaces.entry(name.clone()).or_insert_with(|| fresh(name));
-            let amount = holder.amount(pool.slot(view.cluster.rules()), view.cluster.rules()).unwrap_or_default();
+            let rules = view.cluster.rules();
+            let amount = node.ledger.amount(uid, holder, pool.slot(rules), rules).unwrap_or_default();
             namespace.pods += 1;
             namespace.held = namespace.held.plus(amount).min(Vram::MAX);
             if declares(holder) {

@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::outcome::{GpuState, Held, NodeState, Sharing, State};
 use super::scene::{Stage, Subject, Unusable};
 use crate::capacity::cluster::NodeView;
-use crate::capacity::gpu::{Accounting, Gpu, GpuId, Pool, Resource, Rules};
+use crate::capacity::gpu::{Accounting, Gpu, GpuId, Pool, Resource};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::holder::{Amount, Holder, Part};
 use crate::capacity::node::usage::{GpuUsage, PoolUsage};
@@ -83,15 +83,12 @@ impl Node<'_> {
     /// A node that was not read, or has no GPU, although pods that request one are bound to it; `None` if none are.
     fn without_gpus(&self, findings: &mut Findings) -> Option<NodeState> {
         let holders = self.seen.ledger.counted().filter(|(_, holder)| !holder.gpus.is_empty());
-        let holders: Vec<&Holder> = holders.map(|(_, holder)| holder).collect();
-        let resource = holders.first()?.gpus.first()?.0.clone();
-        let held = |holder: &Holder, part: &Part| Held {
-            pod: holder.name.clone(),
-            container: part.container.clone(),
-            amount: part.holds(None, self.view.cluster.rules()),
-            declared: !matches!(part.amount, Amount::Slots(_)),
+        let holders: Vec<(&PodUid, &Holder)> = holders.collect();
+        let resource = holders.first()?.1.gpus.first()?.0.clone();
+        let held = |(uid, holder): &(&PodUid, &Holder)| -> Vec<Held> {
+            holder.parts.iter().map(|part| self.held(uid, holder, part, None)).collect()
         };
-        let unassigned = holders.iter().flat_map(|holder| holder.parts.iter().map(|part| held(holder, part))).collect();
+        let unassigned = holders.iter().flat_map(held).collect();
         let matter = Matter::GpusMissing { resource };
         let unknown = Some(matter.to_string());
         self.add(matter, Severity::Deny, count(holders.len()), findings);
@@ -104,6 +101,18 @@ impl Node<'_> {
             state: State::Unknown,
             ..NodeState::default()
         })
+    }
+
+    /// What a container counts as, and by what.
+    fn held(&self, uid: &PodUid, holder: &Holder, part: &Part, slot: Option<Vram>) -> Held {
+        let (rules, ledger) = (self.view.cluster.rules(), self.seen.ledger);
+        Held {
+            pod: holder.name.clone(),
+            container: part.container.clone(),
+            amount: ledger.part_amount(uid, part, slot, rules),
+            declared: !matches!(part.amount, Amount::Slots(_)),
+            seen: ledger.counts_as_seen(uid, part, slot, rules).is_some(),
+        }
     }
 
     /// The GPUs of the node, and the node.
@@ -194,13 +203,9 @@ impl Node<'_> {
         let (slot, mut unassigned) = (pool.slot(rules), Vec::new());
         let takers = self.seen.ledger.counted().filter(|(_, holder)| holder.takes(&pool.resource).is_some());
         for (uid, holder) in takers {
-            for part in counted_parts(holder, slot, rules) {
-                let held = Held {
-                    pod: holder.name.clone(),
-                    container: part.container.clone(),
-                    amount: part.holds(slot, rules),
-                    declared: !matches!(part.amount, Amount::Slots(_)),
-                };
+            let amount = |part: &Part| self.seen.ledger.part_amount(uid, part, slot, rules).unwrap_or_default();
+            for part in counted_parts(holder, amount) {
+                let held = self.held(uid, holder, part, slot);
                 let gpu = self.gpu_of(uid, part, pool, gpus);
                 match gpu.and_then(|index| states.get_mut(index)) {
                     Some(state) => state.holders.push(held),
@@ -322,14 +327,13 @@ fn count(number: usize) -> u64 {
 }
 
 /// The containers whose amounts add up to what the pod holds: those that run together when it holds the most.
-fn counted_parts<'h>(holder: &'h Holder, slot: Option<Vram>, rules: &Rules) -> Vec<&'h Part> {
-    let amount = |part: &Part| part.holds(slot, rules).unwrap_or_default();
+fn counted_parts(holder: &Holder, amount: impl Fn(&Part) -> Vram) -> Vec<&Part> {
     let lasting = || holder.parts.iter().filter(|part| part.role != Role::Init);
-    let together: Vram = lasting().map(amount).sum();
+    let together: Vram = lasting().map(&amount).sum();
     let init = holder.parts.iter().enumerate().filter(|(_, part)| part.role == Role::Init);
     // An init container runs with the sidecars that were started before it.
     let with = |at: usize| holder.parts.iter().take(at).filter(|part| part.role == Role::Sidecar);
-    let sum = |(at, part): &(usize, &Part)| with(*at).map(amount).sum::<Vram>().plus(amount(part));
+    let sum = |(at, part): &(usize, &Part)| with(*at).map(&amount).sum::<Vram>().plus(amount(part));
     match init.max_by_key(sum) {
         Some((at, part)) if sum(&(at, part)) > together => with(at).chain([part]).collect(),
         _ => lasting().collect(),

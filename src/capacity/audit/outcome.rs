@@ -94,6 +94,8 @@ pub struct Held {
     pub amount: Option<Vram>,
     /// Whether it declares or requests an amount.
     pub declared: bool,
+    /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
+    pub seen: bool,
 }
 
 /// One node.

@@ -9,6 +9,7 @@ use crate::capacity::admission::{self, Reassessment};
 use crate::capacity::cluster::{Cluster, OnlyShared};
 use crate::capacity::name::Name;
 use crate::capacity::node::holder::{Amount, Part};
+use crate::capacity::observation::finding;
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
@@ -82,13 +83,30 @@ impl Reporter<'_> {
                 Advice::NotGuarded { .. } => Severity::Info,
                 _ => Severity::Warn,
             };
-            self.add(Matter::Advice(advice.clone()), severity, findings);
+            let advice = self.counts_as_seen(advice).unwrap_or_else(|| advice.clone());
+            self.add(Matter::Advice(advice), severity, findings);
         }
         // A pod that runs has found a node.
         if let Some(never) = reassessment.never_fits.as_ref().filter(|_| !matches!(self.subject.stage, Stage::Bound(_)))
         {
             self.add(Matter::NeverFits(never.clone()), Severity::Deny, findings);
         }
+    }
+
+    /// The advice about a container that declares nothing, if its node saw it use more than what it would count as.
+    fn counts_as_seen(&self, advice: &Advice) -> Option<Advice> {
+        let (Advice::CountsAsSlot { container, key, .. }, Stage::Bound(node)) = (advice, &self.subject.stage) else {
+            return None;
+        };
+        let (view, rules) = (self.cluster.node(node)?, self.cluster.rules());
+        let holder = view.ledger.holders().get(&self.subject.uid)?;
+        let part = holder.parts.iter().find(|part| part.container == *container)?;
+        let pool = view.facts.pools.iter().find(|pool| holder.takes(&pool.resource).is_some())?;
+        let seen = view.ledger.counts_as_seen(&self.subject.uid, part, pool.slot(rules), rules)?;
+        let processes = self.subject.pod.declarations.processes.as_ref().and_then(|processes| processes.as_ref().ok());
+        let overhead = finding::overhead(rules.per_process_overhead, processes.copied());
+        let write = finding::to_write(seen, overhead);
+        Some(Advice::CountsAsSeen { container: container.clone(), seen, key: key.clone(), write })
     }
 
     /// What is wrong with it under any policy.
@@ -112,7 +130,7 @@ impl Reporter<'_> {
         let is_it = |part: &&Part| declaration.container.as_ref().is_none_or(|name| *part.container == **name);
         let amount = |part: &Part| match part.amount {
             Amount::Counted(amount) => Some(amount),
-            Amount::Requested(_) | Amount::Declared { .. } | Amount::Slots(_) => None,
+            Amount::Requested(_) | Amount::Injected(_) | Amount::Declared { .. } | Amount::Slots(_) => None,
         };
         let counted = holder.and_then(|holder| holder.parts.iter().filter(is_it).find_map(amount));
         counted.map_or(Given::Unrecorded, Given::Counted)

@@ -186,7 +186,7 @@ fn holders() -> impl Strategy<Value = Holder> {
         |(parts, gpus, priority, starting)| {
             let requests = parts.iter().filter_map(|(amount, ..)| match amount {
                 Amount::Requested(request) => Some(*request),
-                Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
+                Amount::Injected(_) | Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
             });
             Holder {
                 name: PodName { namespace: "ml".into(), name: "llm".into() },

@@ -53,6 +53,8 @@ pub struct Part {
 pub enum Amount {
     /// By its request.
     Requested(Vram),
+    /// By the request that vramguard gave it, because the pod itself declares nothing.
+    Injected(Vram),
     /// By its declaration, plus the overhead of its processes.
     Declared {
         /// The declared amount, without overhead.
@@ -85,10 +87,16 @@ impl Newcomer {
 }
 
 impl Holder {
-    /// The amount that the pod holds. `None` if the amount of one of its containers is not known: see [`Part::holds`].
+    /// The amount that the pod holds before it was seen on a GPU. `None` if the amount of one of its containers is not
+    /// known: see [`Part::holds`].
     pub fn amount(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
-        let parts: Option<Vec<(Role, Vram)>> =
-            self.parts.iter().map(|part| Some((part.role, part.holds(slot, rules)?))).collect();
+        self.amount_of(|part| part.holds(slot, rules))
+    }
+
+    /// The amount that the pod holds if each of its containers holds what `holds` returns. `None` if that is `None` for
+    /// one of them.
+    pub(super) fn amount_of(&self, holds: impl Fn(&Part) -> Option<Vram>) -> Option<Vram> {
+        let parts: Option<Vec<(Role, Vram)>> = self.parts.iter().map(|part| Some((part.role, holds(part)?))).collect();
         Some(demand::of_pod(parts?))
     }
 
@@ -149,11 +157,26 @@ impl Holder {
 }
 
 impl Part {
-    /// The amount that the container holds. `None` if it counts by slots and the slot is not known, or if the amount
+    /// Whether the pod declares nothing for the container, so that nothing but its use tells how much it takes.
+    pub fn is_undeclared(&self) -> bool {
+        match self.amount {
+            Amount::Slots(_) | Amount::Injected(_) => true,
+            Amount::Requested(_) | Amount::Declared { .. } | Amount::Counted(_) => false,
+        }
+    }
+
+    /// The amount that the container holds, given the most that it was seen to use. A container that declares nothing
+    /// counts with its use where that is more than it counted with before. `None` as for [`Part::holds`].
+    pub(super) fn holds_seen(&self, seen: Option<Vram>, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        let before = self.holds(slot, rules)?;
+        Some(seen.filter(|_| self.is_undeclared()).map_or(before, |seen| before.max(seen)))
+    }
+
+    /// The amount that the container holds before it was seen on a GPU. `None` if it counts by slots and the slot is not known, or if the amount
     /// exceeds [`Vram::MAX`].
     pub fn holds(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
         match self.amount {
-            Amount::Requested(request) => Some(request),
+            Amount::Requested(request) | Amount::Injected(request) => Some(request),
             Amount::Declared { declared, processes } => {
                 let overhead = rules.per_process_overhead.checked_times(u64::from(processes))?;
                 // A sum above `Vram::MAX` exceeds every GPU, and so does `Vram::MAX`: the clamp loses nothing.

@@ -13,6 +13,7 @@ use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, GpuId, Pool, Resourc
 use crate::capacity::list::List;
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::time::Moment;
+use crate::capacity::vram::Vram;
 
 /// The report of one node's agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Inventory {
     pub gpus: BTreeMap<Resource, Vec<InventoryGpu>>,
     /// The GPU that the kubelet assigned to each container, by pod.
     pub assigned: LiteMap<PodUid, List<(Name, GpuId)>>,
+    /// The most memory in MiB that each container was seen to use, by pod. It never falls while the pod lives.
+    pub peaks: LiteMap<PodUid, List<(Name, Vram)>>,
 }
 
 /// A GPU as the agent reports it.
@@ -41,6 +44,12 @@ impl Inventory {
     pub fn gpu_of(&self, uid: &PodUid, container: &str) -> Option<&GpuId> {
         let assigned = self.assigned.get(uid)?;
         assigned.iter().find(|(name, _)| *name == *container).map(|(_, gpu)| gpu)
+    }
+
+    /// The most that a container was seen to use; `None` if it was not seen on a GPU.
+    pub fn peak_of(&self, uid: &PodUid, container: &str) -> Option<Vram> {
+        let peaks = self.peaks.get(uid)?;
+        peaks.iter().find(|(name, _)| *name == *container).map(|(_, peak)| *peak)
     }
 
     /// Returns the pools of a node, with reported GPUs in place of those from the labels.
@@ -104,7 +113,6 @@ fn replicas_in(contents: &Contents) -> u64 {
 mod tests {
     use super::*;
     use crate::capacity::gpu::Accounting;
-    use crate::capacity::vram::Vram;
 
     fn report(gpus: u32, replicas: u32) -> Inventory {
         let replicas = NonZeroU32::new(replicas).unwrap();

@@ -142,6 +142,29 @@ impl NodeLedger {
         self.holders.iter().chain(coming.map(|(uid, reservation)| (uid, &reservation.holder)))
     }
 
+    /// The amount that a pod holds here. A container that declares nothing counts with the most that the node agent saw it
+    /// use, where that is more than its slots. `None` if the amount of one of its containers is not known.
+    ///
+    /// A stale report counts too: the pod uses what it has used until something newer is known.
+    pub fn amount(&self, uid: &PodUid, holder: &Holder, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        holder.amount_of(|part| self.part_amount(uid, part, slot, rules))
+    }
+
+    /// The amount that a container of a pod holds here: see [`NodeLedger::amount`].
+    pub fn part_amount(&self, uid: &PodUid, part: &Part, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        part.holds_seen(self.peak(uid, part), slot, rules)
+    }
+
+    /// The amount that a container was seen to use, if it counts with that in place of its slots.
+    pub fn counts_as_seen(&self, uid: &PodUid, part: &Part, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
+        let amount = self.part_amount(uid, part, slot, rules)?;
+        (part.holds(slot, rules)? < amount).then_some(amount)
+    }
+
+    fn peak(&self, uid: &PodUid, part: &Part) -> Option<Vram> {
+        self.content.as_ref()?.inventory.as_ref()?.peak_of(uid, &part.container)
+    }
+
     /// Whether a node publishes less than the sum of the requests that are bound there.
     pub fn falls_short(published: Vram, bound: Vram) -> bool {
         published < bound
@@ -243,17 +266,24 @@ impl NodeLedger {
             let all = self.counted().filter(|(_, holder)| counting.includes(holder));
             all.filter(|(_, holder)| holder.takes(&pool.resource).is_some())
         };
-        let amounts: Vec<Option<Vram>> = holders().map(|(_, holder)| holder.amount(slot, rules)).collect();
+        let amounts: Vec<Option<Vram>> = holders().map(|(uid, holder)| self.amount(uid, holder, slot, rules)).collect();
         let occupancy = self.occupancy(pool, rules, counting);
         let free = occupancy.as_ref().map_or(Vram::ZERO, Occupancy::free);
         let requested = || holders().filter_map(|(_, holder)| holder.request).sum();
-        let within_slots = amounts.iter().all(|amount| amount.is_some_and(|amount| Some(amount) <= slot));
+        let is_within = |amount: Option<Vram>| amount.is_some_and(|amount| Some(amount) <= slot);
+        let within_slots = amounts.iter().copied().all(is_within);
+        // Whether only what was seen of pods that declare nothing makes one of them larger than a slot.
+        let planned_within = || holders().all(|(_, holder)| is_within(holder.amount(slot, rules)));
         let free_total = match (pool.accounting(), pool.total_slots(rules)) {
             // All slots minus the requests: with 8 slots of 6 GiB and 2 pods of 4 GiB, 40 GiB are left. Each further
             // pod takes a replica of its own, and so gets a slot of its own. If a pod is larger than a slot, or each
             // starting pod blocks others, only one more pod is safe.
             (Accounting::Slot, Some(slots)) if within_slots && Some(free) == slot && !rules.serialize_per_gpu => {
                 slots.minus(requested()).free()
+            }
+            // What is seen of a pod must not free anything: without it, all slots minus the requests were published.
+            (Accounting::Slot, Some(slots)) if !within_slots && planned_within() => {
+                free.min(slots.minus(requested()).free())
             }
             // Each GPU is given to one pod, so kube-scheduler's count of GPUs keeps pods apart. All GPUs are published
             // even while all are taken: a pod that preempts must see that one freed GPU is enough.
@@ -310,7 +340,7 @@ impl NodeLedger {
             let replicas = holder.takes(&pool.resource)?;
             let starting = holder.starting.is_some_and(|since| since >= self.startups_from);
             // The slot is known here, so an amount is not known only if it is too large to count. It is never zero.
-            let amount = || holder.amount(slot, rules).unwrap_or(Vram::MAX);
+            let amount = || self.amount(uid, holder, slot, rules).unwrap_or(Vram::MAX);
             let portions =
                 self.portions(uid, holder, pool, slot, rules).unwrap_or_else(|| vec![(None, amount(), replicas)]);
             Some(occupancy::PodShare { portions, starting })
@@ -335,7 +365,7 @@ impl NodeLedger {
         let mut by_gpu: BTreeMap<GpuId, Vec<(Role, Vram)>> = BTreeMap::new();
         for part in &holder.parts {
             let gpu = self.gpu_of(uid, part, pool.allocation_policy)?;
-            by_gpu.entry(gpu).or_default().push((part.role, part.holds(slot, rules)?));
+            by_gpu.entry(gpu).or_default().push((part.role, self.part_amount(uid, part, slot, rules)?));
         }
         let portion = |(gpu, parts): (GpuId, Vec<(Role, Vram)>)| {
             // Of pods that share a GPU which the device plugin gave to another pod, none takes a replica.

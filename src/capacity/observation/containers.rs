@@ -19,6 +19,8 @@ pub struct Use {
     pub idle_since: Option<Moment>,
     /// When it was first seen.
     pub first: Moment,
+    /// How many times it has computed and then been idle; `None` if it was never seen to compute.
+    pub cycles: Option<u64>,
     /// The GPU on which it uses most.
     pub gpu: Name,
 }
@@ -47,10 +49,14 @@ struct Found {
 }
 
 impl Containers {
-    /// Restores what an earlier run of the agent reported of a container.
+    /// Restores what an earlier run of the agent reported of a container. This run may have seen the container already:
+    /// then the earlier history goes before what was seen since.
     pub fn restore(&mut self, key: ContainerKey, earlier: Use) {
         let on = BTreeMap::from([(earlier.gpu.clone(), earlier.used)]);
-        self.seen.entry(key).or_insert(Seen { current: earlier, on });
+        match self.seen.get_mut(&key) {
+            Some(Seen { current, .. }) => current.continues(&earlier),
+            None => drop(self.seen.insert(key, Seen { current: earlier, on })),
+        }
     }
 
     /// Takes a look into account. On a GPU whose processes could not be read, the containers keep their last values.
@@ -92,9 +98,23 @@ impl Containers {
     }
 }
 
+impl Use {
+    /// Puts the history of an earlier run before this one.
+    fn continues(&mut self, earlier: &Use) {
+        self.peak = self.peak.max(earlier.peak);
+        self.first = self.first.min(earlier.first);
+        self.idle_since = self.idle_since.map(|since| earlier.idle_since.map_or(since, |before| before.min(since)));
+        self.cycles = match (earlier.cycles, self.cycles) {
+            (Some(before), Some(since)) => Some(before.saturating_add(since)),
+            (before, since) => before.or(since),
+        };
+    }
+}
+
 impl Seen {
     fn new(at: Moment) -> Seen {
-        let current = Use { used: None, peak: Vram::ZERO, idle_since: None, first: at, gpu: Name::default() };
+        let current =
+            Use { used: None, peak: Vram::ZERO, idle_since: None, first: at, cycles: None, gpu: Name::default() };
         Seen { current, on: BTreeMap::new() }
     }
 
@@ -106,12 +126,19 @@ impl Seen {
             self.current.gpu = gpu.clone();
         }
         let idle = !partly_read && !found.busy.is_empty() && found.busy.iter().all(|busy| *busy == Some(false));
+        let was_idle = self.current.idle_since.is_some();
         self.current.idle_since = match self.current.idle_since {
             _ if found.busy.contains(&Some(true)) => None,
             // A reading that failed does not make the container busy.
             Some(since) if partly_read || !found.busy.is_empty() => Some(since),
             None if idle => Some(at),
             _ => None,
+        };
+        let became_idle = !was_idle && self.current.idle_since.is_some();
+        self.current.cycles = match self.current.cycles {
+            None => found.busy.contains(&Some(true)).then_some(0),
+            Some(cycles) if became_idle => Some(cycles.saturating_add(1)),
+            Some(cycles) => Some(cycles),
         };
         self.on = found.on;
     }
@@ -210,10 +237,30 @@ mod tests {
             peak: mib(900),
             idle_since: Some(Moment(3)),
             first: Moment(1),
+            cycles: Some(2),
             gpu: "GPU-0".into(),
         };
-        containers.restore(key(), earlier);
+        containers.restore(key(), earlier.clone());
         let seen = observe(&mut containers, 10, vec![gpu(0, Ok(vec![process(Some(300), Some(false))]))]);
         assert_eq!((seen.peak, seen.idle_since, seen.first), (mib(900), Some(Moment(3)), Moment(1)));
+        // The first look may come before the ledger was read.
+        let mut containers = Containers::default();
+        observe(&mut containers, 10, vec![gpu(0, Ok(vec![process(Some(300), Some(true))]))]);
+        containers.restore(key(), earlier);
+        let seen = observe(&mut containers, 11, vec![gpu(0, Ok(vec![process(Some(300), Some(false))]))]);
+        assert_eq!((seen.used, seen.peak, seen.first), (Some(mib(300)), mib(900), Moment(1)), "a peak never falls");
+        assert_eq!((seen.idle_since, seen.cycles), (Some(Moment(11)), Some(3)));
+    }
+
+    #[test]
+    fn a_cycle_ends_when_a_container_that_has_computed_is_idle() {
+        let mut containers = Containers::default();
+        let cycles = |containers: &mut Containers, at: i64, busy: Option<bool>| {
+            observe(containers, at, vec![gpu(0, Ok(vec![process(Some(1), busy)]))]).cycles
+        };
+        let seen = [None, Some(false), Some(true), Some(true), Some(false), Some(false), Some(true), None, Some(false)];
+        let counted: Vec<Option<u64>> = (0..).zip(seen).map(|(at, busy)| cycles(&mut containers, at, busy)).collect();
+        let expected = [None, None, Some(0), Some(0), Some(1), Some(1), Some(1), Some(1), Some(2)];
+        assert_eq!(counted, expected, "loading a model is no load cycle");
     }
 }

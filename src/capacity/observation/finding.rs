@@ -64,11 +64,13 @@ impl Finding {
         let subject = Subject { pod: &pod.name, container: &container.name, annotation: &container.annotation };
         let finding = |problem, message| Some(Finding { problem, message });
         let used = seen.used?;
-        if let Some(demand) = container.demand.filter(|demand| used.minus(*demand).free() > ALLOWANCE) {
+        let over = container.demand.filter(|demand| exceeds(used, *demand));
+        if let Some(demand) = over.filter(|_| container.declares) {
             let message = verdict::uses_more(subject, used, demand, to_write(used, container.overhead));
             return finding(Problem::OverDeclaration, message);
         }
-        if container.demand.is_none() && used > ALLOWANCE {
+        // Such a container counts with what it uses, also if vramguard gave it a request.
+        if over.is_some() || container.demand.is_none() && used > ALLOWANCE {
             let message = verdict::uses_undeclared(subject, used, to_write(seen.peak, container.overhead));
             return finding(Problem::Undeclared, message);
         }
@@ -79,14 +81,29 @@ impl Finding {
             return finding(Problem::Idle, verdict::idles(subject, used, since.until(now)));
         }
         let demand = container.demand?;
-        let half = demand.share(2);
-        if now >= seen.first.after(FULL_CYCLE) && seen.peak < half && demand.minus(seen.peak).free() >= UNUSED {
+        if now >= seen.first.after(FULL_CYCLE) && is_far_under(seen.peak, demand) {
             let write = to_write(seen.peak, container.overhead);
             let message = verdict::uses_far_less(subject, seen.peak, demand, seen.first.until(now), write);
             return finding(Problem::FarUnder, message);
         }
         None
     }
+}
+
+/// Whether a use is more than the demand covers.
+pub fn exceeds(used: Vram, demand: Vram) -> bool {
+    used.minus(demand).free() > ALLOWANCE
+}
+
+/// Whether a peak leaves most of the demand unused.
+pub fn is_far_under(peak: Vram, demand: Vram) -> bool {
+    peak < demand.share(2) && demand.minus(peak).free() >= UNUSED
+}
+
+/// The part of a demand that is for CUDA contexts: the overhead of each process. A number of processes that is missing or
+/// cannot be read counts as one.
+pub fn overhead(per_process: Vram, processes: Option<u32>) -> Vram {
+    per_process.checked_times(u64::from(processes.unwrap_or(1))).unwrap_or(Vram::MAX)
 }
 
 /// The declaration that covers a use: without the overhead of the processes, which is added to each declaration.
@@ -112,6 +129,7 @@ mod tests {
             name: "main".into(),
             id: None,
             demand: demand.map(mib),
+            declares: true,
             overhead: mib(720),
             annotation: "vramguard.dev/vram".into(),
         };
@@ -120,8 +138,25 @@ mod tests {
         Finding::of(&pod, &container, &seen, AT.after(after))
     }
 
+    /// The webhook gives such a pod a request of one slot, which it does not keep to.
+    #[test]
+    fn a_container_that_uses_more_than_an_injected_request_declares_nothing_and_takes_no_memory_unseen() {
+        let container = LiveContainer {
+            name: "main".into(),
+            id: None,
+            demand: Some(mib(5_967)),
+            declares: false,
+            overhead: mib(720),
+            annotation: "vramguard.dev/vram".into(),
+        };
+        let name = PodName { namespace: "ml".into(), name: "llm".into() };
+        let pod = LivePod { uid: "u".into(), cgroup_uid: "u".into(), name, containers: vec![container.clone()] };
+        let found = |used| Finding::of(&pod, &container, &seen(used, used), AT).map(|finding| finding.problem);
+        assert_eq!((found(5_967 + 64), found(5_967 + 65)), (None, Some(Problem::Undeclared)));
+    }
+
     fn seen(used: u64, peak: u64) -> Use {
-        Use { used: Some(mib(used)), peak: mib(peak), idle_since: None, first: AT, gpu: "GPU-0".into() }
+        Use { used: Some(mib(used)), peak: mib(peak), idle_since: None, first: AT, cycles: None, gpu: "GPU-0".into() }
     }
 
     fn problem(demand: Option<u64>, seen: Use, after: Duration) -> Option<Problem> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Owner;
+use super::{Owner, finding};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::pod::{Container, Pod, PodName};
 use crate::capacity::time::Moment;
@@ -42,6 +42,8 @@ pub struct LiveContainer {
     /// What it counts with: its request for `vramguard.dev/vram`, or its declaration and the overhead of its processes.
     /// `None` if it declares nothing.
     pub demand: Option<Vram>,
+    /// Whether its pod declares something for it. If not, its request is a slot or a default of the policy.
+    pub declares: bool,
     /// The part of the demand that is for CUDA contexts, not for what the container allocates.
     pub overhead: Vram,
     /// The annotation that declares its VRAM, or that would.
@@ -54,7 +56,7 @@ impl LiveContainer {
     pub fn of(pod: &Pod, container: &Container, id: Option<Name>, overhead: Vram) -> LiveContainer {
         let declarations = &pod.declarations;
         let processes = declarations.processes.as_ref().and_then(|processes| processes.as_ref().ok()).copied();
-        let overhead = overhead.checked_times(u64::from(processes.unwrap_or(1))).unwrap_or(Vram::MAX);
+        let overhead = finding::overhead(overhead, processes);
         let is_only = pod.containers.iter().filter(|other| !other.gpus.is_empty()).count() <= 1;
         let written = declarations
             .containers
@@ -68,6 +70,7 @@ impl LiveContainer {
             name: container.name.as_str().into(),
             id,
             demand: counted.or_else(|| declared.map(|declared| declared.plus(overhead).min(Vram::MAX))),
+            declares: written.is_some() || declarations.model.is_some(),
             overhead,
             annotation: annotation.into(),
         }
@@ -179,6 +182,7 @@ mod tests {
 
     fn pod(uid: &str, cgroup: &str, containers: &[(&str, Option<&str>)]) -> LivePod {
         let container = |(name, id): &(&str, Option<&str>)| LiveContainer {
+            declares: true,
             name: (*name).into(),
             id: id.map(Name::from),
             demand: None,

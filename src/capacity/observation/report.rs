@@ -116,6 +116,7 @@ impl Report {
             || self.gpus.len() != written.gpus.len()
             || self.gpus.iter().zip(&written.gpus).any(|(now, before)| now.differs_for_bindings(before))
             || self.containers.iter().any(|(key, now)| now.is_newly_over(written.containers.get(key)))
+            || self.containers.iter().any(|(key, now)| now.has_grown_undeclared(written.containers.get(key)))
     }
 
     fn differs_for_people(&self, written: &Report) -> bool {
@@ -150,6 +151,13 @@ impl ContainerReport {
             report.finding.as_ref().is_some_and(|finding| finding.problem == Problem::OverDeclaration)
         };
         over(self) && !before.is_some_and(over)
+    }
+
+    /// Whether the container declares nothing and has used more than before: it counts with the most that it has used.
+    fn has_grown_undeclared(&self, before: Option<&ContainerReport>) -> bool {
+        let is_undeclared = self.finding.as_ref().is_some_and(|finding| finding.problem == Problem::Undeclared);
+        let counted = before.map_or(Vram::ZERO, |before| before.seen.peak);
+        is_undeclared && self.seen.peak.minus(counted).free() >= USE_STEP
     }
 
     fn differs(&self, before: &ContainerReport) -> bool {
@@ -198,8 +206,14 @@ mod tests {
             outside: Some(mib(100)),
             unreadable: None,
         };
-        let seen =
-            Use { used: Some(mib(8_868)), peak: mib(8_868), idle_since: None, first: Moment(0), gpu: "GPU-0".into() };
+        let seen = Use {
+            peak: mib(8_868),
+            used: Some(mib(8_868)),
+            idle_since: None,
+            first: Moment(0),
+            cycles: None,
+            gpu: "GPU-0".into(),
+        };
         let pod = PodName { namespace: "ml".into(), name: "llm".into() };
         let container = ContainerReport { pod, seen, demand: Some(mib(8_912)), finding: None };
         let key: ContainerKey = ("u".into(), "main".into());
@@ -238,6 +252,18 @@ mod tests {
         for (number, of) in urgent.iter().enumerate() {
             assert_eq!(change(of), Change::Placement, "{number}");
         }
+    }
+
+    #[test]
+    fn growth_of_a_container_that_declares_nothing_is_reported_at_once_because_it_counts() {
+        let undeclared = |report: &mut Report, peak: u64| {
+            let container = container(report);
+            container.finding = Some(Finding { problem: Problem::Undeclared, message: "undeclared".into() });
+            container.seen.peak = mib(peak);
+        };
+        assert_eq!(change(|report| undeclared(report, 8_868 + 256)), Change::Placement);
+        assert_eq!(change(|report| undeclared(report, 8_868 + 255)), Change::Amounts, "the finding is news");
+        assert_eq!(change(|report| container(report).seen.peak = mib(8_868 + 256)), Change::Amounts, "it declares");
     }
 
     #[test]

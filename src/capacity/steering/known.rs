@@ -51,7 +51,7 @@ impl KnownNode {
             containers: pod.containers.to_vec(),
             phase: pod.phase,
             deleted: pod.deleted,
-            demand: pod.holder.and_then(|holder| demand(view, rules, holder)),
+            demand: pod.holder.and_then(|holder| demand(view, rules, pod.uid, holder)),
             reserved: pod.holder.and_then(|_| reserved(view, pod.uid)),
         }
     }
@@ -65,10 +65,14 @@ fn room(view: &NodeView<'_>, resource: &Resource, usage: &GpuUsage) -> Option<Gp
     Some(GpuRoom { uuid: uuid.clone(), index: gpu.index, room: usage.allocatable.minus(usage.held) })
 }
 
-fn demand(view: Option<&NodeView<'_>>, rules: &Rules, holder: &Holder) -> Option<Vram> {
+/// What the pod counts with on its node, which includes what was seen of a pod that declares nothing.
+fn demand(view: Option<&NodeView<'_>>, rules: &Rules, uid: &PodUid, holder: &Holder) -> Option<Vram> {
     let pools = view.into_iter().flat_map(|view| &view.facts.pools);
     let slot = pools.into_iter().find(|pool| holder.takes(&pool.resource).is_some()).and_then(|pool| pool.slot(rules));
-    holder.amount(slot, rules)
+    match view {
+        Some(view) => view.ledger.amount(uid, holder, slot, rules),
+        None => holder.amount(slot, rules),
+    }
 }
 
 /// The GPU that counts for a pod: the one that the agent reported, else the one that the binding guard reserved.

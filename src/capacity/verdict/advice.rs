@@ -19,6 +19,17 @@ pub enum Advice {
         /// The annotation that would declare an amount.
         key: String,
     },
+    /// The container declares nothing, and was seen to use more than it would count as.
+    CountsAsSeen {
+        /// Name of the container.
+        container: String,
+        /// The most that it was seen to use, in MiB, which it counts as.
+        seen: Vram,
+        /// The annotation that would declare an amount.
+        key: String,
+        /// The amount to declare, in MiB.
+        write: Vram,
+    },
     /// `/mutate/pods` removed an annotation that only vramguard sets.
     Stripped {
         /// The annotation.
@@ -83,6 +94,10 @@ impl fmt::Display for Advice {
                 f,
                 "container {container:?} declares no VRAM and counts as one slot of {slot}; add the annotation {key}: \
                  <amount>"
+            ),
+            Advice::CountsAsSeen { container, seen, key, write } => write!(
+                f,
+                "container {container:?} declares no VRAM and counts {seen} that it has been seen to use; set {key} to {write}"
             ),
             Advice::Stripped { key } => write!(f, "annotation {key} is set by vramguard only and was removed"),
             Advice::UnknownAnnotation { key } => write!(

@@ -140,7 +140,8 @@ pub(super) fn agent_reports(unreadable: Option<&str>) -> String {
     }
 }
 
-fn hours(duration: Duration) -> String {
+/// A duration in whole hours, or in minutes below one.
+pub(super) fn hours(duration: Duration) -> String {
     match duration.as_secs() / 3600 {
         0 => count(usize::try_from(duration.as_secs() / 60).unwrap_or(usize::MAX), "minute"),
         hours => count(usize::try_from(hours).unwrap_or(usize::MAX), "hour"),

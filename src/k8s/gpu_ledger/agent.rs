@@ -126,6 +126,9 @@ pub struct AgentContainer {
     /// Since when none of its processes computes, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<String>,
+    /// How many times it has computed and then been idle; absent if it was never seen to compute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycles: Option<u64>,
     /// What is wrong: the name of a [`Problem`](crate::capacity::observation::finding::Problem).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -166,6 +169,14 @@ impl AgentSection {
             };
             inventory.gpus.entry(Resource(gpu.resource.into())).or_default().push(reported);
         }
+        let mut peaks: BTreeMap<PodUid, BTreeMap<Name, Vram>> = BTreeMap::new();
+        for (index, container) in self.containers.into_iter().enumerate() {
+            let field = format!("status.agent.containers[{index}].peakMiB");
+            let peak = Vram::checked_from_mib(container.peak)
+                .ok_or_else(|| wrong(field, "is more than a quantity can say"))?;
+            peaks.entry(PodUid::from(container.uid)).or_default().insert(container.container.into(), peak);
+        }
+        inventory.peaks = peaks.into_iter().map(|(uid, of_pod)| (uid, of_pod.into_iter().collect())).collect();
         let mut assigned: BTreeMap<PodUid, BTreeMap<Name, GpuId>> = BTreeMap::new();
         for pod in self.pods {
             let of_pod = assigned.entry(PodUid::from(pod.uid)).or_default();

@@ -13,6 +13,7 @@ use crate::capacity::name::{Name, PodUid};
 use crate::capacity::observation::containers::Use;
 use crate::capacity::observation::report::{ContainerReport, Driver, GpuReport, Report};
 use crate::capacity::pod::PodName;
+use crate::capacity::recommend::Observed;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 use crate::capacity::vram::Vram;
@@ -32,6 +33,16 @@ impl GpuLedger {
     pub fn agent_report(&self) -> Option<Report> {
         let section = self.status.get("agent").filter(|section| !section.is_null())?;
         AgentSection::deserialize(section).ok()?.report()
+    }
+}
+
+impl GpuLedger {
+    /// Adds what the agent of this node has reported. A report that cannot be read, or names no time, adds nothing.
+    pub fn observed(&self, observed: &mut Observed) {
+        let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
+        let Some((time, report)) = time.zip(self.agent_report()) else { return };
+        observed.nodes.insert(self.node().into(), time);
+        observed.containers.extend(report.containers.into_iter().map(|(key, container)| (key, container.seen)));
     }
 }
 
@@ -89,6 +100,7 @@ impl AgentSection {
                 peak: amount(container.peak)?,
                 idle_since: container.idle_since.as_deref().and_then(moment),
                 first: moment(&container.since)?,
+                cycles: container.cycles,
                 gpu: container.gpu.into(),
             };
             let pod = PodName { namespace: container.namespace.into(), name: container.pod.into() };
@@ -127,7 +139,7 @@ fn gpu(gpu: &GpuReport) -> AgentGpu {
 }
 
 fn container(((uid, name), report): (&(PodUid, Name), &ContainerReport)) -> AgentContainer {
-    let Use { used, peak, idle_since, first, gpu } = &report.seen;
+    let Use { used, peak, idle_since, first, cycles, gpu } = &report.seen;
     AgentContainer {
         uid: uid.to_string(),
         container: name.to_string(),
@@ -139,6 +151,7 @@ fn container(((uid, name), report): (&(PodUid, Name), &ContainerReport)) -> Agen
         demand: report.demand.map(Vram::mib),
         since: time(*first),
         idle_since: idle_since.map(time),
+        cycles: *cycles,
         problem: report.finding.as_ref().map(|finding| finding.problem.to_string()),
         message: report.finding.as_ref().map(|finding| cut(&finding.message)),
     }
@@ -176,6 +189,7 @@ mod tests {
             peak: Vram::from_mib(8_900),
             idle_since: Some(Moment(60_000)),
             first: Moment(1_000),
+            cycles: Some(3),
             gpu: "GPU-1".into(),
         };
         let pod = PodName { namespace: "ml".into(), name: "llm".into() };
@@ -208,6 +222,8 @@ mod tests {
         assert_eq!((gpu.replicas.get(), gpu.gpu.driver_reserved), (16, Some(Vram::from_mib(480))));
         assert_eq!(gpu.gpu.out_of_band, Vram::from_mib(7));
         assert_eq!(inventory.assigned[&PodUid::from("u")].len(), 1);
+        assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)));
+        assert_eq!((inventory.peak_of(&"u".into(), "side"), inventory.peak_of(&"v".into(), "main")), (None, None));
     }
 
     #[test]

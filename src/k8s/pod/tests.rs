@@ -143,6 +143,10 @@ fn each_container_of_a_holder_counts_by_its_request_its_declaration_or_its_slots
     let mut requested = two;
     requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("4696Mi");
     assert_eq!(parts(half.clone(), requested.clone()), [Amount::Requested(Vram::from_mib(4696)), Amount::Slots(1)]);
+    // Only what such a container uses tells how much it takes.
+    assert_eq!(parts(json!({}), requested.clone()), [Amount::Injected(Vram::from_mib(4696)), Amount::Slots(1)]);
+    let of_model = parts(json!({ "vramguard.dev/model": "m" }), requested.clone());
+    assert_eq!(of_model[0], Amount::Requested(Vram::from_mib(4696)));
     requested[0]["resources"]["limits"]["vramguard.dev/vram"] = json!("0");
     assert_eq!(parts(half, requested)[0], declared(20 * 1024, 1));
 }

@@ -1,5 +1,6 @@
 //! The kinds of workloads that make pods. Owns, for each, where its pod template is, and which fields say how many pods
-//! it makes. `explain`, `plan`, `convert` and the audit all read this table.
+//! it makes. `explain`, `plan`, `convert`, `recommend` and the audit all
+//! read this table.
 
 use serde_json::Value;
 
@@ -97,13 +98,18 @@ pub fn of(object: &Value) -> Option<&'static WorkloadKind> {
     let kind = text("kind")?;
     match text("apiVersion") {
         Some(version) => find(version.split_once('/').map_or("", |(group, _)| group), kind),
-        None => KINDS.iter().find(|row| row.kind == kind),
+        None => named(kind),
     }
 }
 
 /// The kind of this API group and name; the group is empty for the core group.
 pub fn find(group: &str, kind: &str) -> Option<&'static WorkloadKind> {
     KINDS.iter().find(|row| row.kind == kind && row.groups.contains(&group))
+}
+
+/// The kind of this name, whatever its API group.
+pub fn named(kind: &str) -> Option<&'static WorkloadKind> {
+    KINDS.iter().find(|row| row.kind == kind)
 }
 
 /// The pointers to all templates that are not the object itself, each once.
@@ -114,6 +120,15 @@ pub fn templates() -> impl Iterator<Item = &'static str> {
 }
 
 impl WorkloadKind {
+    /// The `apiVersion` under which an API server serves it today.
+    pub fn api_version(&self) -> String {
+        // The first group is the present one, and all of these kinds are stable.
+        match self.groups.first() {
+            Some(group) if !group.is_empty() => format!("{group}/v1"),
+            _ => "v1".to_owned(),
+        }
+    }
+
     /// How many pods an object of this kind makes. A job that is suspended is counted as if it ran.
     ///
     /// # Errors

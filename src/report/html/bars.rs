@@ -98,7 +98,7 @@ impl<'a> Bar<'a> {
             }
             @for (holder, place) in places {
                 @if let Some(place) = place {
-                    (part(if holder.declared { "seg" } else { "seg undeclared" }, *place, domain, Some(&holder.pod), &tip(holder)))
+                    (part(if holder.declared && !holder.seen { "seg" } else { "seg undeclared" }, *place, domain, Some(&holder.pod), &tip(holder)))
                 }
             }
             @if !over.is_zero() {
@@ -115,7 +115,11 @@ impl<'a> Bar<'a> {
 
 fn tip(holder: &Holder) -> String {
     let amount = taken_or_unknown(holder.vram_mib);
-    let counted = if holder.declared { "" } else { ", declares nothing" };
+    let counted = match (holder.seen, holder.declared) {
+        (true, _) => ", declares nothing and was seen to use it",
+        (false, true) => "",
+        (false, false) => ", declares nothing",
+    };
     format!("{}/{}, container {}: {amount} GiB{counted}", holder.namespace, holder.pod, holder.container)
 }
 
@@ -147,7 +151,7 @@ pub(super) fn legend() -> Markup {
     html! {
         ul class="legend" aria-label="What the bars show" {
             li { i class="seg" {} "pod with a declaration" }
-            li { i class="seg undeclared" {} "pod that declares nothing, counted as a slot" }
+            li { i class="seg undeclared" {} "pod that declares nothing, counted as a slot, or as what it was seen to use" }
             li { i class="kept" {} "driver and headroom" }
             li { i class="track" {} "free" }
             li { i class="over" {} "promised beyond the end" }

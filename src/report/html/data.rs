@@ -96,7 +96,7 @@ impl<'a> Interner<'a> {
     fn holders(&mut self, holders: impl IntoIterator<Item = &'a Holder>) -> Vec<HolderData<'a>> {
         let data = |holder: &'a Holder| {
             let (namespace, container) = (self.number(&holder.namespace), self.number(&holder.container));
-            HolderData(namespace, &holder.pod, container, holder.vram_mib, u8::from(holder.declared))
+            HolderData(namespace, &holder.pod, container, holder.vram_mib, basis(holder))
         };
         holders.into_iter().map(data).collect()
     }
@@ -205,4 +205,9 @@ impl Formatter for Inert {
             CharEscape::AsciiControl(byte) => return write!(writer, r"\\u{{{byte:x}}}"),
         })
     }
+}
+
+/// What the amount of a holder comes from, as the page reads it: a slot, a declaration, or the use.
+fn basis(holder: &Holder) -> u8 {
+    if holder.seen { 2 } else { u8::from(holder.declared) }
 }

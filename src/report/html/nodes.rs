@@ -200,7 +200,7 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 td { (holder.container) }
                                 td { (place) }
                                 td class="n" { (taken_or_unknown(holder.vram_mib)) }
-                                td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
+                                td { (holder.counted_by()) }
                             }
                         }
                     }

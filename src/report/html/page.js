@@ -73,8 +73,8 @@
     ok: ['ok', '○', 'Has room'],
   };
   const text = (number) => (number === null ? null : data.strings[number]);
-  const readHolder = ([namespace, pod, container, amount, declared]) => ({
-    namespace: text(namespace), pod, container: text(container), amount, declared: declared === 1,
+  const readHolder = ([namespace, pod, container, amount, basis]) => ({
+    namespace: text(namespace), pod, container: text(container), amount, declared: basis === 1, seen: basis === 2,
   });
   const readBar = ([name, gpus, headroom, outside, allocatable, held, free, used, holders]) => {
     const start = headroom + outside;
@@ -107,7 +107,7 @@
     let at = bar.start;
     for (const holder of bar.holders) {
       if (holder.amount === null) continue;
-      const undeclared = holder.declared ? '' : ', declares nothing';
+      const undeclared = holder.seen ? ', declares nothing and was seen to use it' : holder.declared ? '' : ', declares nothing';
       const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${taken(holder.amount)} GiB${undeclared}`;
       const part = buildPart(holder.declared ? 'seg' : 'seg undeclared', at, at + holder.amount, domain, holder.pod, words);
       if (filter.namespace === holder.namespace) part.classList.add('hit');
@@ -152,7 +152,7 @@
       element('td', {}, holder.container),
       element('td', {}, where),
       element('td', { class: 'n' }, taken(holder.amount)),
-      element('td', {}, holder.declared ? 'declaration' : 'slot: declares nothing')));
+      element('td', {}, holder.seen ? 'use: declares nothing' : holder.declared ? 'declaration' : 'slot: declares nothing')));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
       element('table', { class: 'holders' },

@@ -51,7 +51,11 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     let rows: Vec<(&str, &str, &Holder)> = rows.collect();
     let shown = if page.all { rows.len() } else { ROWS };
     for (node, gpu, holder) in rows.iter().take(shown) {
-        let by = if holder.declared { Cell::new("declared") } else { Cell::with("slot", Role::Doubtful) };
+        let by = match (holder.seen, holder.declared) {
+            (true, _) => Cell::with("seen", Role::Doubtful),
+            (false, true) => Cell::new("declared"),
+            (false, false) => Cell::with("slot", Role::Doubtful),
+        };
         grid.push(vec![
             Cell::new(page.paint.plain(&named(&holder.namespace, &holder.pod))),
             Cell::known(holder.vram_mib.map(taken_gib)),

@@ -63,7 +63,7 @@ fn full() -> Value {
                 "driverVersion": "580.159.04", "cudaVersion": "13.0", "unreadable": "no", "usedMiB": 9374, "used": "9374Mi",
                 "containers": [{"uid": "u", "container": "main", "namespace": "ml", "pod": "llm-0", "gpu": "GPU-0b6f1b1c",
                     "usedMiB": 8868, "peakMiB": 8868, "demandMiB": 8912, "since": "2026-11-22T21:00:00Z",
-                    "idleSince": "2026-11-22T21:00:00Z", "problem": "Idle", "message": "computes nothing"}],
+                    "idleSince": "2026-11-22T21:00:00Z", "cycles": 3, "problem": "Idle", "message": "computes nothing"}],
                 "gpus": [{"resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e",
                     "index": 0, "totalMiB": 24576, "reservedMiB": 512, "usedMiB": 8868, "outOfBandMiB": 0, "unreadable": "lost"}],
                 "pods": [{"uid": "u", "container": "main", "gpu": "MIG-GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e/1/0"}],

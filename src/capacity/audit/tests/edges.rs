@@ -1,6 +1,10 @@
 //! Nodes with several pools, nodes that were not read, manifests alone, and other cases that are easy to get wrong.
 
 use super::*;
+use crate::capacity::name::Name;
+use crate::capacity::node::inventory::Inventory;
+use crate::capacity::node::ledger::LedgerContent;
+use crate::capacity::verdict::finding::Finding;
 
 #[test]
 fn each_overcommitted_gpu_is_a_finding_of_its_own() {
@@ -147,4 +151,39 @@ fn a_container_with_several_gpus_where_all_are_shared_is_told_that_it_never_runs
         "its selector keeps it off"
     );
     assert_eq!(found(Vec::new(), Stage::Template, None), None, "manifests alone have no nodes");
+}
+
+/// Two pods of one owner are one finding, with the figure that covers both.
+#[test]
+fn a_pod_that_declares_nothing_counts_what_it_was_seen_to_use_and_the_finding_says_what_to_declare() {
+    let mut scene = scene(vec![("a", vec![pool(&[24_000], 4)])]);
+    for name in ["p", "q", "r"] {
+        scene.running(name, "a", None);
+        scene.subjects.last_mut().expect("just pushed").object = object("Deployment", "agent");
+    }
+    let peak = |pod: &str, peak: u64| {
+        let of_container: (Name, Vram) = ("main".into(), mib(peak));
+        (uid(pod), vec![of_container].into())
+    };
+    let peaks = [peak("p", 9_000), peak("q", 11_000), peak("r", 5_000)].into_iter().collect();
+    let inventory = Inventory { peaks, ..Inventory::default() };
+    let content = LedgerContent { inventory: Some(inventory), ..LedgerContent::default() };
+    scene.cluster.apply_ledger("a", Some(content));
+    let audit = run(&scene);
+    let held: Vec<(u64, bool, bool)> = audit.gpus[0]
+        .holders
+        .iter()
+        .map(|held| (held.amount.expect("known").mib(), held.declared, held.seen))
+        .collect();
+    assert_eq!(held, [(9_000, false, true), (11_000, false, true), (6_000, false, false)]);
+    assert_eq!((audit.gpus[0].held, audit.namespaces[0].held), (mib(26_000), mib(26_000)));
+    let undeclared: Vec<&Finding> =
+        audit.findings.iter().filter(|finding| finding.matter.reason() == Reason::VramUndeclared).collect();
+    let [finding] = undeclared.as_slice() else { panic!("{undeclared:?}") };
+    assert_eq!(finding.pods, 3);
+    // 11000 x 1.05 = 11550, the next multiple of 64 is 11584; these rules add no overhead.
+    let expected = "container \"main\" declares no VRAM and counts 11000Mi that it has been seen to use; set vramguard.dev/vram \
+                    to 11584Mi";
+    assert_eq!(finding.matter.to_string(), expected);
+    assert_eq!(finding.matter.remedy(), "vramguard.dev/vram: 11584Mi");
 }

@@ -7,6 +7,8 @@ use crate::capacity::gpu::{Sharing, Unknown};
 use crate::capacity::node::holder::Amount;
 use crate::capacity::testing::{self, GPU, mib};
 
+mod seen;
+
 fn pool(sizes: &[u64], replicas: u32, sharing: Sharing) -> Pool {
     Pool { sharing, ..testing::pool(sizes, replicas) }
 }
@@ -19,7 +21,7 @@ fn plain() -> Rules {
 fn holder(parts: &[Amount]) -> Holder {
     let requests = parts.iter().filter_map(|part| match part {
         Amount::Requested(request) => Some(*request),
-        Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
+        Amount::Injected(_) | Amount::Declared { .. } | Amount::Slots(_) | Amount::Counted(_) => None,
     });
     Holder {
         request: Some(requests.sum()).filter(|request: &Vram| !request.is_zero()),

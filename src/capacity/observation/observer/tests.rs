@@ -21,6 +21,7 @@ fn pod(uid: &str) -> LivePod {
         name: "main".into(),
         id: Some(format!("{uid}-c").into()),
         demand: Some(mib(8_912)),
+        declares: true,
         overhead: mib(720),
         annotation: "vramguard.dev/vram".into(),
     };

@@ -4,10 +4,11 @@ use super::*;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{AllocationPolicy, Gpu};
 use crate::capacity::name::Name;
+use crate::capacity::node::holder::Amount;
 use crate::capacity::node::inventory::{Inventory, InventoryGpu};
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::node::reservation::{Reservation, Reservations, State};
-use crate::capacity::testing::{facts, gpu, holder, mib, pool, rules, uid};
+use crate::capacity::testing::{facts, gpu, holder, mib, part, pool, rules, uid};
 use crate::capacity::time::Moment;
 
 /// A node with two GPUs of 10,000 MiB and four replicas each, which its agent reports.
@@ -90,4 +91,34 @@ fn the_reported_gpu_counts_before_the_reserved_one_and_the_annotation_never() {
     assert_eq!(reserved_gpu(&reserved, "new", Some("GPU-b")), None);
     let adopted = cluster_with(&[], &[("p", "GPU-a")], State::Adopted);
     assert_eq!(reserved_gpu(&adopted, "p", Some("GPU-a")), None);
+}
+
+#[test]
+fn the_demand_of_a_pod_that_declares_nothing_is_what_it_was_seen_to_use() {
+    let mut cluster = cluster(&[("p", "GPU-b")], &[]);
+    let content = cluster.node("n").unwrap().ledger.content().cloned().unwrap();
+    let peak: (Name, Vram) = ("main".into(), mib(9_000));
+    let inventory =
+        Inventory { peaks: [(uid("p"), vec![peak].into())].into_iter().collect(), ..content.inventory.unwrap() };
+    cluster.apply_ledger("n", Some(LedgerContent { inventory: Some(inventory), ..LedgerContent::default() }));
+    let undeclared = Holder { parts: vec![part(Amount::Slots(1))].into(), request: None, ..holder(0) };
+    cluster.apply_pod(&uid("p"), "n", undeclared.clone());
+    let demand = |pod: &str, holder: &Holder| {
+        let (uid, name) = (uid(pod), holder.name.clone());
+        let pod = PodOnNode {
+            uid: &uid,
+            name: &name,
+            containers: &[],
+            phase: Phase::Started,
+            deleted: false,
+            holder: Some(holder),
+        };
+        KnownNode::pod(cluster.node("n").as_ref(), &rules(), &pod).demand
+    };
+    assert_eq!(demand("p", &undeclared), Some(mib(9_000)));
+    assert_eq!(demand("q", &undeclared), Some(mib(2_500)), "a pod that was not seen counts as a slot");
+    assert_eq!(demand("p", &holder(4_000)), Some(mib(4_000)), "one that declares counts by that");
+    let pools = KnownNode::pools(&cluster, "n").unwrap();
+    let rooms: Vec<u64> = pools[&gpu()].iter().map(|gpu| gpu.room.free().mib()).collect();
+    assert_eq!(rooms, [10_000, 1_000]);
 }

@@ -76,7 +76,7 @@ impl Advice {
     /// The machine reason under which an audit reports it.
     pub fn reason(&self) -> Reason {
         match self {
-            Advice::CountsAsSlot { .. } => Reason::VramUndeclared,
+            Advice::CountsAsSlot { .. } | Advice::CountsAsSeen { .. } => Reason::VramUndeclared,
             Advice::Stripped { .. } => Reason::ReservedAnnotation,
             Advice::UnknownAnnotation { .. } => Reason::UnknownAnnotation,
             Advice::KeptEnvironment { .. } | Advice::RemovedEnvironment { .. } => Reason::EnvironmentConflict,
@@ -92,6 +92,7 @@ impl Advice {
     pub fn container(&self) -> Option<&str> {
         match self {
             Advice::CountsAsSlot { container, .. }
+            | Advice::CountsAsSeen { container, .. }
             | Advice::KeptEnvironment { container, .. }
             | Advice::RemovedEnvironment { container, .. }
             | Advice::NothingAccounts { container, .. } => Some(container),

@@ -150,6 +150,7 @@ impl Matter {
             Matter::Advice(Advice::CountsAsSlot { key, .. }) => {
                 format!("{key}: 8Gi  # an example; write what the model needs")
             }
+            Matter::Advice(Advice::CountsAsSeen { key, write, .. }) => format!("{key}: {write}"),
             Matter::Advice(Advice::Violates(violation)) => Violation::line(violation).unwrap_or_default(),
             Matter::Advice(_) | Matter::NeverFits(_) => String::new(),
             Matter::Overcommitted { .. } => {

@@ -1,0 +1,196 @@
+//! What each workload should declare, from what its pods were seen to use. Owns when enough was seen, and which of several
+//! pods decides; the figure to write is [`finding::to_write`]'s, so that it is the one that audits and node agents name.
+//!
+//! A declaration that was seen to be too small is raised at once, as the finding about it says. Everything else needs a
+//! full load cycle and a time: a peak from before the first load would be too low for the next one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::capacity::audit::scene::{Scene, Stage, Subject};
+use crate::capacity::cluster::REPORT_DEADLINE;
+use crate::capacity::name::{Name, PodUid};
+use crate::capacity::observation::containers::{ContainerKey, Use};
+use crate::capacity::observation::finding;
+use crate::capacity::observation::owners::LiveContainer;
+use crate::capacity::pod::Declarations;
+use crate::capacity::time::Moment;
+use crate::capacity::verdict::finding::Object;
+use crate::capacity::verdict::{Missing, Recommendation};
+use crate::capacity::vram::Vram;
+use crate::keys;
+
+/// A declaration that is too large by less than this is kept.
+const LOWER_BY: Vram = Vram::from_mib(512);
+
+/// What the node agents have reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// When the agent of each node last reported. A node without an entry has no agent, or none whose report can be read.
+    pub nodes: BTreeMap<Name, Moment>,
+    /// What each container of a pod uses and has used.
+    pub containers: BTreeMap<ContainerKey, Use>,
+}
+
+impl Observed {
+    /// When the last of all agents reported: the present of objects that were read from files.
+    pub fn latest(&self) -> Moment {
+        self.nodes.values().max().copied().unwrap_or_default()
+    }
+}
+
+/// One container of a workload, or of a pod without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The workload, or the pod.
+    pub object: Object,
+    /// Name of the container.
+    pub container: Name,
+    /// The number of its pods on nodes.
+    pub pods: usize,
+    /// The number of these that were seen to use a GPU.
+    pub seen_on: usize,
+    /// The number of these whose node agent has not reported lately. Their peaks count.
+    pub stale: usize,
+    /// What it declares, in MiB; `None` if nothing.
+    pub declared: Option<Vram>,
+    /// The most that one of its pods has used, in MiB; `None` if none was seen.
+    pub peak: Option<Vram>,
+    /// The longest time for which one of its pods was seen.
+    pub observed: Option<Duration>,
+    /// The number of load cycles of all its pods; `None` if none was seen to compute.
+    pub cycles: Option<u64>,
+    /// Nodes of its pods on which no agent reports.
+    pub without_agent: Vec<Name>,
+    /// The annotations of its pods that declare the amount, or the one that would.
+    pub keys: Vec<Name>,
+    /// What to do.
+    pub recommendation: Recommendation,
+}
+
+/// Recommends a declaration for each container that takes a shared GPU, in the order of workloads. `least` is how long a
+/// container must have been seen.
+pub fn rows(scene: &Scene, observed: &Observed, least: Duration, now: Moment) -> Vec<Row> {
+    let mut groups: BTreeMap<(Object, Name), Group<'_>> = BTreeMap::new();
+    let per_process = scene.policies.rules().per_process_overhead;
+    for subject in &scene.subjects {
+        for container in &subject.pod.containers {
+            if !container.gpus.iter().any(|(resource, _)| scene.cluster.guards(resource)) {
+                continue;
+            }
+            let live = LiveContainer::of(&subject.pod, container, None, per_process);
+            let key = (subject.object.clone(), live.name.clone());
+            let group = groups.entry(key).or_default();
+            // The template is what the next pod is made of.
+            if group.live.is_none() || subject.stage == Stage::Template {
+                group.keys = annotations(&subject.pod.declarations, &live);
+                group.live = Some(live);
+            }
+            if let Stage::Bound(node) = &subject.stage {
+                group.add(subject, node, container.name.as_str(), observed, now);
+            }
+        }
+    }
+    groups.into_iter().filter_map(|((object, container), group)| group.row(object, container, least)).collect()
+}
+
+/// The annotations to write for a container: those that declare its amount now, or else the usual one.
+fn annotations(declarations: &Declarations, live: &LiveContainer) -> Vec<Name> {
+    let own = declarations.containers.get(live.name.as_str()).map(|written| written.key.as_str());
+    let of_pod = declarations.pod.as_ref().map(|_| keys::VRAM).filter(|key| *live.annotation == **key);
+    let ours = own.or(of_pod);
+    // Those of KAI must be equal to ours.
+    let foreign =
+        declarations.foreign.get(live.name.as_str()).into_iter().flatten().map(|written| written.key.as_str());
+    let written: Vec<Name> = ours.into_iter().chain(foreign).map(Name::from).collect();
+    if written.is_empty() { vec![live.annotation.clone()] } else { written }
+}
+
+/// What is known of one container of one workload.
+#[derive(Default)]
+struct Group<'s> {
+    live: Option<LiveContainer>,
+    keys: Vec<Name>,
+    pods: usize,
+    stale: usize,
+    without_agent: BTreeSet<Name>,
+    seen: Vec<(&'s Use, Duration)>,
+}
+
+impl<'s> Group<'s> {
+    fn add(&mut self, subject: &Subject, node: &Name, container: &str, observed: &'s Observed, now: Moment) {
+        self.pods += 1;
+        let Some(reported) = observed.nodes.get(node) else {
+            self.without_agent.insert(node.clone());
+            return;
+        };
+        let key: (PodUid, Name) = (subject.uid.clone(), container.into());
+        if let Some(seen) = observed.containers.get(&key) {
+            self.stale += usize::from(*reported < now.before(REPORT_DEADLINE));
+            self.seen.push((seen, seen.first.until(*reported)));
+        }
+    }
+
+    fn row(self, object: Object, container: Name, least: Duration) -> Option<Row> {
+        let live = self.live?;
+        let peak = self.seen.iter().map(|(seen, _)| seen.peak).max();
+        let observed = self.seen.iter().map(|(_, time)| *time).max();
+        let cycles = self.seen.iter().filter_map(|(seen, _)| seen.cycles).reduce(u64::saturating_add);
+        let without_agent: Vec<Name> = self.without_agent.into_iter().collect();
+        let demand = live.demand.filter(|_| live.declares);
+        let recommendation = match (peak, demand) {
+            (None, _) if self.pods == 0 => Recommendation::NotEnoughData(Missing::Pods),
+            (None, _) if !without_agent.is_empty() => {
+                Recommendation::NotEnoughData(Missing::Agent { nodes: without_agent.clone() })
+            }
+            (None, _) => Recommendation::NotEnoughData(Missing::Use),
+            (Some(peak), demand) => {
+                recommend(peak, demand, live.overhead, (observed.unwrap_or_default(), least), cycles)
+            }
+        };
+        Some(Row {
+            object,
+            container,
+            pods: self.pods,
+            seen_on: self.seen.len(),
+            stale: self.stale,
+            declared: demand.map(|demand| demand.minus(live.overhead).free()),
+            peak,
+            observed,
+            cycles,
+            without_agent,
+            keys: self.keys,
+            recommendation,
+        })
+    }
+}
+
+/// What to do with the declaration of a container with this peak. `demand` is what it counts with by its declaration, and
+/// `times` how long it was seen, and how long it should be.
+fn recommend(
+    peak: Vram,
+    demand: Option<Vram>,
+    overhead: Vram,
+    (seen, of): (Duration, Duration),
+    cycles: Option<u64>,
+) -> Recommendation {
+    let write = finding::to_write(peak, overhead);
+    if demand.is_some_and(|demand| finding::exceeds(peak, demand)) {
+        return Recommendation::Raise(write);
+    }
+    if seen < of {
+        return Recommendation::NotEnoughData(Missing::Time { seen, of });
+    }
+    if cycles.is_none() {
+        return Recommendation::NotEnoughData(Missing::Load);
+    }
+    let Some(demand) = demand else { return Recommendation::Declare(write) };
+    let spare = demand.minus(overhead).free().minus(write).free();
+    if spare >= LOWER_BY || finding::is_far_under(peak, demand) && !spare.is_zero() {
+        return Recommendation::Lower(write);
+    }
+    Recommendation::Keep
+}
+
+#[cfg(test)]
+mod tests;
