@@ -31,7 +31,9 @@ pub use explanation::{
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::publication_undone;
-pub use observation::{Subject, Unreadable, idles, uses_far_less, uses_more, uses_undeclared};
+pub use observation::{
+    Outdated, Subject, Unreadable, hours, idles, matter_and_advice, uses_far_less, uses_more, uses_undeclared,
+};
 pub use reason::Reason;
 pub use shortfall::{BestNode, Shortfall, waiting, waiting_anywhere};
 pub use unplaced::Unplaced;

@@ -18,7 +18,7 @@ use crate::capacity::policy::{Mode, Policies};
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
 use crate::k8s::document::{self, Configuration, DocumentError};
-use crate::k8s::{manifests, wording};
+use crate::k8s::{manifests, pod, wording};
 use crate::keys;
 use crate::report::assemble::{self, Origin};
 use crate::report::baseline::{self, FailOn};
@@ -221,6 +221,9 @@ async fn read(args: &mut Args) -> Result<(Scene, Origin), Failure> {
     let mut origin = Origin { generated_at: now(), ..Origin::default() };
     let mut found = Vec::new();
     if args.snapshot.is_empty() {
+        if let Some(now) = pod::moment(&origin.generated_at) {
+            reader.read_at(now);
+        }
         let (objects, name) = live::connect(args.chosen(), args.namespace.as_deref()).await?;
         origin.gaps = read_live(&objects, &mut reader, &progress).await?;
         origin.cluster = name;

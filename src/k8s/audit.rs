@@ -23,16 +23,18 @@ use serde_json::Value;
 use super::gpu_ledger::GpuLedger;
 use super::node::{self, Override};
 use super::object::NodeObject;
+use super::pod;
 use super::quantity::{self, Bytes};
 use super::template::kinds::{self, WorkloadKind};
 use super::wording;
-use crate::capacity::audit::scene::Scene;
+use crate::capacity::audit::scene::{Observed, Scene};
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Inventory;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::policy::Policies;
+use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -73,6 +75,10 @@ pub struct Reader {
     kai: kai::Groups,
     /// Objects that ask for GPUs and are not read, by kind.
     unread: BTreeMap<String, usize>,
+    /// When the objects were read, if the caller knows that.
+    read_at: Option<Moment>,
+    /// The newest time that nodes and reports of agents name.
+    newest: Option<Moment>,
 }
 
 impl Default for Reader {
@@ -126,7 +132,19 @@ impl Reader {
             devices: devices::Devices::default(),
             kai: kai::Groups::default(),
             unread: BTreeMap::new(),
+            read_at: None,
+            newest: None,
         }
+    }
+
+    /// Sets when the objects were read. Without it, this is the newest heartbeat of a node, or the newest report of a node
+    /// agent, among them: a file does not say when it was written.
+    pub fn read_at(&mut self, at: Moment) {
+        self.read_at = Some(at);
+    }
+
+    fn note_time(&mut self, text: Option<&str>) {
+        self.newest = self.newest.max(text.and_then(pod::moment));
     }
 
     /// Adds an object. Kinds that an audit does not read are ignored. `place` is where the object is written, if it was
@@ -224,6 +242,7 @@ impl Reader {
             Reads::Slice => self.devices.slice(object, &mut self.names),
             Reads::Claim => self.devices.claim(id, object, &mut self.names),
             Reads::Ledger => {
+                self.note_time(object.pointer("/status/agent/time").and_then(Value::as_str));
                 self.ledgers.push(typed(object)?);
                 Ok(())
             }
@@ -255,6 +274,10 @@ impl Reader {
 
     fn node(&mut self, object: &Value) -> Result<(), String> {
         let mut node: NodeObject = typed(object)?;
+        let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+        for condition in conditions.into_iter().flatten() {
+            self.note_time(condition.get("lastHeartbeatTime").and_then(Value::as_str));
+        }
         // Conditions and other amounts do not matter, and are half of a node.
         node.status.conditions = Vec::new();
         node.status.allocatable.retain(|name, _| keys::is_gpu_resource(name));
@@ -338,7 +361,11 @@ impl Reader {
             pods.into_iter().for_each(|(uid, holder, _)| self.cluster.apply_pod(&uid, &node, holder));
         }
         self.kai.settle_rest(&mut self.cluster);
-        self.apply_ledgers(inventories);
+        let at = self.read_at.or(self.newest);
+        let observed = self.apply_ledgers(inventories, at);
+        if let Some(at) = at {
+            self.cluster.tick(at);
+        }
         self.cluster.rank_all();
         _ = (self.cluster.take_changed(), self.cluster.take_touched());
         let (mut subjects, workloads) = workloads::finish(self.workloads, self.pods.finish(), &self.owners);
@@ -349,12 +376,20 @@ impl Reader {
         }
         let devices = self.devices.finish();
         let (cluster, quotas) = (self.cluster, self.quotas);
-        Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable }
+        Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable, observed, at }
     }
 
-    /// Applies the ledgers. A node without a report of vramguard's agent gets what HAMi or KAI says of its GPUs.
-    fn apply_ledgers(&mut self, mut inventories: BTreeMap<String, Inventory>) {
-        for ledger in &self.ledgers {
+    /// Applies the ledgers, and returns what is used by node, as vramguard's agents report it. A node without such a report
+    /// gets what HAMi or KAI says of its GPUs, which is as old as the objects.
+    fn apply_ledgers(
+        &mut self,
+        mut inventories: BTreeMap<String, Inventory>,
+        at: Option<Moment>,
+    ) -> BTreeMap<String, Observed> {
+        inventories.values_mut().for_each(|inventory| inventory.reported = at);
+        let mut observed = BTreeMap::new();
+        for ledger in std::mem::take(&mut self.ledgers) {
+            observed.extend(ledger.observed().map(|seen| (ledger.node().to_owned(), seen)));
             let mut content = ledger.content_or_fault();
             if content.inventory.is_none() {
                 content.inventory = inventories.remove(ledger.node());
@@ -367,6 +402,7 @@ impl Reader {
             let content = LedgerContent { inventory: Some(inventory), ..LedgerContent::default() };
             self.cluster.apply_ledger(&node, Some(content));
         }
+        observed
     }
 }
 

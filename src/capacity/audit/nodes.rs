@@ -6,6 +6,7 @@ use super::View;
 use super::findings::Findings;
 use super::outcome::{GpuState, Held, NodeState, Sharing, State};
 use super::scene::{Stage, Subject, Unusable};
+use super::used::Seen;
 use crate::capacity::cluster::NodeView;
 use crate::capacity::gpu::{Accounting, Gpu, GpuId, Pool, Resource, Rules};
 use crate::capacity::name::{Name, PodUid};
@@ -38,7 +39,8 @@ pub(super) fn look(
     let guarded_by_others = guarded_by_others(view);
     for name in view.cluster.node_names() {
         let Some(seen) = view.cluster.node(name) else { continue };
-        let looked = Node { view, name, seen, guarded_by_other: guarded_by_others.contains(name) };
+        let observed = Seen::on(view, name);
+        let looked = Node { view, name, seen, observed, guarded_by_other: guarded_by_others.contains(name) };
         if seen.facts.pools.is_empty() {
             nodes.extend(looked.without_gpus(findings));
         } else {
@@ -75,6 +77,8 @@ struct Node<'a> {
     view: &'a View<'a>,
     name: &'a str,
     seen: NodeView<'a>,
+    /// What its agent reported.
+    observed: Option<Seen<'a>>,
     /// Whether another tool counts memory here.
     guarded_by_other: bool,
 }
@@ -83,15 +87,10 @@ impl Node<'_> {
     /// A node that was not read, or has no GPU, although pods that request one are bound to it; `None` if none are.
     fn without_gpus(&self, findings: &mut Findings) -> Option<NodeState> {
         let holders = self.seen.ledger.counted().filter(|(_, holder)| !holder.gpus.is_empty());
-        let holders: Vec<&Holder> = holders.map(|(_, holder)| holder).collect();
-        let resource = holders.first()?.gpus.first()?.0.clone();
-        let held = |holder: &Holder, part: &Part| Held {
-            pod: holder.name.clone(),
-            container: part.container.clone(),
-            amount: part.holds(None, self.view.cluster.rules()),
-            declared: !matches!(part.amount, Amount::Slots(_)),
-        };
-        let unassigned = holders.iter().flat_map(|holder| holder.parts.iter().map(|part| held(holder, part))).collect();
+        let holders: Vec<(&PodUid, &Holder)> = holders.collect();
+        let resource = holders.first()?.1.gpus.first()?.0.clone();
+        let parts = holders.iter().flat_map(|(uid, holder)| holder.parts.iter().map(move |part| (uid, holder, part)));
+        let unassigned = parts.map(|(uid, holder, part)| self.held(uid, holder, part, None)).collect();
         let matter = Matter::GpusMissing { resource };
         let unknown = Some(matter.to_string());
         self.add(matter, Severity::Deny, count(holders.len()), findings);
@@ -102,6 +101,7 @@ impl Node<'_> {
             unassigned,
             unknown,
             state: State::Unknown,
+            agent: self.observed.as_ref().map(Seen::agent),
             ..NodeState::default()
         })
     }
@@ -152,6 +152,7 @@ impl Node<'_> {
             unassigned,
             unknown: facts.pools.iter().find_map(|pool| pool.contents.as_ref().err()).map(ToString::to_string),
             state,
+            agent: self.observed.as_ref().map(Seen::agent),
         };
         (gpus, node)
     }
@@ -195,12 +196,7 @@ impl Node<'_> {
         let takers = self.seen.ledger.counted().filter(|(_, holder)| holder.takes(&pool.resource).is_some());
         for (uid, holder) in takers {
             for part in counted_parts(holder, slot, rules) {
-                let held = Held {
-                    pod: holder.name.clone(),
-                    container: part.container.clone(),
-                    amount: part.holds(slot, rules),
-                    declared: !matches!(part.amount, Amount::Slots(_)),
-                };
+                let held = self.held(uid, holder, part, slot);
                 let gpu = self.gpu_of(uid, part, pool, gpus);
                 match gpu.and_then(|index| states.get_mut(index)) {
                     Some(state) => state.holders.push(held),
@@ -209,6 +205,16 @@ impl Node<'_> {
             }
         }
         (states, unassigned)
+    }
+
+    fn held(&self, uid: &PodUid, holder: &Holder, part: &Part, slot: Option<Vram>) -> Held {
+        Held {
+            pod: holder.name.clone(),
+            container: part.container.clone(),
+            amount: part.holds(slot, self.view.cluster.rules()),
+            declared: !matches!(part.amount, Amount::Slots(_)),
+            in_use: self.observed.as_ref().and_then(|observed| observed.container(uid, &part.container)),
+        }
     }
 
     /// The position of a container's GPU in its pool; `None` if not known.
@@ -249,6 +255,7 @@ impl Node<'_> {
             free,
             state,
             holders: Vec::new(),
+            in_use: self.observed.as_ref().map(|observed| observed.gpu(&gpu.id.to_string())).unwrap_or_default(),
         }
     }
 

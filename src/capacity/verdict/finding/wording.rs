@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{ForeignDeclaration, Given, Growth, Matter};
 use crate::capacity::gpu::Unknown;
-use crate::capacity::verdict::{Advice, Violation, count, quoted};
+use crate::capacity::verdict::{Advice, Violation, count, matter_and_advice, quoted};
 
 /// The message: what is the matter, with the numbers.
 impl fmt::Display for Matter {
@@ -133,6 +133,28 @@ impl fmt::Display for Matter {
                 "the device plugin offers {resource}, and DRA driver {driver} offers GPUs of the same node; neither knows \
                  what the other gave"
             ),
+            Matter::Use(found) => {
+                f.write_str(matter_and_advice(&found.found).0)?;
+                match found.pods {
+                    0 | 1 => Ok(()),
+                    several => write!(
+                        f,
+                        "; the same of {} of this owner, with {} in use together",
+                        pods(several),
+                        found.together
+                    ),
+                }
+            }
+            Matter::AgentStale(outdated) => write!(
+                f,
+                "what is used on this node is not known: its node agent {outdated}, and what it saw then is shown as it was"
+            ),
+            Matter::AgentUnreadable { gpu: None, why } => {
+                write!(f, "what is used on this node is not known: {why}")
+            }
+            Matter::AgentUnreadable { gpu: Some(gpu), why } => {
+                write!(f, "what is used of GPU {} is not known: {why}", quoted(gpu))
+            }
         }
     }
 }
@@ -210,6 +232,13 @@ impl Matter {
             Matter::BothWorlds { .. } => {
                 "give the node to one of them: a nodeSelector on the device plugin's or the driver's DaemonSet"
                     .to_owned()
+            }
+            Matter::Use(found) => matter_and_advice(&found.found).1.to_owned(),
+            Matter::AgentStale(_) => {
+                "look at the agent of this node; if it was removed, delete the GpuLedger of the node".to_owned()
+            }
+            Matter::AgentUnreadable { .. } => {
+                "see \"When something is wrong\" of docs/agent.md, and the agent's log".to_owned()
             }
         }
     }
