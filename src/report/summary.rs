@@ -145,12 +145,12 @@ pub(super) fn stale(report: &Report) -> String {
     for gpu in &report.gpus {
         nodes.extend(gpu.stale.as_deref().map(|why| (gpu.node.as_str(), why)));
     }
-    let named: Vec<String> = nodes.iter().take(STALE_NODES).map(|(node, why)| format!("{node} {why}")).collect();
+    let named: Vec<String> = nodes.iter().take(STALE_NODES).map(|(node, why)| format!("{node} ({why})")).collect();
     let more = match nodes.len().saturating_sub(STALE_NODES) {
         0 => String::new(),
-        more => format!("; and {}", count(u64::try_from(more).unwrap_or(u64::MAX), "more node")),
+        more => format!(", and {}", count(u64::try_from(more).unwrap_or(u64::MAX), "more node")),
     };
-    format!("* not what is used now: {}{more}", named.join("; "))
+    format!("* not what is used now: {}{more}", named.join(", "))
 }
 
 /// The workloads of which fewer pods fit than they may have.

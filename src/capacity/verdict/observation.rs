@@ -162,7 +162,8 @@ impl fmt::Display for Outdated {
         match self {
             Outdated::Old(age) => write!(f, "reported {} ago", hours(*age)),
             Outdated::Undated => f.write_str("reported at an unknown time"),
-            Outdated::Unreadable(why) => write!(f, "the last values; at present: {why}"),
+            // What to do about it is in the finding about the node.
+            Outdated::Unreadable(why) => write!(f, "not readable now: {}", why.split("; ").next().unwrap_or_default()),
         }
     }
 }
