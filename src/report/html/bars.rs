@@ -60,7 +60,8 @@ impl<'a> Bar<'a> {
         if self.name.is_empty() { format!("one of {}", self.gpus) } else { gpu_name(self.name) }
     }
 
-    fn title(&self) -> String {
+    /// The name of the bar.
+    pub(super) fn title(&self) -> String {
         if self.name.is_empty() { counted(self.gpus, "GPU") + " together" } else { gpu_name(self.name) }
     }
 

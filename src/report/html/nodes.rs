@@ -91,7 +91,7 @@ fn notes(node: &Node, bars: &[Bar<'_>]) -> Vec<String> {
         return vec![format!("What is used here is not known now: {why}.")];
     }
     let of_bar =
-        |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not known now: {why}.", bar.place()));
+        |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not known now: {why}.", bar.title()));
     bars.iter().filter_map(of_bar).collect()
 }
 

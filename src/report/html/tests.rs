@@ -241,7 +241,7 @@ fn what_is_used_is_shown_in_words_next_to_what_is_held() {
         gpu.holders.iter_mut().for_each(|holder| (holder.used_mib, holder.peak_mib) = (None, None));
     }
     let without = render(&[without]);
-    for part in ["li class=\"used", "class=\"use\"", "Peak</th>", "used stale", "In use now"] {
+    for part in ["li class=\"used", "class=\"use\"", "Peak</th>", "class=\"used stale", "In use now"] {
         assert!(!without.contains(part), "{part} without an agent");
     }
 }
