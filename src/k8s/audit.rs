@@ -13,6 +13,7 @@
 //! | `bypasses` | ways to a GPU past the device plugin |
 //! | `devices` | ResourceSlices and ResourceClaims → shared devices |
 //! | `hami` and `kai` | what HAMi and KAI write about GPUs |
+//! | `ledgers` | GpuLedgers: reservations, what node agents report, and the time of that |
 //! | `kept` | how long the texts are that are kept |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,16 +24,13 @@ use serde_json::Value;
 use super::gpu_ledger::GpuLedger;
 use super::node::{self, Override};
 use super::object::NodeObject;
-use super::pod;
 use super::quantity::{self, Bytes};
 use super::template::kinds::{self, WorkloadKind};
 use super::wording;
-use crate::capacity::audit::scene::{Observed, Scene};
+use crate::capacity::audit::scene::Scene;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::Name;
-use crate::capacity::node::inventory::Inventory;
-use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::policy::Policies;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Object, Place};
@@ -45,6 +43,7 @@ mod environment;
 mod hami;
 mod kai;
 mod kept;
+mod ledgers;
 mod owners;
 mod pods;
 mod workloads;
@@ -135,16 +134,6 @@ impl Reader {
             read_at: None,
             newest: None,
         }
-    }
-
-    /// Sets when the objects were read. Without it, this is the newest heartbeat of a node, or the newest report of a node
-    /// agent, among them: a file does not say when it was written.
-    pub fn read_at(&mut self, at: Moment) {
-        self.read_at = Some(at);
-    }
-
-    fn note_time(&mut self, text: Option<&str>) {
-        self.newest = self.newest.max(text.and_then(pod::moment));
     }
 
     /// Adds an object. Kinds that an audit does not read are ignored. `place` is where the object is written, if it was
@@ -377,32 +366,6 @@ impl Reader {
         let devices = self.devices.finish();
         let (cluster, quotas) = (self.cluster, self.quotas);
         Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable, observed, at }
-    }
-
-    /// Applies the ledgers, and returns what is used by node, as vramguard's agents report it. A node without such a report
-    /// gets what HAMi or KAI says of its GPUs, which is as old as the objects.
-    fn apply_ledgers(
-        &mut self,
-        mut inventories: BTreeMap<String, Inventory>,
-        at: Option<Moment>,
-    ) -> BTreeMap<String, Observed> {
-        inventories.values_mut().for_each(|inventory| inventory.reported = at);
-        let mut observed = BTreeMap::new();
-        for ledger in std::mem::take(&mut self.ledgers) {
-            observed.extend(ledger.observed().map(|seen| (ledger.node().to_owned(), seen)));
-            let mut content = ledger.content_or_fault();
-            if content.inventory.is_none() {
-                content.inventory = inventories.remove(ledger.node());
-            } else {
-                inventories.remove(ledger.node());
-            }
-            self.cluster.apply_ledger(ledger.node(), Some(content));
-        }
-        for (node, inventory) in inventories {
-            let content = LedgerContent { inventory: Some(inventory), ..LedgerContent::default() };
-            self.cluster.apply_ledger(&node, Some(content));
-        }
-        observed
     }
 }
 

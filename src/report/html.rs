@@ -31,7 +31,7 @@ const SCRIPT: &str = include_str!("html/page.js");
 
 /// What the page may do: apply its own style and run its own script. A server that serves the page sends it too.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-    script-src 'sha256-3ZY1a1x/JXTn+MX1RCpj5y7+AiwY9AP9Yq4oaDD8KKA='; base-uri 'none'; form-action 'none'";
+    script-src 'sha256-OtvO0/aBjynexKLn0pmvyME4gu18aSmF/gJ33OfnQUo='; base-uri 'none'; form-action 'none'";
 
 /// Renders reports of one cluster as a page.
 ///

@@ -88,10 +88,9 @@ fn view<'a>(node: &'a Node, gpus: &[&'a Gpu]) -> NodeView<'a> {
 /// Says once for the node why what is used is not that of now, or for each GPU.
 fn notes(node: &Node, bars: &[Bar<'_>]) -> Vec<String> {
     if let Some(why) = node.agent.as_ref().and_then(|agent| agent.stale.as_ref()) {
-        return vec![format!("What is used here is not known now: {why}.")];
+        return vec![format!("What is used here is not current: {why}.")];
     }
-    let of_bar =
-        |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not known now: {why}.", bar.title()));
+    let of_bar = |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not current: {why}.", bar.title()));
     bars.iter().filter_map(of_bar).collect()
 }
 
@@ -227,12 +226,12 @@ fn holders_markup(view: &NodeView) -> Markup {
                             th scope="col" { "Container" }
                             th scope="col" { "GPU" }
                             th scope="col" class="n" { "GiB" }
-                            th scope="col" { "Counted by" }
                             @if is_used {
                                 th scope="col" class="n" { "In use" }
                                 th scope="col" class="n" { "Peak" }
-                                th scope="col" { "Seen" }
                             }
+                            th scope="col" { "Counted by" }
+                            @if is_used { th scope="col" { "Seen" } }
                         }
                     }
                     tbody {
@@ -242,12 +241,12 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 td { (holder.container) }
                                 td { (place) }
                                 td class="n" { (taken_or_unknown(holder.vram_mib)) }
-                                td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
                                 @if is_used {
                                     td class="n" { (taken_or_unknown(holder.used_mib)) }
                                     td class="n" { (taken_or_unknown(holder.peak_mib)) }
-                                    td { (seen(holder)) }
                                 }
+                                td { (if holder.declared { "declaration" } else { "slot: declares nothing" }) }
+                                @if is_used { td { (seen(holder)) } }
                             }
                         }
                     }

@@ -156,15 +156,15 @@
       element('td', {}, holder.container),
       element('td', {}, where),
       element('td', { class: 'n' }, taken(holder.amount)),
+      ...(isUsed ? [holder.used, holder.peak].map((amount) => element('td', { class: 'n' }, taken(amount))) : []),
       element('td', {}, holder.declared ? 'declaration' : 'slot: declares nothing'),
-      ...(isUsed ? [element('td', { class: 'n' }, taken(holder.used)), element('td', { class: 'n' }, taken(holder.peak)),
-        element('td', {}, holder.seen)] : [])));
+      isUsed ? element('td', {}, holder.seen) : null));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
       element('table', { class: 'holders' },
         element('thead', {}, element('tr', {}, column('Namespace / pod', null), column('Container', null), column('GPU', null),
-          column('GiB', 'n'), column('Counted by', null),
-          ...(isUsed ? [column('In use', 'n'), column('Peak', 'n'), column('Seen', null)] : []))),
+          column('GiB', 'n'), ...(isUsed ? [column('In use', 'n'), column('Peak', 'n')] : []), column('Counted by', null),
+          isUsed ? column('Seen', null) : null)),
         element('tbody', {}, ...rows)));
   };
   const buildAmounts = ({ unknown, held, allocatable, free }) => {

@@ -216,7 +216,7 @@ fn the_worst_nodes_come_first_and_say_what_is_not_known() {
         page.contains("2 GPUs together</p>") && page.contains("It is not known which pod is on which GPU (mode slot")
     );
     assert!(page.contains("in use now") && page.contains("In use, reported 3 hours ago: 68.7 GiB"));
-    assert!(page.contains("<p class=\"say\">What is used here is not known now: reported 3 hours ago.</p>"));
+    assert!(page.contains("<p class=\"say\">What is used here is not current: reported 3 hours ago.</p>"));
 }
 
 #[test]

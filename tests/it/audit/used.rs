@@ -133,10 +133,28 @@ fn section(text: &str, title: &str) -> String {
 #[test]
 fn the_table_marks_what_is_not_current_and_shows_a_dash_for_what_is_not_known() {
     let text = audit(&["--snapshot", SNAPSHOT]).stdout;
-    insta::assert_snapshot!(section(&text, "GPUS"), @"");
+    insta::assert_snapshot!(section(&text, "GPUS"), @"
+    NODE     GPU     MODE       TOTAL  ALLOC  HELD  FREE  USED  PODS  UNDECL  HELD OF ALLOC      STATUS
+    agent-1  GPU-b0  confirmed   24.0   23.3  21.3   2.0   9.5     3       1  ██████████░░  91%  ok
+    agent-0  GPU-a0  exact       24.0   23.0  13.5   9.6  15.4     2       0  ██████░░░░░░  58%  ok
+    agent-1  GPU-b1  confirmed   24.0   23.3   8.8  14.6  8.7*     1       0  ████░░░░░░░░  37%  ok
+    agent-2  GPU-c0  exact       24.0   23.3   8.8  14.6  8.7*     1       0  ████░░░░░░░░  37%  ok
+    agent-3  GPU-d0  exact       24.0   23.3   8.8  14.6  4.0*     1       0  ████░░░░░░░░  37%  ok
+    agent-4  GPU-e0  exact       24.0   23.3   8.8  14.6     -     1       0  ████░░░░░░░░  37%  ok
+    agent-5  0       exact       24.0   23.3   8.8  14.6     -     1       0  ████░░░░░░░░  37%  ok
+    * not what is used now: agent-1 (not readable now: the GPU fell off the bus), agent-2 (reported 3 hours ago), agent-3
+    (not readable now: the NVIDIA kernel module is not loaded)
+    ");
     let markdown = audit(&["--snapshot", SNAPSHOT, "--output", "markdown"]).stdout;
     let rows: Vec<&str> = markdown.lines().filter(|line| line.starts_with("| `agent-")).collect();
-    insta::assert_snapshot!(rows.join("\n"), @"");
+    insta::assert_snapshot!(rows.join("\n"), @"
+    | `agent-1` | 2 | confirmed | 46.6 | 30.0 | 14.6 | 18.2 (not readable now: the GPU fell off the bus) | 4 | 1 | ok |
+    | `agent-0` | 1 | exact | 23.0 | 13.5 | 9.6 | 15.4 | 2 | 0 | ok |
+    | `agent-2` | 1 | exact | 23.3 | 8.8 | 14.6 | 8.7 (reported 3 hours ago) | 1 | 0 | ok |
+    | `agent-3` | 1 | exact | 23.3 | 8.8 | 14.6 | 4.0 (not readable now: the NVIDIA kernel module is not loaded) | 1 | 0 | ok |
+    | `agent-4` | 1 | exact | 23.3 | 8.8 | 14.6 | - | 1 | 0 | ok |
+    | `agent-5` | 1 | exact | 23.3 | 8.8 | 14.6 | - | 1 | 0 | ok |
+    ");
 }
 
 #[test]
