@@ -205,20 +205,7 @@ impl Matter {
             Matter::ExceedsRoom { is_exact: false, .. } => {
                 "let vramguard count memory, or run one GPU a node: then the number that fits is known".to_owned()
             }
-            Matter::ExceedsRoom { growth, bound, fits, .. } => {
-                let field = match growth {
-                    Growth::Rollout => {
-                        return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned();
-                    }
-                    Growth::Autoscaler(_) => "maxReplicas",
-                    Growth::Replicas => "replicas",
-                    Growth::Parallelism => "parallelism",
-                };
-                match bound.saturating_add(*fits) {
-                    0 => "lower what it declares, or add room".to_owned(),
-                    most => format!("{field}: {most}"),
-                }
-            }
+            Matter::ExceedsRoom { growth, bound, fits, .. } => largest(growth, bound.saturating_add(*fits)),
             Matter::KeptOff { .. } => {
                 "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
             }
@@ -241,6 +228,20 @@ impl Matter {
                 "see \"When something is wrong\" of docs/agent.md, and the agent's log".to_owned()
             }
         }
+    }
+}
+
+/// The line that keeps a workload from growing beyond `most` pods.
+fn largest(growth: &Growth, most: u64) -> String {
+    let field = match growth {
+        Growth::Rollout => return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned(),
+        Growth::Autoscaler(_) => "maxReplicas",
+        Growth::Replicas => "replicas",
+        Growth::Parallelism => "parallelism",
+    };
+    match most {
+        0 => "lower what it declares, or add room".to_owned(),
+        most => format!("{field}: {most}"),
     }
 }
 
