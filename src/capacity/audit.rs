@@ -25,6 +25,7 @@ mod nodes;
 pub mod outcome;
 mod pods;
 pub mod scene;
+mod used;
 mod workloads;
 
 pub use assume::Assumption;
@@ -70,6 +71,7 @@ impl View<'_> {
         let smallest = reassessments.smallest_waiting(self.scene);
         let (mut gpus, mut nodes) = nodes::look(self, smallest, &mut findings);
         devices::look(self, &mut gpus, &mut nodes, &mut findings);
+        used::look(self, &mut findings);
         let enforced = enforced::look(self, &reassessments);
         let namespaces = namespaces::look(self, &policies, &enforced, &mut findings);
         let workloads = workloads::look(self, &reassessments, &mut findings);

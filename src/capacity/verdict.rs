@@ -32,7 +32,9 @@ pub use explanation::{
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::publication_undone;
-pub use observation::{Subject, Unreadable, idles, uses_far_less, uses_more, uses_undeclared};
+pub use observation::{
+    Outdated, Subject, Unreadable, hours, idles, matter_and_advice, uses_far_less, uses_more, uses_undeclared,
+};
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
 pub use shortfall::{BestNode, Shortfall, waiting, waiting_anywhere};

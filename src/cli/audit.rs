@@ -19,7 +19,7 @@ use crate::capacity::recommend::Observed;
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
 use crate::k8s::document::{self, Configuration, DocumentError};
-use crate::k8s::{manifests, wording};
+use crate::k8s::{manifests, pod, wording};
 use crate::keys;
 use crate::report::assemble::{self, Origin};
 use crate::report::baseline::{self, FailOn};
@@ -257,6 +257,9 @@ pub(super) async fn read(source: &Source, wanted: Wanted<'_>) -> Result<Found, F
     let mut origin = Origin { generated_at: now(), ..Origin::default() };
     let mut found = Vec::new();
     if source.snapshot.is_empty() {
+        if let Some(now) = pod::moment(&origin.generated_at) {
+            reader.read_at(now);
+        }
         let (objects, name) = live::connect(source.chosen(), source.namespace.as_deref()).await?;
         origin.gaps = read_live(&objects, &mut reader, &progress).await?;
         origin.cluster = name;

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::{Controller, now};
 use crate::capacity::audit;
+use crate::capacity::time::Moment;
 use crate::k8s::audit::Reader;
 use crate::report;
 use crate::report::assemble::{self, Origin};
@@ -103,7 +104,9 @@ async fn look(controller: &Controller, with_page: bool) -> anyhow::Result<Audit>
     }
     gaps.extend(left_out);
     let generation = controller.policies.current();
-    let generated_at = now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let now = now();
+    reader.read_at(Moment(now.as_millisecond()));
+    let generated_at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     // Seconds of computing: on a worker, reviews and the Lease would wait for it.
     let computed = tokio::task::spawn_blocking(move || {
         let _permit = permit;

@@ -13,6 +13,7 @@
 //! | `bypasses` | ways to a GPU past the device plugin |
 //! | `devices` | ResourceSlices and ResourceClaims → shared devices |
 //! | `hami` and `kai` | what HAMi and KAI write about GPUs |
+//! | `ledgers` | GpuLedgers: reservations, what node agents report, and the time of that |
 //! | `kept` | how long the texts are that are kept |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,10 +31,9 @@ use crate::capacity::audit::scene::Scene;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::Name;
-use crate::capacity::node::inventory::Inventory;
-use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::policy::Policies;
 use crate::capacity::recommend::Observed;
+use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -44,6 +44,7 @@ mod environment;
 mod hami;
 mod kai;
 mod kept;
+mod ledgers;
 mod owners;
 mod pods;
 mod workloads;
@@ -74,6 +75,10 @@ pub struct Reader {
     kai: kai::Groups,
     /// Objects that ask for GPUs and are not read, by kind.
     unread: BTreeMap<String, usize>,
+    /// When the objects were read, if the caller knows that.
+    read_at: Option<Moment>,
+    /// The newest time that nodes and reports of agents name.
+    newest: Option<Moment>,
 }
 
 impl Default for Reader {
@@ -127,6 +132,8 @@ impl Reader {
             devices: devices::Devices::default(),
             kai: kai::Groups::default(),
             unread: BTreeMap::new(),
+            read_at: None,
+            newest: None,
         }
     }
 
@@ -225,6 +232,7 @@ impl Reader {
             Reads::Slice => self.devices.slice(object, &mut self.names),
             Reads::Claim => self.devices.claim(id, object, &mut self.names),
             Reads::Ledger => {
+                self.note_time(object.pointer("/status/agent/time").and_then(Value::as_str));
                 self.ledgers.push(typed(object)?);
                 Ok(())
             }
@@ -256,6 +264,10 @@ impl Reader {
 
     fn node(&mut self, object: &Value) -> Result<(), String> {
         let mut node: NodeObject = typed(object)?;
+        let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+        for condition in conditions.into_iter().flatten() {
+            self.note_time(condition.get("lastHeartbeatTime").and_then(Value::as_str));
+        }
         // Conditions and other amounts do not matter, and are half of a node.
         node.status.conditions = Vec::new();
         node.status.allocatable.retain(|name, _| keys::is_gpu_resource(name));
@@ -308,7 +320,7 @@ impl Reader {
     /// What the node agents have reported.
     pub fn observed(&self) -> Observed {
         let mut observed = Observed::default();
-        self.ledgers.iter().for_each(|ledger| ledger.observed(&mut observed));
+        self.ledgers.iter().for_each(|ledger| ledger.add_uses(&mut observed));
         observed
     }
 
@@ -346,7 +358,11 @@ impl Reader {
             pods.into_iter().for_each(|(uid, holder, _)| self.cluster.apply_pod(&uid, &node, holder));
         }
         self.kai.settle_rest(&mut self.cluster);
-        self.apply_ledgers(inventories);
+        let at = self.read_at.or(self.newest);
+        let observed = self.apply_ledgers(inventories, at);
+        if let Some(at) = at {
+            self.cluster.tick(at);
+        }
         self.cluster.rank_all();
         _ = (self.cluster.take_changed(), self.cluster.take_touched());
         let (mut subjects, workloads) = workloads::finish(self.workloads, self.pods.finish(), &self.owners);
@@ -357,24 +373,7 @@ impl Reader {
         }
         let devices = self.devices.finish();
         let (cluster, quotas) = (self.cluster, self.quotas);
-        Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable }
-    }
-
-    /// Applies the ledgers. A node without a report of vramguard's agent gets what HAMi or KAI says of its GPUs.
-    fn apply_ledgers(&mut self, mut inventories: BTreeMap<String, Inventory>) {
-        for ledger in &self.ledgers {
-            let mut content = ledger.content_or_fault();
-            if content.inventory.is_none() {
-                content.inventory = inventories.remove(ledger.node());
-            } else {
-                inventories.remove(ledger.node());
-            }
-            self.cluster.apply_ledger(ledger.node(), Some(content));
-        }
-        for (node, inventory) in inventories {
-            let content = LedgerContent { inventory: Some(inventory), ..LedgerContent::default() };
-            self.cluster.apply_ledger(&node, Some(content));
-        }
+        Scene { cluster, policies, installed, subjects, workloads, quotas, devices, unusable, observed, at }
     }
 }
 

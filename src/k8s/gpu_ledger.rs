@@ -27,6 +27,7 @@ use crate::capacity::vram::Vram;
 use crate::keys;
 
 pub mod agent;
+mod observed;
 pub mod report;
 pub mod status;
 

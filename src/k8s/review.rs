@@ -390,7 +390,13 @@ fn code(reason: Reason) -> u16 {
         | Reason::DeviceOvercommitted
         | Reason::DeviceWithoutHeadroom
         | Reason::ClaimWithoutMemory
-        | Reason::NodeInBothWorlds => 403,
+        | Reason::NodeInBothWorlds
+        | Reason::OverDeclaration
+        | Reason::Undeclared
+        | Reason::Idle
+        | Reason::FarUnder
+        | Reason::AgentStale
+        | Reason::AgentUnreadable => 403,
         Reason::OtherUid | Reason::AlreadyBound | Reason::Undecided => 409,
     }
 }

@@ -1,13 +1,16 @@
 //! From the results of an audit to its document. Owns how typed results become names, numbers and ids of the contract.
 
 use super::document::{
-    Assumed, Enforced, Finding, Gap, Gpu, Holder, Moved, Namespace, Node, Refused, Report, SCHEMA_VERSION, Severity,
-    Source, Status, Summary, Workload,
+    Agent, Assumed, Enforced, Finding, Gap, Gpu, Holder, Moved, Namespace, Node, Refused, Report, SCHEMA_VERSION,
+    Severity, Source, Status, Summary, Workload,
 };
-use crate::capacity::audit::outcome::{self, Audit, GpuState, Held, NamespaceState, NodeState, Sharing, State};
+use crate::capacity::audit::outcome::{
+    self, AgentState, Audit, GpuState, Held, NamespaceState, NodeState, Sharing, State,
+};
 use crate::capacity::gpu::Accounting;
 use crate::capacity::verdict::finding;
 use crate::capacity::vram::Vram;
+use crate::k8s::gpu_ledger;
 
 /// Facts about a report that an audit does not know.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +79,8 @@ fn summary(audit: &Audit, findings: &[Finding]) -> Summary {
         allocatable_mib: mib(totals.allocatable),
         held_mib: mib(totals.held),
         stranded_mib: totals.stranded.map(mib),
+        used_mib: totals.used.map(mib),
+        used_gpus: number(totals.used_gpus),
     }
 }
 
@@ -112,7 +117,9 @@ fn gpu(state: &GpuState) -> Gpu {
         product: state.product.clone(),
         replicas: u64::from(state.replicas),
         headroom_mib: mib(state.headroom),
-        used_mib: None,
+        used_mib: state.in_use.used.map(mib),
+        outside_mib: state.in_use.outside.map(mib),
+        stale: state.in_use.outdated.as_ref().map(ToString::to_string),
         status: status(state.state),
     }
 }
@@ -135,6 +142,19 @@ fn holder(held: &Held) -> Holder {
         vram_mib: held.amount.map(mib),
         declared: held.declared,
         seen: held.seen,
+        used_mib: held.in_use.as_ref().and_then(|seen| seen.used).map(mib),
+        peak_mib: held.in_use.as_ref().map(|seen| mib(seen.peak)),
+        idle_seconds: held.in_use.as_ref().and_then(|seen| seen.idle).map(|idle| idle.as_secs()),
+        problem: held.in_use.as_ref().and_then(|seen| seen.problem).map(|problem| problem.to_string()),
+        stale: held.in_use.as_ref().and_then(|seen| seen.outdated.as_ref()).map(ToString::to_string),
+    }
+}
+
+fn agent(state: &AgentState) -> Agent {
+    Agent {
+        reported_at: state.reported.map(gpu_ledger::time),
+        age_seconds: state.age.map(|age| age.as_secs()),
+        stale: state.outdated.as_ref().map(ToString::to_string),
     }
 }
 
@@ -157,6 +177,7 @@ fn node(state: &NodeState) -> Node {
         undeclared_pods: number(state.undeclared),
         unknown: state.unknown.clone(),
         status: status(state.state),
+        agent: state.agent.as_ref().map(agent),
     }
 }
 

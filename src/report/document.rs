@@ -114,6 +114,12 @@ pub struct Summary {
     /// Free on all nodes, and smaller than the smallest demand that waits, in MiB; `null` if none waits.
     #[serde(default)]
     pub stranded_mib: Option<u64>,
+    /// Memory in use, in MiB, on the GPUs whose node agents report currently; absent if there is no such GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_mib: Option<u64>,
+    /// Number of these GPUs.
+    #[serde(default)]
+    pub used_gpus: u64,
 }
 
 /// One physical GPU, or one MIG device.
@@ -154,6 +160,12 @@ pub struct Gpu {
     /// Memory in use as the node agent reports it, in MiB; `null` if not known.
     #[serde(default)]
     pub used_mib: Option<u64>,
+    /// What of `usedMib` no pod counts with, in MiB; absent if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside_mib: Option<u64>,
+    /// Why `usedMib` and `outsideMib` are not current, such as `reported 3 hours ago`; absent if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
     /// State of the GPU.
     #[serde(default)]
     pub status: Status,
@@ -194,6 +206,21 @@ pub struct Holder {
     /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
     #[serde(default)]
     pub seen: bool,
+    /// Memory that it really uses, in MiB, as the node agent reports it; absent if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_mib: Option<u64>,
+    /// The most that it has used, in MiB; absent if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_mib: Option<u64>,
+    /// For how many seconds none of its processes has computed; absent if one does, or if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
+    /// What the node agent found wrong: `OverDeclaration`, `Undeclared`, `Idle` or `FarUnder`; absent if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Why these amounts are not current; absent if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
 }
 
 impl Holder {
@@ -205,6 +232,21 @@ impl Holder {
             (false, false) => "slot: declares nothing",
         }
     }
+}
+
+/// The node agent of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    /// When it reported last, in RFC 3339, UTC; `null` if its report names no time.
+    #[serde(default)]
+    pub reported_at: Option<String>,
+    /// How many seconds before the cluster was read that was; `null` if not known.
+    #[serde(default)]
+    pub age_seconds: Option<u64>,
+    /// Why what it reported is not current; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
 }
 
 impl Node {
@@ -266,6 +308,9 @@ pub struct Node {
     /// State of the node.
     #[serde(default)]
     pub status: Status,
+    /// Its node agent; absent if none has reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
 }
 
 /// One namespace.

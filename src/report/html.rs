@@ -31,7 +31,7 @@ const SCRIPT: &str = include_str!("html/page.js");
 
 /// What the page may do: apply its own style and run its own script. A server that serves the page sends it too.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-    script-src 'sha256-BuqxNo6AlxkfvPvJ7NX46WZ7f/nANaNy0ltaJSGc8fw='; base-uri 'none'; form-action 'none'";
+    script-src 'sha256-Sy4sIC6GOoHhtD3djgAz1bU+M0Ksxn1YLYryLyoeaG8='; base-uri 'none'; form-action 'none'";
 
 /// Renders reports of one cluster as a page.
 ///
@@ -185,6 +185,7 @@ fn footer(report: &Report) -> Markup {
             dl class="terms" {
                 dt { "Allocatable" } dd { "What pods can be given of a GPU: its memory without driver reserve, headroom and what others use." }
                 dt { "Held" } dd { "What the pods on a GPU or node are promised. A pod that declares nothing counts as one slot, or as the most that it was seen to use, if that is more." }
+                dt { "In use" } dd { "What processes really take, as the node agent reports it. It is shown and counts for nothing: what is held decides." }
                 dt { "Overcommitted" } dd { "Held exceeds allocatable. The process that allocates last fails, whichever pod that is." }
                 dt { "Largest next pod" } dd { "The largest demand that fits now, in the worst case." }
                 dt { "Mode" } dd {

@@ -3,12 +3,14 @@
 //! GitHub drops a summary of more than 1 MiB. Each section therefore writes rows while there is room for them, the
 //! findings before anything long, and says how many rows it left out.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::baseline::{key, new_ids};
 use super::document::{Finding, Gpu, Node, Report, Severity, Status};
 use super::summary::{self, Group, Tone, groups};
 use super::text::{clean, count, object, room_gib, severity, taken_gib};
+use crate::capacity::vram::Vram;
 
 /// The largest number of bytes, below GitHub's limit of 1 MiB for one step.
 const MAX_BYTES: usize = 1_000_000;
@@ -225,6 +227,14 @@ fn word(status: Status) -> &'static str {
     }
 }
 
+/// What is in use, and why that is not current.
+fn used(amount: Option<Vram>, stale: Option<&str>) -> String {
+    match (amount, stale) {
+        (Some(amount), Some(why)) => format!("{} ({})", taken_gib(amount.mib()), escaped(why)),
+        (amount, _) => known(amount.map(|amount| taken_gib(amount.mib()))),
+    }
+}
+
 /// Nodes and GPUs that are not well; healthy ones are in the numbers at the top.
 fn places(report: &Report, page: &mut Page) {
     if report.nodes.is_empty() && report.gpus.is_empty() {
@@ -234,6 +244,11 @@ fn places(report: &Report, page: &mut Page) {
     page.folded(&title, |page| {
         let mut nodes: Vec<&Node> = report.nodes.iter().collect();
         nodes.sort_by_key(|node| (std::cmp::Reverse(node.status), std::cmp::Reverse(node.held_mib)));
+        let mut gpus: BTreeMap<&str, Vec<&Gpu>> = BTreeMap::new();
+        for gpu in &report.gpus {
+            gpus.entry(&gpu.node).or_default().push(gpu);
+        }
+        let of = |node: &Node| gpus.get(node.node.as_str()).map_or(&[][..], Vec::as_slice);
         let row = |node: &&Node| {
             vec![
                 code(&node.node),
@@ -242,6 +257,7 @@ fn places(report: &Report, page: &mut Page) {
                 known(node.allocatable_mib.map(room_gib)),
                 known(summary::held(node)),
                 known(node.free_mib.map(room_gib)),
+                used(node.amounts(of(node)).used, of(node).iter().find_map(|gpu| gpu.stale.as_deref())),
                 node.pods.to_string(),
                 node.undeclared_pods.to_string(),
                 word(node.status).to_owned(),
@@ -254,6 +270,7 @@ fn places(report: &Report, page: &mut Page) {
             "Allocatable, GiB:",
             "Held:",
             "Free for one pod:",
+            "In use:",
             "Pods:",
             "Undeclared:",
             "Status",
@@ -267,11 +284,13 @@ fn places(report: &Report, page: &mut Page) {
                     code(&gpu.gpu),
                     room_gib(gpu.allocatable_mib),
                     taken_gib(gpu.held_mib),
+                    used(gpu.amounts().used, gpu.stale.as_deref()),
                     gpu.holders.len().to_string(),
                     word(gpu.status).to_owned(),
                 ]
             };
-            page.table(&["Node", "GPU", "Allocatable, GiB:", "Held:", "Holders:", "Status"], bad.iter().map(row));
+            let columns = ["Node", "GPU", "Allocatable, GiB:", "Held:", "In use:", "Holders:", "Status"];
+            page.table(&columns, bad.iter().map(row));
         }
     });
 }

@@ -50,6 +50,10 @@ pub(super) fn verdict(summary: &Summary) -> Vec<(String, Tone)> {
     parts.extend(about_pods(summary));
     let (held, allocatable) = (in_words(taken_gib(summary.held_mib)), in_words(room_gib(summary.allocatable_mib)));
     parts.push((format!("{held} of {allocatable} GiB held"), Tone::Plain));
+    if let Some(used) = summary.used_mib {
+        let used = in_words(taken_gib(used));
+        parts.push((format!("{used} GiB in use on {}", count(summary.used_gpus, "GPU")), Tone::Plain));
+    }
     if let Some(stranded) = summary.stranded_mib.filter(|stranded| *stranded > 0) {
         parts.push((format!("{} GiB stranded", in_words(room_gib(stranded))), Tone::Plain));
     }
@@ -130,6 +134,23 @@ pub(super) fn at_least(mib: u64, is_least: bool) -> Option<String> {
         (true, mib) => Some(format!("≥{}", taken_gib(mib))),
         (false, mib) => Some(taken_gib(mib)),
     }
+}
+
+/// The most nodes that are named with the age of their reports.
+const STALE_NODES: usize = 3;
+
+/// What an amount in use with the sign `*` means: the nodes whose reports are not current, and why.
+pub(super) fn stale(report: &Report) -> String {
+    let mut nodes: BTreeMap<&str, &str> = BTreeMap::new();
+    for gpu in &report.gpus {
+        nodes.extend(gpu.stale.as_deref().map(|why| (gpu.node.as_str(), why)));
+    }
+    let named: Vec<String> = nodes.iter().take(STALE_NODES).map(|(node, why)| format!("{node} ({why})")).collect();
+    let more = match nodes.len().saturating_sub(STALE_NODES) {
+        0 => String::new(),
+        more => format!(", and {}", count(u64::try_from(more).unwrap_or(u64::MAX), "more node")),
+    };
+    format!("* not what is used now: {}{more}", named.join(", "))
 }
 
 /// The workloads of which fewer pods fit than they may have.
@@ -228,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_verdict_says_what_is_there_and_leaves_out_what_is_not() {
-        insta::assert_snapshot!(text(&sample().summary), @"4 GPUs on 4 nodes · 1 overcommitted · 1 node with unknown GPUs · 2 pods would be refused · 3 undeclared · 1 waiting · 119 of 148.3 GiB held · 1.2 GiB stranded");
+        insta::assert_snapshot!(text(&sample().summary), @"4 GPUs on 4 nodes · 1 overcommitted · 1 node with unknown GPUs · 2 pods would be refused · 3 undeclared · 1 waiting · 119 of 148.3 GiB held · 24.8 GiB in use on 1 GPU · 1.2 GiB stranded");
         let clean = Summary { gpus: 1, nodes: 1, allocatable_mib: 24_576, held_mib: 8192, ..Summary::default() };
         insta::assert_snapshot!(text(&clean), @"1 GPU on 1 node · none overcommitted · 8 of 24 GiB held");
         insta::assert_snapshot!(text(&Summary { undeclared_pods: 2, ..Summary::default() }), @"no GPUs found · 2 undeclared");

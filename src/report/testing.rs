@@ -47,6 +47,10 @@ pub(super) fn large() -> Report {
             gpu.node.clone_from(&node.node);
             gpu.gpu = index.to_string();
             gpu.mode = "steered".into();
+            (gpu.used_mib, gpu.outside_mib) = (None, None);
+            for holder in &mut gpu.holders {
+                (holder.used_mib, holder.peak_mib, holder.idle_seconds, holder.problem) = (None, None, None, None);
+            }
             let bad = index == 3 && number % 31 == 0;
             if !bad {
                 gpu.holders.clear();

@@ -16,6 +16,7 @@ use crate::support::{ControlPlane, Finished, GpuNode, PATIENCE, eventually, run}
 mod files;
 mod policy_reports;
 mod schema;
+mod used;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vramguard");
 

@@ -217,6 +217,7 @@ fn large() -> Report {
                 container: "llm".into(),
                 vram_mib: Some(8912),
                 declared: true,
+                ..Holder::default()
             });
             report.gpus.push(Gpu {
                 node: name.clone(),

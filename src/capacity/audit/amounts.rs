@@ -67,7 +67,11 @@ impl Amounts {
         };
         let holders = holders.into_iter().map(place).collect();
         let (end, held) = (start.plus(self.allocatable.unwrap_or_default()), start.plus(self.held.unwrap_or_default()));
-        Layout { start, holders, end, held, extent: end.max(held).max(self.used.unwrap_or_default()) }
+        // What is used begins where the driver's part ends, so that its end can be compared with that of what is held.
+        let headroom = self.headroom.unwrap_or_default();
+        let used = self.used.map(|used| (headroom, headroom.plus(used)));
+        let extent = end.max(held).max(used.map(|(_, end)| end).unwrap_or_default());
+        Layout { start, holders, end, held, used, extent }
     }
 }
 
@@ -82,12 +86,19 @@ pub struct Layout {
     pub end: Vram,
     /// Where what is held ends.
     pub held: Vram,
+    /// Where what is in use begins and ends; `None` if that is not known.
+    pub used: Option<(Vram, Vram)>,
     /// Where the last part ends.
     pub extent: Vram,
 }
 
 /// The sum of amounts.
 pub fn sum(amounts: impl IntoIterator<Item = Vram>) -> Vram {
+    amounts.into_iter().sum()
+}
+
+/// The sum of amounts; `None` if one of them is not known.
+pub fn sum_of_known(amounts: impl IntoIterator<Item = Option<Vram>>) -> Option<Vram> {
     amounts.into_iter().sum()
 }
 
@@ -125,6 +136,7 @@ mod tests {
         assert_eq!(layout.holders, [Some((mib(10), mib(60))), None, Some((mib(60), mib(130)))]);
         assert_eq!((layout.start, layout.end, layout.held, layout.extent), (mib(10), mib(100), mib(130), mib(130)));
         let used = Amounts { used: Some(mib(200)), ..bar };
-        assert_eq!(used.layout([]).extent, mib(200));
+        assert_eq!((used.layout([]).used, used.layout([]).extent), (Some((mib(4), mib(204))), mib(204)));
+        assert_eq!(layout.used, None, "not known is no part");
     }
 }

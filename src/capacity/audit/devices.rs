@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::View;
 use super::findings::Findings;
 use super::nodes;
-use super::outcome::{GpuState, Held, NodeState, Sharing, State};
+use super::outcome::{GpuState, GpuUse, Held, NodeState, Sharing, State};
 use super::scene::{DeviceClaim, SharedDevice};
 use crate::capacity::gpu::Gpu;
 use crate::capacity::name::Name;
@@ -91,6 +91,7 @@ fn look_at(view: &View<'_>, device: &SharedDevice, findings: &mut Findings) -> O
         free: Some(free),
         state,
         holders: device.claims.iter().flat_map(holders).collect(),
+        in_use: GpuUse::default(),
     })
 }
 
@@ -102,6 +103,7 @@ fn holders(claim: &DeviceClaim) -> Vec<Held> {
         amount,
         declared: claim.memory.is_some(),
         seen: false,
+        in_use: None,
     };
     match claim.pods.split_first() {
         None => vec![held(&claim.name, claim.memory)],

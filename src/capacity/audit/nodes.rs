@@ -6,6 +6,7 @@ use super::View;
 use super::findings::Findings;
 use super::outcome::{GpuState, Held, NodeState, Sharing, State};
 use super::scene::{Stage, Subject, Unusable};
+use super::used::Seen;
 use crate::capacity::cluster::NodeView;
 use crate::capacity::gpu::{Accounting, Gpu, GpuId, Pool, Resource};
 use crate::capacity::name::{Name, PodUid};
@@ -38,7 +39,8 @@ pub(super) fn look(
     let guarded_by_others = guarded_by_others(view);
     for name in view.cluster.node_names() {
         let Some(seen) = view.cluster.node(name) else { continue };
-        let looked = Node { view, name, seen, guarded_by_other: guarded_by_others.contains(name) };
+        let observed = Seen::on(view, name);
+        let looked = Node { view, name, seen, observed, guarded_by_other: guarded_by_others.contains(name) };
         if seen.facts.pools.is_empty() {
             nodes.extend(looked.without_gpus(findings));
         } else {
@@ -75,6 +77,8 @@ struct Node<'a> {
     view: &'a View<'a>,
     name: &'a str,
     seen: NodeView<'a>,
+    /// What its agent reported.
+    observed: Option<Seen<'a>>,
     /// Whether another tool counts memory here.
     guarded_by_other: bool,
 }
@@ -85,10 +89,8 @@ impl Node<'_> {
         let holders = self.seen.ledger.counted().filter(|(_, holder)| !holder.gpus.is_empty());
         let holders: Vec<(&PodUid, &Holder)> = holders.collect();
         let resource = holders.first()?.1.gpus.first()?.0.clone();
-        let held = |(uid, holder): &(&PodUid, &Holder)| -> Vec<Held> {
-            holder.parts.iter().map(|part| self.held(uid, holder, part, None)).collect()
-        };
-        let unassigned = holders.iter().flat_map(held).collect();
+        let parts = holders.iter().flat_map(|(uid, holder)| holder.parts.iter().map(move |part| (uid, holder, part)));
+        let unassigned = parts.map(|(uid, holder, part)| self.held(uid, holder, part, None)).collect();
         let matter = Matter::GpusMissing { resource };
         let unknown = Some(matter.to_string());
         self.add(matter, Severity::Deny, count(holders.len()), findings);
@@ -99,6 +101,7 @@ impl Node<'_> {
             unassigned,
             unknown,
             state: State::Unknown,
+            agent: self.observed.as_ref().map(Seen::agent),
             ..NodeState::default()
         })
     }
@@ -112,6 +115,7 @@ impl Node<'_> {
             amount: ledger.part_amount(uid, part, slot, rules),
             declared: !matches!(part.amount, Amount::Slots(_)),
             seen: ledger.counts_as_seen(uid, part, slot, rules).is_some(),
+            in_use: self.observed.as_ref().and_then(|observed| observed.container(uid, &part.container)),
         }
     }
 
@@ -161,6 +165,7 @@ impl Node<'_> {
             unassigned,
             unknown: facts.pools.iter().find_map(|pool| pool.contents.as_ref().err()).map(ToString::to_string),
             state,
+            agent: self.observed.as_ref().map(Seen::agent),
         };
         (gpus, node)
     }
@@ -254,6 +259,7 @@ impl Node<'_> {
             free,
             state,
             holders: Vec::new(),
+            in_use: self.observed.as_ref().map(|observed| observed.gpu(&gpu.id.to_string())).unwrap_or_default(),
         }
     }
 

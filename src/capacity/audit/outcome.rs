@@ -1,11 +1,16 @@
 //! [`Audit`]: the results of an audit. Owns their shapes and the totals.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use crate::capacity::gpu::{Accounting, Resource};
 use crate::capacity::name::Name;
+use crate::capacity::observation::finding::Problem;
 use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
-use crate::capacity::verdict::Violation;
+use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Finding, Object};
+use crate::capacity::verdict::{Outdated, Violation};
 use crate::capacity::vram::Vram;
 
 /// The results of an audit. All amounts are in MiB.
@@ -81,6 +86,45 @@ pub struct GpuState {
     pub state: State,
     /// The containers that are known to be on it.
     pub holders: Vec<Held>,
+    /// What is really used of it.
+    pub in_use: GpuUse,
+}
+
+/// What is really used of a GPU, as the agent of its node reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuUse {
+    /// Memory in use, without what the driver keeps; `None` if not known.
+    pub used: Option<Vram>,
+    /// What of it no pod counts with; `None` if not known.
+    pub outside: Option<Vram>,
+    /// Why these amounts are not current; `None` if they are, or if there are none.
+    pub outdated: Option<Outdated>,
+}
+
+/// What a container really uses, as the agent of its node reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderUse {
+    /// Memory in use; `None` if the driver does not tell.
+    pub used: Option<Vram>,
+    /// The most that it has used.
+    pub peak: Vram,
+    /// How long none of its processes has computed; `None` if one does, or if the driver does not tell.
+    pub idle: Option<Duration>,
+    /// What the agent found wrong.
+    pub problem: Option<Problem>,
+    /// Why these amounts are not current; `None` if they are.
+    pub outdated: Option<Outdated>,
+}
+
+/// The agent of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentState {
+    /// When it reported last; `None` if its report names no time.
+    pub reported: Option<Moment>,
+    /// How long ago that is; `None` if not known.
+    pub age: Option<Duration>,
+    /// Why what it reported is not current; `None` if it is.
+    pub outdated: Option<Outdated>,
 }
 
 /// One container that holds memory.
@@ -96,6 +140,8 @@ pub struct Held {
     pub declared: bool,
     /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
     pub seen: bool,
+    /// What it really uses; `None` if no agent has seen it on a GPU.
+    pub in_use: Option<HolderUse>,
 }
 
 /// One node.
@@ -135,6 +181,8 @@ pub struct NodeState {
     pub unknown: Option<String>,
     /// State of the node.
     pub state: State,
+    /// Its agent; `None` if none has reported.
+    pub agent: Option<AgentState>,
 }
 
 /// One namespace.
@@ -215,10 +263,18 @@ pub struct Totals {
     pub held: Vram,
     /// Free, and smaller than the smallest demand that waits; `None` if none waits.
     pub stranded: Option<Vram>,
+    /// In use on the GPUs whose agents report currently; `None` if there is no such GPU.
+    pub used: Option<Vram>,
+    /// Number of these GPUs.
+    pub used_gpus: usize,
 }
 
 impl Totals {
     pub(super) fn of(gpus: &[GpuState], nodes: &[NodeState], refused: usize, waiting: usize) -> Totals {
+        // A GPU that several resources offer is used once.
+        let current = gpus.iter().filter(|gpu| gpu.in_use.outdated.is_none());
+        let used: BTreeMap<(&str, &str), Vram> =
+            current.filter_map(|gpu| Some(((&*gpu.node, &*gpu.id), gpu.in_use.used?))).collect();
         let in_state = |state| nodes.iter().filter(|node| node.state == state).count();
         Totals {
             gpus: gpus.len(),
@@ -234,6 +290,8 @@ impl Totals {
             allocatable: gpus.iter().map(|gpu| gpu.allocatable).sum(),
             held: nodes.iter().map(|node| node.held).sum(),
             stranded: nodes.iter().filter_map(|node| node.stranded).reduce(Vram::plus),
+            used: used.values().copied().reduce(Vram::plus),
+            used_gpus: used.len(),
         }
     }
 }

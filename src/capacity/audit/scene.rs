@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::Resource;
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::observation::{self, containers::ContainerKey};
 use crate::capacity::pod::Pod;
 use crate::capacity::policy::Policies;
+use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{EnvironmentFault, ForeignDeclaration, Object, Place};
 use crate::capacity::vram::Vram;
 
@@ -29,6 +31,55 @@ pub struct Scene {
     pub devices: Vec<SharedDevice>,
     /// Resources of nodes of which pods can request less than there is.
     pub unusable: Vec<Unusable>,
+    /// What node agents reported of what is really used, by node. A node without an agent has no entry.
+    pub observed: BTreeMap<String, Observed>,
+    /// When the cluster was read, or the newest time that files name; `None` if they name none. The age of a report is
+    /// counted up to it.
+    pub at: Option<Moment>,
+}
+
+/// What the agent of one node reported of what is really used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// When the agent wrote it; `None` if it names no time.
+    pub reported: Option<Moment>,
+    /// Why the agent cannot read the driver at present, or why its report cannot be read. The other values are those that
+    /// were read last.
+    pub unreadable: Option<String>,
+    /// Each GPU. A GPU that several resources offer is listed once.
+    pub gpus: Vec<ObservedGpu>,
+    /// Each container that was seen on a GPU. Its pod may have ended since.
+    pub containers: BTreeMap<ContainerKey, ObservedContainer>,
+}
+
+/// What is used of one GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedGpu {
+    /// Its UUID.
+    pub uuid: Name,
+    /// Memory in use, without what the driver keeps; `None` if not known.
+    pub used: Option<Vram>,
+    /// Memory that no pod counts with; `None` if not known.
+    pub outside: Option<Vram>,
+    /// Why the GPU cannot be read at present; its amounts are then those read last.
+    pub unreadable: Option<String>,
+}
+
+/// What one container uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedContainer {
+    /// Memory that it uses; `None` if the driver does not tell.
+    pub used: Option<Vram>,
+    /// The most that it has used.
+    pub peak: Vram,
+    /// Since when none of its processes computes; `None` if one does, or if the driver does not tell.
+    pub idle_since: Option<Moment>,
+    /// UUID of the GPU on which it uses most.
+    pub gpu: Name,
+    /// What it counts with, as the agent knows it; `None` if it declares nothing.
+    pub demand: Option<Vram>,
+    /// What the agent found wrong with that.
+    pub finding: Option<observation::finding::Finding>,
 }
 
 /// A GPU resource of which the device plugin offers less than the node has, or nothing.

@@ -21,6 +21,7 @@ use crate::capacity::verdict::Reason;
 use crate::capacity::verdict::finding::{Growth, Matter, Object, Severity};
 
 mod edges;
+mod used;
 
 /// A policy without any deduction, in this mode.
 fn policies(mode: Mode) -> Policies {
@@ -51,6 +52,8 @@ fn scene(nodes: Vec<(&str, Vec<Pool>)>) -> Scene {
         quotas: BTreeMap::new(),
         devices: Vec::new(),
         unusable: Vec::new(),
+        observed: BTreeMap::new(),
+        at: None,
     }
 }
 

@@ -74,6 +74,8 @@ fn scene(subjects: Vec<Subject>) -> Scene {
         quotas: BTreeMap::new(),
         devices: Vec::new(),
         unusable: Vec::new(),
+        observed: BTreeMap::new(),
+        at: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! [`Finding`]: one result of an audit. Owns its severity, reason, message and remedy; what is found is decided in
 //! [`crate::capacity::audit`].
 
-use super::{Advice, NeverFits, Reason, Violation};
+use std::time::Duration;
+
+use super::{Advice, NeverFits, Outdated, Reason, Violation};
 use crate::capacity::gpu::{GpuId, Resource, Unknown};
 use crate::capacity::name::Name;
 use crate::capacity::vram::Vram;
@@ -241,6 +243,41 @@ pub enum Matter {
         /// The resource of the device plugin.
         resource: Resource,
     },
+    /// A container uses its GPU in another way than it declares.
+    Use(Use),
+    /// The report of a node's agent is not current.
+    AgentStale(Outdated),
+    /// The agent of a node cannot read the driver, or a GPU.
+    AgentUnreadable {
+        /// UUID of the GPU; `None` for all GPUs of the node.
+        gpu: Option<Name>,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a node agent found of a container's use. Where it is about several pods of one owner, the amounts are those of the
+/// pod of which the most is to be said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// The agent's name of the problem.
+    pub reason: Reason,
+    /// Name of the container.
+    pub container: Name,
+    /// The agent's sentence, with what to do.
+    pub found: String,
+    /// Memory in use; `None` if the driver does not tell.
+    pub used: Option<Vram>,
+    /// The most that it has used.
+    pub peak: Vram,
+    /// What it counts with; `None` if it declares nothing.
+    pub demand: Option<Vram>,
+    /// How long it has computed nothing; `None` if it computes, or if the driver does not tell.
+    pub idle: Option<Duration>,
+    /// Number of pods of the owner that it is about.
+    pub pods: u64,
+    /// What these pods use together, as far as known.
+    pub together: Vram,
 }
 
 /// Why a workload may grow.
@@ -284,6 +321,9 @@ impl Matter {
             Matter::DeviceOvercommitted { .. } => Reason::DeviceWithoutHeadroom,
             Matter::ClaimWithoutMemory { .. } => Reason::ClaimWithoutMemory,
             Matter::BothWorlds { .. } => Reason::NodeInBothWorlds,
+            Matter::Use(found) => found.reason,
+            Matter::AgentStale(_) => Reason::AgentStale,
+            Matter::AgentUnreadable { .. } => Reason::AgentUnreadable,
         }
     }
 
@@ -312,6 +352,9 @@ impl Matter {
             Matter::ExceedsRoom { .. } => String::new(),
             Matter::DeviceOvercommitted { device, .. } | Matter::ClaimWithoutMemory { device } => device.clone(),
             Matter::BothWorlds { driver, .. } => driver.to_string(),
+            Matter::Use(found) => found.container.to_string(),
+            Matter::AgentStale(_) => String::new(),
+            Matter::AgentUnreadable { gpu, .. } => gpu.as_ref().map(Name::to_string).unwrap_or_default(),
         }
     }
 
@@ -323,6 +366,7 @@ impl Matter {
             Matter::Foreign(declaration) => declaration.container.as_deref(),
             Matter::Environment(fault) => Some(&fault.container),
             Matter::OnlyShared { container, .. } => Some(container),
+            Matter::Use(found) => Some(&found.container),
             _ => None,
         }
     }
@@ -355,7 +399,22 @@ impl Matter {
             Matter::DeviceOvercommitted { held, memory, reserve, .. } => {
                 vec![("heldMib", held.mib()), ("memoryMib", memory.mib()), ("headroomMib", reserve.mib())]
             }
+            Matter::Use(found) => found.numbers(),
+            Matter::AgentStale(Outdated::Old(age)) => vec![("ageSeconds", age.as_secs())],
             _ => Vec::new(),
         }
+    }
+}
+
+impl Use {
+    fn numbers(&self) -> Vec<(&'static str, u64)> {
+        let known = [
+            ("usedMib", self.used.map(Vram::mib)),
+            ("peakMib", Some(self.peak.mib())),
+            ("demandMib", self.demand.map(Vram::mib)),
+            ("idleSeconds", self.idle.map(|idle| idle.as_secs())),
+            ("usedTogetherMib", (self.pods > 1).then(|| self.together.mib())),
+        ];
+        known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 }

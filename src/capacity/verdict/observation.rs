@@ -140,8 +140,36 @@ pub(super) fn agent_reports(unreadable: Option<&str>) -> String {
     }
 }
 
-/// A duration in whole hours, or in minutes below one.
-pub(super) fn hours(duration: Duration) -> String {
+/// The parts of the sentence of a finding: what is the matter, and what to do, which is its last clause. The second is empty
+/// in a sentence that was cut before it.
+pub fn matter_and_advice(finding: &str) -> (&str, &str) {
+    finding.rsplit_once("; ").unwrap_or((finding, ""))
+}
+
+/// Why amounts that a node agent reported are not those of now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outdated {
+    /// The report is this old.
+    Old(Duration),
+    /// The report does not say when it was written.
+    Undated,
+    /// The agent reports that it cannot read the driver or the GPU at present, and why.
+    Unreadable(String),
+}
+
+impl fmt::Display for Outdated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outdated::Old(age) => write!(f, "reported {} ago", hours(*age)),
+            Outdated::Undated => f.write_str("reported at an unknown time"),
+            // What to do about it is in the finding about the node.
+            Outdated::Unreadable(why) => write!(f, "not readable now: {}", why.split("; ").next().unwrap_or_default()),
+        }
+    }
+}
+
+/// A time that has passed, in minutes below one hour and in hours from then on.
+pub fn hours(duration: Duration) -> String {
     match duration.as_secs() / 3600 {
         0 => count(usize::try_from(duration.as_secs() / 60).unwrap_or(usize::MAX), "minute"),
         hours => count(usize::try_from(hours).unwrap_or(usize::MAX), "hour"),
@@ -178,6 +206,23 @@ mod tests {
         insta::assert_snapshot!(uses_more(of, mib(9_421), mib(8_912), mib(9_152)), @r#"pod "ml/llm-0", container "main" uses 9421Mi of the GPU, but counts with 8912Mi, so another pod may run out of memory; set vramguard.dev/vram to at least 9152Mi"#);
         insta::assert_snapshot!(uses_undeclared(of, mib(9_421), mib(9_152)), @r#"pod "ml/llm-0", container "main" uses 9421Mi of the GPU and declares none; set vramguard.dev/vram to 9152Mi"#);
         insta::assert_snapshot!(uses_far_less(of, mib(2_100), mib(8_912), Duration::from_secs(7_300), mib(1_472)), @r#"pod "ml/llm-0", container "main" has used at most 2100Mi of the GPU in 2 hours, but counts with 8912Mi; if that was its full load, set vramguard.dev/vram to 1472Mi"#);
+        let sentences = [
+            uses_more(of, mib(9_421), mib(8_912), mib(9_152)),
+            uses_undeclared(of, mib(9_421), mib(9_152)),
+            uses_far_less(of, mib(2_100), mib(8_912), Duration::from_secs(7_300), mib(1_472)),
+            idles(of, mib(8_868), Duration::from_secs(4 * 3600)),
+        ];
+        for sentence in &sentences {
+            let (matter, advice) = matter_and_advice(sentence);
+            assert!(
+                matter.starts_with("pod \"ml/llm-0\", container \"main\" ") && !matter.contains("set "),
+                "{matter}"
+            );
+            assert!(
+                advice.starts_with("set ") || advice.contains("full load, set ") || advice.starts_with("end it"),
+                "{advice}"
+            );
+        }
         insta::assert_snapshot!(idles(of, mib(8_868), Duration::from_secs(4 * 3600)), @r#"pod "ml/llm-0", container "main" has computed nothing for 4 hours and holds 8868Mi of the GPU; end it, or scale it down while nobody uses it"#);
     }
 }

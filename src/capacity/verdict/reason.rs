@@ -119,6 +119,18 @@ pub enum Reason {
     ClaimWithoutMemory,
     /// The device plugin and a DRA driver offer GPUs of the same node.
     NodeInBothWorlds,
+    /// A container uses more GPU memory than it counts with.
+    OverDeclaration,
+    /// A container uses GPU memory and declares none.
+    Undeclared,
+    /// A container has computed nothing for hours and holds GPU memory.
+    Idle,
+    /// A container has never used most of what it counts with.
+    FarUnder,
+    /// The agent of a node has not reported for too long.
+    AgentStale,
+    /// The agent of a node cannot read the driver, or a GPU.
+    AgentUnreadable,
 }
 
 impl fmt::Display for Reason {

@@ -38,7 +38,7 @@ impl GpuLedger {
 
 impl GpuLedger {
     /// Adds what the agent of this node has reported. A report that cannot be read, or names no time, adds nothing.
-    pub fn observed(&self, observed: &mut Observed) {
+    pub fn add_uses(&self, observed: &mut Observed) {
         let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
         let Some((time, report)) = time.zip(self.agent_report()) else { return };
         observed.nodes.insert(self.node().into(), time);

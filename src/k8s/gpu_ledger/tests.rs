@@ -87,3 +87,41 @@ fn a_ledger_without_reservations_is_empty_and_not_unreadable() {
         assert!(ledger(spec, Value::Null).content().unwrap().reservations.is_empty());
     }
 }
+
+#[test]
+fn what_is_used_is_read_without_a_zero_for_what_is_missing() {
+    let gpu = json!({"resource": "r", "replicas": 4, "uuid": "GPU-0", "index": 0, "totalMiB": 24_576});
+    let container = json!({"uid": "u", "container": "main", "namespace": "ml", "pod": "p", "gpu": "GPU-0", "peakMiB": 900,
+                           "since": "2026-11-30T02:00:00Z"});
+    let section = json!({"time": "1970-01-01T00:00:01Z", "gpus": [gpu, gpu], "containers": [container]});
+    let seen = ledger(Value::Null, json!({ "agent": section })).observed().unwrap();
+    assert_eq!((seen.reported, seen.unreadable.clone()), (Some(Moment(1000)), None));
+    assert_eq!(seen.gpus.len(), 1, "a GPU that is behind two resources is one");
+    assert_eq!((seen.gpus[0].used, seen.gpus[0].outside), (None, None));
+    let container = seen.containers.values().next().unwrap();
+    assert_eq!((container.used, container.peak.mib(), container.demand), (None, 900, None));
+    assert_eq!(ledger(Value::Null, Value::Null).observed(), None);
+    assert_eq!(ledger(Value::Null, json!({ "agent": null })).observed(), None);
+}
+
+#[test]
+fn a_report_of_use_that_cannot_be_read_names_the_field_and_tells_no_amount() {
+    let container = json!({"uid": "u", "container": "main", "namespace": "ml", "pod": "p", "gpu": "GPU-0", "peakMiB": 900,
+                           "since": "2026-11-30T02:00:00Z"});
+    let gpu = json!({"resource": "r", "replicas": 4, "uuid": "GPU-0", "index": 0, "totalMiB": 24_576});
+    let wrong = |list: &str, field: &str, value: Value| {
+        let mut section = json!({"time": "1970-01-01T00:00:01Z", "gpus": [gpu], "containers": [container]});
+        section[list][0][field] = value;
+        let seen = ledger(Value::Null, json!({ "agent": section })).observed().unwrap();
+        assert_eq!((seen.reported, seen.gpus.len(), seen.containers.len()), (Some(Moment(1000)), 0, 0));
+        seen.unreadable.unwrap()
+    };
+    assert_eq!(
+        wrong("containers", "problem", json!("Bored")),
+        "GpuLedger \"gpu-0\": status.agent.containers[0].problem: \"Bored\" is not one of OverDeclaration, Undeclared, Idle, FarUnder"
+    );
+    assert!(wrong("containers", "idleSince", json!("today")).ends_with("idleSince: is no RFC 3339 time"));
+    assert!(wrong("containers", "usedMiB", json!(u64::MAX)).ends_with("usedMiB: is more than a quantity can say"));
+    assert!(wrong("gpus", "usedMiB", json!(1_u64 << 40)).ends_with("gpus[0].usedMiB: is more than any GPU has"));
+    assert!(wrong("gpus", "usedMiB", json!(-1)).contains("status.agent.gpus[0].usedMiB"));
+}

@@ -21,6 +21,11 @@ impl Gpu {
             used: self.used_mib.map(vram),
         }
     }
+
+    /// What of it is in use and no pod counts with.
+    pub(in crate::report) fn outside(&self) -> Option<Vram> {
+        self.outside_mib.map(vram)
+    }
 }
 
 impl Node {

@@ -28,6 +28,7 @@ fn the_schema_describes_the_fields_of_the_contract_and_no_others() {
         ("/$defs/summary", fields_of::<Summary>()),
         ("/$defs/gpu", fields_of::<Gpu>()),
         ("/$defs/holder", fields_of::<Holder>()),
+        ("/$defs/agent", fields_of::<Agent>()),
         ("/$defs/node", fields_of::<Node>()),
         ("/$defs/namespace", fields_of::<Namespace>()),
         ("/$defs/workload", fields_of::<Workload>()),
@@ -55,16 +56,22 @@ fn full() -> Value {
     let finding = &mut report.findings[2];
     (finding.container, finding.node) = (Some("llm".into()), Some("gpu-b".into()));
     finding.numbers.insert("heldMib".into(), 7);
+    let stale = || Some("reported 3 hours ago".to_owned());
+    let gpu = &mut report.gpus[0];
+    (gpu.stale, gpu.holders[0].stale, gpu.holders[0].problem) = (stale(), stale(), Some("Idle".into()));
+    gpu.holders[0].idle_seconds = Some(7);
+    report.nodes[0].agent.as_mut().expect("the sample has an agent").stale = stale();
     serde_json::to_value(report).expect("a report is JSON")
 }
 
 /// One object of each definition in the full report.
-const OBJECTS: [(&str, &str); 14] = [
+const OBJECTS: [(&str, &str); 15] = [
     ("", ""),
     ("/$defs/gap", "/gaps/0"),
     ("/$defs/summary", "/summary"),
     ("/$defs/gpu", "/gpus/0"),
     ("/$defs/holder", "/gpus/0/holders/0"),
+    ("/$defs/agent", "/nodes/0/agent"),
     ("/$defs/node", "/nodes/0"),
     ("/$defs/namespace", "/namespaces/0"),
     ("/$defs/workload", "/workloads/0"),

@@ -25,12 +25,16 @@ pub(super) struct Bar<'a> {
     pub(super) layout: Layout,
     /// The containers on it.
     pub(super) holders: Vec<&'a Holder>,
+    /// What is in use, in words; `None` if that is not known.
+    pub(super) in_use: Option<String>,
+    /// Why what is in use is not that of now.
+    pub(super) stale: Option<&'a str>,
 }
 
 impl<'a> Bar<'a> {
     /// The bar of a GPU whose holders are known.
     pub(super) fn of_gpu(gpu: &'a Gpu) -> Self {
-        Self::new(&gpu.gpu, 1, gpu.amounts(), gpu.holders.iter().collect())
+        Self::new(&gpu.gpu, &[gpu], gpu.amounts(), gpu.holders.iter().collect())
     }
 
     /// The bar of GPUs together, whose holders are somewhere on them.
@@ -40,12 +44,15 @@ impl<'a> Bar<'a> {
         let all: Vec<Amounts> = gpus.iter().map(|gpu| gpu.amounts()).collect();
         let held = amounts::sum(holders.iter().filter_map(|holder| holder.amount()));
         let amounts = Amounts { held: Some(held), free: free.map(vram), ..Amounts::together(&all) };
-        Self::new("", gpus.len() as u64, amounts, holders)
+        Self::new("", gpus, amounts, holders)
     }
 
-    fn new(name: &'a str, gpus: u64, amounts: Amounts, holders: Vec<&'a Holder>) -> Self {
+    fn new(name: &'a str, gpus: &[&'a Gpu], amounts: Amounts, holders: Vec<&'a Holder>) -> Self {
         let layout = amounts.layout(holders.iter().map(|holder| holder.amount()));
-        Self { name, gpus, amounts, layout, holders }
+        let stale = gpus.iter().find_map(|gpu| gpu.stale.as_deref());
+        let outside = amounts::sum_of_known(gpus.iter().map(|gpu| gpu.outside()));
+        let in_use = amounts.used.map(|used| in_use(used, outside, stale));
+        Self { name, gpus: gpus.len() as u64, amounts, layout, holders, in_use, stale }
     }
 
     /// Which GPU it is.
@@ -53,14 +60,15 @@ impl<'a> Bar<'a> {
         if self.name.is_empty() { format!("one of {}", self.gpus) } else { gpu_name(self.name) }
     }
 
-    fn title(&self) -> String {
+    /// The name of the bar.
+    pub(super) fn title(&self) -> String {
         if self.name.is_empty() { counted(self.gpus, "GPU") + " together" } else { gpu_name(self.name) }
     }
 
     /// The row of the bar. `domain` is the amount at its right edge. `page.js` builds the same elements.
     pub(super) fn markup(&self, domain: Vram) -> Markup {
         let title = self.title();
-        let Amounts { allocatable, held, free, .. } = self.amounts;
+        let Amounts { allocatable, held, free, used, .. } = self.amounts;
         let over = self.amounts.over();
         html! {
             @if self.name.is_empty() {
@@ -79,6 +87,9 @@ impl<'a> Bar<'a> {
                     b { (taken_or_unknown(held.map(Vram::mib))) } " of " (room_or_unknown(allocatable.map(Vram::mib)))
                     @if !over.is_zero() { span class="by" { " over by " (taken(over.mib())) } }
                     @else { span { " free " (room_or_unknown(free.map(Vram::mib))) } }
+                    @if let Some(used) = used {
+                        span class="use" { "in use " (taken(used.mib())) @if self.stale.is_some() { ", not current" } }
+                    }
                 }
             }
         }
@@ -106,8 +117,8 @@ impl<'a> Bar<'a> {
                     span class="tip" { "Over by " (taken(over.mib())) " GiB" }
                 }
             }
-            @if let Some(used) = self.amounts.used {
-                li class="used" style=(span(Vram::ZERO, used, domain)) { span class="tip" { "In use now: " (taken(used.mib())) " GiB" } }
+            @if let (Some(place), Some(words)) = (self.layout.used, &self.in_use) {
+                (part(if self.stale.is_some() { "used stale" } else { "used" }, place, domain, None, words))
             }
         }
     }
@@ -120,7 +131,19 @@ fn tip(holder: &Holder) -> String {
         (false, true) => "",
         (false, false) => ", declares nothing",
     };
-    format!("{}/{}, container {}: {amount} GiB{counted}", holder.namespace, holder.pod, holder.container)
+    let uses = holder.used_mib.map_or_else(String::new, |used| format!(", uses {} GiB", taken(used)));
+    let peak = holder.peak_mib.map_or_else(String::new, |peak| format!(", at most {} GiB so far", taken(peak)));
+    format!("{}/{}, container {}: {amount} GiB{counted}{uses}{peak}", holder.namespace, holder.pod, holder.container)
+}
+
+/// What is in use, in words.
+fn in_use(used: Vram, outside: Option<Vram>, stale: Option<&str>) -> String {
+    let outside = outside.filter(|outside| !outside.is_zero());
+    let outside = outside.map_or_else(String::new, |amount| format!(", {} GiB of it by no pod", taken(amount.mib())));
+    match stale {
+        None => format!("In use now: {} GiB{outside}", taken(used.mib())),
+        Some(why) => format!("In use, {why}: {} GiB{outside}", taken(used.mib())),
+    }
 }
 
 /// One part of a bar. Its tip is read by screen readers, and shown when it is pointed at or focused.
@@ -147,7 +170,7 @@ fn span(from: Vram, to: Vram, domain: Vram) -> String {
 }
 
 /// What the parts of a bar mean.
-pub(super) fn legend() -> Markup {
+pub(super) fn legend(has_stale: bool) -> Markup {
     html! {
         ul class="legend" aria-label="What the bars show" {
             li { i class="seg" {} "pod with a declaration" }
@@ -156,6 +179,7 @@ pub(super) fn legend() -> Markup {
             li { i class="track" {} "free" }
             li { i class="over" {} "promised beyond the end" }
             li { i class="used" {} "in use now, where an agent reports it" }
+            @if has_stale { li { i class="used stale" {} "in use earlier: the agent's report is not current" } }
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 use super::findings::Group;
-use super::nodes::NodeView;
+use super::nodes::{NodeView, seen};
 use super::tables::{Cell, Table};
 use super::text::visible;
 use crate::capacity::audit::amounts::Amounts;
@@ -50,7 +50,7 @@ struct FindingData<'a>(
     bool,
 );
 
-/// Name, status, mode, product, pods, allocatable, held, free, why it is not known, its bars, unassigned holders.
+/// Name, status, mode, product, pods, allocatable, held, free, why it is not known, its bars, unassigned holders, notes.
 #[derive(Serialize)]
 struct NodeData<'a>(
     &'a str,
@@ -64,15 +64,34 @@ struct NodeData<'a>(
     Option<usize>,
     Vec<BarData<'a>>,
     Vec<HolderData<'a>>,
+    &'a [String],
 );
 
-/// Name, number of its GPUs, headroom, outside, allocatable, held, free, used, holders.
+/// Name, number of its GPUs, headroom, outside, allocatable, held, free, used, holders, what is in use in words, whether that
+/// is not current.
 #[derive(Serialize)]
-struct BarData<'a>(&'a str, u64, u64, u64, u64, u64, Option<u64>, Option<u64>, Vec<HolderData<'a>>);
+struct BarData<'a>(
+    &'a str,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    Option<u64>,
+    Option<u64>,
+    Vec<HolderData<'a>>,
+    Option<&'a str>,
+    u8,
+);
 
-/// Namespace, pod, container, amount, whether it declares one.
+/// Namespace, pod, container, amount, whether it declares one. Where a node agent saw the container: what is in use, peak, and
+/// what it saw in words.
 #[derive(Serialize)]
-struct HolderData<'a>(usize, &'a str, usize, Option<u64>, u8);
+#[serde(untagged)]
+enum HolderData<'a> {
+    Unseen(usize, &'a str, usize, Option<u64>, u8),
+    Seen(usize, &'a str, usize, Option<u64>, u8, Option<u64>, Option<u64>, String),
+}
 
 /// Namespace, node, cells. The first two are what the filters look at.
 #[derive(Serialize)]
@@ -96,12 +115,17 @@ impl<'a> Interner<'a> {
     fn holders(&mut self, holders: impl IntoIterator<Item = &'a Holder>) -> Vec<HolderData<'a>> {
         let data = |holder: &'a Holder| {
             let (namespace, container) = (self.number(&holder.namespace), self.number(&holder.container));
-            HolderData(namespace, &holder.pod, container, holder.vram_mib, basis(holder))
+            let (pod, amount, basis) = (&holder.pod, holder.vram_mib, basis(holder));
+            if (holder.used_mib, holder.peak_mib) == (None, None) {
+                return HolderData::Unseen(namespace, pod, container, amount, basis);
+            }
+            let (used, peak, seen) = (holder.used_mib, holder.peak_mib, seen(holder));
+            HolderData::Seen(namespace, pod, container, amount, basis, used, peak, seen)
         };
         holders.into_iter().map(data).collect()
     }
 
-    fn node(&mut self, view: &NodeView<'a>) -> NodeData<'a> {
+    fn node(&mut self, view: &'a NodeView<'a>) -> NodeData<'a> {
         let node = view.node;
         let bars = view.bars.iter().map(|bar| {
             let holders = self.holders(bar.holders.iter().copied());
@@ -117,6 +141,8 @@ impl<'a> Interner<'a> {
                 free.map(Vram::mib),
                 used.map(Vram::mib),
                 holders,
+                bar.in_use.as_deref(),
+                u8::from(bar.stale.is_some()),
             )
         });
         let bars = bars.collect();
@@ -132,6 +158,7 @@ impl<'a> Interner<'a> {
             node.unknown.as_deref().map(|why| self.number(why)),
             bars,
             self.holders(view.unassigned.iter().copied()),
+            &view.notes,
         )
     }
 }

@@ -108,10 +108,13 @@ impl Total {
 fn totals(summary: &Summary) -> [Total; 7] {
     let total = |name, value: String, note: String, is_bad| Total { name, value, note, is_bad };
     let count = |name, count: u64, note: &str| total(name, grouped(count), note.to_owned(), count > 0);
-    let held = match percent(summary.held_mib, summary.allocatable_mib) {
+    let mut held = match percent(summary.held_mib, summary.allocatable_mib) {
         Some(percent) if summary.unknown_nodes == 0 => format!("of {} GiB, {percent} %", room(summary.allocatable_mib)),
         _ => format!("of {} GiB", room(summary.allocatable_mib)),
     };
+    if let Some(used) = summary.used_mib {
+        held += &format!("; in use {} on {}", taken(used), counted(summary.used_gpus, "GPU"));
+    }
     let mut nodes = format!("on {}", counted(summary.nodes, "node"));
     if summary.unknown_nodes > 0 {
         nodes += &format!(", {} not known", grouped(summary.unknown_nodes));

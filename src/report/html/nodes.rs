@@ -2,17 +2,21 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use maud::{Markup, html};
 
 use super::bars::{self, Bar};
 use super::text::{counted, grouped, room_or_unknown, taken, taken_or_unknown};
 use crate::capacity::audit::amounts::{self, Amounts};
+use crate::capacity::verdict::hours;
 use crate::capacity::vram::Vram;
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
 
 /// Number of nodes that the page shows before its script runs.
 pub(super) const FIRST: usize = 40;
+/// Seconds without computing from which on a container is called idle; an agent warns only after hours.
+const IDLE: u64 = 3600;
 /// The mode in which the GPU of no pod is known.
 const SLOT: &str = "slot";
 
@@ -23,6 +27,8 @@ pub(super) struct NodeView<'a> {
     pub(super) bars: Vec<Bar<'a>>,
     /// The holders that no bar shows.
     pub(super) unassigned: Vec<&'a Holder>,
+    /// Sentences about amounts in use that are not current.
+    pub(super) notes: Vec<String>,
 }
 
 /// Returns the nodes of a report, the worst first: by status, then by how much they are over, then by name.
@@ -75,7 +81,35 @@ fn view<'a>(node: &'a Node, gpus: &[&'a Gpu]) -> NodeView<'a> {
     if !together.is_empty() {
         bars.push(Bar::of_unassigned(&together, std::mem::take(&mut unassigned), node.free_mib));
     }
-    NodeView { node, bars, unassigned }
+    let notes = notes(node, &bars);
+    NodeView { node, bars, unassigned, notes }
+}
+
+/// Says once for the node why what is used is not that of now, or for each GPU.
+fn notes(node: &Node, bars: &[Bar<'_>]) -> Vec<String> {
+    if let Some(why) = node.agent.as_ref().and_then(|agent| agent.stale.as_ref()) {
+        return vec![format!("What is used here is not current: {why}.")];
+    }
+    let of_bar = |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not current: {why}.", bar.title()));
+    bars.iter().filter_map(of_bar).collect()
+}
+
+/// What a node agent saw of a container, in a few words; empty if nothing is to be said.
+pub(super) fn seen(holder: &Holder) -> String {
+    let idle = holder.idle_seconds.filter(|idle| *idle >= IDLE).map(|idle| {
+        let idle = hours(Duration::from_secs(idle));
+        format!("idle for {idle}")
+    });
+    let problem = match holder.problem.as_deref() {
+        Some("OverDeclaration") => Some("over its declaration"),
+        Some("Undeclared") => Some("declares nothing"),
+        Some("FarUnder") => Some("far under its declaration"),
+        Some("Idle") | None => None,
+        Some(other) => Some(other),
+    };
+    let stale = holder.stale.as_ref().map(|_| "not current");
+    let parts = [idle.as_deref(), problem, stale];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The words and the sign of a status. The sign tells states apart without colour.
@@ -97,7 +131,7 @@ pub(super) fn section(views: &[NodeView]) -> Markup {
             p class="none" { "No node has GPUs." }
         } @else {
             (states(views))
-            (bars::legend())
+            (bars::legend(views.iter().flat_map(|view| &view.bars).any(|bar| bar.stale.is_some())))
         }
         div class="nodes" {
             @for view in views.iter().take(FIRST) { (node_markup(view)) }
@@ -148,6 +182,7 @@ fn node_markup(view: &NodeView) -> Markup {
             @if let Some(why) = &node.unknown {
                 p class="say" { strong { "Its GPUs are not known: " } (why) }
             }
+            @for note in &view.notes { p class="say" { (note) } }
             @for bar in &view.bars { (bar.markup(domain)) }
             @if !view.unassigned.is_empty() && !view.bars.is_empty() {
                 p class="say" {
@@ -179,6 +214,7 @@ fn holders_markup(view: &NodeView) -> Markup {
     let of_bars = view.bars.iter().flat_map(|bar| bar.holders.iter().map(|holder| (bar.place(), *holder)));
     let unassigned = view.unassigned.iter().map(|holder| ("not known".to_owned(), *holder));
     let holders: Vec<(String, &Holder)> = of_bars.chain(unassigned).collect();
+    let is_used = holders.iter().any(|(_, holder)| holder.peak_mib.is_some());
     html! {
         @if !holders.is_empty() {
             details {
@@ -190,7 +226,12 @@ fn holders_markup(view: &NodeView) -> Markup {
                             th scope="col" { "Container" }
                             th scope="col" { "GPU" }
                             th scope="col" class="n" { "GiB" }
+                            @if is_used {
+                                th scope="col" class="n" { "In use" }
+                                th scope="col" class="n" { "Peak" }
+                            }
                             th scope="col" { "Counted by" }
+                            @if is_used { th scope="col" { "Seen" } }
                         }
                     }
                     tbody {
@@ -200,7 +241,12 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 td { (holder.container) }
                                 td { (place) }
                                 td class="n" { (taken_or_unknown(holder.vram_mib)) }
+                                @if is_used {
+                                    td class="n" { (taken_or_unknown(holder.used_mib)) }
+                                    td class="n" { (taken_or_unknown(holder.peak_mib)) }
+                                }
                                 td { (holder.counted_by()) }
+                                @if is_used { td { (seen(holder)) } }
                             }
                         }
                     }

@@ -73,19 +73,19 @@
     ok: ['ok', '○', 'Has room'],
   };
   const text = (number) => (number === null ? null : data.strings[number]);
-  const readHolder = ([namespace, pod, container, amount, basis]) => ({
-    namespace: text(namespace), pod, container: text(container), amount, declared: basis === 1, seen: basis === 2,
+  const readHolder = ([namespace, pod, container, amount, basis, used = null, peak = null, seen = '']) => ({
+    namespace: text(namespace), pod, container: text(container), amount, declared: basis === 1, byUse: basis === 2, used, peak, seen,
   });
-  const readBar = ([name, gpus, headroom, outside, allocatable, held, free, used, holders]) => {
+  const readBar = ([name, gpus, headroom, outside, allocatable, held, free, used, holders, inUse, stale]) => {
     const start = headroom + outside;
     return {
-      name, gpus, headroom, outside, allocatable, held, free, used, start,
+      name, gpus, headroom, outside, allocatable, held, free, used, inUse, stale: stale === 1, start,
       end: start + allocatable, over: Math.max(0, held - allocatable), holders: holders.map(readHolder),
     };
   };
-  const readNode = ([name, status, mode, product, pods, allocatable, held, free, unknown, bars, unassigned]) => ({
+  const readNode = ([name, status, mode, product, pods, allocatable, held, free, unknown, bars, unassigned, notes]) => ({
     name, status, mode: text(mode), product: text(product), pods, allocatable, held, free, unknown: text(unknown),
-    bars: bars.map(readBar), unassigned: unassigned.map(readHolder),
+    bars: bars.map(readBar), unassigned: unassigned.map(readHolder), notes,
   });
   const hundredths = (amount, domain) => Math.floor((amount * 10000) / domain);
   const percent = (part) => (part / 100).toFixed(2);
@@ -107,8 +107,10 @@
     let at = bar.start;
     for (const holder of bar.holders) {
       if (holder.amount === null) continue;
-      const undeclared = holder.seen ? ', declares nothing and was seen to use it' : holder.declared ? '' : ', declares nothing';
-      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${taken(holder.amount)} GiB${undeclared}`;
+      const undeclared = holder.byUse ? ', declares nothing and was seen to use it' : holder.declared ? '' : ', declares nothing';
+      const uses = holder.used === null ? '' : `, uses ${taken(holder.used)} GiB`;
+      const peak = holder.peak === null ? '' : `, at most ${taken(holder.peak)} GiB so far`;
+      const words = `${holder.namespace}/${holder.pod}, container ${holder.container}: ${taken(holder.amount)} GiB${undeclared}${uses}${peak}`;
       const part = buildPart(holder.declared ? 'seg' : 'seg undeclared', at, at + holder.amount, domain, holder.pod, words);
       if (filter.namespace === holder.namespace) part.classList.add('hit');
       parts.push(part);
@@ -118,7 +120,7 @@
       parts.push(element('li', { class: 'over', style: span(bar.end, bar.start + bar.held, domain) }, tip(`Over by ${taken(bar.over)} GiB`)));
     }
     if (bar.used !== null) {
-      parts.push(element('li', { class: 'used', style: span(0, bar.used, domain) }, tip(`In use now: ${taken(bar.used)} GiB`)));
+      parts.push(buildPart(bar.stale ? 'used stale' : 'used', bar.headroom, bar.headroom + bar.used, domain, null, bar.inUse));
     }
     return parts;
   };
@@ -136,7 +138,8 @@
           ...buildParts(bar, domain)),
         element('p', { class: 'amounts' },
           element('b', {}, taken(bar.held)), ` of ${room(bar.allocatable)}`,
-          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${taken(bar.over)}`) : element('span', {}, ` free ${room(bar.free)}`))),
+          bar.over > 0 ? element('span', { class: 'by' }, ` over by ${taken(bar.over)}`) : element('span', {}, ` free ${room(bar.free)}`),
+          bar.used === null ? null : element('span', { class: 'use' }, `in use ${taken(bar.used)}${bar.stale ? ', not current' : ''}`))),
     ];
   };
   const buildHolders = (node) => {
@@ -146,18 +149,22 @@
       ...node.unassigned.map((holder) => ['not known', holder]),
     ];
     if (holders.length === 0) return null;
+    const isUsed = holders.some(([, holder]) => holder.peak !== null);
     const column = (title, kind) => element('th', { scope: 'col', class: kind }, title);
     const rows = holders.map(([where, holder]) => element('tr', {},
       element('th', { scope: 'row' }, `${holder.namespace}/${holder.pod}`),
       element('td', {}, holder.container),
       element('td', {}, where),
       element('td', { class: 'n' }, taken(holder.amount)),
-      element('td', {}, holder.seen ? 'use: declares nothing' : holder.declared ? 'declaration' : 'slot: declares nothing')));
+      ...(isUsed ? [holder.used, holder.peak].map((amount) => element('td', { class: 'n' }, taken(amount))) : []),
+      element('td', {}, holder.byUse ? 'use: declares nothing' : holder.declared ? 'declaration' : 'slot: declares nothing'),
+      isUsed ? element('td', {}, holder.seen) : null));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
       element('table', { class: 'holders' },
         element('thead', {}, element('tr', {}, column('Namespace / pod', null), column('Container', null), column('GPU', null),
-          column('GiB', 'n'), column('Counted by', null))),
+          column('GiB', 'n'), ...(isUsed ? [column('In use', 'n'), column('Peak', 'n')] : []), column('Counted by', null),
+          isUsed ? column('Seen', null) : null)),
         element('tbody', {}, ...rows)));
   };
   const buildAmounts = ({ unknown, held, allocatable, free }) => {
@@ -168,7 +175,7 @@
   const buildNode = (raw) => {
     const node = readNode(raw);
     const [kind, sign, words] = STATUS[node.status];
-    const extent = (bar) => Math.max(bar.end, bar.start + bar.held, bar.used ?? 0);
+    const extent = (bar) => Math.max(bar.end, bar.start + bar.held, bar.used === null ? 0 : bar.headroom + bar.used);
     const domain = Math.max(1, ...node.bars.map(extent));
     const facts = [node.product, `mode ${node.mode}`, counted(node.pods, 'pod')].filter((fact) => fact !== null);
     const more = node.unassigned.length > 0 && node.bars.length > 0;
@@ -178,6 +185,7 @@
         element('p', { class: 'facts' }, facts.join(' · ')),
         element('p', { class: 'amounts' }, ...buildAmounts(node))),
       node.unknown === null ? null : element('p', { class: 'say' }, element('strong', {}, 'Its GPUs are not known: '), node.unknown),
+      ...node.notes.map((note) => element('p', { class: 'say' }, note)),
       ...node.bars.flatMap((bar) => buildBar(bar, domain)),
       more ? element('p', { class: 'say' }, `${counted(node.unassigned.length, 'container')} more of this node: it is not known on which of its GPUs. No bar shows them.`) : null,
       buildHolders(node));

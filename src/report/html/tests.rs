@@ -215,7 +215,35 @@ fn the_worst_nodes_come_first_and_say_what_is_not_known() {
     assert!(
         page.contains("2 GPUs together</p>") && page.contains("It is not known which pod is on which GPU (mode slot")
     );
-    assert!(page.contains("in use now") && page.contains("In use now: 68.7 GiB"));
+    assert!(page.contains("in use now") && page.contains("In use, reported 3 hours ago: 68.7 GiB"));
+    assert!(page.contains("<p class=\"say\">What is used here is not current: reported 3 hours ago.</p>"));
+}
+
+#[test]
+fn what_is_used_is_shown_in_words_next_to_what_is_held() {
+    let page = sample_page();
+    let bar = |gpu: &str| {
+        let bar =
+            page.split(&format!("aria-label=\"Memory of {gpu}\"")).nth(1).and_then(|rest| rest.split("</div>").next());
+        bar.unwrap_or_else(|| panic!("{gpu} has a bar"))
+    };
+    let (fresh, stale) = (bar("GPU 0"), bar("GPU-5a7c…0001"));
+    // From the end of the headroom: 706 of 27,442 in hundredths of a percent.
+    assert!(fresh.contains("class=\"used\" style=\"left:2.57%;"), "{fresh}");
+    assert!(fresh.contains("In use now: 24.8 GiB, 0.3 GiB of it by no pod"), "{fresh}");
+    assert!(fresh.contains("writer-0, container llm: 8.8 GiB, uses 8.8 GiB, at most 8.8 GiB so far"), "{fresh}");
+    assert!(fresh.contains("<span class=\"use\">in use 24.8</span>"), "{fresh}");
+    assert!(stale.contains("class=\"used stale\"") && stale.contains("in use 68.7, not current"), "{stale}");
+    assert!(page.contains("<td>idle for 5 hours</td>") && page.contains("<td>not current</td>"));
+    let mut without = report(sample());
+    for gpu in &mut without.gpus {
+        (gpu.used_mib, gpu.outside_mib, gpu.stale) = (None, None, None);
+        gpu.holders.iter_mut().for_each(|holder| (holder.used_mib, holder.peak_mib) = (None, None));
+    }
+    let without = render(&[without]);
+    for part in ["li class=\"used", "class=\"use\"", "Peak</th>", "class=\"used stale", "In use now"] {
+        assert!(!without.contains(part), "{part} without an agent");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
 use crate::capacity::audit::amounts::Amounts;
 use crate::report::document::{Gpu, Holder, Node, Report, Status};
-use crate::report::summary::{Tone, at_least};
+use crate::report::summary::{self, Tone, at_least};
 use crate::report::text::{count, room_gib, taken_gib};
 
 /// The largest number of rows without `--all`, sums of the others not counted.
@@ -30,6 +30,8 @@ struct Row {
     is_least: bool,
     pods: Option<u64>,
     undeclared: Option<u64>,
+    /// Whether what is used is not that of now.
+    is_stale: bool,
     status: Status,
     /// The number of GPUs in this row.
     gpus: u64,
@@ -68,7 +70,8 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     let is_shortened = blocks.iter().any(|block| block.rows[0].is_sum) || !summed.is_empty();
     let mut grid = Grid::new(columns(page));
     blocks.iter().flat_map(|block| &block.rows).for_each(|row| grid.push(cells(row, page)));
-    sums(&summed).iter().for_each(|row| grid.push(cells(row, page)));
+    let summed_up = sums(&summed);
+    summed_up.iter().for_each(|row| grid.push(cells(row, page)));
     let about = ["in GiB".to_owned(), "worst first".to_owned()].map(|text| (text, Tone::Plain));
     let mut lines = page.title("GPUS", &about);
     lines.extend(grid.lines(&page.paint, page.width));
@@ -78,6 +81,10 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     if blocks.iter().any(|block| block.head().mode == "slot") {
         let legend = "slot: the GPU of each pod is not known; FREE is the worst case for one pod";
         lines.extend(page.paint.wrapped(legend, 0, page.width, Role::Faint));
+    }
+    if blocks.iter().flat_map(|block| &block.rows).chain(&summed_up).any(|row| row.is_stale) {
+        let legend = page.paint.text(&summary::stale(report));
+        lines.extend(page.paint.wrapped(&legend, 0, page.width, Role::Faint));
     }
     lines
 }
@@ -147,6 +154,7 @@ fn sum(rows: &[&Row], name: String, status: Status) -> Row {
         is_least: rows.iter().any(|row| row.is_least),
         pods: number(|row| row.pods),
         undeclared: number(|row| row.undeclared),
+        is_stale: rows.iter().any(|row| row.is_stale),
         status,
         gpus,
         is_sum: true,
@@ -185,6 +193,7 @@ fn of_node(node: &Node, gpus: &[&Gpu], page: &Page) -> Block {
         is_least: unknown,
         pods: Some(node.pods),
         undeclared: Some(node.undeclared_pods),
+        is_stale: amounts.used.is_some() && gpus.iter().any(|gpu| gpu.stale.is_some()),
         status: node.status,
         gpus: node.gpus,
         is_sum: false,
@@ -219,6 +228,7 @@ fn of_gpu(gpu: &Gpu, page: &Page) -> Row {
         is_least: gpu.holders.iter().any(|holder| holder.vram_mib.is_none()),
         pods: pods(|_| true),
         undeclared: pods(|holder| !holder.declared),
+        is_stale: gpu.used_mib.is_some() && gpu.stale.is_some(),
         status: gpu.status,
         gpus: 1,
         is_sum: false,
@@ -254,7 +264,7 @@ fn cells(row: &Row, page: &Page) -> Vec<Cell> {
     cells.push(Cell::known(allocatable.map(|amount| room_gib(amount.mib()))));
     cells.push(held);
     cells.push(Cell::known(free.map(|amount| room_gib(amount.mib()))));
-    cells.push(Cell::known(used.map(|amount| taken_gib(amount.mib()))));
+    cells.push(used_cell(used.map(|amount| amount.mib()), row.is_stale));
     cells.push(Cell::known(row.pods));
     if page.is_wide() {
         let undeclared = row.undeclared.filter(|undeclared| *undeclared > 0);
@@ -265,6 +275,14 @@ fn cells(row: &Row, page: &Page) -> Vec<Cell> {
     }
     cells.push(Cell::with(word(row.status, page), role));
     cells
+}
+
+/// What is in use, with a sign if that is not of now; the sign is explained under the table.
+pub(super) fn used_cell(mib: Option<u64>, is_stale: bool) -> Cell {
+    match mib {
+        Some(mib) if is_stale => Cell::with(format!("{}*", taken_gib(mib)), Role::Doubtful),
+        mib => Cell::known(mib.map(taken_gib)),
+    }
 }
 
 /// How much of the allocatable is held, as a bar and in percent.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use super::Page;
 use super::findings::more;
+use super::gpus::used_cell;
 use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
 use crate::capacity::vram::Vram;
@@ -41,8 +42,6 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     if places.is_empty() {
         return Vec::new();
     }
-    let columns = vec![Column::name("POD", 24), Column::number("HELD"), Column::word("AS"), Column::word("GPU")];
-    let mut grid = Grid::new([columns, vec![Column::name("NODE", 12)]].concat());
     let rows = places.iter().flat_map(|place| {
         let mut holders: Vec<&Holder> = place.holders.iter().collect();
         holders.sort_by_key(|holder| (Reverse(holder.vram_mib), &holder.namespace, &holder.pod, &holder.container));
@@ -50,19 +49,27 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     });
     let rows: Vec<(&str, &str, &Holder)> = rows.collect();
     let shown = if page.all { rows.len() } else { ROWS };
+    let is_used = rows.iter().take(shown).any(|(_, _, holder)| holder.peak_mib.is_some());
+    let used = if is_used { vec![Column::number("USED"), Column::number("PEAK")] } else { Vec::new() };
+    let columns = vec![Column::name("POD", 24), Column::number("HELD")];
+    let others = vec![Column::word("AS"), Column::word("GPU"), Column::name("NODE", 12)];
+    let mut grid = Grid::new([columns, used, others].concat());
     for (node, gpu, holder) in rows.iter().take(shown) {
         let by = match (holder.seen, holder.declared) {
             (true, _) => Cell::with("seen", Role::Doubtful),
             (false, true) => Cell::new("declared"),
             (false, false) => Cell::with("slot", Role::Doubtful),
         };
-        grid.push(vec![
+        let mut cells = vec![
             Cell::new(page.paint.plain(&named(&holder.namespace, &holder.pod))),
             Cell::known(holder.vram_mib.map(taken_gib)),
-            by,
-            Cell::new(page.paint.cut(&page.paint.text(gpu), 12)),
-            Cell::new(page.paint.text(node)),
-        ]);
+        ];
+        if is_used {
+            let amounts = [holder.used_mib, holder.peak_mib];
+            cells.extend(amounts.map(|mib| used_cell(mib, holder.stale.is_some())));
+        }
+        cells.extend([by, Cell::new(page.paint.cut(&page.paint.text(gpu), 12)), Cell::new(page.paint.text(node))]);
+        grid.push(cells);
     }
     let about = ["of overcommitted GPUs".to_owned(), "in GiB".to_owned(), "largest first".to_owned()]
         .map(|text| (text, Tone::Plain));

@@ -93,7 +93,7 @@ fn names_are_cut_to_the_width_of_the_terminal_and_numbers_are_not() {
     for columns in 80..160 {
         let text = render(&report, &at(columns));
         let lines = section(&text, "GPUS");
-        assert_eq!(lines.len(), 6, "{text}");
+        assert_eq!(lines.len(), 7, "{text}");
         for line in &lines {
             assert!(width(line) <= columns, "{columns}: {line}");
             assert_eq!(line.trim_end(), *line);
@@ -165,14 +165,14 @@ fn holders_of_overcommitted_gpus_are_listed_the_worst_gpu_and_the_largest_pod_fi
     report.gpus[3].held_mib = 99_999;
     let text = render(&report, &at(100));
     insta::assert_snapshot!(section(&text, "HOLDERS").join("\n"), @"
-    POD                                 HELD  AS        GPU           NODE
-    training/finetune-0                 78.4  slot      GPU-5a…00001  gpu-c
-    agents/researcher-7d9f8b6c5d-abcde   8.8  declared  0             gke-agents-a100-pool-7f3d9c2b-x4kq
-    agents/researcher-7d9f8b6c5d-fghij   8.8  declared  0             gke-agents-a100-pool-7f3d9c2b-x4kq
-    agents/writer-0                      8.8  declared  0             gke-agents-a100-pool-7f3d9c2b-x4kq
-    agents/writer-1                      5.9  declared  -             gpu-b
-    notebooks/jupyter-anna               5.9  slot      -             gpu-b
-    agents/tools-5c6d7                   2.8  declared  -             gpu-b
+    POD                                HELD  USED  PEAK AS       GPU          NODE
+    training/finetune-0                78.4 68.5* 69.4* slot     GPU-5a…00001 gpu-c
+    agents/researcher-7d9f8b6c5d-abcde  8.8   8.7   8.7 declared 0            gke-agents-a1…f3d9c2b-x4kq
+    agents/researcher-7d9f8b6c5d-fghij  8.8   7.2   8.0 declared 0            gke-agents-a1…f3d9c2b-x4kq
+    agents/writer-0                     8.8   8.8   8.8 declared 0            gke-agents-a1…f3d9c2b-x4kq
+    agents/writer-1                     5.9     -     - declared -            gpu-b
+    notebooks/jupyter-anna              5.9     -     - slot     -            gpu-b
+    agents/tools-5c6d7                  2.8     -     - declared -            gpu-b
     ");
 }
 

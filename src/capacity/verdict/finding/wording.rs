@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{ForeignDeclaration, Given, Growth, Matter};
 use crate::capacity::gpu::Unknown;
-use crate::capacity::verdict::{Advice, Violation, count, quoted};
+use crate::capacity::verdict::{Advice, Violation, count, matter_and_advice, quoted};
 
 /// The message: what is the matter, with the numbers.
 impl fmt::Display for Matter {
@@ -133,6 +133,28 @@ impl fmt::Display for Matter {
                 "the device plugin offers {resource}, and DRA driver {driver} offers GPUs of the same node; neither knows \
                  what the other gave"
             ),
+            Matter::Use(found) => {
+                f.write_str(matter_and_advice(&found.found).0)?;
+                match found.pods {
+                    0 | 1 => Ok(()),
+                    several => write!(
+                        f,
+                        "; the same of {} of this owner, with {} in use together",
+                        pods(several),
+                        found.together
+                    ),
+                }
+            }
+            Matter::AgentStale(outdated) => write!(
+                f,
+                "what is used on this node is not known: its node agent {outdated}, and what it saw then is shown as it was"
+            ),
+            Matter::AgentUnreadable { gpu: None, why } => {
+                write!(f, "what is used on this node is not known: {why}")
+            }
+            Matter::AgentUnreadable { gpu: Some(gpu), why } => {
+                write!(f, "what is used of GPU {} is not known: {why}", quoted(gpu))
+            }
         }
     }
 }
@@ -184,20 +206,7 @@ impl Matter {
             Matter::ExceedsRoom { is_exact: false, .. } => {
                 "let vramguard count memory, or run one GPU a node: then the number that fits is known".to_owned()
             }
-            Matter::ExceedsRoom { growth, bound, fits, .. } => {
-                let field = match growth {
-                    Growth::Rollout => {
-                        return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned();
-                    }
-                    Growth::Autoscaler(_) => "maxReplicas",
-                    Growth::Replicas => "replicas",
-                    Growth::Parallelism => "parallelism",
-                };
-                match bound.saturating_add(*fits) {
-                    0 => "lower what it declares, or add room".to_owned(),
-                    most => format!("{field}: {most}"),
-                }
-            }
+            Matter::ExceedsRoom { growth, bound, fits, .. } => largest(growth, bound.saturating_add(*fits)),
             Matter::KeptOff { .. } => {
                 "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
             }
@@ -212,7 +221,28 @@ impl Matter {
                 "give the node to one of them: a nodeSelector on the device plugin's or the driver's DaemonSet"
                     .to_owned()
             }
+            Matter::Use(found) => matter_and_advice(&found.found).1.to_owned(),
+            Matter::AgentStale(_) => {
+                "look at the agent of this node; if it was removed, delete the GpuLedger of the node".to_owned()
+            }
+            Matter::AgentUnreadable { .. } => {
+                "see \"When something is wrong\" of docs/agent.md, and the agent's log".to_owned()
+            }
         }
+    }
+}
+
+/// The line that keeps a workload from growing beyond `most` pods.
+fn largest(growth: &Growth, most: u64) -> String {
+    let field = match growth {
+        Growth::Rollout => return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned(),
+        Growth::Autoscaler(_) => "maxReplicas",
+        Growth::Replicas => "replicas",
+        Growth::Parallelism => "parallelism",
+    };
+    match most {
+        0 => "lower what it declares, or add room".to_owned(),
+        most => format!("{field}: {most}"),
     }
 }
 
