@@ -46,7 +46,7 @@ enum Command {
     Test(test::Args),
     /// Plan time-slicing replicas, or check a device plugin's configuration
     Plan(plan::Args),
-    /// Say of each node whether its GPUs can be chosen by vramguard, and what is missing for that
+    /// Say of each node whether it can be steered, and what is missing
     Preflight(preflight::Args),
     /// Recommend what each workload should declare, from what the node agents saw
     Recommend(Box<recommend::Args>),

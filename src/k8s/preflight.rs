@@ -104,7 +104,10 @@ mod tests {
         })
     }
 
-    fn plugin(container: &Value) -> Option<(Option<(u32, u32)>, Option<String>)> {
+    /// Version and socket of a device plugin.
+    type Seen = (Option<(u32, u32)>, Option<String>);
+
+    fn plugin(container: &Value) -> Option<Seen> {
         match part_of(&pod(container)) {
             Some((node, Part::Plugin(plugin))) if node == "n" => Some((plugin.version, plugin.socket)),
             _ => None,

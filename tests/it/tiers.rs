@@ -203,6 +203,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "admission",
             "binding",
             "steering",
+            "preflight",
             "filter",
             "plan",
             "candidates",

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::A;
 use super::process::{Agent, Answered};
-use crate::support::{ControlPlane, GpuNode, RealNode, eventually};
+
+use crate::support::{Component, ControlPlane, GpuNode, RealNode, eventually, pause};
 
 /// Limit for pods to run: the test runtime copies files for each container.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -136,6 +137,13 @@ pub(super) fn kill_device_plugin(node: &mut SteeredNode) {
     node.node.start_device_plugin();
 }
 
+/// Stops the agent for a while, as a node without CPU time does.
+pub(super) async fn hang_agent(node: &SteeredNode) {
+    node.agent.process.pause();
+    pause(Duration::from_millis(1_500)).await;
+    node.agent.process.resume();
+}
+
 impl SteeredNode {
     pub(super) async fn start() -> Option<SteeredNode> {
         let plane = ControlPlane::start().await;
@@ -183,6 +191,17 @@ impl SteeredNode {
         let found = self.plane.kubectl(&["get", "gpuledger", RealNode::NAME, "-o", "json"]).await;
         ensure!(found.status.success(), "{}{}", found.stderr, self.logs());
         Ok(serde_json::from_str(&found.stdout)?)
+    }
+
+    pub(super) fn kill_runtime(&self) {
+        self.node.kill_runtime();
+    }
+
+    /// Stops the API server for a while.
+    pub(super) async fn hang_api_server(&self) {
+        self.plane.pause_component(Component::ApiServer);
+        pause(Duration::from_secs(3)).await;
+        self.plane.resume_component(Component::ApiServer);
     }
 
     pub(super) async fn restart_kubelet(&mut self) {
@@ -295,7 +314,28 @@ impl SteeredNode {
             *fallbacks.entry(&answer.fallback).or_default() += 1;
         }
         write!(text, "; {fallbacks:?}").expect("a text takes all");
+        let mut starts = self.starts();
+        starts.sort_by(f64::total_cmp);
+        write!(text, "; from a start of the agent to its registration with the kubelet: {starts:.0?} ms")
+            .expect("a text takes all");
         text
+    }
+
+    /// From each start of the agent to its first registration, in ms. A pod that the kubelet admits before fails.
+    fn starts(&self) -> Vec<f64> {
+        let (mut starts, mut started) = (Vec::new(), None);
+        for line in self.agent_log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let at = line["timestamp"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            match line["fields"]["message"].as_str() {
+                Some("watching") => started = at,
+                Some("registered with the kubelet") => {
+                    let both = started.take().zip(at);
+                    starts.extend(both.map(|(from, to)| to.duration_since(from).as_millis_f64()));
+                }
+                _ => {}
+            }
+        }
+        starts
     }
 
     pub(super) fn logs(&self) -> String {

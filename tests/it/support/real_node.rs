@@ -187,6 +187,11 @@ impl RealNode {
         self.device_plugin.start();
     }
 
+    /// Kills containerd, which is started again at once.
+    pub(crate) fn kill_runtime(&self) {
+        self.runtime.kill(&self.folder);
+    }
+
     /// The folder that the kubelet sees as `/var/lib/kubelet`, with `pod-resources/kubelet.sock`.
     pub(crate) fn kubelet_folder(&self) -> PathBuf {
         self.folder.join("kubelet")

@@ -69,6 +69,14 @@ impl Runtime {
         command
     }
 
+    /// Kills containerd, which is started again at once. Its containers run on.
+    pub(super) fn kill(&self, folder: &Path) {
+        let pid = std::fs::read_to_string(folder.join("containerd.pid")).expect("it was started");
+        let mut kill = Command::new("nsenter");
+        kill.args([self.mounts(), self.processes()]).args(["--", "sh", "-c", &format!("kill -KILL {}", pid.trim())]);
+        self.run(&mut kill).expect_success();
+    }
+
     /// Option of `nsenter` that enters the mount namespace. `nsenter` keeps its process id.
     pub(super) fn mounts(&self) -> String {
         format!("--mount=/proc/{}/ns/mnt", self.init)

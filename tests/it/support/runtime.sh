@@ -22,5 +22,10 @@ for knob in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oo
   mount --bind "$copy" "/proc/sys/$knob"
 done
 
-containerd --config "$folder/containerd.toml" &
+# A test may kill it, and on a node it is started again.
+while :; do
+  containerd --config "$folder/containerd.toml" &
+  echo $! >"$folder/containerd.pid"
+  wait $! || sleep 0.2
+done &
 wait # also reaps what lost its parent: the shims
