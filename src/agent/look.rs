@@ -44,15 +44,10 @@ impl Found {
         known: &mut Places,
     ) -> Result<Found, Unreadable> {
         let reading = source.read()?;
-        if reading.full {
-            known.clear();
-        }
+        let before = if reading.full { std::mem::take(known) } else { Places::new() };
         let mut of = |gpu: &GpuReading| {
             let listed = gpu.processes.as_deref().unwrap_or_default().iter();
-            let place = |process: &ProcessReading| {
-                known.entry(process.pid).or_insert_with(|| processes.pod_of(process.pid)).clone()
-            };
-            listed.map(place).collect()
+            listed.map(|process| place(processes, known, &before, process.pid)).collect()
         };
         let places = reading.gpus.iter().map(&mut of).collect();
         Ok(Found { reading, places })
@@ -80,6 +75,13 @@ impl Found {
         });
         Look { at, gpus: gpus.collect() }
     }
+}
+
+/// The pod and container of a process. `before` are the places of an earlier look: the driver lists a process for a moment
+/// after it has ended, and then it is where it was.
+fn place(processes: &Processes, known: &mut Places, before: &Places, pid: u32) -> Option<InPod> {
+    let read = || if processes.runs(pid) { processes.pod_of(pid) } else { before.get(&pid).cloned().flatten() };
+    known.entry(pid).or_insert_with(read).clone()
 }
 
 type Request = oneshot::Sender<Result<Found, Unreadable>>;
@@ -141,5 +143,27 @@ fn take(node: &Node, found: Result<Found, Unreadable>, started: Instant, logged:
             None => tracing::info!("the GPUs can be read again"),
         }
         *logged = failure;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_and_is_still_listed_is_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let processes = Processes::new(folder.path());
+        let of = |pid: u32| folder.path().join(pid.to_string());
+        std::fs::create_dir(of(7)).unwrap();
+        std::fs::write(of(7).join("cgroup"), "0::/kubepods/pod0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e/4c01db0b339c4de2\n")
+            .unwrap();
+        let mut known = Places::new();
+        let there = place(&processes, &mut known, &Places::new(), 7);
+        assert!(there.is_some());
+        std::fs::remove_dir_all(of(7)).unwrap();
+        let before = std::mem::take(&mut known);
+        assert_eq!(place(&processes, &mut known, &before, 7), there, "it did not leave its pod");
+        assert_eq!(place(&processes, &mut known, &before, 8), None, "nobody knew it");
     }
 }

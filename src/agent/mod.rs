@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use kube::Client;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::observation::Look;
@@ -54,7 +55,7 @@ use node::Node;
 use nvml::Reading;
 use processes::Processes;
 use steer::metrics::Counters;
-use steering::Part;
+use steering::{Part, Reports};
 
 /// Configuration of an agent; `cli::agent` fills it from the arguments.
 #[derive(Clone, Debug)]
@@ -97,24 +98,28 @@ pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
     tasks.spawn(follow::node(client.clone(), node.clone()));
     tasks.spawn(follow::ledger(client.clone(), node.clone()));
     tasks.spawn(devices::follow(kubelet.clone(), node.clone()));
-    tasks.spawn(report::follow(client.clone(), node.clone(), metrics));
+    let stop = CancellationToken::new();
+    let written = report::follow(client.clone(), node.clone(), metrics, stop.clone());
+    let mut reports = Reports { stop, task: tokio::spawn(written) };
     let mut part = match config.steering.zip(counters) {
         Some((steering, counters)) => Some(Part::start(steering, kubelet, client.clone(), &node, counters)?),
         None => None,
     };
     let looks = look::follow(source, processes, config.interval, node.clone());
-    tokio::select! {
-        () = stop_signal() => {}
-        ended = looks => return Err(ended.err().unwrap_or_else(|| anyhow!("the looks ended"))),
+    let ended = tokio::select! {
+        () = stop_signal() => Ok(()),
+        ended = looks => Err(ended.err().unwrap_or_else(|| anyhow!("the looks ended"))),
         // If a part ended, the agent would report old values as new ones.
-        Some(ended) = tasks.join_next() => return Err(anyhow!("a task ended: {ended:?}")),
+        Some(ended) = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
+        ended = &mut reports.task => return Err(anyhow!("the reports ended: {ended:?}")),
+        // Another agent may have taken over, and then this one must not say anything more.
         why = steering::ended(&mut part) => return Err(why),
-    }
+    };
     tracing::info!("stopping");
     if let Some(part) = part {
-        part.stop(&client, &node).await;
+        part.stop(&client, &node, reports).await;
     }
-    Ok(())
+    ended
 }
 
 /// One look at the GPUs of this machine, without a cluster.

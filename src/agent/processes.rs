@@ -27,6 +27,11 @@ impl Processes {
         cgroup::read(&self.text(pid, "cgroup")?)
     }
 
+    /// Whether the process has not ended.
+    pub fn runs(&self, pid: u32) -> bool {
+        self.root.join(pid.to_string()).exists()
+    }
+
     /// The name of a process's program; `None` if it has ended.
     pub fn name_of(&self, pid: u32) -> Option<String> {
         self.text(pid, "comm").map(|name| name.trim_end().to_owned())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
 use super::node::{Ledger, Node, now};
@@ -24,17 +25,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a failed write: the first value, doubled up to the second while writes fail.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// Writes reports until cancelled.
-pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics>) {
+/// Writes reports until `stop` is cancelled. A write that has begun is awaited.
+pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut written: Option<Written> = None;
     let mut pause = BACK_OFF.0;
     let spread = spread(&node.name);
     let mut waiting = false;
     loop {
         let next = Instant::now() + INTERVAL;
-        node.changed.notified().await;
-        // Several changes within a second are one question.
-        sleep_until(next).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Several changes within a second are one question.
+            () = async { node.changed.notified().await; sleep_until(next).await; } => {}
+        }
         let (ledger, uid) = node.read(|state| (state.ledger, state.uid.clone()));
         // The first report should be complete: further amounts have to wait for their turn.
         let looked = node.read(|state| state.look.is_some() && state.observer.owners.are_listed());
@@ -68,7 +71,7 @@ pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics
             Err(why) => {
                 metrics.write_errors.inc();
                 tracing::warn!("the report cannot be written: {why}; trying again in {} s", pause.as_secs());
-                sleep(pause).await;
+                tokio::select! { () = stop.cancelled() => return, () = sleep(pause) => {} }
                 pause = (pause * 2).min(BACK_OFF.1);
                 node.changed.notify_one();
             }

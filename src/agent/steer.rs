@@ -21,8 +21,7 @@
 //! | `placement` | whether the kubelet did what it was answered |
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,7 +173,18 @@ pub struct ResourceHealth {
     pub placements_match: Option<bool>,
     /// Allocations that the kubelet made without asking, and that no init container explains.
     pub unasked: u64,
+    /// Whether the ledger is read, and has GPUs of the resource.
+    pub known: bool,
+    /// The number of latest answers in a row that were not by the ledger, because the agent could not find out who asks or
+    /// could not decide.
+    pub passed_on: u32,
+    /// Why the latest of them was not.
+    pub why_passed_on: Option<Fallback>,
 }
+
+/// Answers in a row without the ledger with which a resource no longer counts as steered. A single one may be due to a busy
+/// moment, or to a static pod.
+const MAX_PASSED_ON: u32 = 2;
 
 impl ResourceHealth {
     /// Why the next container of the resource may not get the GPU that the ledger reserved; `None` if it does.
@@ -185,8 +195,14 @@ impl ResourceHealth {
             Some("the kubelet has not registered the agent".to_owned())
         } else if self.placements_match == Some(false) {
             Some("the kubelet allocated other devices than it was answered".to_owned())
+        } else if self.unasked > 0 {
+            Some(format!("the kubelet allocated {} times without asking", self.unasked))
+        } else if !self.known {
+            Some("its GPUs are not in the ledger, or no policy guards it".to_owned())
         } else {
-            (self.unasked > 0).then(|| format!("the kubelet allocated {} times without asking", self.unasked))
+            let why = self.why_passed_on.map_or("", Fallback::label);
+            let passed_on = self.passed_on >= MAX_PASSED_ON;
+            passed_on.then(|| format!("the last {} answers were not by the ledger ({why})", self.passed_on))
         }
     }
 }
@@ -255,9 +271,15 @@ pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: Cancell
     tokio::select! {
         ended = front::run(shared.clone(), stop) => ended,
         () = placement::verify(&shared) => unreachable!("it never ends"),
-        () = forget(&shared) => unreachable!("it never ends"),
+        () = follow_node(&shared) => unreachable!("it never ends"),
         () = follow_topology(&shared) => unreachable!("it never ends"),
     }
+}
+
+/// Whether the ledger has GPUs of a resource.
+fn is_known(node: &KnownNode, resource: &str) -> bool {
+    let rooms = node.pools.as_ref().and_then(|pools| pools.get(&Resource(resource.into())));
+    rooms.is_some_and(|rooms| !rooms.is_empty())
 }
 
 /// Keeps the topology policy as the kubelet's configuration file tells it. A kubelet reads the file when it starts.
@@ -313,13 +335,17 @@ pub async fn run_in_cluster(
     }
 }
 
-/// Forgets answers to pods that are long gone.
-async fn forget(shared: &Shared) {
+/// Forgets answers to pods that are long gone, and keeps in the health which resources have GPUs in the ledger.
+async fn follow_node(shared: &Shared) {
     let mut node = shared.inputs.node.clone();
     loop {
         let now = node.borrow_and_update().clone();
         if now.pools.is_some() {
             shared.steering.lock().retain(&now);
+        }
+        let resources: Vec<String> = shared.outputs.health.borrow().resources.keys().cloned().collect();
+        for resource in resources {
+            shared.update_health(&resource, |health| health.known = is_known(&now, &resource));
         }
         if node.changed().await.is_err() {
             return std::future::pending().await;

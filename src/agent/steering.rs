@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -20,13 +20,15 @@ use super::node::Node;
 use super::report;
 use super::steer::metrics::Counters;
 use super::steer::{self, Answer, Ended, Health, Outputs};
-use crate::capacity::observation::observer::Steering;
 use crate::state::policies::{self, Files, PolicyStore};
 
 /// Time limit for the last report. Without it the device plugin is not handed back.
 const LAST_REPORT: Duration = Duration::from_secs(5);
-/// Pause between the last report and the hand-back. Pods that were bound to a GPU before are admitted by then.
+/// Pause between the last report and the hand-back. It is usually enough for the kubelet to admit the pods that were bound
+/// before the server had that report.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Pause between attempts to write the last report.
+const RETRY: Duration = Duration::from_millis(300);
 /// Time limit for the hand-back.
 const HAND_BACK: Duration = Duration::from_secs(8);
 /// Answers that wait to be noticed. Only that there was one is of interest here.
@@ -39,6 +41,14 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// The kubelet's configuration file; `None` for the one in its directory.
     pub kubelet_configuration: Option<PathBuf>,
+}
+
+/// The task that writes reports.
+pub(super) struct Reports {
+    /// Ends it after the write that it has begun.
+    pub stop: CancellationToken,
+    /// The task.
+    pub task: JoinHandle<()>,
 }
 
 /// The running part. When it is dropped, steering ends as by a crash: nothing is handed back.
@@ -96,17 +106,25 @@ impl Part {
         }
     }
 
-    /// Stops in order: the last report, then the hand-back.
-    pub(super) async fn stop(mut self, client: &Client, node: &Node) {
+    /// Stops in order: the last report, then the hand-back. `reports` is the task that writes them; it ends after the write
+    /// that it has begun, which could otherwise arrive after the last one and say that the node is still steered.
+    pub(super) async fn stop(mut self, client: &Client, node: &Node, reports: Reports) {
         self.others.shutdown().await;
-        let missing = Some("the agent has stopped".to_owned());
-        node.update(|state| state.observer.steers(Steering { begun: true, missing, ..Steering::default() }));
-        let reported = timeout(LAST_REPORT, report::write_now(client, node)).await;
-        if let Err(why) = reported.unwrap_or_else(|_| Err(format!("no answer within {} s", LAST_REPORT.as_secs()))) {
+        node.update(|state| state.observer.stops_steering("the agent has stopped"));
+        reports.stop.cancel();
+        let last = async {
+            _ = reports.task.await;
+            while let Err(why) = report::write_now(client, node).await {
+                tracing::warn!("the last report: {why}");
+                sleep(RETRY).await;
+            }
+        };
+        if timeout(LAST_REPORT, last).await.is_err() {
             // The server would go on to reserve GPUs that nobody gives.
             tracing::warn!(
-                "it cannot be reported that this node is no longer steered: {why}; the device plugin is not handed back, and \
-                 the node has no GPUs until an agent runs here or the device plugin restarts without its KUBELET_SOCKET"
+                "it cannot be reported within {} s that this node is no longer steered; the device plugin is not handed back, \
+                 and the node has no GPUs until an agent runs here or the device plugin restarts without its KUBELET_SOCKET",
+                LAST_REPORT.as_secs()
             );
             return;
         }

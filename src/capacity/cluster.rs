@@ -82,6 +82,8 @@ pub struct Cluster {
     ranking_deferred: bool,
     /// A report of a node agent that is older than this is stale.
     reports_from: Moment,
+    /// Pods that are gone from the API, and count until their memory is free.
+    lingering: BTreeMap<PodUid, Lingers>,
 }
 
 impl Cluster {
@@ -104,6 +106,7 @@ impl Cluster {
             touched: BTreeSet::new(),
             ranking_deferred: false,
             reports_from: Moment::default(),
+            lingering: BTreeMap::new(),
         }
     }
 
@@ -176,6 +179,7 @@ impl Cluster {
         if self.has_ended(uid) {
             return;
         }
+        self.lingering.remove(uid);
         if self.node_of.get(uid).is_some_and(|before| before != node) {
             self.leave(uid);
         }
@@ -474,15 +478,18 @@ impl Cluster {
 mod guarded;
 mod interner;
 mod ledgers;
+mod lingering;
 mod outlook;
 mod preemption;
 mod room;
 mod undeclared;
 
 use self::guarded::Guarded;
+use self::lingering::Lingers;
 use self::preemption::{ByPreemption, MAX_NODES_PREEMPTED};
 pub use guarded::LINGER;
 pub use ledgers::{REPORT_DEADLINE, STARTUP_DEADLINE};
+pub use lingering::RELEASE_DEADLINE;
 pub use outlook::Outlook;
 pub use room::{OnlyShared, Room};
 pub use undeclared::Undeclared;

@@ -30,6 +30,8 @@ pub struct Observed {
     pub nodes: BTreeMap<Name, Moment>,
     /// What each container of a pod uses and has used.
     pub containers: BTreeMap<ContainerKey, Use>,
+    /// Nodes whose agent wrote a report that cannot be read.
+    pub unreadable: Vec<Name>,
 }
 
 impl Observed {
@@ -81,6 +83,9 @@ pub fn rows(scene: &Scene, observed: &Observed, least: Duration, now: Moment) ->
             let live = LiveContainer::of(&subject.pod, container, None, per_process);
             let key = (subject.object.clone(), live.name.clone());
             let group = groups.entry(key).or_default();
+            if matches!(subject.stage, Stage::Bound(_)) {
+                group.requested = group.requested.max(live.demand.filter(|_| live.declares));
+            }
             // The template is what the next pod is made of.
             if group.live.is_none() || subject.stage == Stage::Template {
                 group.keys = annotations(&subject.pod.declarations, &live);
@@ -115,6 +120,8 @@ struct Group<'s> {
     stale: usize,
     without_agent: BTreeSet<Name>,
     seen: Vec<(&'s Use, Duration)>,
+    /// The most that one of its pods requests by a declaration whose amount the template does not say, such as a model.
+    requested: Option<Vram>,
 }
 
 impl<'s> Group<'s> {
@@ -134,10 +141,13 @@ impl<'s> Group<'s> {
     fn row(self, object: Object, container: Name, least: Duration) -> Option<Row> {
         let live = self.live?;
         let peak = self.seen.iter().map(|(seen, _)| seen.peak).max();
-        let observed = self.seen.iter().map(|(_, time)| *time).max();
-        let cycles = self.seen.iter().filter_map(|(seen, _)| seen.cycles).reduce(u64::saturating_add);
+        // Time and load must be those of one pod: a model that is loaded for a day and not used has not shown its peak.
+        let computed = self.seen.iter().filter(|(seen, _)| seen.cycles.is_some()).max_by_key(|(_, time)| *time);
+        let longest = computed.or_else(|| self.seen.iter().max_by_key(|(_, time)| *time));
+        let observed = longest.map(|(_, time)| *time);
+        let cycles = longest.and_then(|(seen, _)| seen.cycles);
         let without_agent: Vec<Name> = self.without_agent.into_iter().collect();
-        let demand = live.demand.filter(|_| live.declares);
+        let demand = live.demand.or(self.requested).filter(|_| live.declares);
         let recommendation = match (peak, demand) {
             (None, _) if self.pods == 0 => Recommendation::NotEnoughData(Missing::Pods),
             (None, _) if !without_agent.is_empty() => {

@@ -184,6 +184,9 @@ const MAX_ANSWERS: usize = 4_096;
 pub struct Steering {
     /// The GPU that each container was given, oldest first.
     answers: Vec<Answer>,
+    /// The GPUs that were given to callers that were not known, since the view changed. It contains neither them nor what
+    /// they take.
+    unknown: Vec<Name>,
 }
 
 #[derive(Debug)]
@@ -252,7 +255,7 @@ impl Steering {
         let unknown = |why| Decision {
             caller: None,
             wanted: None,
-            choice: pick(question, &Asker::Unknown(why), gpus, &unplaced),
+            choice: pick(question, &Asker::Unknown { why, before: self.unknown.clone() }, gpus, &unplaced),
         };
         match identify(resource, question.size, allocations, &node.pods, &answered) {
             // The watch of the ledger may be behind the kubelet, which learned of the pod by another one.
@@ -274,7 +277,13 @@ impl Steering {
 
     /// Remembers a decision whose devices were answered.
     pub fn remember(&mut self, decision: &Decision) {
-        let (Some(caller), Choice::Devices { gpu, .. }) = (&decision.caller, &decision.choice) else { return };
+        let Choice::Devices { gpu, .. } = &decision.choice else { return };
+        let Some(caller) = &decision.caller else {
+            if self.unknown.len() < MAX_ANSWERS {
+                self.unknown.push(gpu.clone());
+            }
+            return;
+        };
         self.answers.retain(|answer| answer.pod != caller.uid || answer.container != caller.container);
         if self.answers.len() == MAX_ANSWERS {
             self.answers.remove(0);
@@ -287,6 +296,7 @@ impl Steering {
     pub fn retain(&mut self, node: &KnownNode) {
         let known: BTreeSet<&PodUid> = node.pods.iter().map(|pod| &pod.uid).collect();
         self.answers.retain(|answer| known.contains(&answer.pod));
+        self.unknown.clear();
     }
 
     fn answered(&self) -> BTreeSet<(PodUid, Name)> {

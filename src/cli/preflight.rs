@@ -14,6 +14,7 @@ use super::{Failure, live};
 use crate::capacity::gpu::Rules;
 use crate::capacity::preflight::Candidate;
 use crate::capacity::time::Moment;
+use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::manifests;
 use crate::k8s::preflight::{Part, part_of};
 use crate::k8s::snapshot::Snapshot;
@@ -25,7 +26,7 @@ use crate::state::index::Index;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// File with objects instead of a live cluster, as `kubectl get nodes,pods,gpuledgers -A -o json` prints them.
-    /// `-` is standard input. Repeatable
+    /// `-` is standard input. Repeatable. The newest report of an agent in it is the present
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = ["context", "kubeconfig"])]
     snapshot: Vec<PathBuf>,
 
@@ -64,14 +65,17 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         let (objects, _) = live::connect(chosen, None).await?;
         let kinds = |kind: &str| ["Node", "Pod", "GpuLedger"].contains(&kind);
         let read = objects.read_kinds(kinds, &|_, _| {}, &mut |object| seen.add(object)).await;
-        for gap in read.map_err(live::failure)? {
-            eprintln!("warning: {} cannot be read: {}", gap.what, gap.why);
+        // Without one of the three, each node would seem to lack something.
+        if let Some(gap) = read.map_err(live::failure)?.first() {
+            return Err(Failure::Input(anyhow!("{} cannot be read: {}", gap.what, gap.why)));
         }
     }
     for file in &args.snapshot {
         read_file(file, &mut seen)?;
     }
-    let report = Preflight::new(seen.nodes(Moment(jiff::Timestamp::now().as_millisecond())));
+    let clock = Moment(jiff::Timestamp::now().as_millisecond());
+    let now = if args.snapshot.is_empty() { clock } else { seen.newest().unwrap_or(clock) };
+    let report = Preflight::new(seen.nodes(now));
     outputs::write(&args.output, clap::ColorChoice::Never, |format, _look| match format {
         Format::Table => report.table(),
         Format::Json => report.json(),
@@ -109,6 +113,11 @@ impl Seen {
             _ => {}
         }
         Ok(())
+    }
+
+    /// When the newest report was written, which is the present of files. `None` if there is none.
+    fn newest(&self) -> Option<Moment> {
+        self.snapshot.ledgers.iter().filter_map(GpuLedger::reported).max()
     }
 
     /// Each node with GPUs, by name.

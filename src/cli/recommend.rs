@@ -9,6 +9,7 @@ use super::outputs::{self, Output};
 use super::{Failure, numbers};
 use crate::capacity::recommend;
 use crate::capacity::time::Moment;
+use crate::report::document::Gap;
 use crate::report::recommendation::Recommendations;
 
 /// Arguments of `recommend`.
@@ -53,7 +54,7 @@ fn hours(text: &str) -> Result<u64, String> {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     args.source.check()?;
     outputs::check(&args.output, &args.source.snapshot).map_err(Failure::Input)?;
-    let Found { scene, origin, observed } =
+    let Found { scene, mut origin, observed } =
         audit::read(&args.source, Wanted { observed: true, ..Wanted::default() }).await?;
     // Files may be old. Their present is the newest report in them.
     let now = if args.source.snapshot.is_empty() {
@@ -65,6 +66,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut rows = recommend::rows(&scene, &observed, least, now);
     if let Some(namespace) = &args.source.namespace {
         rows.retain(|row| *row.object.namespace == **namespace);
+    }
+    for node in &observed.unreadable {
+        let why = "a field of it cannot be read; `vramguard audit` names it".to_owned();
+        origin.gaps.push(Gap { what: format!("the report of the agent on {node}"), why });
     }
     let document = Recommendations::new(&rows, args.min_observed, &origin);
     outputs::write(&args.output, clap::ColorChoice::Never, |format, _look| match format {

@@ -21,8 +21,8 @@ pub enum Part {
 
 /// The part that a pod is, and the node that it runs on; `None` if it is another pod, or does not run.
 ///
-/// The GPU Operator, the stand-alone chart and the static manifests name their pods differently. All run the program
-/// `nvidia-device-plugin`, in an image of that name or of `k8s-device-plugin`.
+/// The GPU Operator, the stand-alone chart and the static manifests name their pods differently. A container is the device
+/// plugin's if it runs the program `nvidia-device-plugin`, or has one of the names that these give it.
 pub fn part_of(pod: &Value) -> Option<(String, Part)> {
     let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let node = Some(text("/spec/nodeName")).filter(|node| !node.is_empty())?.to_owned();
@@ -81,11 +81,15 @@ fn version(image: &str) -> Option<(u32, u32)> {
 }
 
 impl GpuLedger {
+    /// When the agent wrote its report; `None` if there is none that says so.
+    pub fn reported(&self) -> Option<Moment> {
+        self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment)
+    }
+
     /// What the agent's report says about steering; `None` if there is no report.
     pub fn steering(&self, now: Moment) -> Option<Reported> {
         let section = self.status.get("agent").filter(|section| !section.is_null())?;
-        let at = section["time"].as_str().and_then(moment);
-        let stale = at.is_none_or(|at| at.until(now) > REPORT_DEADLINE);
+        let stale = self.reported().is_none_or(|at| at.until(now) > REPORT_DEADLINE);
         Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned) })
     }
 }

@@ -185,7 +185,7 @@ fn footer(report: &Report) -> Markup {
             dl class="terms" {
                 dt { "Allocatable" } dd { "What pods can be given of a GPU: its memory without driver reserve, headroom and what others use." }
                 dt { "Held" } dd { "What the pods on a GPU or node are promised. A pod that declares nothing counts as one slot, or as the most that it was seen to use, if that is more." }
-                dt { "In use" } dd { "What processes really take, as the node agent reports it. It is shown and counts for nothing: what is held decides." }
+                dt { "In use" } dd { "What processes really take, as the node agent reports it. What is held decides; of this, only the peak of a pod that declares nothing counts." }
                 dt { "Overcommitted" } dd { "Held exceeds allocatable. The process that allocates last fails, whichever pod that is." }
                 dt { "Largest next pod" } dd { "The largest demand that fits now, in the worst case." }
                 dt { "Mode" } dd {

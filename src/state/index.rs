@@ -238,7 +238,7 @@ impl Index {
             state.unbound.see(object, &stage);
             match stage {
                 Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
-                Stage::Ended => state.cluster.delete_pod(&uid),
+                Stage::Ended => state.cluster.end_pod(&uid),
                 Stage::WithoutGpu | Stage::Unbound => {}
             }
             match waiting {
@@ -258,7 +258,7 @@ impl Index {
             state.without_gpu.remove(uid);
             state.unbound.forget(uid);
             if concerned {
-                state.cluster.delete_pod(uid);
+                state.cluster.end_pod(uid);
             }
             state.waiting.remove(uid);
         });
@@ -271,7 +271,7 @@ impl Index {
             let held = |uid: &&PodUid| !listed.contains(*uid);
             let gone: Vec<PodUid> = state.cluster.pods().filter(held).cloned().collect();
             for uid in gone {
-                state.cluster.delete_pod(&uid);
+                state.cluster.end_pod(&uid);
             }
             state.waiting.retain(|uid| listed.contains(uid));
             state.without_gpu.retain(|uid| listed.contains(uid));

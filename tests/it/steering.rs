@@ -44,8 +44,10 @@ async fn every_container_is_on_the_gpu_that_is_reserved_for_its_pod() {
     let environment = node.environment("plain-3").await;
     assert_eq!(environment["NVIDIA_VISIBLE_DEVICES"], A);
 
-    // With all replicas of a GPU taken, a pod goes where there is room, rather than nowhere.
     let answers = node.answers();
+    // 17 containers, that of the pod for another node among them. The kubelet does not ask for the app container that uses
+    // the devices of its init container.
+    assert_eq!(answers.len(), 16, "{answers:?}");
     assert!(answers.iter().all(|answer| answer.fallback.is_empty()), "{answers:?}");
 }
 
@@ -113,11 +115,18 @@ async fn long_bursts_under_random_kills_put_no_pod_on_another_gpu() {
         }
         node.create(second).await;
         let outcomes = node.outcomes(&pods).await;
-        // Without the API server, the agent may not know the reservation of a pod that the kubelet knows already. It then
-        // chooses by what is free.
-        let may_move = matches!(fault, Fault::HangApiServer);
-        let is_right = |outcome: &Outcome| outcome.is_right() || may_move;
-        assert!(outcomes.iter().all(is_right), "round {round}, {fault:?}: {outcomes:?}{}", node.logs());
+        // Without the API server, the agent may not know the reservation of a pod that the kubelet knows already, and on a
+        // machine that is too busy, an answer is late. Each such answer says so.
+        let answers = node.answers();
+        let excused = |pod: &Wanted| {
+            let of_pod = format!("ml/{}/", pod.name);
+            // The caller of an answer that was late is not known.
+            let late = answers.iter().any(|answer| answer.caller.is_empty() && !answer.fallback.is_empty());
+            late || answers.iter().any(|answer| answer.caller.starts_with(&of_pod) && !answer.fallback.is_empty())
+        };
+        let is_right = |(pod, outcome): (&Wanted, &Outcome)| outcome.is_right() || excused(pod);
+        let all_right = pods.iter().zip(&outcomes).all(is_right);
+        assert!(all_right, "round {round}, {fault:?}: {outcomes:?}{}", node.logs());
         let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
         let counts = [
             of(|outcome| matches!(outcome, Outcome::Placed)),
@@ -129,7 +138,7 @@ async fn long_bursts_under_random_kills_put_no_pod_on_another_gpu() {
         node.delete(&pods).await;
         node.ready().await;
     }
-    println!("{placed} pods on their GPU, {rejected} rejected, {moved} moved while the API server hung");
+    println!("{placed} pods on their GPU, {rejected} rejected, {moved} elsewhere by an answer that said so");
     println!("{}", node.figures());
 }
 

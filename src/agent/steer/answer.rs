@@ -53,10 +53,25 @@ pub(super) async fn preferred(plugin: &Plugin, question: Bytes) -> Bytes {
             }
         }
     };
+    note(plugin, &decision);
     plugin.shared.steering.lock().remember(&decision);
     *plugin.asked.lock() = Some(Asked { caller: decision.caller.clone(), ids: devices.clone().unwrap_or_default() });
     tell(plugin, decision, devices.unwrap_or_default(), started.elapsed());
     answer
+}
+
+/// Keeps in the health how many answers in a row were not by the ledger.
+fn note(plugin: &Plugin, decision: &Decision) {
+    let why = match decision.choice {
+        // These say something about the container, and not about the agent.
+        Choice::Stock(Fallback::SeveralGpus | Fallback::Contradiction | Fallback::Unrecorded) => return,
+        Choice::Stock(why) => Some(why),
+        Choice::Devices { fallback, .. } => fallback.filter(|_| decision.caller.is_none()),
+    };
+    plugin.shared.update_health(&plugin.resource.0, |health| {
+        health.passed_on = why.map_or(0, |_| health.passed_on.saturating_add(1));
+        health.why_passed_on = why;
+    });
 }
 
 async fn decide_in_time(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{Directory, FileId, Link};
 use super::plugin::{Announcement, Plugin, Source};
-use super::{AtStop, SecondPlugin, Shared, registration};
+use super::{AtStop, SecondPlugin, Shared, is_known, registration};
 use crate::agent::kubelet::messages::RegisterRequest;
 use crate::agent::kubelet::registry;
 
@@ -148,7 +148,8 @@ impl Front {
             tracing::error!(resource, "too many device plugins; this one is passed over");
             return;
         }
-        self.shared.update_health(&resource, |_| {});
+        let node = self.shared.inputs.node.borrow().clone();
+        self.shared.update_health(&resource, |health| health.known = is_known(&node, &resource));
         let announcement = Announcement { request, source, number: 0 };
         let plugin = Arc::new(Plugin::new(self.shared.clone(), self.directory.clone(), announcement));
         let (stop, mut follow, mut registration) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());

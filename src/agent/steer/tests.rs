@@ -276,7 +276,7 @@ async fn an_api_server_that_hangs_delays_an_answer_and_prevents_none() {
 
 #[test]
 fn a_kubelet_that_aligns_devices_is_not_steered() {
-    let steered = ResourceHealth { plugin_connected: true, registered: true, ..ResourceHealth::default() };
+    let steered = ResourceHealth { plugin_connected: true, registered: true, known: true, ..ResourceHealth::default() };
     let with = |topology, resource: ResourceHealth| {
         Health { topology, resources: BTreeMap::from([("nvidia.com/gpu".to_owned(), resource)]) }.steers()
     };
@@ -284,6 +284,10 @@ fn a_kubelet_that_aligns_devices_is_not_steered() {
     assert!(!with(TopologyPolicy::Unknown("no such file".into()), steered.clone()));
     assert!(!with(TopologyPolicy::Aligned("restricted".to_owned()), steered.clone()));
     assert!(!with(TopologyPolicy::None, ResourceHealth { unasked: 1, ..steered.clone() }));
-    assert!(!with(TopologyPolicy::None, ResourceHealth { placements_match: Some(false), ..steered }));
+    assert!(!with(TopologyPolicy::None, ResourceHealth { placements_match: Some(false), ..steered.clone() }));
+    let passed_on = |times| ResourceHealth { passed_on: times, why_passed_on: Some(Fallback::Late), ..steered.clone() };
+    assert!(with(TopologyPolicy::None, passed_on(1)), "a busy moment");
+    assert!(!with(TopologyPolicy::None, passed_on(2)));
+    assert!(!with(TopologyPolicy::None, ResourceHealth { known: false, ..steered.clone() }));
     assert!(!Health::default().steers(), "without a device plugin");
 }

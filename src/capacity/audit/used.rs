@@ -1,7 +1,7 @@
 //! What is really used, next to what is held. Owns which amounts of a node agent are current, and which of its findings an
 //! audit repeats. The agent decided on the findings and worded them.
 //!
-//! Nothing here changes what is held: an amount that is used is shown and never counted.
+//! Nothing here changes what is held. The peak of a pod that declares nothing counts, by the ledger of its node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -77,14 +77,15 @@ impl NodeLedger {
 
     /// Records in each reservation the GPU that its pod really got, where the agent steers the device plugin.
     ///
-    /// It differs from the reserved one if the agent had to move the pod. A reservation that names no GPU gets the one
-    /// that the pod's annotation names, until the agent reports it.
+    /// It differs from the reserved one if the agent had to move the pod. An adopted reservation that names no GPU gets the
+    /// one that the pod's annotation names, until the agent reports it; the binding guard wrote none for others.
     fn record_gpus(&self, reservations: &mut Reservations, pools: &[Pool]) {
         for (uid, holder) in self.holders().iter().filter(|(_, holder)| holder.is_steered(pools)) {
             if let Some(reservation) = reservations.get_mut(uid) {
                 let before = reservation.gpu.take();
                 let reported = self.reported_gpu(uid, holder);
-                reservation.gpu = reported.or(before).or_else(|| holder.named_gpu(pools));
+                let named = || holder.named_gpu(pools).filter(|_| reservation.state == State::Adopted);
+                reservation.gpu = reported.or(before).or_else(named);
             }
         }
     }

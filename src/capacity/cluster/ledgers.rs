@@ -61,6 +61,7 @@ impl Cluster {
         }
         self.depart_from(name, after);
         self.account(name, true);
+        self.release_unshown(name);
         self.forget_if_empty(name);
     }
 
@@ -129,6 +130,7 @@ impl Cluster {
             self.ended = [BTreeSet::new(), recent];
             self.ended_since = now;
         }
+        self.release_overdue(now);
         let unguarded = self.guarded.tick(now);
         self.rerank(&unguarded);
         self.reports_from = now.before(REPORT_DEADLINE);

@@ -172,8 +172,8 @@ impl Part {
         Some(seen.filter(|_| self.is_undeclared()).map_or(before, |seen| before.max(seen)))
     }
 
-    /// The amount that the container holds before it was seen on a GPU. `None` if it counts by slots and the slot is not known, or if the amount
-    /// exceeds [`Vram::MAX`].
+    /// The amount that the container holds before it was seen on a GPU. `None` if it counts by slots and the slot is not
+    /// known, or if the amount exceeds [`Vram::MAX`].
     pub fn holds(&self, slot: Option<Vram>, rules: &Rules) -> Option<Vram> {
         match self.amount {
             Amount::Requested(request) | Amount::Injected(request) => Some(request),

@@ -40,7 +40,7 @@ pub struct Steering {
     pub begun: bool,
     /// The resources of which the next container gets the GPU that the ledger reserved.
     pub resources: BTreeSet<Resource>,
-    /// Why not all is steered; `None` if it is.
+    /// Why not all of them are steered; `None` if the agent knows of no reason.
     pub missing: Option<String>,
 }
 
@@ -155,6 +155,12 @@ impl Observer {
         self.steering = Some(steering);
     }
 
+    /// Takes into account that the agent stops, and the device plugin chooses from now on.
+    pub fn stops_steering(&mut self, why: &str) {
+        let begun = self.steering.as_ref().is_some_and(|steering| steering.begun);
+        self.steering = Some(Steering { begun, resources: BTreeSet::new(), missing: Some(why.to_owned()) });
+    }
+
     /// The UUIDs of the GPUs that were seen.
     pub fn gpus(&self) -> Vec<Name> {
         self.gpus.keys().cloned().collect()
@@ -181,7 +187,7 @@ impl Observer {
             driver: self.driver.clone(),
             unreadable: self.unreadable.clone(),
             allocation_policy: self.allocation_policy(),
-            not_steered: self.steering.as_ref().and_then(|steering| steering.missing.clone()),
+            not_steered: self.not_steered(),
             gpus: self.replicas.iter().filter_map(gpu).collect(),
             assigned: self.assigned(),
             containers: self.containers(now),
@@ -193,9 +199,27 @@ impl Observer {
         let Some(steering) = self.steering.as_ref().filter(|steering| steering.begun) else {
             return self.policy.verified();
         };
-        let mut resources = self.replicas.iter().map(|(resource, ..)| resource).peekable();
-        let is_steered = resources.peek().is_some() && resources.all(|resource| steering.resources.contains(resource));
-        if is_steered { AllocationPolicy::Steered } else { AllocationPolicy::Unverified }
+        if self.unsteered(steering).is_none() { AllocationPolicy::Steered } else { AllocationPolicy::Unverified }
+    }
+
+    /// Why the node is not steered; `None` if it is, or if the agent was not told to steer.
+    fn not_steered(&self) -> Option<String> {
+        let steering = self.steering.as_ref()?;
+        let begun = || steering.missing.clone().unwrap_or_else(|| "the agent has not begun".to_owned());
+        if steering.begun { self.unsteered(steering) } else { Some(begun()) }
+    }
+
+    fn unsteered(&self, steering: &Steering) -> Option<String> {
+        // Where pods are that the device plugin placed while no agent ran, only the kubelet tells.
+        if self.devices.is_none() {
+            return Some("the kubelet has not told which devices it has allocated".to_owned());
+        }
+        if self.replicas.is_empty() {
+            return Some("no devices of GPUs are known".to_owned());
+        }
+        let (resource, ..) = self.replicas.iter().find(|(resource, ..)| !steering.resources.contains(resource))?;
+        let unknown = || format!("{resource}: its device plugin has not registered with the agent");
+        Some(steering.missing.clone().unwrap_or_else(unknown))
     }
 
     /// The GPU of each container whose devices are all on one GPU.

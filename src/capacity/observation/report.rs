@@ -116,6 +116,8 @@ impl Report {
             || self.gpus.len() != written.gpus.len()
             || self.gpus.iter().zip(&written.gpus).any(|(now, before)| now.differs_for_bindings(before))
             || self.containers.iter().any(|(key, now)| now.is_newly_over(written.containers.get(key)))
+            // A pod that is gone counts until a report no longer shows it.
+            || written.containers.keys().any(|key| !self.containers.contains_key(key))
             || self.containers.iter().any(|(key, now)| now.has_grown_undeclared(written.containers.get(key)))
     }
 
@@ -136,11 +138,14 @@ impl GpuReport {
             let GpuReport { resource, replicas, uuid, index, total, reserved, .. } = gpu.clone();
             (resource, replicas, uuid, index, total, reserved)
         };
-        let risen = match (self.outside, before.outside) {
-            (Some(now), Some(before)) => now.minus(before).free() >= URGENT_RISE,
+        let moved = match (self.outside, before.outside) {
+            // Pods wait for memory that was freed.
+            (Some(now), Some(before)) => {
+                now.minus(before).free() >= URGENT_RISE || before.minus(now).free() >= USE_STEP
+            }
             (now, before) => now.is_some() != before.is_some(),
         };
-        fixed(self) != fixed(before) || self.unreadable != before.unreadable || risen
+        fixed(self) != fixed(before) || self.unreadable != before.unreadable || moved
     }
 }
 
@@ -153,11 +158,11 @@ impl ContainerReport {
         over(self) && !before.is_some_and(over)
     }
 
-    /// Whether the container declares nothing and has used more than before: it counts with the most that it has used.
+    /// Whether the container has used more than before, and more than its demand. If it declares nothing, it counts with the
+    /// most that it has used. The finding is about what it uses now, and a peak may be over by then.
     fn has_grown_undeclared(&self, before: Option<&ContainerReport>) -> bool {
-        let is_undeclared = self.finding.as_ref().is_some_and(|finding| finding.problem == Problem::Undeclared);
-        let counted = before.map_or(Vram::ZERO, |before| before.seen.peak);
-        is_undeclared && self.seen.peak.minus(counted).free() >= USE_STEP
+        let counted = before.map_or(Vram::ZERO, |before| before.seen.peak).max(self.demand.unwrap_or_default());
+        self.seen.peak.minus(counted).free() >= USE_STEP
     }
 
     fn differs(&self, before: &ContainerReport) -> bool {
@@ -259,6 +264,7 @@ mod tests {
         let undeclared = |report: &mut Report, peak: u64| {
             let container = container(report);
             container.finding = Some(Finding { problem: Problem::Undeclared, message: "undeclared".into() });
+            container.demand = None;
             container.seen.peak = mib(peak);
         };
         assert_eq!(change(|report| undeclared(report, 8_868 + 256)), Change::Placement);
@@ -275,7 +281,11 @@ mod tests {
         assert_eq!(change(|report| report.gpus[0].outside = Some(mib(0))), Change::Amounts);
         assert_eq!(change(|report| container(report).seen.used = Some(mib(8_868 - 256))), Change::Amounts);
         assert_eq!(change(|report| container(report).seen.used = None), Change::Amounts);
-        assert_eq!(change(|report| report.containers.clear()), Change::Amounts);
+        assert_eq!(
+            change(|report| report.containers.clear()),
+            Change::Placement,
+            "a pod that is gone counts until then"
+        );
         let finding = |message: &str| Some(Finding { problem: Problem::Idle, message: message.into() });
         assert_eq!(change(|report| container(report).finding = finding("idle")), Change::Amounts);
     }

@@ -92,7 +92,11 @@ fn used(peak: u64, since: i64, cycles: Option<u64>) -> Use {
 
 fn observed(of: &[(&str, Use)]) -> Observed {
     let containers = of.iter().map(|(pod, seen)| ((uid(pod), "main".into()), seen.clone()));
-    Observed { nodes: BTreeMap::from([("a".into(), Moment(48 * HOUR))]), containers: containers.collect() }
+    Observed {
+        nodes: BTreeMap::from([("a".into(), Moment(48 * HOUR))]),
+        containers: containers.collect(),
+        unreadable: Vec::new(),
+    }
 }
 
 fn bound(name: &str, node: &str, declared: Option<u64>) -> Subject {

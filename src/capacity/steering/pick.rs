@@ -2,6 +2,7 @@
 //!
 //! All devices of an answer are on one GPU, except those that the kubelet says must be included.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Fallback, GpuRoom};
@@ -30,8 +31,14 @@ pub enum Asker {
         /// The GPU that it should get; `None` if there is none.
         wanted: Option<GpuId>,
     },
-    /// It is not known, for this reason.
-    Unknown(Fallback),
+    /// It is not known.
+    Unknown {
+        /// Why not.
+        why: Fallback,
+        /// The GPUs that were given to others that were not known, and which `gpus` do not contain yet. The one that was
+        /// given least often is chosen.
+        before: Vec<Name>,
+    },
 }
 
 /// What is answered.
@@ -80,7 +87,11 @@ pub fn pick(question: &Question<'_>, asker: &Asker, gpus: &[GpuRoom], unplaced: 
         return Choice::Stock(Fallback::SeveralGpus);
     };
     let (place, fallback) = match asker {
-        Asker::Unknown(why) => (freest, Some(*why)),
+        Asker::Unknown { why, before } => {
+            let unknown = |place: &&Place<'_>| before.iter().filter(|gpu| **gpu == place.gpu.uuid).count();
+            let fewest = places.iter().rev().min_by_key(|place| (unknown(place), Reverse(place.room)));
+            (fewest.unwrap_or(freest), Some(*why))
+        }
         Asker::Known { demand, wanted } => {
             let reserved = wanted.as_ref().and_then(|id| places.iter().find(|place| place.gpu.has_id(id)));
             let why = if wanted.is_some() { Fallback::ReservedFull } else { Fallback::NotReserved };

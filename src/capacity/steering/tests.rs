@@ -151,3 +151,18 @@ fn a_pod_without_a_reservation_is_read_once_because_the_watch_may_be_behind() {
     let decision = decide(&steering, &node, &listing, &["GPU-a::0", "GPU-b::0"]);
     assert_eq!(gpu_and_why(&decision), ("GPU-a", Some(Fallback::NotReserved)), "the smallest room that is enough");
 }
+
+#[test]
+fn callers_that_are_not_known_are_spread_because_nobody_tells_what_they_take() {
+    let mut steering = Steering::default();
+    let node = node(Vec::new(), [8, 9]);
+    let mut given = Vec::new();
+    for _ in 0..4 {
+        let decision = decide(&steering, &node, &listing(&[("nobody", &[])]), &["GPU-a::0", "GPU-b::0"]);
+        steering.remember(&decision);
+        given.push(gpu_and_why(&decision).0.to_owned());
+    }
+    assert_eq!(given, ["GPU-b", "GPU-a", "GPU-b", "GPU-a"]);
+    steering.retain(&node);
+    assert!(steering.unknown.is_empty(), "the view is a new one");
+}

@@ -34,13 +34,16 @@ impl GpuLedger {
         let section = self.status.get("agent").filter(|section| !section.is_null())?;
         AgentSection::deserialize(section).ok()?.report()
     }
-}
 
-impl GpuLedger {
-    /// Adds what the agent of this node has reported. A report that cannot be read, or names no time, adds nothing.
+    /// Adds what the agent of this node has reported. Of a report that cannot be read, or names no time, it adds that.
     pub fn add_uses(&self, observed: &mut Observed) {
         let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
-        let Some((time, report)) = time.zip(self.agent_report()) else { return };
+        let Some((time, report)) = time.zip(self.agent_report()) else {
+            if self.status.get("agent").is_some_and(|section| !section.is_null()) {
+                observed.unreadable.push(self.node().into());
+            }
+            return;
+        };
         observed.nodes.insert(self.node().into(), time);
         observed.containers.extend(report.containers.into_iter().map(|(key, container)| (key, container.seen)));
     }

@@ -1,6 +1,5 @@
 //! The kinds of workloads that make pods. Owns, for each, where its pod template is, and which fields say how many pods
-//! it makes. `explain`, `plan`, `convert`, `recommend` and the audit all
-//! read this table.
+//! it makes. `explain`, `plan`, `convert`, `recommend` and the audit all read this table.
 
 use serde_json::Value;
 

@@ -326,7 +326,7 @@ impl SteeredNode {
         let (mut starts, mut started) = (Vec::new(), None);
         for line in self.agent_log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let at = line["timestamp"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-            match line["fields"]["message"].as_str() {
+            match line["message"].as_str() {
                 Some("watching") => started = at,
                 Some("registered with the kubelet") => {
                     let both = started.take().zip(at);

@@ -22,6 +22,8 @@ pub(super) struct Agent {
 /// An answer of the agent, as it logs it.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
+    /// Namespace and name of the pod, and the container; empty if it is not known.
+    pub caller: String,
     /// Empty if the wanted GPU was given.
     pub fallback: String,
     pub ms: f64,
@@ -31,10 +33,10 @@ impl Answered {
     /// Reads a line of the log; `None` if it tells of something else.
     pub(super) fn of_log(line: &str) -> Option<Answered> {
         let line: Value = serde_json::from_str(line).ok()?;
-        let fields = &line["fields"];
-        (fields["message"] == "asked for a device").then(|| Answered {
-            fallback: fields["why"].as_str().unwrap_or_default().to_owned(),
-            ms: fields["ms"].as_f64().unwrap_or(f64::NAN),
+        (line["message"] == "asked for a device").then(|| Answered {
+            caller: line["caller"].as_str().unwrap_or_default().replace('"', ""),
+            fallback: line["why"].as_str().unwrap_or_default().to_owned(),
+            ms: line["ms"].as_f64().unwrap_or(f64::NAN),
         })
     }
 }

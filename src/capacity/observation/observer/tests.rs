@@ -175,12 +175,34 @@ fn a_node_is_steered_only_if_all_its_gpu_resources_are() {
     assert_eq!(report.not_steered.as_deref(), Some("no device plugin"));
     observer.steers(steering(true, vec![gpu()]));
     let steered = observer.report(at(1));
-    assert_eq!((steered.allocation_policy, &steered.not_steered), (AllocationPolicy::Steered, &None));
+    assert_eq!(
+        (steered.allocation_policy, &steered.not_steered),
+        (AllocationPolicy::Steered, &None),
+        "{:?}",
+        steered.not_steered
+    );
     assert_eq!(steered.change_from(&report), Change::Placement, "bindings depend on it");
     let other = Resource("nvidia.com/mig-1g.10gb".into());
     let both = [(gpu(), "GPU-0"), (other, "MIG-0")];
     observer.offered(both.map(|(resource, uuid)| (resource, Name::from(uuid), NonZeroU32::MIN)).into_iter().collect());
+    let report = observer.report(at(1));
+    assert_eq!(report.allocation_policy, AllocationPolicy::Unverified);
+    assert!(report.not_steered.unwrap().starts_with("nvidia.com/mig-1g.10gb: "), "it names the other one");
+}
+
+#[test]
+fn a_restarted_agent_does_not_count_as_steering_before_the_kubelet_has_told_where_the_pods_are() {
+    let mut observer = Observer::new(None);
+    observer.offered(devices(&["GPU-0"], 4));
+    let resources = BTreeSet::from([Resource("nvidia.com/gpu".into())]);
+    observer.steers(Steering { begun: true, resources, missing: None });
     assert_eq!(observer.report(at(1)).allocation_policy, AllocationPolicy::Unverified);
+    observer.allocated(Devices::new());
+    assert_eq!(observer.report(at(1)).allocation_policy, AllocationPolicy::Steered);
+    observer.stops_steering("the agent has stopped");
+    let stopped = observer.report(at(1));
+    assert_eq!(stopped.not_steered.as_deref(), Some("the agent has stopped"));
+    assert_eq!(stopped.allocation_policy, AllocationPolicy::Unverified);
 }
 
 #[test]

@@ -54,7 +54,12 @@ fn demands_that_the_ledger_does_not_show_yet_take_room() {
     let available = ids(&["GPU-a::0", "GPU-b::0"]);
     let question = Question { available: &available, must_include: &[], size: 1 };
     let unplaced = [("GPU-a".into(), mib(9_000))];
-    let chosen = pick(&question, &Asker::Unknown(Fallback::NoCandidate), &rooms(&[20_000, 12_000]), &unplaced);
+    let chosen = pick(
+        &question,
+        &Asker::Unknown { why: Fallback::NoCandidate, before: Vec::new() },
+        &rooms(&[20_000, 12_000]),
+        &unplaced,
+    );
     assert_eq!(chosen, devices(&["GPU-b::0"], "GPU-b", Some(Fallback::NoCandidate)));
 }
 
@@ -79,7 +84,7 @@ fn gpus_that_the_ledger_does_not_know_are_left_to_the_device_plugin() {
 #[test]
 fn a_question_that_cannot_be_answered_is_left_to_the_device_plugin() {
     let contradiction = Choice::Stock(Fallback::Contradiction);
-    let unknown = Asker::Unknown(Fallback::NoCandidate);
+    let unknown = Asker::Unknown { why: Fallback::NoCandidate, before: Vec::new() };
     for (available, must_include, size) in [
         (&["GPU-a::0"][..], &[][..], 2),
         (&["GPU-a::0"], &[], 0),
@@ -114,7 +119,7 @@ fn case() -> impl Strategy<Value = Case> {
     let wanted = prop::option::of(prop::sample::select(vec!["GPU-a", "GPU-b", "2", "GPU-gone"]).prop_map(GpuId::from));
     let asker = prop_oneof![
         3 => (demand, wanted).prop_map(|(demand, wanted)| Asker::Known { demand, wanted }),
-        1 => Just(Asker::Unknown(Fallback::SeveralCandidates)),
+        1 => Just(Asker::Unknown { why: Fallback::SeveralCandidates, before: Vec::new() }),
     ];
     let unplaced = prop::collection::vec((prop::sample::select(UUIDS.to_vec()), 0..4u64), 0..3);
     (
@@ -185,7 +190,7 @@ proptest! {
             Asker::Known { wanted: None, demand: None } => {
                 prop_assert!(balance == most && fallback == Some(Fallback::DemandUnknown));
             }
-            Asker::Unknown(why) => prop_assert!(balance == most && fallback == Some(*why)),
+            Asker::Unknown { why, .. } => prop_assert!(balance == most && fallback == Some(*why)),
         }
     }
 
