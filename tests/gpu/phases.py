@@ -35,6 +35,26 @@ def taken(space):
     return sum(int(word(n)[2]) for n in states(space).get("ready", []))
 
 
+def out_of_band():
+    """What counts as out of band by the agent's report: {index of the GPU: MiB}."""
+    gpus = ledger().get("status", {}).get("agent", {}).get("gpus", [])
+    return {gpu["index"]: gpu["outOfBandMiB"] for gpu in gpus if gpu.get("outOfBandMiB")}
+
+
+def nothing_out_of_band(seconds=130):
+    """Waits until the agent reports that pods may use all of each GPU again, and says what it measured meanwhile."""
+    start, last = time.time(), None
+    while time.time() - start < seconds:
+        by_metric = {l["index"]: int(v / (1 << 20)) for n, l, v in metrics() if n == "gpu_memory_out_of_band_bytes" and v}
+        now = (out_of_band(), by_metric)
+        if now != last:
+            say(f"  out of band after {time.time() - start:.1f} s: reported {now[0]}, by the metrics {now[1]}; {used_text()}")
+        last = now
+        if not now[0]:
+            return
+        time.sleep(0.5)
+
+
 def unguarded():
     """The mixed crowd before vramguard is installed."""
     sizes = arrivals(24)
@@ -146,6 +166,7 @@ def truth():
 def twelve():
     """Twelve of 8 GiB where nine fit: two pods hold the rest of both GPUs."""
     namespace("twelve")
+    nothing_out_of_band()
     most = min(capacity().values())
     size = 8 * GIB + OVERHEAD
     create("twelve", "rest-0", most - OVERHEAD, most - OVERHEAD)
@@ -190,7 +211,21 @@ def cost(seconds):
     memory = {k: v.split()[0] for k, v in (l.strip().split(":", 1) for l in open(f"/proc/{agent}/status")) if k.startswith(("VmRSS", "VmHWM", "RssAnon"))}
     say(f"agent with {len(processes())} processes on {len(cards())} GPUs: {share:.2f} % of a core over {seconds} s; {memory} KiB")
     expect(share <= 0.5, "CPU is at most 0.5 % of a core")
-    # RSS holds pages of the driver's library, which it maps.
+    # What the container's limit is compared with. RSS also holds pages of files that are mapped and not counted here.
+    group = "/sys/fs/cgroup" + open(f"/proc/{agent}/cgroup").read().strip().split("::")[-1]
+    if os.path.exists(f"{group}/memory.current"):
+        stat = dict(line.split() for line in open(f"{group}/memory.stat"))
+        current, peak = (int(open(f"{group}/memory.{name}").read()) >> 10 for name in ("current", "peak"))
+        say(f"  its container: {current} KiB, at most {peak}; anon {int(stat['anon']) >> 10}, file {int(stat['file']) >> 10}, kernel {int(stat['kernel']) >> 10}")
+    mapped, path = {}, ""
+    for line in open(f"/proc/{agent}/smaps"):
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            path = words[5] if len(words) > 5 else "[anonymous]"
+        elif words[0] == "Rss:":
+            mapped[path] = mapped.get(path, 0) + int(words[1])
+    for path, size in sorted(mapped.items(), key=lambda i: -i[1])[:8]:
+        print(f"    {size} KiB {path}")
     expect(int(memory["VmRSS"]) <= 30 * 1024, "memory is at most 30 MB")
     answers()
     clear("slots")
@@ -203,48 +238,42 @@ def answers():
             print("   ", name, labels or "", value)
 
 
-def forced():
-    """A pod is deleted by force, and its process goes on for a while; the next takes its place."""
+def forced(rounds=3):
+    """A pod is deleted by force, and its process goes on for a while; a pod that waits takes its place."""
     namespace("forced")
     size = 90 * GIB
-    for number in range(2):
-        create("forced", f"full-{number}", size, size, grace=30, IGNORE_TERM=1)
-    say(f"two of 90 GiB: {settle('forced', quiet=2)}")
-    for number in range(3):
-        old, new = f"full-{number}", f"full-{number + 2}"
-        create("forced", new, size, size, grace=30, IGNORE_TERM=1)
-        time.sleep(1.5)
+    for number in range(int(rounds)):
+        nothing_out_of_band()
+        old, new = f"old-{number}", f"new-{number}"
+        for name in (old, f"other-{number}", new):
+            create("forced", name, size, size, grace=30, IGNORE_TERM=1)
+            wait(f"{name} is ready", 0 if name == new else 20, lambda: word(name), 0.05)
+        time.sleep(2)
+        expect(tally("forced") == {"ready": 2, "waiting": 1}, "two run, one waits")
         uid = next(p["metadata"]["uid"] for p in pods("forced") if p["metadata"]["name"] == old)
         ids = [pid for pid, _, _ in processes() if pod_of(pid) == uid]
-        delete("forced", old, grace=0)
         start, seen = time.time(), {}
-        while time.time() - start < 40 and "ready" not in seen:
+        delete("forced", old, grace=0)
+        while time.time() - start < 60 and not {"ready", "died"} & set(seen):
             now = time.time() - start
             if ids and not any(os.path.exists(f"/proc/{pid}") for pid in ids):
                 seen.setdefault("old process gone", now)
             pod = next(p for p in pods("forced") if p["metadata"]["name"] == new)
             if pod["spec"].get("nodeName"):
-                seen.setdefault("bound", now)
+                seen.setdefault("new pod bound", now)
             if state(pod) in ("died", "rejected"):
-                seen.setdefault("died", now)
-                break
-            if state(pod) == "ready":
+                seen["died"] = now
+            elif state(pod) == "ready":
                 seen["ready"] = word(new)[1] - start
             time.sleep(0.02)
-        say(f"  {old} deleted by force: " + ", ".join(f"{what} after {t:.2f} s" for what, t in sorted(seen.items(), key=lambda i: i[1])))
-        expect("ready" in seen and "died" not in seen, f"{new} lives")
-    check("forced")
-    clear_forced()
-
-
-def clear_forced():
-    for pod in pods("forced"):
-        delete("forced", pod["metadata"]["name"], grace=1)
-    clear("forced")
+        say("  deleted by force: " + ", ".join(f"{what} after {t:.2f} s" for what, t in sorted(seen.items(), key=lambda i: i[1])))
+        expect("ready" in seen, f"{new} lives")
+        clear("forced")
 
 
 def greedy():
     """One declares 8 GiB and takes 2 GiB more a while later."""
+    nothing_out_of_band()
     namespace("greedy")
     create("greedy", "honest", 8 * GIB, 8 * GIB)
     for number in range(3):
@@ -270,7 +299,8 @@ def greedy():
 
 
 def gap(how):
-    """A small pod every 0.3 s, while the agent is killed, or deleted in order."""
+    """A small pod every 0.3 s, while the agent is killed (`kill`) or deleted in order (`stop`), or while the device plugin
+    or the kubelet restarts (`plugin`, `kubelet`)."""
     space = f"gap-{how}"
     namespace(space)
     before, started = placements(), []
@@ -287,8 +317,10 @@ def gap(how):
     agent, event = agent_pod()["metadata"]["name"], time.time()
     if how == "kill":
         os.kill(agent_id(), 9)
-    else:
+    elif how == "stop":
         delete("vramguard-agent", agent, grace=30)
+    else:
+        subprocess.run([f"{os.path.dirname(__file__)}/{how}.sh", "steered"], check=True)
     coming.join()
     settle(space, quiet=6)
     found = pods(space)

@@ -22,8 +22,7 @@ cat >/var/lib/kubelet/config.yaml <<J
  "registryPullQPS": 0, "kubeAPIQPS": 200, "kubeAPIBurst": 400, "imageGCHighThresholdPercent": 100,
  "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%", "nodefs.inodesFree": "0%"}}
 J
-start kubelet kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig="$W/node.kubeconfig" --hostname-override="$NODE" \
-  --node-ip="$IP" --v=2
+"$here/kubelet.sh"
 attempt 60 kubectl wait --for=condition=Ready "node/$NODE" --timeout=1s
 cat >"$W/plugin.yaml" <<Y
 version: v1

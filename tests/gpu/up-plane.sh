@@ -9,6 +9,9 @@ mkdir -p "$W/keys"
 ip link add "$BRIDGE" type bridge 2>/dev/null || true
 ip addr add "$IP/24" dev "$BRIDGE" 2>/dev/null || true
 ip addr add "$SERVICE_IP/32" dev "$BRIDGE" 2>/dev/null || true
+# A bridge without an address of its own takes that of a port, so it would change with each pod, and the agent could not
+# reach the API server until its neighbour table has noticed.
+ip link set "$BRIDGE" address 02:76:72:61:6d:01
 ip link set "$BRIDGE" up
 
 openssl genrsa -out "$W/keys/accounts.key" 2048 2>/dev/null
