@@ -4,6 +4,9 @@
 //! agent has shown that a pod uses memory of a GPU, the pod counts until a later report no longer shows it. From then on
 //! the agent reports what its processes still use as memory outside of pods. A report that does not come is waited for up
 //! to a deadline.
+//!
+//! This is for nodes on which the binding guard decides. Where one GPU is behind a resource, kube-scheduler has given the
+//! room away by then, and the node would seem overcommitted.
 
 use std::time::Duration;
 
@@ -40,7 +43,8 @@ impl Cluster {
 
     /// When the agent of a pod's node reported last, if that report is current and shows that the pod has used memory.
     fn shown_by(&self, uid: &PodUid) -> Option<Moment> {
-        let node = self.nodes.get(self.node_of.get(uid)?.as_str())?;
+        let name = self.node_of.get(uid)?.as_str();
+        let node = self.nodes.get(name).filter(|_| self.needs_ledger(name))?;
         let inventory = node.ledger.content()?.inventory.as_ref()?;
         let current = inventory.reported.filter(|at| *at >= self.reports_from)?;
         inventory.peaks.contains_key(uid).then_some(current)
@@ -155,6 +159,17 @@ mod tests {
         cluster.tick(NOW.after(REPORT_DEADLINE * 2));
         cluster.end_pod(&uid("p"));
         assert!(!counts(&cluster, "p"));
+    }
+
+    #[test]
+    fn where_kube_scheduler_decides_a_pod_is_released_at_once() {
+        let mut cluster = cluster();
+        cluster.apply_node("n", facts(vec![pool(&[10_000], 4)]));
+        let mut content = report(1, &["p"], 0);
+        content.inventory.as_mut().expect("a report").gpus.values_mut().for_each(|gpus| gpus.truncate(1));
+        cluster.apply_ledger("n", Some(content));
+        cluster.end_pod(&uid("p"));
+        assert!(!counts(&cluster, "p"), "its successor may be bound already");
     }
 
     #[test]
