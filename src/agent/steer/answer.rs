@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::join_all;
 use prost::Message as _;
+use tonic::Code;
 
 use super::Answer;
 use super::placement::Asked;
@@ -27,6 +28,8 @@ use crate::k8s::checkpoint::Checkpoint;
 pub(super) const DEADLINE: Duration = Duration::from_millis(280);
 /// Time limit of a decision. The rest is for the device plugin's own answer.
 const DECIDE: Duration = Duration::from_millis(200);
+/// Pause after the kubelet refused to list its pods because it was asked too often.
+const REFUSED: Duration = Duration::from_millis(10);
 /// Time limit for reading pods and the ledger from the API server.
 const READ_PODS: Duration = Duration::from_millis(100);
 
@@ -99,11 +102,15 @@ async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest
     if !is_listing_safe(&question, &devices) {
         return stock(Fallback::Unrecorded);
     }
-    let listed = match shared.pod_resources.list(DECIDE).await {
-        Ok(listed) => listed,
-        Err(error) => {
-            tracing::warn!("the kubelet does not list its pods: {}", error.message());
-            return stock(Fallback::ListFailed);
+    let listed = loop {
+        match shared.pod_resources.list(DECIDE).await {
+            Ok(listed) => break listed,
+            // The kubelet limits how often it is asked: ten times at once, and then every 10 ms.
+            Err(error) if error.code() == Code::ResourceExhausted => tokio::time::sleep(REFUSED).await,
+            Err(error) => {
+                tracing::warn!("the kubelet does not list its pods: {}", error.message());
+                return stock(Fallback::ListFailed);
+            }
         }
     };
     let allocations = allocations(&plugin.resource, listed, &recorded);

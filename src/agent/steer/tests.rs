@@ -113,6 +113,16 @@ async fn each_pod_gets_the_gpu_that_the_ledger_reserved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_asked_too_often_is_asked_again() {
+    let mut stage = Stage::connected(|_| {}).await;
+    stage.kubelet.admit("on-b");
+    stage.kubelet.pods.lock().0 = Behaviour::Refuses(3);
+    assert_eq!(stage.ask().await.0, ["GPU-b::0"]);
+    let answer = stage.agent.answers.recv().await.unwrap();
+    assert_eq!((answer.wanted, answer.fallback), (Some(GpuId::from("GPU-b")), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_comes_in_time_whoever_hangs() {
     let mut stage = Stage::connected(|_| {}).await;
     stage.kubelet.admit("on-a");

@@ -41,6 +41,8 @@ pub(super) async fn until(what: &str, mut look: impl FnMut() -> bool) {
 pub(super) enum Behaviour {
     Answers,
     Hangs,
+    /// Refuses this many calls, as a kubelet does that is asked too often.
+    Refuses(u32),
 }
 
 type Answer = BoxFuture<'static, Result<Bytes, Status>>;
@@ -121,6 +123,10 @@ impl FakeKubelet {
         let pods = kubelet.pods.clone();
         let list = Method(Arc::new(move |_: String, _: Bytes| {
             let (behaviour, list) = pods.lock().clone();
+            if let Behaviour::Refuses(times) = behaviour {
+                pods.lock().0 = times.checked_sub(1).map_or(Behaviour::Answers, Behaviour::Refuses);
+                return async { Err(Status::resource_exhausted("rejected by rate limit")) }.boxed();
+            }
             async move {
                 if behaviour == Behaviour::Hangs {
                     std::future::pending::<()>().await;
