@@ -139,9 +139,10 @@ impl GpuReport {
             (resource, replicas, uuid, index, total, reserved)
         };
         let moved = match (self.outside, before.outside) {
-            // Pods wait for memory that was freed.
+            // Pods wait for memory that was freed, and a few MiB that are left may keep the last one off.
             (Some(now), Some(before)) => {
-                now.minus(before).free() >= URGENT_RISE || before.minus(now).free() >= USE_STEP
+                let fallen = before.minus(now).free() >= USE_STEP || now.is_zero() && !before.is_zero();
+                now.minus(before).free() >= URGENT_RISE || fallen
             }
             (now, before) => now.is_some() != before.is_some(),
         };
@@ -278,7 +279,7 @@ mod tests {
         assert_eq!(change(|report| report.gpus[0].used = mib(8_874 + 255)), Change::Slight);
         assert_eq!(change(|report| report.gpus[0].used = mib(8_874 + 256)), Change::Amounts);
         assert_eq!(change(|report| report.gpus[0].outside = Some(mib(163))), Change::Slight);
-        assert_eq!(change(|report| report.gpus[0].outside = Some(mib(0))), Change::Amounts);
+        assert_eq!(change(|report| report.gpus[0].outside = Some(mib(0))), Change::Placement, "pods wait for it");
         assert_eq!(change(|report| container(report).seen.used = Some(mib(8_868 - 256))), Change::Amounts);
         assert_eq!(change(|report| container(report).seen.used = None), Change::Amounts);
         assert_eq!(
