@@ -31,7 +31,7 @@ pure:
 chaos rounds="3":
     VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
 
-# Steers 200 pods through kills of agent, device plugin and kubelet on a real kubelet: some fifteen minutes
+# Steers 280 pods through faults of agent, device plugin, kubelet, containerd and API server on a real kubelet: three minutes
 steering:
     cargo test --locked --test it -- --ignored --nocapture steering::long
 

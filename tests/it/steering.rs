@@ -90,7 +90,7 @@ async fn restarts_of_all_three_put_no_pod_on_another_gpu() {
 
 /// The long form: bursts of 20 pods under faults. It prints what it saw.
 #[tokio::test]
-#[ignore = "some fifteen minutes; `just steering` runs it"]
+#[ignore = "three minutes on two cores; `just steering` runs it"]
 async fn long_bursts_under_random_kills_put_no_pod_on_another_gpu() {
     let Some(mut node) = SteeredNode::start().await else { return };
     let (mut placed, mut rejected, mut moved) = (0, 0, 0);
