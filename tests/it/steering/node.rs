@@ -296,6 +296,30 @@ impl SteeredNode {
         std::fs::read_to_string(self.plane.folder().join("agent.log")).unwrap_or_default()
     }
 
+    /// Whether no pod is on another GPU but those of which an answer says so.
+    pub(super) fn are_right(&self, pods: &[Wanted], outcomes: &[Outcome]) -> bool {
+        pods.iter().zip(outcomes).all(|(pod, outcome)| outcome.is_right() || self.is_excused(pod, outcome))
+    }
+
+    /// Whether each pod is on its GPU, but for those of which an answer says that it is not by the ledger.
+    pub(super) fn are_placed(&self, pods: &[Wanted], outcomes: &[Outcome]) -> bool {
+        let is_placed =
+            |(pod, outcome): (&Wanted, &Outcome)| *outcome == Outcome::Placed || self.is_excused(pod, outcome);
+        pods.iter().zip(outcomes).all(is_placed)
+    }
+
+    /// Whether a pod is on another GPU, and an answer says that it is not by the ledger. Without the API server the agent may not know the
+    /// reservation of a pod that the kubelet knows already, and on a machine that is too busy an answer is late.
+    pub(super) fn is_excused(&self, pod: &Wanted, outcome: &Outcome) -> bool {
+        if !matches!(outcome, Outcome::Elsewhere(_)) {
+            return false;
+        }
+        let of_pod = format!("ml/{}/", pod.name);
+        // The caller of an answer that was late is not known.
+        let is_of_pod = |caller: &str| caller.is_empty() || caller.starts_with(&of_pod);
+        self.answers().iter().any(|answer| !answer.fallback.is_empty() && is_of_pod(&answer.caller))
+    }
+
     /// All answers of the agent so far.
     pub(super) fn answers(&self) -> Vec<Answered> {
         self.agent_log().lines().filter_map(Answered::of_log).collect()
