@@ -58,9 +58,10 @@ pub struct Row {
     pub declared: Option<Vram>,
     /// The most that one of its pods has used, in MiB; `None` if none was seen.
     pub peak: Option<Vram>,
-    /// The longest time for which one of its pods was seen.
+    /// For how long the pod was seen that decides: the one that computed and was seen for longest, or else the one that was
+    /// seen for longest.
     pub observed: Option<Duration>,
-    /// The number of load cycles of all its pods; `None` if none was seen to compute.
+    /// The number of load cycles of the pod that was seen to compute for longest; `None` if none was.
     pub cycles: Option<u64>,
     /// Nodes of its pods on which no agent reports.
     pub without_agent: Vec<Name>,

@@ -103,7 +103,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Checks what the command line allows and makes no sense.
+    /// Refuses values that the command line allows and that make no sense.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.namespace.as_ref().is_some_and(String::is_empty) {
             let error = anyhow!("--namespace is empty; leave it out to report on all namespaces");

@@ -57,7 +57,7 @@ struct RowDocument {
     /// For how long one of its pods was seen; absent if none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     observed_seconds: Option<u64>,
-    /// Load cycles of all its pods; absent if none was seen to compute.
+    /// Load cycles of the pod that was seen to compute for longest; absent if none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     cycles: Option<u64>,
     /// What to do: raise, lower, keep, declare, or not enough data.
@@ -137,6 +137,12 @@ impl Recommendations {
             of_objects.entry((&row.namespace, &row.kind, &row.name)).or_default().push(row);
         }
         let mut text = String::new();
+        for gap in &self.gaps {
+            let _ = writeln!(text, "# not read: {}: {}", clean(&gap.what), clean(&gap.why));
+        }
+        if of_objects.is_empty() {
+            text.push_str("# no declaration needs a change\n");
+        }
         for ((namespace, kind, name), rows) in of_objects {
             let known = kinds::named(kind);
             // Comments alone are no document.
@@ -171,9 +177,6 @@ impl Recommendations {
                 let _ = writeln!(text, "{indent}    {}: {}", quoted(key), quoted(value));
             }
         }
-        if text.is_empty() {
-            text.push_str("# no declaration needs a change\n");
-        }
         text
     }
 }
@@ -198,6 +201,8 @@ impl RowDocument {
             Some(_) => write!(comment, "; it declares {}", texts.declared),
             None => write!(comment, "; it declares nothing"),
         };
+        let why = self.why();
+        let _ = if why.is_empty() { Ok(()) } else { write!(comment, "; {}", clean(&why)) };
         comment
     }
 }
@@ -327,6 +332,14 @@ mod tests {
             of(&[row("Deployment", "a", "main", Recommendation::Keep)]).patch(),
             "# no declaration needs a change\n"
         );
+    }
+
+    #[test]
+    fn a_patch_says_what_was_not_read() {
+        let gap = Gap { what: "the report of the agent on gpu-7".into(), why: "a field cannot be read".into() };
+        let origin = super::super::assemble::Origin { gaps: vec![gap], ..Default::default() };
+        let patch = Recommendations::new(&sample(), 24, &origin).patch();
+        assert!(patch.starts_with("# not read: the report of the agent on gpu-7: a field cannot be read\n"), "{patch}");
     }
 
     /// The names come from objects that anyone may write.

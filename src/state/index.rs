@@ -248,8 +248,8 @@ impl Index {
         });
     }
 
-    /// Removes a pod that was deleted or that ended. A watch with [`LIVE_PODS`](super::watch::LIVE_PODS) reports both
-    /// as deleted.
+    /// Removes a pod that was deleted or that ended, as soon as its memory is free: see [`Cluster::end_pod`]. A watch with
+    /// [`LIVE_PODS`](super::watch::LIVE_PODS) reports both as deleted.
     pub fn delete_pod(&self, object: &PodObject) {
         let uid = &pod::uid(&object.metadata);
         let concerned = pod::stage(object) != Stage::WithoutGpu;

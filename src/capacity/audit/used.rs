@@ -90,7 +90,7 @@ impl<'a> Seen<'a> {
 
 /// One matter about the pods of one owner.
 struct Group<'a> {
-    /// The container of which the most is to be said.
+    /// The container with the most memory at stake, its finding, and for how long it is idle.
     worst: (&'a ObservedContainer, &'a Observation, Option<Duration>),
     /// What the containers use together, as far as known.
     together: Vram,

@@ -55,8 +55,9 @@ impl Cluster {
         let on_node = |uid: &PodUid| self.node_of.get(uid).is_some_and(|node| *node == *name);
         let shown = |uid: &PodUid, before: &Lingers| match self.shown_by(uid) {
             Some(_) => true,
-            // An old report that the watch delivers again tells nothing new.
-            None => self.last_report(name) == Some(before.report),
+            // An old report that the watch delivers again tells nothing new, and neither does a ledger that is gone or cannot
+            // be read.
+            None => self.last_report(name).is_none_or(|report| report == before.report),
         };
         let gone = self.lingering.iter().filter(|(uid, before)| on_node(uid) && !shown(uid, before));
         let gone: Vec<PodUid> = gone.map(|(uid, _)| uid.clone()).collect();
@@ -140,6 +141,18 @@ mod tests {
         cluster.end_pod(&uid("p"));
         cluster.apply_ledger("n", Some(report(2, &[], 4_000)));
         assert!(!counts(&cluster, "p"), "what is left of it is memory outside of pods now");
+    }
+
+    #[test]
+    fn a_ledger_that_is_gone_or_cannot_be_read_releases_nothing() {
+        for content in [None, Some(LedgerContent { fault: Some("no ledger".into()), ..LedgerContent::default() })] {
+            let mut cluster = cluster();
+            cluster.end_pod(&uid("p"));
+            cluster.apply_ledger("n", content);
+            assert!(counts(&cluster, "p"));
+            cluster.tick(NOW.after(RELEASE_DEADLINE));
+            assert!(!counts(&cluster, "p"), "the deadline holds");
+        }
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Report {
             || self.containers.iter().any(|(key, now)| now.is_newly_over(written.containers.get(key)))
             // A pod that is gone counts until a report no longer shows it.
             || written.containers.keys().any(|key| !self.containers.contains_key(key))
-            || self.containers.iter().any(|(key, now)| now.has_grown_undeclared(written.containers.get(key)))
+            || self.containers.iter().any(|(key, now)| now.has_outgrown(written.containers.get(key)))
     }
 
     fn differs_for_people(&self, written: &Report) -> bool {
@@ -161,7 +161,7 @@ impl ContainerReport {
 
     /// Whether the container has used more than before, and more than its demand. If it declares nothing, it counts with the
     /// most that it has used. The finding is about what it uses now, and a peak may be over by then.
-    fn has_grown_undeclared(&self, before: Option<&ContainerReport>) -> bool {
+    fn has_outgrown(&self, before: Option<&ContainerReport>) -> bool {
         let counted = before.map_or(Vram::ZERO, |before| before.seen.peak).max(self.demand.unwrap_or_default());
         self.seen.peak.minus(counted).free() >= USE_STEP
     }
