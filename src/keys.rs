@@ -101,6 +101,8 @@ pub const DRA_GPU_CLASS: &str = "gpu.nvidia.com";
 // Annotations that vramguard sets, and users must not.
 /// Prefix of the GPU (UUID or index) of one container; the container's name follows.
 pub const GPU_OF: &str = "vramguard.dev/gpu.";
+/// The pool that a rerouted pod asked for itself: requirements on labels of nodes. The mutating webhook sets it.
+pub const OWN_POOL: &str = "vramguard.dev/own-pool";
 /// Total memory of the pod's GPU as CUDA reports it, in MiB.
 pub const GPU_TOTAL_MIB: &str = "vramguard.dev/gpu-total-mib";
 /// Prefix of the fraction of the GPU's total that one container may use; the container's name follows.

@@ -115,6 +115,8 @@ pub struct Metrics {
     distinct_undoers: AtomicUsize,
     /// Pods that were bound without a review by the binding guard, on nodes with a ledger.
     pub slips: Counter,
+    /// Pods that were bound outside of their own pool while this replica led.
+    pub rerouted: Counter,
     /// Connections that were closed to make room for new ones.
     pub displaced_connections: Counter,
     /// Connections that were refused because of the client's certificate, or because it sent none.
@@ -146,6 +148,7 @@ impl Metrics {
             refused_if_created: Family::default(),
             distinct_undoers: AtomicUsize::new(0),
             slips: Counter::default(),
+            rerouted: Counter::default(),
             displaced_connections: Counter::default(),
             refused_clients: Counter::default(),
             connections: Gauge::default(),
@@ -172,6 +175,8 @@ impl Metrics {
         r.register("pods_refused_if_created", help, metrics.refused_if_created.clone());
         let help = "Pods that request VRAM and were bound without the binding guard, on nodes with a ledger";
         r.register("bindings_past_guard", help, metrics.slips.clone());
+        let help = "Pods that were bound outside of their own pool, as onShortfall: Reroute allows; only on the leader";
+        r.register("pods_rerouted", help, metrics.rerouted.clone());
         let help = "Connections closed to make room for new ones; API servers alone never open that many";
         r.register("displaced_connections", help, metrics.displaced_connections.clone());
         let help = "Connections refused because the client's certificate is missing or not accepted";

@@ -11,7 +11,7 @@ use crate::capacity::admission::makeup::Makeup;
 use crate::capacity::cluster::{Cluster, Outlook};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{self, Basis, Demand};
-use crate::capacity::pod::placement::{Affinity, NodeNeeds};
+use crate::capacity::pod::placement::{Affinity, Reroute, TooManyAlternatives};
 use crate::capacity::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
 use crate::capacity::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use crate::capacity::verdict::{Advice, MAX_FINDINGS, NeverFits, Shortfall, Verdict, Violation};
@@ -22,10 +22,11 @@ pub mod account;
 pub mod declaration;
 pub mod environment;
 pub mod makeup;
+mod nodes;
 mod reassessment;
 mod undeclared;
 
-pub use self::reassessment::{Reassessment, reassess, refused_if_created};
+pub use self::reassessment::{Assessed, Reassessment, reassess, refused_if_created};
 use self::undeclared::Lookups;
 
 /// What is known of a pod under a policy, for both webhooks.
@@ -52,8 +53,12 @@ pub struct Changes {
     pub containers: Vec<ContainerChange>,
     /// The new required node affinity; `None` if it needs no change.
     pub affinity: Option<Affinity>,
-    /// Whether to remove the label `vramguard.dev/pod-max-mib` from its nodeSelector.
-    pub unselect: bool,
+    /// Labels to remove from its nodeSelector.
+    pub unselect: Vec<String>,
+    /// How it is rerouted, which `affinity`, `unselect` and `annotate` include already; `None` if it is not.
+    pub reroute: Option<Reroute>,
+    /// Annotations to set.
+    pub annotate: BTreeMap<&'static str, String>,
     /// Warnings for its author; at most [`MAX_FINDINGS`].
     pub advice: Vec<Advice>,
 }
@@ -158,10 +163,21 @@ impl Assessment<'_> {
         let mut advice: Vec<Advice> =
             strip.iter().take(MAX_FINDINGS).map(|key| Advice::Stripped { key: key.clone() }).collect();
         let placement = &self.pod.placement;
-        let affinity = if self.is_guarded() { placement.affinity_for(&self.node_needs()) } else { None };
-        let unselect = self.is_guarded() && placement.selects_our_label();
-        if unselect || affinity.is_some() && placement.requires_our_label() {
+        let reroute = self.reroute().unwrap_or_else(|TooManyAlternatives| {
+            advice.push(Advice::NotRerouted);
+            None
+        });
+        let affinity =
+            if self.is_guarded() { placement.affinity_for(&self.node_needs(), reroute.as_ref()) } else { None };
+        let selects = self.is_guarded() && placement.selects_our_label();
+        if selects || affinity.is_some() && placement.requires_our_label() {
             advice.push(Advice::ReplacedAffinity);
+        }
+        let mut unselect: Vec<String> = selects.then(|| keys::POD_MAX_MIB.to_owned()).into_iter().collect();
+        let mut annotate = BTreeMap::new();
+        if let Some(reroute) = &reroute {
+            annotate.insert(keys::OWN_POOL, reroute.own.to_string());
+            unselect.extend(reroute.moved.iter().cloned());
         }
         let takes_out = self.policy.on_conflict == OnConflict::Warn;
         let chosen = |injection: &Injection| injection.chosen_gpus.clone().filter(|_| takes_out);
@@ -184,7 +200,7 @@ impl Assessment<'_> {
                 env: injection.missing,
             })
             .collect();
-        Changes { strip, containers, affinity, unselect, advice }
+        Changes { strip, containers, affinity, unselect, reroute, annotate, advice }
     }
 
     /// What `/validate/pods` finds in the pod, which is the final object.
@@ -377,37 +393,6 @@ impl Assessment<'_> {
         self.policy.on_conflict == OnConflict::Deny
     }
 
-    /// What the pod requires of the labels of its node.
-    fn node_needs(&self) -> NodeNeeds {
-        let avoid_shared = !self.kept_off_shared() && self.several_replicas().next().is_some();
-        NodeNeeds { avoid_shared, pod_max_at_least: self.request() }
-    }
-
-    /// A violation for each container with several replicas that may all be one GPU where the pod may land.
-    fn several_replicas(&self) -> impl Iterator<Item = Violation> {
-        let kept_off = self.kept_off_shared();
-        let mut unlabelled_of: BTreeMap<&Resource, Option<&str>> = BTreeMap::new();
-        self.pod.containers.iter().filter_map(move |container| {
-            let several = |(resource, count): &&(Resource, u64)| *count > 1 && self.cluster.guards(resource);
-            let (resource, count) = container.gpus.iter().find(several)?;
-            // An affinity on the label does not exclude a node that shares its GPUs without that label.
-            let look = || self.cluster.shares_unlabelled(resource, &self.pod.placement);
-            let unlabelled = unlabelled_of.entry(resource).or_insert_with(look).map(str::to_owned);
-            (!kept_off || unlabelled.is_some()).then(|| Violation::SharedReplicas {
-                container: container.name.clone(),
-                resource: resource.clone(),
-                count: *count,
-                unlabelled,
-            })
-        })
-    }
-
-    /// Whether the pod's nodeSelector or affinity excludes all nodes whose label names a way of sharing.
-    fn kept_off_shared(&self) -> bool {
-        let shared = [keys::SHARING_TIME_SLICING, keys::SHARING_MPS];
-        self.pod.placement.excludes_everywhere(keys::GFD_SHARING, &shared)
-    }
-
     /// What a guarded pod requests once it is mutated, in MiB; `None` if that is zero. Nodes account for the request,
     /// which may differ from the demand under mode Warn.
     fn request(&self) -> Option<Vram> {
@@ -477,7 +462,7 @@ impl Assessment<'_> {
                 }
             },
             OnShortfall::Wait | OnShortfall::Reroute => {
-                if let Some(never) = self.cluster.never_fits(resource, demand, &pod.placement) {
+                if let Some(never) = self.cluster.never_fits(resource, demand, &self.placement()) {
                     self.advice.push(Advice::NeverFits(NeverFits { made_of: made_of(), ..never }));
                 }
             }

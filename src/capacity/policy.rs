@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::capacity::gpu::{Headroom, Rules};
+use crate::capacity::pod::placement::FallbackPool;
 use crate::capacity::vram::Vram;
 
 mod layer;
@@ -37,7 +38,7 @@ pub enum OnShortfall {
     Wait,
     /// The pod is refused at creation.
     Deny,
-    /// Like `Wait`, with the pools of `reroute` in addition to its own. Those have no effect yet.
+    /// Like `Wait`, but the pod may also be placed in the pools of `reroute`.
     Reroute,
 }
 
@@ -144,6 +145,16 @@ pub struct Policy {
     pub on_conflict: OnConflict,
     /// Memory of a CUDA context that is added for each process. It is set for the whole cluster.
     pub per_process_overhead: Vram,
+    /// Pools that pods of other pools may use under [`OnShortfall::Reroute`]. They are set for the whole cluster.
+    pub reroute_pools: Arc<[FallbackPool]>,
+}
+
+impl Policy {
+    /// The pools that pods of other pools may use; none if the policy does not reroute, or changes no pods.
+    pub fn fallbacks(&self) -> &[FallbackPool] {
+        let changes_pods = matches!(self.mode, Mode::Enforce | Mode::Warn);
+        if changes_pods && self.on_shortfall == OnShortfall::Reroute { &self.reroute_pools } else { &[] }
+    }
 }
 
 /// All policy documents, as written.

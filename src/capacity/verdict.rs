@@ -19,6 +19,7 @@ mod node;
 mod observation;
 mod reason;
 mod recommendation;
+mod rerouted;
 mod shortfall;
 mod unplaced;
 mod violation;
@@ -37,6 +38,7 @@ pub use observation::{
 };
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
+pub use rerouted::Rerouted;
 pub use shortfall::{BestNode, Shortfall, waiting, waiting_anywhere};
 pub use unplaced::Unplaced;
 pub use violation::{EnvConflict, MAX_PROCESSES, Unaccounted, Violation};

@@ -13,7 +13,7 @@ use super::{Controller, bounded, now};
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::Reason;
-use crate::k8s::event;
+use crate::k8s::event::{self, Kind};
 
 /// An event that repeats within this time raises the count of the previous one.
 const SERIES: Duration = Duration::from_secs(2 * 3600);
@@ -54,23 +54,35 @@ impl Recorder {
         note: String,
         action: &str,
     ) -> bool {
-        self.warn(&event::pod(uid, name), reason, &note, action).await
+        self.record(&event::pod(uid, name), Kind::Warning, reason, &note, action).await
+    }
+
+    /// Records an event on a pod about something that needs no action. A failure is logged.
+    pub(super) async fn tell_pod(&self, uid: &PodUid, name: &PodName, reason: Reason, note: String, action: &str) {
+        self.record(&event::pod(uid, name), Kind::Normal, reason, &note, action).await;
     }
 
     /// Records a warning on a node. A failure is logged.
     pub(super) async fn warn_node(&self, node: &str, reason: Reason, note: String) {
-        self.warn(&event::node(node), reason, &note, "Accounting").await;
+        self.record(&event::node(node), Kind::Warning, reason, &note, "Accounting").await;
     }
 
-    async fn warn(&self, about: &ObjectReference, reason: Reason, note: &str, action: &str) -> bool {
-        let said = self.say(about, reason, note, action).await;
+    async fn record(&self, about: &ObjectReference, kind: Kind, reason: Reason, note: &str, action: &str) -> bool {
+        let said = self.say(about, kind, reason, note, action).await;
         if let Err(error) = &said {
             tracing::warn!("event {reason}: {error:#}");
         }
         said.is_ok()
     }
 
-    async fn say(&self, about: &ObjectReference, reason: Reason, note: &str, action: &str) -> anyhow::Result<()> {
+    async fn say(
+        &self,
+        about: &ObjectReference,
+        kind: Kind,
+        reason: Reason,
+        note: &str,
+        action: &str,
+    ) -> anyhow::Result<()> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), event::namespace(about));
         let key = (about.uid.clone().unwrap_or_default(), reason);
         let before = self.series.lock().get(&key).filter(|series| series.last.elapsed() < SERIES).cloned();
@@ -89,7 +101,7 @@ impl Recorder {
                 return Ok(());
             }
         }
-        let event = event::warning(about, reason, note, action, &self.identity, now());
+        let event = event::first(about, kind, reason, note, action, &self.identity, now());
         let name = event.metadata.name.clone().unwrap_or_default();
         bounded(events.create(&PostParams::default(), &event)).await?;
         self.remember(key, Series { name, count: 1, last: Instant::now() });

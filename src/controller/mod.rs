@@ -27,6 +27,7 @@ mod ledger;
 mod preflight;
 mod publish;
 mod queue;
+mod rerouted;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -103,6 +104,7 @@ impl Controller {
         tasks.spawn(publish::run(self.clone()));
         tasks.spawn(ledger::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
+        tasks.spawn(rerouted::run(self.clone()));
         tasks.spawn(preflight::run(self.clone()));
         if let Some(audits) = self.audits.clone() {
             tasks.spawn(audit::run(self.clone(), audits));

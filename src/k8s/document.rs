@@ -13,6 +13,7 @@ use super::wording;
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
 use crate::keys;
 
+mod pool;
 mod schema;
 mod sources;
 

@@ -2,6 +2,8 @@
 //! because an event of `events.k8s.io/v1` may not have the `lastTimestamp` that `kubectl get events
 //! --sort-by=.lastTimestamp` sorts by.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -19,6 +21,22 @@ const MAX_MESSAGE: usize = 1024;
 const MAX_NAME: usize = 253;
 /// Namespace of events about objects without a namespace; the kubelet uses the same.
 const NO_NAMESPACE: &str = "default";
+
+/// The type of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something that its reader may want to know.
+    Normal,
+    /// Something that its reader should look at.
+    Warning,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The name of the variant is what the API accepts.
+        fmt::Debug::fmt(self, f)
+    }
+}
 
 /// The reference to a pod in an event.
 pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
@@ -49,9 +67,10 @@ pub fn namespace(about: &ObjectReference) -> &str {
     about.namespace.as_deref().unwrap_or(NO_NAMESPACE)
 }
 
-/// Makes the event of a warning's first occurrence. A message that is too long is cut.
-pub fn warning(
+/// Makes the event of a first occurrence. A message that is too long is cut.
+pub fn first(
     about: &ObjectReference,
+    kind: Kind,
     reason: Reason,
     note: &str,
     action: &str,
@@ -68,7 +87,7 @@ pub fn warning(
             ..ObjectMeta::default()
         },
         involved_object: about.clone(),
-        type_: Some("Warning".into()),
+        type_: Some(kind.to_string()),
         reason: Some(reason.to_string()),
         message: Some(cut(note, MAX_MESSAGE).to_owned()),
         action: Some(action.to_owned()),
@@ -100,7 +119,8 @@ mod tests {
         let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
         let name = PodName { namespace: "ml".into(), name: (format!("{}-", "a".repeat(233)) + &"b".repeat(19)).into() };
         let about = pod(&PodUid::from("uid"), &name);
-        let event = warning(&about, Reason::VramShortfall, &"ü".repeat(600), "Scheduling", "vramguard-0", now);
+        let event =
+            first(&about, Kind::Warning, Reason::VramShortfall, &"ü".repeat(600), "Scheduling", "vramguard-0", now);
         assert_eq!(event.last_timestamp, Some(Time(now)));
         assert_eq!((event.count, event.event_time), (Some(1), None));
         assert_eq!(event.message.unwrap().len(), 1024);

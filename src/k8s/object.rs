@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::IgnoredAny;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
@@ -197,13 +198,16 @@ pub struct Affinity {
     pub node_affinity: Option<NodeAffinity>,
 }
 
-/// `nodeAffinity`, reduced to its required part.
+/// `nodeAffinity`. Of its preferences only their existence is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAffinity {
     /// The terms that a node must match.
     #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     pub required: Option<NodeSelector>,
+    /// Whether the pod prefers nodes.
+    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+    pub preferred: Option<IgnoredAny>,
 }
 
 /// A node selector.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject, Requirements};
 use crate::capacity::admission::{Changes, ContainerChange, environment};
 use crate::capacity::name::PodUid;
-use crate::capacity::pod::placement::{Affinity, NewTerm, Operator, Requirement};
+use crate::capacity::pod::placement::{Affinity, NewTerm, Operator, Preference, Requirement, Reroute};
 use crate::keys;
 
 /// Returns the operations for `changes`, which must have been decided on this same object.
@@ -31,9 +31,11 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     if let Some(change) = &changes.affinity {
         affinity(&mut patch, object, change);
     }
-    if changes.unselect {
-        remove(&mut patch, &["spec", "nodeSelector", keys::POD_MAX_MIB]);
+    prefer(&mut patch, object, &changes.reroute.as_ref().map(Reroute::preferences).unwrap_or_default());
+    for label in &changes.unselect {
+        remove(&mut patch, &["spec", "nodeSelector", label]);
     }
+    annotate(&mut patch, object, changes);
     Patch(patch)
 }
 
@@ -97,6 +99,8 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
 
 /// Path of the required node affinity.
 const REQUIRED: [&str; 4] = ["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
+/// Path of the preferred node affinity.
+const PREFERRED: [&str; 4] = ["spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution"];
 const TERMS: &str = "nodeSelectorTerms";
 
 /// Changes the required node affinity of a pod.
@@ -117,6 +121,34 @@ fn affinity(patch: &mut Vec<PatchOperation>, object: &PodObject, change: &Affini
         (None, _) => add(patch, &REQUIRED[..2], within("nodeAffinity", within(REQUIRED[3], required))),
         (Some(_), None) => add(patch, &REQUIRED[..3], within(REQUIRED[3], required)),
         (Some(_), Some(_)) => add(patch, &REQUIRED, required),
+    }
+}
+
+/// Appends preferences to the node affinity of a pod. The required node affinity has been changed already.
+fn prefer(patch: &mut Vec<PatchOperation>, object: &PodObject, preferences: &[Preference]) {
+    let affinity = object.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let mut exists = affinity.is_some_and(|affinity| affinity.preferred.is_some());
+    for Preference { weight, requirements } in preferences {
+        let requirements = requirements.iter().map(requirement).collect();
+        let term = json!({ "weight": weight, "preference": within("matchExpressions", requirements) });
+        if exists {
+            add(patch, &[&PREFERRED[..], &["-"]].concat(), term);
+        } else {
+            add(patch, &PREFERRED, json!([term]));
+        }
+        exists = true;
+    }
+}
+
+/// Sets annotations. A pod has some by then, or gets the object for them.
+fn annotate(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Changes) {
+    if changes.annotate.is_empty() {
+    } else if object.metadata.annotations.is_none() {
+        add(patch, &["metadata", "annotations"], json!(changes.annotate));
+    } else {
+        for (key, value) in &changes.annotate {
+            add(patch, &["metadata", "annotations", key], json!(value));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
 use crate::capacity::node::reservation::Found;
 use crate::capacity::pod::demand::{self, Role};
-use crate::capacity::pod::placement::{Operator, Placement, Preemption, Requirement, Term, Toleration};
+use crate::capacity::pod::placement::{Operator, OwnPool, Placement, Preemption, Requirement, Term, Toleration};
 use crate::capacity::pod::{
     Container, Declarations, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest, Written, requested,
 };
@@ -30,13 +30,14 @@ pub use guarded::Guarded;
 /// the author of the request, and `None` outside of a review.
 pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>) -> Pod {
     let annotations = Annotations::of(&object.metadata);
+    let placement = Placement { own_pool: annotations.own_pool, ..placement(&object.spec) };
     Pod {
         name: name(&object.metadata, namespace),
         containers: containers(&object.spec),
         declarations: annotations.declarations,
         reserved_annotations: annotations.reserved,
         unknown_annotations: annotations.unknown,
-        placement: placement(&object.spec),
+        placement,
         access: access(&object.spec),
         origin: origin(&object.metadata, user),
         excess: object.excess.clone(),
@@ -190,6 +191,11 @@ fn name(metadata: &ObjectMeta, namespace: Option<&str>) -> PodName {
     }
 }
 
+/// Whether a pod says that it was rerouted when it was created.
+pub fn is_rerouted(object: &PodObject) -> bool {
+    object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(keys::OWN_POOL))
+}
+
 /// Whether an existing pod says that it is the mirror of a static pod, which its kubelet runs in any case. Anyone who may
 /// create pods may say so.
 pub fn is_mirror(object: &PodObject) -> bool {
@@ -335,6 +341,7 @@ struct Annotations {
     declarations: Declarations,
     reserved: Vec<String>,
     unknown: Vec<String>,
+    own_pool: Option<OwnPool>,
 }
 
 impl Annotations {
@@ -361,6 +368,8 @@ impl Annotations {
         } else if key == keys::GPU_TOTAL_MIB || key.starts_with(keys::GPU_OF) || key.starts_with(keys::VRAM_FRACTION_OF)
         {
             self.reserved.push(key.to_owned());
+        } else if let Some(own) = (key == keys::OWN_POOL).then(|| OwnPool::parse(text)).flatten() {
+            self.own_pool = Some(own);
         } else if key.starts_with(keys::PREFIX) {
             self.unknown.push(key.to_owned());
         } else if let Some(container) = foreign_container(key) {
@@ -392,6 +401,7 @@ fn placement(spec: &PodSpec) -> Placement {
             Some("Never") => Preemption::Never,
             _ => Preemption::LowerPriority,
         },
+        own_pool: None,
     }
 }
 

@@ -386,6 +386,8 @@ fn code(reason: Reason) -> u16 {
         | Reason::RolloutExceedsRoom
         | Reason::ReplicasExceedRoom
         | Reason::NoNodeAllowed
+        | Reason::Rerouted
+        | Reason::NotRerouted
         | Reason::QuotaExceeded
         | Reason::DeviceOvercommitted
         | Reason::DeviceWithoutHeadroom

@@ -152,8 +152,12 @@ pub struct Mutate {
     pub changes: bool,
     /// Annotations that are removed.
     pub removed_annotations: Vec<String>,
-    /// The alternatives that the required node affinity adds; the node must meet one.
+    /// The alternatives that the required node affinity adds, without those for pools; the node must meet one.
     pub affinity: Vec<String>,
+    /// The pool that the pod asks for, if it is rerouted; `null` if it is not.
+    pub own_pool: Option<String>,
+    /// The further pools that it may use, in the order in which it prefers them.
+    pub further_pools: Vec<String>,
     /// Its warnings.
     pub warnings: Vec<String>,
 }

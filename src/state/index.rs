@@ -5,7 +5,7 @@
 //! Each kind has three synchronous methods: apply, delete, and reset after a relist. A relist is folded in object by
 //! object. What the list did not name is removed only at its end, so that the state is never empty in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -29,10 +29,12 @@ mod oversized;
 use oversized::Oversized;
 
 mod freshness;
+mod rerouted;
 mod waiting;
 
 use freshness::Freshness;
 pub use freshness::{Kind, SILENT};
+pub use rerouted::Rerouted;
 pub use waiting::{PlacementKept, Waiting, WaitingPods};
 
 /// The state that all parts of a server share.
@@ -61,6 +63,8 @@ pub struct State {
     /// Pods without a node that request neither GPU nor VRAM. Their bindings need no review.
     without_gpu: BTreeSet<PodUid>,
     unbound: Unbound,
+    /// Pods that were bound outside of their own pool, since the last call of [`Index::take_rerouted`].
+    rerouted: VecDeque<Rerouted>,
     nodes_listed: bool,
     pods_listed: bool,
     ledgers_listed: bool,
@@ -93,6 +97,7 @@ impl Index {
             ledgers: BTreeMap::new(),
             without_gpu: BTreeSet::new(),
             unbound: Unbound::default(),
+            rerouted: VecDeque::new(),
             nodes_listed: false,
             pods_listed: false,
             ledgers_listed: false,
@@ -235,6 +240,7 @@ impl Index {
             } else {
                 state.without_gpu.remove(&uid);
             }
+            state.note_rerouted(&uid, object, &stage);
             state.unbound.see(object, &stage);
             match stage {
                 Stage::Holds(node, holder) => state.cluster.apply_pod(&uid, &node, holder),
@@ -367,6 +373,12 @@ impl Index {
     /// Subscribes to changes of the state.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Takes the pods that were bound outside of their own pool since the last call, the latest of them.
+    pub fn take_rerouted(&self) -> VecDeque<Rerouted> {
+        // Without a look at it first, each change would take the lock for writing.
+        if self.state.read().rerouted.is_empty() { VecDeque::new() } else { self.state.write().take_rerouted() }
     }
 
     /// Takes the nodes whose usage or advertised values changed since the last call.

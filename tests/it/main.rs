@@ -26,6 +26,7 @@
 //! | `edges` | workloads from before the installation: device plugins, whole GPUs |
 //! | `extender` | a real kube-scheduler that calls the extender |
 //! | `hostile` | attacks on a server with the memory limit of the manifests |
+//! | `reroute` | pods that use further pools, on a real kube-scheduler |
 //! | `report_html` | the HTML report in headless Chromium |
 //! | `figures` | measurements, which are printed and not asserted |
 //! | `support` | nothing: it holds the helpers that several modules share |
@@ -55,6 +56,7 @@ mod preflight;
 mod publishing;
 mod recommend;
 mod report_html;
+mod reroute;
 mod server;
 mod shipped;
 mod snapshots;

@@ -2,6 +2,8 @@
 //! demand. Owns what differs from a review: the scheduler's choice of a node is no violation, and neither is what
 //! `/mutate/pods` corrects.
 
+use std::borrow::Cow;
+
 use super::makeup::Makeup;
 use super::{Assessment, assess};
 use crate::capacity::cluster::Cluster;
@@ -27,10 +29,21 @@ pub struct Reassessment {
     pub demands: Vec<Option<Vram>>,
     /// Why no node could take it, even when empty.
     pub never_fits: Option<NeverFits>,
+    /// Where its copies may be placed once `/mutate/pods` has rerouted them; `None` if it reroutes none.
+    pub rerouted: Option<Box<Placement>>,
 }
 
-/// Assesses a pod that exists under a policy whose mode is Enforce. The mirror of a static pod breaks nothing.
-pub fn reassess(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Reassessment {
+/// What is assessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assessed {
+    /// A pod that exists. It is not rerouted any more.
+    Pod,
+    /// A template, whose pods are rerouted when they are created.
+    Template,
+}
+
+/// Assesses a pod or a template under a policy whose mode is Enforce. The mirror of a static pod breaks nothing.
+pub fn reassess(pod: &Pod, assessed: Assessed, policy: &Policy, cluster: &Cluster) -> Reassessment {
     // A scheduler chose the node of a running pod, so `spec.nodeName` is no constraint here.
     let placement = Placement { node_name: None, ..pod.placement.clone() };
     let pod = Pod { placement, ..pod.clone() };
@@ -45,15 +58,19 @@ pub fn reassess(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Reassessment {
     let guarded = pod.containers.iter().find_map(|container| assessment.guarded_gpu(container));
     let resource = guarded.map(|(resource, _)| resource.clone());
     let demand = assessment.total();
+    let rerouted = match (assessed, assessment.placement()) {
+        (Assessed::Template, Cow::Owned(rerouted)) => Some(Box::new(rerouted)),
+        (Assessed::Template, Cow::Borrowed(_)) | (Assessed::Pod, _) => None,
+    };
     let never_fits = resource.as_ref().zip(demand).and_then(|(resource, demand)| {
-        let never = cluster.never_fits(resource, demand, &pod.placement)?;
+        let never = cluster.never_fits(resource, demand, rerouted.as_deref().unwrap_or(&pod.placement))?;
         let made_of = Makeup::of(&pod).and_then(|makeup| makeup.explains(demand, policy.per_process_overhead));
         Some(NeverFits { made_of, ..never })
     });
     let demands = assessment.demands.iter().map(|demand| demand.map(|demand| demand.total)).collect();
     assessment.advice.truncate(MAX_FINDINGS);
     let Assessment { violations, advice, .. } = assessment;
-    Reassessment { violations, advice, resource, demand, demands, never_fits }
+    Reassessment { violations, advice, resource, demand, demands, never_fits, rerouted }
 }
 
 /// The violations for which a running pod would be refused when created again, for instance after its node is replaced.
@@ -62,7 +79,7 @@ pub fn refused_if_created(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Vec<
     if policy.mode != Mode::Enforce {
         return Vec::new();
     }
-    reassess(pod, policy, cluster).violations
+    reassess(pod, Assessed::Pod, policy, cluster).violations
 }
 
 impl Assessment<'_> {

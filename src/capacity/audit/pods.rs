@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::findings::Findings;
 use super::scene::{Scene, Stage, Subject};
 use super::{Modes, View};
-use crate::capacity::admission::{self, Reassessment};
+use crate::capacity::admission::{self, Assessed, Reassessment};
 use crate::capacity::cluster::{Cluster, OnlyShared};
 use crate::capacity::name::Name;
 use crate::capacity::node::holder::{Amount, Part};
@@ -13,7 +13,7 @@ use crate::capacity::observation::finding;
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
-use crate::capacity::verdict::{Advice, Violation};
+use crate::capacity::verdict::{Advice, Rerouted, Violation};
 use crate::capacity::vram::Vram;
 
 /// What the policy says of each subject of a scene, by its index; `None` if its namespace is exempt.
@@ -40,7 +40,8 @@ pub(super) fn reassessments(
 ) -> Reassessments {
     let look = |subject: &Subject| {
         let modes = policies.get(&subject.pod.name.namespace)?.as_ref()?;
-        let mut reassessment = admission::reassess(&subject.pod, &modes.enforced, view.cluster);
+        let assessed = if subject.stage == Stage::Template { Assessed::Template } else { Assessed::Pod };
+        let mut reassessment = admission::reassess(&subject.pod, assessed, &modes.enforced, view.cluster);
         if !view.scene.has_nodes() {
             reassessment.violations.retain(|violation| !violation.depends_on_nodes());
             reassessment.never_fits = None;
@@ -91,6 +92,9 @@ impl Reporter<'_> {
         {
             self.add(Matter::NeverFits(never.clone()), Severity::Deny, findings);
         }
+        if let Some(rerouted) = self.rerouted(reassessment) {
+            self.add(rerouted, Severity::Info, findings);
+        }
     }
 
     /// The advice about a container that declares nothing, if its node saw it use more than what it would count as.
@@ -121,6 +125,18 @@ impl Reporter<'_> {
         for what in &self.subject.bypasses {
             self.add(Matter::Bypass { what: what.clone() }, Severity::Warn, findings);
         }
+    }
+
+    /// Whether it runs in another pool than its own.
+    fn rerouted(&self, reassessment: &Reassessment) -> Option<Matter> {
+        let Stage::Bound(node) = &self.subject.stage else { return None };
+        let placement = &self.subject.pod.placement;
+        let own = placement.own_pool.as_ref()?;
+        let profile = &self.cluster.node(node)?.facts.profile;
+        let shortfall =
+            || self.cluster.shortfall(reassessment.resource.as_ref()?, reassessment.demand?, &placement.within(own));
+        let rerouted = || Rerouted { own: own.to_string(), node: node.clone(), shortfall: shortfall() };
+        (!own.includes(profile)).then(|| Matter::Rerouted(rerouted()))
     }
 
     /// What another tool gave the container of a declaration, as the node counts it.

@@ -20,11 +20,11 @@ pub(super) fn look(view: &View<'_>, reassessments: &Reassessments, findings: &mu
         let needed = most.saturating_sub(workload.bound);
         // Manifests alone have no room to exceed. A count over all nodes is expensive, so it ends once all that the
         // workload may have fits.
+        let placement = reassessment.rerouted.as_deref().unwrap_or(&subject.pod.placement);
         let room = reassessment
             .demand
             .filter(|_| view.scene.has_nodes())
-            .map(|demand| view.cluster.room(resource, demand, &subject.pod.placement, needed));
-        let placement = &subject.pod.placement;
+            .map(|demand| view.cluster.room(resource, demand, placement, needed));
         let matter = exceeds(workload, reassessment, room).map(|matter| match room {
             Some(Room { pods: 0, .. }) if !view.cluster.may_land(resource, placement) => {
                 Matter::KeptOff { resource: resource.clone() }

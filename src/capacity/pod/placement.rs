@@ -28,6 +28,8 @@ pub struct Placement {
     pub priority: i32,
     /// Whether the pod may preempt pods of lower priority.
     pub preemption: Preemption,
+    /// The pool that the pod asked for itself, if it was rerouted.
+    pub own_pool: Option<OwnPool>,
 }
 
 /// `spec.preemptionPolicy`.
@@ -278,8 +280,10 @@ impl Toleration {
 }
 
 mod affinity;
+mod reroute;
 
 pub use affinity::{Affinity, NewTerm, NodeNeeds};
+pub use reroute::{FallbackPool, MAX_ALTERNATIVES, OwnPool, Preference, Reroute, TooManyAlternatives};
 
 #[cfg(test)]
 mod tests;

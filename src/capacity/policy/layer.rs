@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Framework, Mode, OnConflict, OnShortfall, OnUnaccounted};
 use crate::capacity::gpu::{DriverReserve, Overcommit};
+use crate::capacity::pod::placement::FallbackPool;
 use crate::capacity::vram::Vram;
 
 /// The fields that ClusterVramPolicy and VramPolicy have in common, as written.
@@ -56,7 +57,7 @@ pub struct ClusterPolicy {
     /// `exemptNamespaces`.
     pub exempt_namespaces: Option<BTreeSet<String>>,
     /// `reroute.pools`.
-    pub reroute_pools: Vec<String>,
+    pub reroute_pools: Vec<FallbackPool>,
     /// `locked`.
     pub locked: BTreeSet<Field>,
 }

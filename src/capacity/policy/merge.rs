@@ -18,7 +18,7 @@ use crate::capacity::vram::Vram;
 /// A field that is locked has the cluster's value.
 pub(super) fn merge(documents: &Documents, namespace: &Layer, rules: &Rules) -> (Policy, Vec<Setting>) {
     let built_in = ClusterPolicy::default();
-    let ClusterPolicy { layer: cluster, locked, .. } = documents.cluster.as_ref().unwrap_or(&built_in);
+    let ClusterPolicy { layer: cluster, locked, reroute_pools, .. } = documents.cluster.as_ref().unwrap_or(&built_in);
     let mode_if_silent = if documents.cluster.is_some() { Mode::Enforce } else { Mode::Audit };
     let mut merge = Merge { locked, settings: Vec::new() };
     let policy = Policy {
@@ -39,6 +39,7 @@ pub(super) fn merge(documents: &Documents, namespace: &Layer, rules: &Rules) -> 
         framework: merge.value(Field::Framework, cluster.framework, namespace.framework, Framework::Auto),
         on_conflict: merge.value(Field::OnConflict, cluster.on_conflict, namespace.on_conflict, OnConflict::Warn),
         per_process_overhead: rules.per_process_overhead,
+        reroute_pools: reroute_pools.as_slice().into(),
     };
     (policy, merge.settings)
 }

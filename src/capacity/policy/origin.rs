@@ -84,6 +84,7 @@ fn cluster_wide(cluster: &ClusterPolicy) -> Vec<Setting> {
     let list = |names: Vec<&str>| (!names.is_empty()).then(|| names.join(", "));
     let exempt = cluster.exempt_namespaces.clone().unwrap_or_else(super::exempt_by_default);
     let locked: BTreeSet<&str> = cluster.locked.iter().map(|field| field.path()).collect();
+    let pools: Vec<String> = cluster.reroute_pools.iter().map(ToString::to_string).collect();
     vec![
         setting(
             "perProcessOverhead",
@@ -104,11 +105,7 @@ fn cluster_wide(cluster: &ClusterPolicy) -> Vec<Setting> {
             cluster.exempt_namespaces.is_some(),
             list(exempt.iter().map(String::as_str).collect()),
         ),
-        setting(
-            "reroute.pools",
-            !cluster.reroute_pools.is_empty(),
-            list(cluster.reroute_pools.iter().map(String::as_str).collect()),
-        ),
+        setting("reroute.pools", !cluster.reroute_pools.is_empty(), list(pools.iter().map(String::as_str).collect())),
         setting("locked", !locked.is_empty(), list(locked.into_iter().collect())),
     ]
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{EnvConflict, NeverFits, Unaccounted, Violation, quoted};
 use crate::capacity::gpu::Resource;
+use crate::capacity::pod::placement::MAX_ALTERNATIVES;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -56,6 +57,8 @@ pub enum Advice {
     },
     /// The pod's node affinity or nodeSelector used the label `vramguard.dev/pod-max-mib` and was replaced.
     ReplacedAffinity,
+    /// The pod is not rerouted, because its node affinity is too large for that.
+    NotRerouted,
     /// No node that the pod may land on could take it, even when empty.
     NeverFits(NeverFits),
     /// A declaration has no effect, because each GPU of the resource goes to one container.
@@ -120,6 +123,11 @@ impl fmt::Display for Advice {
                 f,
                 "node affinity and nodeSelector on label {} are set by vramguard only and were replaced",
                 keys::POD_MAX_MIB
+            ),
+            Advice::NotRerouted => write!(
+                f,
+                "the pod is not rerouted and may use its own pool only: with the fallback pools of the policy, its node \
+                 affinity would have more than {MAX_ALTERNATIVES} terms or too long a list of values"
             ),
             Advice::NotGuarded { key, resource } => {
                 write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Advice, NeverFits, Outdated, Reason, Violation};
+use super::{Advice, NeverFits, Outdated, Reason, Rerouted, Violation};
 use crate::capacity::gpu::{GpuId, Resource, Unknown};
 use crate::capacity::name::Name;
 use crate::capacity::vram::Vram;
@@ -211,6 +211,8 @@ pub enum Matter {
         /// How many further nodes do.
         others: usize,
     },
+    /// A pod runs in another pool than its own, as the policy allows.
+    Rerouted(Rerouted),
     /// What a namespace holds exceeds its quota.
     OverQuota {
         /// Whether the quota is that of the policy; else it is that of a ResourceQuota.
@@ -316,6 +318,7 @@ impl Matter {
             Matter::ExceedsRoom { growth: Growth::Replicas | Growth::Parallelism, .. } => Reason::ReplicasExceedRoom,
             Matter::KeptOff { .. } => Reason::NoNodeAllowed,
             Matter::OnlyShared { .. } => Reason::OnlySharedGpus,
+            Matter::Rerouted(_) => Reason::Rerouted,
             Matter::OverQuota { .. } => Reason::QuotaExceeded,
             Matter::DeviceOvercommitted { held, memory, .. } if held > memory => Reason::DeviceOvercommitted,
             Matter::DeviceOvercommitted { .. } => Reason::DeviceWithoutHeadroom,
@@ -348,6 +351,7 @@ impl Matter {
             Matter::Environment(fault) => format!("{} {}", fault.container, fault.name),
             Matter::OnlyShared { container, resource, .. } => format!("{container} {resource}"),
             Matter::Bypass { what } => what.clone(),
+            Matter::Rerouted(rerouted) => rerouted.node.to_string(),
             Matter::ExceedsRoom { growth: Growth::Autoscaler(name), .. } => name.to_string(),
             Matter::ExceedsRoom { .. } => String::new(),
             Matter::DeviceOvercommitted { device, .. } | Matter::ClaimWithoutMemory { device } => device.clone(),

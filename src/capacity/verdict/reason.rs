@@ -109,6 +109,10 @@ pub enum Reason {
     NoNodeAllowed,
     /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
     OnlySharedGpus,
+    /// A pod runs in another pool than its own, as `onShortfall: Reroute` allows.
+    Rerouted,
+    /// A pod is not rerouted, because its node affinity is too large for that.
+    NotRerouted,
     /// The pods of a namespace hold more than the quota of its policy.
     QuotaExceeded,
     /// Claims on a shared DRA device take more memory than it has.

@@ -9,6 +9,7 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::node::{MAX_GPU, Override};
+use super::pool::Pools;
 use crate::capacity::gpu::{DriverReserve, Overcommit, Resource, Sharing};
 use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted};
 use crate::capacity::vram::Vram;
@@ -100,7 +101,7 @@ struct Environment {
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Reroute {
-    pools: Vec<String>,
+    pools: Pools,
 }
 
 #[derive(Default, Deserialize)]
@@ -142,26 +143,19 @@ type Wrong<F> = (F, String);
 
 impl ClusterSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        let mut fields = inert(self.on_shortfall, self.quota, &self.environment);
-        if !self.reroute.pools.is_empty() {
-            fields.push("reroute.pools");
-        }
-        fields
+        inert(self.quota, &self.environment)
     }
 }
 
 impl NamespaceSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        inert(self.on_shortfall, self.quota, &self.environment)
+        inert(self.quota, &self.environment)
     }
 }
 
 /// Fields that are set but have no effect in this version.
-fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
+fn inert(quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
     let mut fields = Vec::new();
-    if matches!(on_shortfall, Some(OnShortfallText::Reroute)) {
-        fields.push("onShortfall: Reroute");
-    }
     if quota.is_some() {
         fields.push("quota");
     }
@@ -184,7 +178,7 @@ impl TryFrom<ClusterSpec> for ClusterPolicy {
             overcommit: spec.overcommit.map(|overcommit| overcommit.0),
             serialize_per_gpu: spec.startup.serialize_per_gpu,
             exempt_namespaces: spec.exempt_namespaces.map(|names| names.into_iter().map(|name| name.0).collect()),
-            reroute_pools: spec.reroute.pools,
+            reroute_pools: spec.reroute.pools.0,
             locked: spec.locked.into_iter().map(|field| field.0).collect(),
         })
     }

@@ -17,7 +17,7 @@ fn patched(pod: &Value, changes: &Changes) -> Value {
 /// Changes that consist of the pod's affinity only.
 fn needing(pod: &Value, needs: NodeNeeds) -> Changes {
     let object: PodObject = serde_json::from_value(pod.clone()).unwrap();
-    let affinity = crate::k8s::pod::translate(&object, None, None).placement.affinity_for(&needs);
+    let affinity = crate::k8s::pod::translate(&object, None, None).placement.affinity_for(&needs, None);
     Changes { affinity, ..Changes::default() }
 }
 
@@ -259,6 +259,48 @@ fn each_entry_of_a_variable_is_taken_out_before_ours_are_put_in() {
 fn a_node_selector_on_our_label_is_taken_out() {
     let pod =
         json!({ "spec": { "containers": [], "nodeSelector": { "vramguard.dev/pod-max-mib": "5", "zone": "a" } } });
-    let changes = Changes { unselect: true, ..Changes::default() };
+    let changes = Changes { unselect: vec!["vramguard.dev/pod-max-mib".into()], ..Changes::default() };
     assert_eq!(patched(&pod, &changes)["spec"]["nodeSelector"], json!({ "zone": "a" }));
+}
+
+#[test]
+fn a_rerouted_pod_keeps_its_own_preferences_before_those_for_pools() {
+    use crate::capacity::pod::placement::FallbackPool;
+    let own = json!({ "weight": 7, "preference": { "matchExpressions": [{ "key": "a", "operator": "Exists" }] } });
+    let preferring = |own: Value| json!({ "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": own } });
+    let pools = [FallbackPool([("pool".to_owned(), "big".to_owned())].into())];
+    for (affinity, before) in [
+        (Value::Null, 0),
+        (json!({}), 0),
+        (json!({ "podAffinity": {} }), 0),
+        (json!({ "nodeAffinity": null }), 0),
+        (preferring(Value::Null), 0),
+        (preferring(json!([])), 0),
+        (preferring(json!([own])), 1),
+    ] {
+        let mut pod =
+            json!({ "metadata": { "name": "p" }, "spec": { "nodeSelector": { "pool": "small", "zone": "a" } } });
+        if !affinity.is_null() {
+            pod["spec"]["affinity"] = affinity;
+        }
+        let object: PodObject = serde_json::from_value(pod.clone()).unwrap();
+        let placement = crate::k8s::pod::translate(&object, None, None).placement;
+        let reroute = placement.reroute(&pools).unwrap().unwrap();
+        let changes = Changes {
+            affinity: placement.affinity_for(&NodeNeeds::default(), Some(&reroute)),
+            unselect: reroute.moved.clone(),
+            annotate: [("vramguard.dev/own-pool", reroute.own.to_string())].into(),
+            reroute: Some(reroute),
+            ..Changes::default()
+        };
+        let pod = patched(&pod, &changes);
+        let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
+        let preferred = affinity["preferredDuringSchedulingIgnoredDuringExecution"].as_array().unwrap();
+        let weights: Vec<_> = preferred.iter().map(|term| term["weight"].as_u64().unwrap()).collect();
+        assert_eq!(weights, if before == 1 { vec![7, 100, 50] } else { vec![100, 50] }, "{pod}");
+        assert_eq!(pod["spec"]["nodeSelector"], json!({ "zone": "a" }));
+        assert_eq!(pod["metadata"]["annotations"], json!({ "vramguard.dev/own-pool": "pool=small" }));
+        let terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].as_array();
+        assert_eq!(terms.map(Vec::len), Some(2), "{pod}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::capacity::candidates::{self, Candidates};
 use crate::capacity::cluster::Cluster;
 use crate::capacity::pod::Pod as CorePod;
 use crate::capacity::pod::demand::{Basis, Role};
-use crate::capacity::pod::placement::Affinity;
+use crate::capacity::pod::placement::{Affinity, Requirement, Reroute};
 use crate::capacity::policy::{self, Documents, Mode, Policies, Policy, Why};
 use crate::capacity::verdict::{self, Advice, Counts, Verdict};
 use crate::capacity::vram::Vram;
@@ -195,6 +195,8 @@ impl Asked<'_> {
                 changes: !mutation.patch.0.is_empty(),
                 removed_annotations: mutation.changes.strip.clone(),
                 affinity: alternatives(&mutation.changes),
+                own_pool: mutation.changes.reroute.as_ref().map(|reroute| reroute.own.to_string()),
+                further_pools: mutation.changes.reroute.iter().flat_map(Reroute::further).collect(),
                 warnings: mutation.changes.advice.iter().map(Advice::to_string).collect(),
             },
             validate: validation.map_or_else(not_asked, |validation| validate(validation.judgement, knows_nodes)),
@@ -276,10 +278,13 @@ fn nodes(candidates: Candidates, without_gpu: Vec<String>) -> Nodes {
 
 /// What the node affinity requires in addition, as alternatives.
 fn alternatives(changes: &Changes) -> Vec<String> {
+    let names_pool =
+        |requirement: &Requirement| changes.reroute.as_ref().is_some_and(|reroute| reroute.names_pool(requirement));
     match &changes.affinity {
         Some(Affinity::Terms(terms)) => {
             let term = |term: &crate::capacity::pod::placement::NewTerm| {
-                term.with.iter().map(verdict::requirement).collect::<Vec<_>>().join(" and ")
+                let ours = term.with.iter().filter(|requirement| !names_pool(requirement));
+                ours.map(verdict::requirement).collect::<Vec<_>>().join(" and ")
             };
             let all: BTreeSet<String> = terms.iter().map(term).filter(|term| !term.is_empty()).collect();
             all.into_iter().collect()

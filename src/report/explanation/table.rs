@@ -193,6 +193,10 @@ impl Table {
         if !mutate.affinity.is_empty() {
             self.line(4, &format!("requires of the node: {}", printable(&mutate.affinity.join(", or "))));
         }
+        if let Some(own) = &mutate.own_pool {
+            self.line(4, &format!("prefers its own pool: {}", printable(own)));
+            self.line(4, &format!("may also use: {}", printable(&mutate.further_pools.join(", then "))));
+        }
         for key in &mutate.removed_annotations {
             self.line(4, &format!("removes the annotation {}", printable(key)));
         }

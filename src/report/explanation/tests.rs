@@ -209,7 +209,7 @@ fn the_names_of_the_json_fields_are_a_contract() {
         "also counts declaredMib demandMib injectedEnv injectedRequestMib name overheadMib processes removedEnv role slot \
          source why"
     );
-    assert_eq!(names("/pod/mutate"), "affinity changes removedAnnotations warnings");
+    assert_eq!(names("/pod/mutate"), "affinity changes furtherPools ownPool removedAnnotations warnings");
     assert_eq!(names("/pod/validate"), "dependsOnNodes verdict violations warnings");
     assert_eq!(
         (names("/nodes"), names("/nodes/never/0")),
@@ -257,4 +257,25 @@ fn pods_of_hami_are_named_where_what_they_hold_is_not_read() {
         "{notes}"
     );
     assert!(!explain(&pod("", ""), Some(&node("a", 24_576, ""))).notes.join("\n").contains("HAMi"));
+}
+
+#[test]
+fn a_rerouted_pod_is_told_its_own_pool_and_the_further_ones_in_their_order() {
+    let policy = "
+apiVersion: vramguard.dev/v1alpha1
+kind: ClusterVramPolicy
+metadata: {name: c}
+spec:
+  onShortfall: Reroute
+  reroute: {pools: [{matchLabels: {pool: l40s}}, {matchLabels: {pool: h100, zone: b}}]}
+";
+    let text = pod("vramguard.dev/vram: 8Gi", ", nodeSelector: {pool: a10}");
+    let explain =
+        |policy: &str| explain_with(&[("cluster.yaml", policy)], "team", Some(&text), None).pod.unwrap().mutate;
+    let mutate = explain(policy);
+    assert_eq!(mutate.own_pool.as_deref(), Some("pool=a10"));
+    assert_eq!(mutate.further_pools, ["pool=l40s", "pool=h100 and zone=b"]);
+    assert!(mutate.affinity.iter().all(|alternative| !alternative.contains("a10")), "{:?}", mutate.affinity);
+    let waits = explain(&policy.replace("onShortfall: Reroute", "onShortfall: Wait"));
+    assert_eq!((waits.own_pool, waits.further_pools), (None, Vec::new()));
 }

@@ -84,6 +84,13 @@ impl WaitingPods {
         }
     }
 
+    /// Removes a pod and returns what was kept of it.
+    pub fn take(&mut self, uid: &PodUid) -> Option<Waiting> {
+        let taken = self.kept.get(uid).cloned();
+        self.remove(uid);
+        taken
+    }
+
     /// Keeps only the pods that `waits` accepts.
     pub fn retain(&mut self, waits: impl Fn(&PodUid) -> bool) {
         self.counted.retain(&waits);
@@ -127,6 +134,11 @@ pub(super) fn of(object: &PodObject) -> Option<Waiting> {
     if !pod::is_unschedulable(object) {
         return None;
     }
+    requesting(object)
+}
+
+/// What a pod requests, and where; `None` unless it requests VRAM and a GPU.
+pub(super) fn requesting(object: &PodObject) -> Option<Waiting> {
     let pod = pod::translate(object, None, None);
     let makeup = Makeup::of(&pod);
     let demand = pod.requested()?;

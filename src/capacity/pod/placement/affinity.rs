@@ -13,7 +13,7 @@
 //! Our requirements are removed first. Otherwise each copy of a copy with a larger demand would double the terms, and a
 //! copy with a smaller demand would keep the bound of its original.
 
-use super::{Operator, Placement, Requirement, Term, below};
+use super::{Operator, Placement, Requirement, Reroute, Term, below};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -46,15 +46,18 @@ pub struct NewTerm {
     pub with: Vec<Requirement>,
 }
 
-/// A term as its author wrote it, without our requirements.
+/// An alternative for the nodes of a pod before our requirements are added: a term as its author wrote it, or one that
+/// leads to a further pool.
 #[derive(Default)]
-struct Base {
-    /// Index of the term; `None` if it is not a term of the author's.
-    from: Option<usize>,
-    /// Indices of our requirements in the term.
-    without: Vec<usize>,
-    /// The term without them.
-    rest: Term,
+pub(super) struct Base {
+    /// Index of the term that it is based on; `None` if it contains nothing of the author's terms.
+    pub from: Option<usize>,
+    /// Indices of the requirements of that term to remove, ascending.
+    pub without: Vec<usize>,
+    /// Requirements to add, which name a pool.
+    pub with: Vec<Requirement>,
+    /// The term that results.
+    pub rest: Term,
 }
 
 impl NodeNeeds {
@@ -77,36 +80,28 @@ impl NodeNeeds {
 }
 
 impl Placement {
-    /// The required node affinity with which the pod meets `needs`.
+    /// The required node affinity with which the pod meets `needs` and is rerouted.
     ///
-    /// It is `None` if the pod meets them already, or if its affinity matches no node whatever is added.
-    pub fn affinity_for(&self, needs: &NodeNeeds) -> Option<Affinity> {
+    /// It is `None` if the pod needs no change, or if its affinity matches no node whatever is added.
+    pub fn affinity_for(&self, needs: &NodeNeeds, reroute: Option<&Reroute>) -> Option<Affinity> {
         let alternatives = needs.alternatives();
         let nothing_needed = alternatives.iter().all(Vec::is_empty);
-        let Some(terms) = &self.required else {
-            let terms = || alternatives.into_iter().map(|with| NewTerm { from: None, without: Vec::new(), with });
-            return (!nothing_needed).then(|| Affinity::Terms(terms().collect()));
-        };
         // A term without requirements matches no node. With one requirement added, it would match some.
-        let matching = || terms.iter().enumerate().filter(|(_, term)| !term.is_empty());
-        matching().next()?;
-        let mut bases: Vec<Base> = Vec::new();
-        for (index, term) in matching() {
-            let (without, rest) = term.without_ours();
-            if bases.iter().all(|known| known.rest != rest) {
-                bases.push(Base { from: Some(index), without, rest });
-            }
+        let matching = || self.required.iter().flatten().filter(|term| !term.is_empty());
+        if self.required.is_some() {
+            matching().next()?;
         }
+        let mut bases = self.bases(reroute);
         // In a term that has only our requirements, the author requires nothing, so the other terms are needless.
         let unconstrained = bases.iter().any(|base| base.rest.is_empty());
         if unconstrained && nothing_needed {
-            return Some(Affinity::Nothing);
+            return self.required.as_ref().map(|_| Affinity::Nothing);
         }
         if unconstrained {
             bases = vec![Base::default()];
         }
         let wanted = || alternatives.iter().flat_map(|with| bases.iter().map(move |base| (base, with)));
-        let mut is: Vec<Term> = matching().map(|(_, term)| term.sorted()).collect();
+        let mut is: Vec<Term> = matching().map(Term::sorted).collect();
         let mut should_be: Vec<Term> = wanted().map(|(base, with)| base.rest.and(with).sorted()).collect();
         for terms in [&mut is, &mut should_be] {
             terms.sort();
@@ -118,9 +113,35 @@ impl Placement {
         let new = |(base, with): (&Base, &Vec<Requirement>)| NewTerm {
             from: base.from,
             without: base.without.clone(),
-            with: with.clone(),
+            with: base.with.iter().chain(with).cloned().collect(),
         };
         Some(Affinity::Terms(wanted().map(new).collect()))
+    }
+
+    /// The alternatives for the nodes of the pod, each once. A pod without required affinity has one without
+    /// requirements, unless it is rerouted.
+    pub(super) fn bases(&self, reroute: Option<&Reroute>) -> Vec<Base> {
+        let mut bases: Vec<Base> = Vec::new();
+        let mut add = |from, without: Vec<usize>, rest: Term| {
+            let alternatives = match reroute {
+                Some(reroute) => reroute.bases(self, from, &without, &rest),
+                None => vec![Base { from, without, with: Vec::new(), rest }],
+            };
+            for base in alternatives {
+                if bases.iter().all(|known| known.rest != base.rest) {
+                    bases.push(base);
+                }
+            }
+        };
+        let Some(terms) = &self.required else {
+            add(None, Vec::new(), Term::default());
+            return bases;
+        };
+        for (index, term) in terms.iter().enumerate().filter(|(_, term)| !term.is_empty()) {
+            let (without, rest) = term.without_ours();
+            add(Some(index), without, rest);
+        }
+        bases
     }
 
     /// Whether the required node affinity has a requirement on our label.
@@ -136,14 +157,14 @@ impl Placement {
 
 impl Term {
     /// Indices of our requirements in the term, and the term without them.
-    fn without_ours(&self) -> (Vec<usize>, Term) {
+    pub(super) fn without_ours(&self) -> (Vec<usize>, Term) {
         let ours = self.labels.iter().enumerate().filter(|(_, requirement)| requirement.is_ours());
         let labels = self.labels.iter().filter(|requirement| !requirement.is_ours()).cloned().collect();
         (ours.map(|(index, _)| index).collect(), Term { labels, fields: self.fields.clone() })
     }
 
     /// The term with requirements on labels added.
-    fn and(&self, with: &[Requirement]) -> Term {
+    pub(super) fn and(&self, with: &[Requirement]) -> Term {
         Term { labels: self.labels.iter().chain(with).cloned().collect(), fields: self.fields.clone() }
     }
 

@@ -231,7 +231,7 @@ fn holds(placement: &Placement, label: Option<u64>) -> bool {
 /// The placement of a pod after `/mutate/pods`.
 fn mutated(mut placement: Placement, demand: Vram) -> Placement {
     let needs = NodeNeeds { avoid_shared: false, pod_max_at_least: Some(demand) };
-    if let Some(Affinity::Terms(new)) = placement.affinity_for(&needs) {
+    if let Some(Affinity::Terms(new)) = placement.affinity_for(&needs, None) {
         let old = placement.required.take().unwrap_or_default();
         let term = |new: &NewTerm| {
             let mut term = new.from.map(|from| old[from].clone()).unwrap_or_default();

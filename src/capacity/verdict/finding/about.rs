@@ -81,6 +81,7 @@ impl Advice {
             Advice::UnknownAnnotation { .. } => Reason::UnknownAnnotation,
             Advice::KeptEnvironment { .. } | Advice::RemovedEnvironment { .. } => Reason::EnvironmentConflict,
             Advice::ReplacedAffinity => Reason::PodMaxUnchecked,
+            Advice::NotRerouted => Reason::NotRerouted,
             Advice::NeverFits(_) => Reason::NeverFits,
             Advice::NotGuarded { .. } => Reason::NotGuarded,
             Advice::NothingAccounts { .. } | Advice::Unaccounted { .. } => Reason::VramUnaccounted,
@@ -100,6 +101,7 @@ impl Advice {
             Advice::Stripped { .. }
             | Advice::UnknownAnnotation { .. }
             | Advice::ReplacedAffinity
+            | Advice::NotRerouted
             | Advice::NeverFits(_)
             | Advice::NotGuarded { .. }
             | Advice::Unaccounted { .. } => None,

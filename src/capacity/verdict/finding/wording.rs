@@ -111,6 +111,7 @@ impl fmt::Display for Matter {
                      failRequestsGreaterThanOne fails it",
                 )
             }
+            Matter::Rerouted(rerouted) => write!(f, "{rerouted}"),
             Matter::OverQuota { of_policy: true, held, quota } => {
                 write!(f, "its pods hold {held}, above the policy's quota of {quota}")
             }
@@ -213,6 +214,7 @@ impl Matter {
             Matter::OnlyShared { resource, .. } => {
                 format!("{resource}: 1  # under resources.limits; or add a node whose GPUs are not shared")
             }
+            Matter::Rerouted(_) => "recreate it once its own pool has room, if it should run there".to_owned(),
             Matter::OverQuota { of_policy: true, held, .. } => format!("quota: {held}  # or fewer pods"),
             Matter::OverQuota { of_policy: false, .. } => "let its pods declare, or raise the ResourceQuota".to_owned(),
             Matter::DeviceOvercommitted { .. } => "lower the memory that its claims request".to_owned(),
