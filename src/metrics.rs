@@ -27,9 +27,11 @@ use crate::state::policies::PolicyStore;
 use crate::tls::CertificateStore;
 
 mod audit;
+mod quotas;
 mod usage;
 
 use audit::Audits;
+use quotas::Quotas;
 pub use usage::Detail;
 use usage::Usage;
 
@@ -127,6 +129,8 @@ pub struct Metrics {
     /// 1 while this replica leads, otherwise 0.
     pub leading: Gauge<i64>,
     audits: Audits,
+    /// The ResourceQuotas that limit VRAM.
+    pub quotas: Quotas,
 }
 
 impl Metrics {
@@ -155,6 +159,7 @@ impl Metrics {
             waiting: Family::default(),
             leading: Gauge::default(),
             audits: Audits::default(),
+            quotas: Quotas::default(),
         };
         let r = &mut metrics.registry;
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -186,6 +191,7 @@ impl Metrics {
         r.register("waiting_pods", help, metrics.waiting.clone());
         r.register("leader", "1 while this replica leads", metrics.leading.clone());
         metrics.audits.register(r);
+        metrics.quotas.register(r);
         r.register_collector(Box::new(State { index, policies, certificates }));
         metrics
     }

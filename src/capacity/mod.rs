@@ -21,6 +21,7 @@
 //! | [`pod::demand`] | from declared to demanded; the sum over the containers of a pod |
 //! | [`pod::placement`] | which nodes a pod may be placed on; the node affinity that is added to it |
 //! | [`policy`] | policy fields, layers, and the policy in force in a namespace |
+//! | [`quota`] | the quota of a policy as a ResourceQuota of the namespace |
 //! | [`node`] | one node; its parts follow |
 //! | [`node::inventory`] | the GPUs as the node agent reports them, in place of labels |
 //! | [`node::holder`] | one pod that counts on a node |
@@ -162,6 +163,7 @@ pub mod plan;
 pub mod pod;
 pub mod policy;
 pub mod preflight;
+pub mod quota;
 pub mod recommend;
 pub mod steering;
 #[cfg(test)]

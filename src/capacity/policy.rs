@@ -135,7 +135,7 @@ pub struct Policy {
     pub min: Option<Vram>,
     /// Upper bound on a declared amount.
     pub max: Option<Vram>,
-    /// Budget of the namespace. It has no effect yet.
+    /// Budget of the namespace: a limit on the sum of the VRAM requests of its pods. See [`quota`](crate::capacity::quota).
     pub quota: Option<Vram>,
     /// Model catalogue: declared amounts by model name.
     pub models: BTreeMap<String, Vram>,

@@ -32,7 +32,7 @@ pub use explanation::{
     not_held_back, requirement, source,
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
-pub use node::publication_undone;
+pub use node::{publication_undone, quota_not_kept};
 pub use observation::{
     Outdated, Subject, Unreadable, hours, idles, matter_and_advice, uses_far_less, uses_more, uses_undeclared,
 };

@@ -77,12 +77,12 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     explain(args, cluster).map_err(Failure::Input)
 }
 
-/// Reads nodes, pods and ledgers of a live cluster, and its policies unless a folder takes their place.
+/// Reads nodes, pods, ledgers and quotas of a live cluster, and its policies unless a folder takes their place.
 async fn read_live(args: &Args) -> Result<Snapshot, Failure> {
     let chosen = live::Chosen { kubeconfig: args.kubeconfig.as_deref(), context: args.context.as_deref() };
     let (objects, _) = live::connect(chosen, args.namespace.as_deref()).await?;
     let mut snapshot = Snapshot::default();
-    let kinds = |kind: &str| matches!(kind, "Node" | "Pod" | "GpuLedger");
+    let kinds = |kind: &str| matches!(kind, "Node" | "Pod" | "GpuLedger" | "ResourceQuota");
     let read = objects.read_kinds(kinds, &|_, _| {}, &mut |object| snapshot.push(object)).await;
     let mut gaps = read.map_err(live::failure)?;
     if args.policies.is_none() {

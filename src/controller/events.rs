@@ -62,6 +62,11 @@ impl Recorder {
         self.record(&event::pod(uid, name), Kind::Normal, reason, &note, action).await;
     }
 
+    /// Records a warning on the ResourceQuota of a namespace. A failure is logged.
+    pub(super) async fn warn_quota(&self, namespace: &str, uid: &str, reason: Reason, note: String) {
+        self.record(&event::quota(namespace, uid), Kind::Warning, reason, &note, "Quota").await;
+    }
+
     /// Records a warning on a node. A failure is logged.
     pub(super) async fn warn_node(&self, node: &str, reason: Reason, note: String) {
         self.record(&event::node(node), Kind::Warning, reason, &note, "Accounting").await;

@@ -27,6 +27,7 @@ mod ledger;
 mod preflight;
 mod publish;
 mod queue;
+mod quota;
 mod rerouted;
 #[cfg(test)]
 mod tests;
@@ -105,6 +106,7 @@ impl Controller {
         tasks.spawn(ledger::run(self.clone()));
         tasks.spawn(waiting::run(self.clone()));
         tasks.spawn(rerouted::run(self.clone()));
+        tasks.spawn(quota::run(self.clone()));
         tasks.spawn(preflight::run(self.clone()));
         if let Some(audits) = self.audits.clone() {
             tasks.spawn(audit::run(self.clone(), audits));
@@ -121,6 +123,7 @@ impl Controller {
         };
         tasks.shutdown().await;
         self.metrics.waiting(|_| 0);
+        self.metrics.quotas.clear();
         self.metrics.refused_if_created(&BTreeMap::new());
         self.metrics.audited(None);
         if let Some(page) = self.audits.as_ref().and_then(|audits| audits.page.as_ref()) {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 
+use super::resource_quota;
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::PodName;
 use crate::capacity::verdict::Reason;
@@ -46,6 +47,18 @@ pub fn pod(uid: &PodUid, name: &PodName) -> ObjectReference {
         namespace: Some(name.namespace.to_string()),
         name: Some(name.name.to_string()),
         uid: Some(uid.to_string()),
+        ..ObjectReference::default()
+    }
+}
+
+/// The reference to the ResourceQuota that vramguard would keep in a namespace.
+pub fn quota(namespace: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("ResourceQuota".into()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(resource_quota::NAME.into()),
+        uid: Some(uid.to_owned()),
         ..ObjectReference::default()
     }
 }

@@ -68,6 +68,7 @@ pub mod pod_review;
 pub mod preflight;
 pub mod publication;
 pub mod quantity;
+pub mod resource_quota;
 pub mod review;
 pub mod simulation;
 pub mod snapshot;

@@ -386,6 +386,7 @@ fn code(reason: Reason) -> u16 {
         | Reason::RolloutExceedsRoom
         | Reason::ReplicasExceedRoom
         | Reason::NoNodeAllowed
+        | Reason::QuotaNotKept
         | Reason::Rerouted
         | Reason::NotRerouted
         | Reason::QuotaExceeded

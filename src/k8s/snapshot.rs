@@ -4,12 +4,14 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::ResourceQuota;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::document::{self, DocumentError};
 use super::gpu_ledger::GpuLedger;
 use super::object::{NodeObject, PodObject};
+use super::resource_quota::{self, Limit};
 use super::{counts, manifests, tree, wording};
 use crate::keys;
 
@@ -22,6 +24,8 @@ pub struct Snapshot {
     pub pods: Vec<PodObject>,
     /// The ledgers of nodes, with reservations and agents' reports.
     pub ledgers: Vec<GpuLedger>,
+    /// ResourceQuotas that limit VRAM.
+    pub quotas: Vec<Limit>,
     /// Number of pods on nodes whose GPU memory HAMi allocated. Its records are not read here.
     pub of_hami: usize,
     /// Policy documents found among the objects, as file and JSON text, for [`document::read`].
@@ -167,7 +171,7 @@ impl Snapshot {
             return Err("holds no Kubernetes object: kind is missing".into());
         }
         let known = match (group.as_str(), kind.as_str()) {
-            ("v1", "Node" | "Pod") => true,
+            ("v1", "Node" | "Pod" | "ResourceQuota") => true,
             (keys::API_VERSION, _) => true,
             _ => return Ok(()),
         };
@@ -188,6 +192,9 @@ impl Snapshot {
             "Node" => self.nodes.push(NodeObject::deserialize(object).map_err(unreadable)?),
             "Pod" => self.pods.push(PodObject::deserialize(object).map_err(unreadable)?),
             "GpuLedger" => self.ledgers.push(GpuLedger::deserialize(object).map_err(unreadable)?),
+            "ResourceQuota" => {
+                self.quotas.extend(resource_quota::limit(&ResourceQuota::deserialize(object).map_err(unreadable)?))
+            }
             _ => self.policies.push((format!("{file} ({id})"), object.to_string())),
         }
         Ok(())

@@ -28,6 +28,8 @@ pub struct Explanation {
     pub exempt: bool,
     /// The values in force, in the order of the documentation. For an exempt namespace they are those of any other.
     pub policy: Vec<Setting>,
+    /// ResourceQuotas of the namespace that limit VRAM, by name; empty without a cluster.
+    pub quotas: Vec<Quota>,
     /// What becomes of the pod; `null` if none was given.
     pub pod: Option<Pod>,
     /// What each node can do for the pod; `null` without a pod, without a cluster, or if no node is asked.
@@ -90,6 +92,22 @@ pub struct Ignored {
     pub source: Option<Source>,
     /// `locked`, `replaced` (the namespace sets another value) or `lessStrict` (of two bounds).
     pub why: &'static str,
+}
+
+/// A ResourceQuota that limits VRAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quota {
+    /// Its name.
+    pub name: String,
+    /// Whether vramguard keeps it, as the policy's quota.
+    pub kept_by_vramguard: bool,
+    /// Its limit, in MiB; `null` if that cannot be read.
+    pub hard_mib: Option<u64>,
+    /// What the pods of the namespace request, in MiB; `null` if that has not been counted.
+    pub used_mib: Option<u64>,
+    /// What is left, in MiB.
+    pub left_mib: Option<u64>,
 }
 
 /// What becomes of a pod.

@@ -13,6 +13,7 @@
 //! | `agent` | the node agent, with a stand-in for the driver, on its own and against a real API server |
 //! | `preflight` | `vramguard preflight`, as a user starts it |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
+//! | `quota` | ResourceQuotas on a real control plane |
 //! | `recommend` | `vramguard recommend` on a snapshot, and its patches on a real API server |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
@@ -54,6 +55,7 @@ mod outputs;
 mod plan;
 mod preflight;
 mod publishing;
+mod quota;
 mod recommend;
 mod report_html;
 mod reroute;

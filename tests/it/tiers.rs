@@ -196,6 +196,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "gpu",
             "pod",
             "policy",
+            "quota",
             "node",
             "verdict",
             "observation",

@@ -109,6 +109,8 @@ pub enum Reason {
     NoNodeAllowed,
     /// A container requests several GPUs, and no node that its pod may land on has GPUs that are not shared.
     OnlySharedGpus,
+    /// The ResourceQuota of a namespace is not that of its policy, because somebody else made or changed it.
+    QuotaNotKept,
     /// A pod runs in another pool than its own, as `onShortfall: Reroute` allows.
     Rerouted,
     /// A pod is not rerouted, because its node affinity is too large for that.

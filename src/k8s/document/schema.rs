@@ -143,22 +143,19 @@ type Wrong<F> = (F, String);
 
 impl ClusterSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        inert(self.quota, &self.environment)
+        inert(&self.environment)
     }
 }
 
 impl NamespaceSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        inert(self.quota, &self.environment)
+        inert(&self.environment)
     }
 }
 
 /// Fields that are set but have no effect in this version.
-fn inert(quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
+fn inert(environment: &Environment) -> Vec<&'static str> {
     let mut fields = Vec::new();
-    if quota.is_some() {
-        fields.push("quota");
-    }
     if !matches!(environment.framework, None | Some(FrameworkText::Auto | FrameworkText::None)) {
         fields.push("environment.framework");
     }

@@ -63,9 +63,9 @@ fn the_field_that_pinned_gpus_is_refused_and_what_replaced_it_is_named() {
 
 #[test]
 fn fields_without_effect_yet_are_named() {
-    let text = cluster("onShortfall: Reroute\nquota: 1Gi\nstartup:\n  serializePerGpu: true");
+    let text = cluster("onShortfall: Reroute\nquota: 1Gi\nenvironment:\n  framework: vLLM");
     let fields: Vec<&str> = read_one(&text).unwrap().inert.into_iter().map(|(_, field)| field).collect();
-    let expected = ["quota"];
+    let expected = ["environment.framework"];
     assert_eq!(fields, expected);
 }
 

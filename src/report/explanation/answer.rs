@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::{
-    Container, Explanation, Group, Ignored, Mutate, Nodes, Origin, Pod, SCHEMA_VERSION, Setting, Source, Validate,
-    Violation,
+    Container, Explanation, Group, Ignored, Mutate, Nodes, Origin, Pod, Quota, SCHEMA_VERSION, Setting, Source,
+    Validate, Violation,
 };
 use crate::capacity::admission::account::{Account, ContainerAccount};
 use crate::capacity::admission::environment::Value;
@@ -23,6 +23,7 @@ use crate::k8s::document::{Configuration, Sources};
 use crate::k8s::manifest::Manifest;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod_review::{self, Subject};
+use crate::k8s::resource_quota::Limit;
 use crate::k8s::simulation::Simulation;
 use crate::k8s::snapshot::Snapshot;
 use crate::k8s::{foreign, patch, pod, wording};
@@ -64,6 +65,8 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         policy: settings.into_iter().map(|setting| located(setting, namespace, configuration, sources)).collect(),
         ..Explanation::default()
     };
+    let quotas = cluster.iter().flat_map(|cluster| &cluster.quotas).filter(|quota| quota.namespace == namespace);
+    explanation.quotas = quotas.map(quota).collect();
     if configuration.documents == Documents::default() {
         explanation.notes.push(verdict::NO_POLICY.to_owned());
     }
@@ -111,6 +114,16 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         explanation.notes.push(verdict::not_held_back(policy.mode));
     }
     Ok(explanation)
+}
+
+fn quota(limit: &Limit) -> Quota {
+    Quota {
+        name: limit.name.clone(),
+        kept_by_vramguard: limit.ours,
+        hard_mib: limit.hard.map(Vram::mib),
+        used_mib: limit.used.map(Vram::mib),
+        left_mib: limit.left().map(Vram::mib),
+    }
 }
 
 /// The pod of the cluster that is the one asked about: of the same uid, or else of the same namespace and name.

@@ -1,6 +1,6 @@
 //! An explanation for people, as lines of text. Owns layout and colours.
 
-use super::{Container, Explanation, Group, Nodes, Origin, Pod, Setting, Source, Validate};
+use super::{Container, Explanation, Group, Nodes, Origin, Pod, Quota, Setting, Source, Validate};
 use crate::capacity::verdict::count;
 
 use crate::keys;
@@ -33,6 +33,10 @@ pub fn render(explanation: &Explanation, coloured: bool) -> String {
     } else {
         table.line(0, "");
         table.policy(&explanation.policy);
+    }
+    for quota in &explanation.quotas {
+        table.line(0, "");
+        table.quota(quota);
     }
     if let Some(pod) = &explanation.pod {
         table.line(0, "");
@@ -130,6 +134,20 @@ impl Table {
                 self.line(fields + 2, &self.styled(DIM, &line));
             }
         }
+    }
+
+    fn quota(&mut self, quota: &Quota) {
+        let known = |mib: Option<u64>| mib.map_or_else(|| "an unknown amount".to_owned(), amount);
+        let keeper = if quota.kept_by_vramguard { "kept by vramguard" } else { "made by others" };
+        let text = format!(
+            "{} {} ({keeper}): {} of requests, {} used, {} left",
+            self.styled(BOLD, "resourcequota"),
+            printable(&quota.name),
+            known(quota.hard_mib),
+            known(quota.used_mib),
+            known(quota.left_mib),
+        );
+        self.line(0, &text);
     }
 
     fn pod(&mut self, namespace: &str, pod: &Pod) {

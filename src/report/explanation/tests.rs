@@ -201,7 +201,7 @@ fn the_names_of_the_json_fields_are_a_contract() {
     let explanation = explain(&pod("vramguard.dev/vram: 8Gi", ""), Some(&node("small", 4096, "")));
     let json: serde_json::Value = serde_json::from_str(&explanation.json()).unwrap();
     let names = |at: &str| json.pointer(at).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
-    assert_eq!(names(""), "exempt generatedBy namespace nodes notes pod policy schemaVersion");
+    assert_eq!(names(""), "exempt generatedBy namespace nodes notes pod policy quotas schemaVersion");
     assert_eq!(names("/policy/0"), "field ignored locked noEffect origin source value");
     assert_eq!(names("/pod"), "containers demandMib kind mutate name validate");
     assert_eq!(
@@ -278,4 +278,32 @@ spec:
     assert!(mutate.affinity.iter().all(|alternative| !alternative.contains("a10")), "{:?}", mutate.affinity);
     let waits = explain(&policy.replace("onShortfall: Reroute", "onShortfall: Wait"));
     assert_eq!((waits.own_pool, waits.further_pools), (None, Vec::new()));
+}
+
+#[test]
+fn the_quotas_of_the_namespace_say_what_is_left() {
+    let quota = |namespace: &str, used: &str| {
+        format!(
+            "{{apiVersion: v1, kind: ResourceQuota, metadata: {{name: vramguard, namespace: {namespace}, labels: \
+             {{app.kubernetes.io/managed-by: vramguard}}}}, spec: {{hard: {{requests.vramguard.dev/vram: 64Gi}}}}{used}}}\n---\n"
+        )
+    };
+    let counted = ", status: {used: {requests.vramguard.dev/vram: 8912Mi}}";
+    let cluster = quota("team", counted) + &quota("other", counted);
+    let explanation = explain_with(&[("cluster.yaml", CLUSTER)], "team", None, Some(&cluster));
+    let expected = Quota {
+        name: "vramguard".into(),
+        kept_by_vramguard: true,
+        hard_mib: Some(65_536),
+        used_mib: Some(8_912),
+        left_mib: Some(56_624),
+    };
+    assert_eq!(explanation.quotas, [expected]);
+    let table = table::render(&explanation, false);
+    assert!(
+        table.contains("resourcequota vramguard (kept by vramguard): 64Gi of requests, 8912Mi used, 56624Mi left"),
+        "{table}"
+    );
+    let uncounted = explain_with(&[("cluster.yaml", CLUSTER)], "team", None, Some(&quota("team", "")));
+    assert_eq!((uncounted.quotas[0].used_mib, uncounted.quotas[0].left_mib), (None, None), "unknown is not zero");
 }
