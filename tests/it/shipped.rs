@@ -51,11 +51,14 @@ fn every_shipped_policy_is_valid_and_has_a_suite() {
         let text = text(&path);
         let read = document::read([(name, text.as_str())]);
         assert!(read.is_ok(), "{read:?}");
-        let suite = Path::new("policies/tests").join(name).with_extension("vramguard-test.yaml");
+        // The files of a folder are one set, and have one suite.
+        let relative = path.strip_prefix("policies").expect("it is in there");
+        let set = relative.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(relative);
+        let suite = Path::new("policies/tests").join(set.with_extension("vramguard-test.yaml"));
         assert!(root().join(&suite).is_file(), "{} has no suite {}", path.display(), suite.display());
-        let loads =
-            objects(&suite).iter().any(|suite| suite["policies"].to_string().contains(&format!("\"../{name}\"")));
-        assert!(loads, "{} does not load {name}", suite.display());
+        let reference = format!("\"../{}\"", relative.display());
+        let loads = objects(&suite).iter().any(|suite| suite["policies"].to_string().contains(&reference));
+        assert!(loads, "{} does not load {reference}", suite.display());
     }
 }
 
