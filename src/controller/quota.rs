@@ -23,6 +23,8 @@ use crate::metrics::Metrics;
 
 /// Namespaces that one pass writes, before the watches are looked at again.
 const BATCH: usize = 64;
+/// Failures that end a pass. If the API server refuses each write, the log gets no more of them.
+const MAX_FAILURES: usize = 3;
 
 /// The ResourceQuota that vramguard keeps, or would keep, in one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ struct Seen {
     quotas_listing: BTreeSet<(String, String)>,
     /// Namespaces to look at.
     due: BTreeSet<String>,
+    /// Namespaces that could not be written. They are due once no others are.
+    failed: BTreeSet<String>,
     /// Why the ResourceQuota of a namespace is not the policy's, as last told.
     told: BTreeMap<String, (Left, Vram)>,
 }
@@ -60,12 +64,13 @@ pub(super) async fn run(controller: Controller) {
     let mut namespaces = namespaces(&controller);
     let mut quotas = quotas(&controller);
     let mut seen = Seen::new(controller.metrics.clone());
+    // No pass begins before this time.
     let mut next = Instant::now();
     loop {
         if next <= Instant::now() && pass(&controller, &recorder, &mut seen).await {
             next = Instant::now() + RETRY;
         }
-        let more = !seen.due.is_empty() && seen.is_listed();
+        let more = seen.is_listed() && !(seen.due.is_empty() && seen.failed.is_empty());
         tokio::select! {
             Some(event) = namespaces.next() => seen.namespace(event),
             Some(event) = quotas.next() => seen.quota(event),
@@ -78,22 +83,29 @@ pub(super) async fn run(controller: Controller) {
     }
 }
 
-/// Brings the namespaces that are due up to date. Returns whether one could not be written, and stays due.
+/// Brings the namespaces that are due up to date. Returns whether one could not be written. It is tried again later.
 async fn pass(controller: &Controller, recorder: &events::Recorder, seen: &mut Seen) -> bool {
     if !seen.is_listed() {
         return false;
     }
+    if seen.due.is_empty() {
+        seen.due = std::mem::take(&mut seen.failed);
+    }
     let batch: Vec<String> = seen.due.iter().take(BATCH).cloned().collect();
-    let mut failed = false;
+    let mut failures = 0;
     for namespace in batch {
         seen.due.remove(&namespace);
         if let Err(error) = bring(controller, recorder, seen, &namespace).await {
             tracing::warn!(?namespace, "ResourceQuota {NAME:?}: {error:#}; trying again");
-            seen.due.insert(namespace);
-            failed = true;
+            // The others come first, so that one namespace cannot keep them waiting.
+            seen.failed.insert(namespace);
+            failures += 1;
+            if failures == MAX_FAILURES {
+                break;
+            }
         }
     }
-    failed
+    failures > 0
 }
 
 /// Brings one namespace up to date.
@@ -163,6 +175,7 @@ impl Seen {
             namespaces_listing: BTreeSet::new(),
             quotas_listing: BTreeSet::new(),
             due: BTreeSet::new(),
+            failed: BTreeSet::new(),
             told: BTreeMap::new(),
         }
     }
