@@ -73,7 +73,7 @@ pub(super) async fn ledger(client: Client, node: Arc<Node>) {
         node.update(|state| {
             state.ledger = Ledger::Present;
             if let Some(report) = earlier {
-                state.observer.restore(report);
+                state.observer.restore(report, now());
             }
         });
     };

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::capacity::gpu::{AllocationPolicy, Resource};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::observer::Observer;
 use crate::capacity::observation::report::Report;
 use crate::capacity::time::Moment;
@@ -56,10 +57,11 @@ pub(super) enum Ledger {
 }
 
 impl Node {
-    /// A node of which nothing was seen. `named` is the allocation policy in the device plugin's configuration.
-    pub(super) fn new(name: String, named: Option<AllocationPolicy>) -> Node {
+    /// A node of which nothing was seen. `source` is what its GPUs are read from, and `named` the allocation policy in the
+    /// device plugin's configuration.
+    pub(super) fn new(name: String, source: Source, named: Option<AllocationPolicy>) -> Node {
         let state = State {
-            observer: Observer::new(named),
+            observer: Observer::new(source, named),
             uid: None,
             capacity: BTreeMap::new(),
             ledger: Ledger::Unknown,

@@ -33,7 +33,8 @@ pub use explanation::{
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::publication_undone;
 pub use observation::{
-    Outdated, Subject, Unreadable, hours, idles, matter_and_advice, uses_far_less, uses_more, uses_undeclared,
+    GLANCE_NOT_TOLD, MIG_NOT_TOLD, Outdated, Subject, TOTALS_ONLY, Unreadable, hours, idles, matter_and_advice,
+    uses_far_less, uses_more, uses_undeclared,
 };
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};

@@ -6,10 +6,14 @@
 //! | `kubelet` | nothing: it answers as the kubelet's PodResources socket does |
 //! | `once` | `vramguard agent --once` |
 //! | `cluster` | the agent against a real API server, under the manifests of `deploy/agent` |
+//! | `exporter` | nothing: it answers as a DCGM exporter does |
+//! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
 //! | `cost` | CPU time and memory, measured and printed |
 
 mod cluster;
 mod cost;
+mod exporter;
 pub(crate) mod fake;
 mod kubelet;
 mod once;
+mod totals;
