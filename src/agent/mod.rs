@@ -12,6 +12,7 @@
 //! | `look` | one look after the other |
 //! | `devices` | what the kubelet tells about devices |
 //! | `follow` | the objects of this node in the API |
+//! | [`plugin_config`] | the device plugin's configuration from its ConfigMap |
 //! | `node` | what the parts share |
 //! | `report` | writing `status.agent` of the node's `GpuLedger` |
 //! | [`steering`] | [`steer`] as a part of the agent: its start, its report, its stop |
@@ -47,6 +48,7 @@ mod look;
 mod metrics;
 mod node;
 pub mod nvml;
+pub mod plugin_config;
 pub mod processes;
 pub mod reading;
 mod report;
@@ -76,14 +78,25 @@ pub struct Config {
     pub kubelet: PathBuf,
     /// Time between two looks.
     pub interval: Duration,
-    /// The allocation policy that the device plugin's configuration names.
-    pub allocation_policy: Option<AllocationPolicy>,
+    /// Where the device plugin's configuration names its allocation policy.
+    pub allocation_policy: PolicyName,
     /// What each process of a pod without a request takes in addition to what it declares.
     pub overhead: Vram,
     /// Address of the plain HTTP port.
     pub listen: SocketAddr,
     /// How to steer the device plugin; `None` to observe only.
     pub steering: Option<steering::Config>,
+}
+
+/// Where the device plugin's configuration names its allocation policy.
+#[derive(Clone, Debug)]
+pub enum PolicyName {
+    /// The agent was told of no configuration.
+    Nowhere,
+    /// In a file that was read: this one.
+    Known(AllocationPolicy),
+    /// In a ConfigMap, which is followed.
+    ConfigMap(plugin_config::Config),
 }
 
 /// What an agent reads the GPUs from.
@@ -112,6 +125,10 @@ impl Gpus {
 pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
     let listener = webhook::listen(config.listen).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, http = %listener.local_addr()?, "watching");
+    let map = match &config.allocation_policy {
+        PolicyName::ConfigMap(config) => Some(config.map.clone()),
+        PolicyName::Nowhere | PolicyName::Known(_) => None,
+    };
     let node = Arc::new(Node::new(config.node, config.gpus.source(), config.allocation_policy));
     let counters = config.steering.as_ref().map(|_| Arc::<Counters>::default());
     let metrics = Arc::new(Metrics::new(node.clone(), counters.as_deref()));
@@ -122,6 +139,9 @@ pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
     tasks.spawn(follow::node(client.clone(), node.clone()));
     tasks.spawn(follow::ledger(client.clone(), node.clone()));
     tasks.spawn(devices::follow(kubelet.clone(), node.clone()));
+    if let Some(map) = map {
+        tasks.spawn(plugin_config::follow(client.clone(), map, node.clone()));
+    }
     let stop = CancellationToken::new();
     let written = report::follow(client.clone(), node.clone(), metrics, stop.clone());
     let mut reports = Reports { stop, task: tokio::spawn(written) };

@@ -17,6 +17,7 @@ mod explanation;
 mod never_fits;
 mod node;
 mod observation;
+mod plugin_config;
 mod reason;
 mod recommendation;
 mod shortfall;
@@ -36,6 +37,7 @@ pub use observation::{
     GLANCE_NOT_TOLD, MIG_NOT_TOLD, Outdated, Subject, TOTALS_ONLY, Unreadable, hours, idles, matter_and_advice,
     uses_far_less, uses_more, uses_undeclared,
 };
+pub use plugin_config::{NoPluginConfig, SelectedBy};
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
 pub use shortfall::{BestNode, Shortfall, waiting, waiting_anywhere};

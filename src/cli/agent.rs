@@ -12,7 +12,8 @@ use super::Failure;
 use super::outputs::{self, Output};
 use super::serve::{LogFormat, log};
 use crate::agent::dcgm::{self, Exporter};
-use crate::agent::{self, Config, Gpus, steering};
+use crate::agent::plugin_config::{self, ConfigMapName};
+use crate::agent::{self, Config, Gpus, PolicyName, steering};
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::vram::Vram;
 use crate::k8s::device_plugin;
@@ -47,6 +48,20 @@ pub(super) struct Args {
     /// which is then verified by what is seen
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG")]
     plugin_config: Option<PathBuf>,
+
+    /// ConfigMap of the NVIDIA device plugin, in place of --plugin-config. The agent follows it, and the label
+    /// nvidia.com/device-plugin.config of its node, which selects a key. deploy/examples has the rights for it
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "VRAMGUARD_AGENT_PLUGIN_CONFIG_MAP",
+        conflicts_with = "plugin_config"
+    )]
+    plugin_config_map: Option<ConfigMapName>,
+
+    /// Key of the ConfigMap for nodes without that label [default: the key default, or the only one]
+    #[arg(long, value_name = "KEY", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG_DEFAULT", requires = "plugin_config_map")]
+    plugin_config_default: Option<String>,
 
     /// What each process takes in addition to what its pod declares, for pods without a request. Use the policy's
     /// perProcessOverhead
@@ -116,7 +131,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return once(args).await;
     }
     log(args.log_format);
-    let policy = args.plugin_config.as_ref().map(policy).transpose().map_err(Failure::Input)?;
+    let policy = match (args.plugin_config_map, &args.plugin_config) {
+        (Some(map), _) => PolicyName::ConfigMap(plugin_config::Config { map, default: args.plugin_config_default }),
+        (None, Some(file)) => PolicyName::Known(policy(file).map_err(Failure::Input)?),
+        (None, None) => PolicyName::Nowhere,
+    };
     let client = server::client(args.kubeconfig.as_deref()).await?;
     let interval = args.dcgm_exporter.as_ref().map_or(INTERVAL, |_| dcgm::INTERVAL);
     let config = Config {

@@ -8,6 +8,7 @@
 //! | `cluster` | the agent against a real API server, under the manifests of `deploy/agent` |
 //! | `exporter` | nothing: it answers as a DCGM exporter does |
 //! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
+//! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
 //! | `cost` | CPU time and memory, measured and printed |
 
 mod cluster;
@@ -16,4 +17,5 @@ mod exporter;
 pub(crate) mod fake;
 mod kubelet;
 mod once;
+mod plugin_config;
 mod totals;

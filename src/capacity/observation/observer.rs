@@ -159,6 +159,11 @@ impl Observer {
         self.devices = Some(devices);
     }
 
+    /// Takes into account which policy the device plugin's configuration names now; `None` if none is known.
+    pub fn names(&mut self, policy: Option<AllocationPolicy>) {
+        self.policy.rename(policy);
+    }
+
     /// Takes into account what is steered.
     pub fn steers(&mut self, steering: Steering) {
         self.steering = Some(steering);
