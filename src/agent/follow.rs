@@ -17,8 +17,8 @@ use crate::keys;
 use crate::state::watch::LIVE_PODS;
 use crate::state::watch::stream::{Event, Source};
 
-/// Duration of one watch. Thousands of agents renew three of them, so it is as long as a client allows.
-const WATCH: Duration = Duration::from_secs(300);
+/// Duration of one watch. Thousands of agents renew three or four of them, so it is as long as a client allows.
+pub(super) const WATCH: Duration = Duration::from_secs(300);
 
 fn source(client: Client, fields: String) -> Source {
     Source { watch: WATCH, ..Source::new(client, fields) }
@@ -54,7 +54,14 @@ pub(super) async fn node(client: Client, node: Arc<Node>) {
         let capacity = capacity
             .filter_map(|(name, count)| Some((Resource(name.as_str().into()), quantity::count(&count.0)?)))
             .collect();
-        node.update(|state| (state.uid, state.capacity) = (object.metadata.uid.clone(), capacity));
+        let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(keys::DEVICE_PLUGIN_CONFIG));
+        node.update(|state| {
+            (state.uid, state.capacity) = (object.metadata.uid.clone(), capacity);
+            let concluded = state.plugin_config.as_mut().and_then(|config| config.labelled(label.map(String::as_str)));
+            if let Some(policy) = concluded {
+                state.observer.names(policy);
+            }
+        });
     };
     let tell = |event: Event<NodeObject>| match event {
         Event::Listed(object) | Event::Applied(object) => seen(&object),
@@ -73,7 +80,7 @@ pub(super) async fn ledger(client: Client, node: Arc<Node>) {
         node.update(|state| {
             state.ledger = Ledger::Present;
             if let Some(report) = earlier {
-                state.observer.restore(report);
+                state.observer.restore(report, now());
             }
         });
     };

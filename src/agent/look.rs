@@ -1,5 +1,5 @@
-//! The looks of an agent, one each second. Owns the thread that talks to the driver, and the time that it may take: a
-//! driver that hangs must not stop the agent, which then says so.
+//! The looks of an agent at its GPUs. Owns the thread that talks to the driver, and the time that it may take: a driver
+//! that hangs must not stop the agent, which then says so. A DCGM exporter needs no thread, and has a deadline of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::dcgm::Exporter;
 use super::node::{Node, now};
-use super::nvml::{self, GpuReading, ProcessReading, Reading};
+use super::nvml;
 use super::processes::Processes;
+use super::reading::{GpuReading, ProcessReading, Reading};
 use crate::capacity::observation::owners::Owners;
-use crate::capacity::observation::{GpuLook, Look, Process};
+use crate::capacity::observation::{GpuLook, Listing, Look, Process};
 use crate::capacity::time::Moment;
-use crate::capacity::verdict::Unreadable;
+use crate::capacity::verdict::{MIG_NOT_TOLD, Unreadable};
 use crate::k8s::cgroup::InPod;
 
 /// Time within which the driver must answer. Some of its calls wait for a GPU that wakes up.
@@ -46,11 +48,17 @@ impl Found {
         let reading = source.read()?;
         let before = if reading.full { std::mem::take(known) } else { Places::new() };
         let mut of = |gpu: &GpuReading| {
-            let listed = gpu.processes.as_deref().unwrap_or_default().iter();
+            let listed = gpu.processes.listed().unwrap_or_default().iter();
             listed.map(|process| place(processes, known, &before, process.pid)).collect()
         };
         let places = reading.gpus.iter().map(&mut of).collect();
         Ok(Found { reading, places })
+    }
+
+    /// A reading of a source that does not tell processes.
+    pub(super) fn without_processes(reading: Reading) -> Found {
+        let places = reading.gpus.iter().map(|_| Vec::new()).collect();
+        Found { reading, places }
     }
 
     /// What was found, with the owner of each process.
@@ -66,11 +74,11 @@ impl Found {
                 mig: gpu.mig,
                 mps: gpu.mps,
                 memory: gpu.memory.clone(),
-                processes: gpu
-                    .processes
-                    .as_ref()
-                    .map_err(Clone::clone)
-                    .map(|listed| listed.iter().zip(places).map(&mut process).collect()),
+                processes: match &gpu.processes {
+                    Listing::Listed(listed) => Listing::Listed(listed.iter().zip(places).map(&mut process).collect()),
+                    Listing::Unreadable(why) => Listing::Unreadable(why.clone()),
+                    Listing::NotTold => Listing::NotTold,
+                },
             }
         });
         Look { at, gpus: gpus.collect() }
@@ -86,11 +94,28 @@ fn place(processes: &Processes, known: &mut Places, before: &Places, pid: u32) -
 
 type Request = oneshot::Sender<Result<Found, Unreadable>>;
 
-/// Looks until cancelled.
+/// Reads a DCGM exporter until cancelled.
+pub(super) async fn follow_exporter(exporter: Exporter, every: Duration, node: Arc<Node>) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut logged, mut has_mig) = (None, false);
+    loop {
+        ticks.tick().await;
+        let started = Instant::now();
+        let found = exporter.read().await.map(Found::without_processes);
+        let is_mig = found.as_ref().is_ok_and(|found| found.reading.gpus.iter().any(|gpu| gpu.mig));
+        if is_mig && !std::mem::replace(&mut has_mig, true) {
+            tracing::warn!("MIG devices are not reported: {MIG_NOT_TOLD}");
+        }
+        take(&node, found, started, &mut logged);
+    }
+}
+
+/// Reads the driver until cancelled.
 ///
 /// # Errors
 /// The thread cannot be started.
-pub(super) async fn follow(
+pub(super) async fn follow_driver(
     mut source: nvml::Source,
     processes: Processes,
     every: Duration,
@@ -129,7 +154,7 @@ fn take(node: &Node, found: Result<Found, Unreadable>, started: Instant, logged:
     node.update(|state| match found {
         Ok(found) => {
             let look = found.look(&mut state.observer.owners, now());
-            state.observer.observe(&look, Some(found.reading.driver));
+            state.observer.observe(&look, found.reading.driver);
             state.look = Some(Ok((Instant::now(), started.elapsed())));
         }
         Err(why) => {

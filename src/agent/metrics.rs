@@ -82,8 +82,14 @@ impl Collector for Seen {
             Some(Ok((at, took))) => Some((at.elapsed(), *took)),
             Some(Err(_)) | None => None,
         };
-        gauge(&mut encoder, "readable", "1 if the driver can be read", None, [(labels([]), f64::from(age.is_some()))])?;
-        let age_help = "Time since the driver was read; absent if it cannot be read";
+        gauge(
+            &mut encoder,
+            "readable",
+            "1 if the GPUs can be read, by the driver or the DCGM exporter",
+            None,
+            [(labels([]), f64::from(age.is_some()))],
+        )?;
+        let age_help = "Time since the GPUs were read; absent if they cannot be read";
         let ages = age.map(|(age, _)| (labels([]), age.as_secs_f64()));
         gauge(&mut encoder, "look_age", age_help, Some(&Unit::Seconds), ages)?;
         let took = age.map(|(_, took)| (labels([]), took.as_secs_f64()));
@@ -136,11 +142,9 @@ fn gpus(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
     let of = |gpu: &GpuReport| labels([("gpu", gpu.uuid.to_string()), ("index", gpu.index.to_string())]);
     let amounts: [Family<GpuReport>; 4] = [
         ("gpu_memory_total", "All memory of a GPU, including what the driver keeps", |gpu| Some(gpu.total)),
-        ("gpu_memory_reserved", "Memory of a GPU that the driver keeps", |gpu| Some(gpu.reserved)),
+        ("gpu_memory_reserved", "Memory of a GPU that the driver keeps; absent if not told", |gpu| gpu.reserved),
         ("gpu_memory_used", "Memory of a GPU in use, as last read", |gpu| Some(gpu.used)),
-        ("gpu_memory_out_of_band", "Memory of a GPU that no pod counts with; absent before it was measured", |gpu| {
-            gpu.outside
-        }),
+        ("gpu_memory_out_of_band", "Memory of a GPU that no pod counts with; absent if not told", |gpu| gpu.outside),
     ];
     for (name, help, amount) in amounts {
         let samples = once.values().filter_map(|gpu| Some((of(gpu), bytes(amount(gpu)?))));
@@ -195,5 +199,7 @@ fn containers(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Resu
         report.containers.values().filter_map(|row| row.finding.as_ref()).filter(|f| f.problem == problem).count()
     };
     let findings = Problem::ALL.map(|problem| (labels([("problem", problem.to_string())]), count(problem) as f64));
-    gauge(encoder, "findings", "Containers with a finding, by its problem", None, findings)
+    let findings = findings.into_iter().filter(|_| report.source.tells_processes());
+    let help = "Containers with a finding, by its problem; absent if the source does not tell processes";
+    gauge(encoder, "findings", help, None, findings)
 }

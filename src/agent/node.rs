@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::capacity::gpu::{AllocationPolicy, Resource};
+use super::PolicyName;
+use super::plugin_config::PluginConfig;
+use crate::capacity::gpu::Resource;
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::observer::Observer;
 use crate::capacity::observation::report::Report;
 use crate::capacity::time::Moment;
@@ -32,6 +35,8 @@ pub(super) struct State {
     pub observer: Observer,
     /// The uid of the Node object; `None` before it was seen.
     pub uid: Option<String>,
+    /// The device plugin's configuration in a ConfigMap; `None` if the agent was not told to look for one.
+    pub plugin_config: Option<PluginConfig>,
     /// GPU resources in the capacity of the node.
     pub capacity: BTreeMap<Resource, u64>,
     /// The node's `GpuLedger`.
@@ -56,11 +61,18 @@ pub(super) enum Ledger {
 }
 
 impl Node {
-    /// A node of which nothing was seen. `named` is the allocation policy in the device plugin's configuration.
-    pub(super) fn new(name: String, named: Option<AllocationPolicy>) -> Node {
+    /// A node of which nothing was seen. `source` is what its GPUs are read from, and `policy` where the device plugin's
+    /// allocation policy is named.
+    pub(super) fn new(name: String, source: Source, policy: PolicyName) -> Node {
+        let (named, plugin_config) = match policy {
+            PolicyName::Nowhere => (None, None),
+            PolicyName::Known(named) => (Some(named), None),
+            PolicyName::ConfigMap(config) => (None, Some(PluginConfig::new(config))),
+        };
         let state = State {
-            observer: Observer::new(named),
+            observer: Observer::new(source, named),
             uid: None,
+            plugin_config,
             capacity: BTreeMap::new(),
             ledger: Ledger::Unknown,
             look: None,

@@ -17,9 +17,10 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 
+use super::reading::{GpuReading, ProcessReading, Reading};
 use crate::capacity::name::Name;
-use crate::capacity::observation::GpuMemory;
 use crate::capacity::observation::report::Driver;
+use crate::capacity::observation::{GpuMemory, Listing};
 use crate::capacity::verdict::Unreadable;
 use crate::capacity::vram::Vram;
 
@@ -33,47 +34,6 @@ const UTILIZATION: Duration = Duration::from_secs(20);
 const ATTEMPTS: usize = 3;
 /// The largest number of MIG devices of one GPU. Present GPUs have at most 7.
 const MAX_MIG: u32 = 16;
-
-/// What one reading found.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    /// Versions of the driver.
-    pub driver: Driver,
-    /// Each GPU, or each MIG device of a GPU with MIG on.
-    pub gpus: Vec<GpuReading>,
-    /// Whether all lists of processes were read.
-    pub full: bool,
-}
-
-/// One GPU, or one MIG device.
-#[derive(Clone, Debug)]
-pub struct GpuReading {
-    /// Its UUID; empty for a GPU that was lost before its UUID was ever read.
-    pub uuid: Name,
-    /// Index of the GPU.
-    pub index: u32,
-    /// Its product name; empty if it could not be read.
-    pub product: String,
-    /// Whether it is a MIG device.
-    pub mig: bool,
-    /// Whether an MPS server has clients on it.
-    pub mps: bool,
-    /// Its memory.
-    pub memory: Result<GpuMemory, Unreadable>,
-    /// Its processes, each once.
-    pub processes: Result<Vec<ProcessReading>, Unreadable>,
-}
-
-/// One process on one GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessReading {
-    /// Its id in the PID namespace of the agent.
-    pub pid: u32,
-    /// Memory that it uses; `None` if the driver does not tell.
-    pub memory: Option<Vram>,
-    /// Whether it computed lately; `None` if the driver was not asked, or does not tell.
-    pub busy: Option<bool>,
-}
 
 /// The driver of this machine.
 #[derive(Debug)]
@@ -214,7 +174,7 @@ impl Open {
         let now = Instant::now();
         self.full = if depth.full { Some(now) } else { self.full };
         self.utilization = if depth.utilization { Some(now) } else { self.utilization };
-        Ok(Reading { driver: self.driver.clone(), gpus, full: depth.full })
+        Ok(Reading { driver: Some(self.driver.clone()), gpus, full: depth.full })
     }
 }
 
@@ -274,7 +234,15 @@ impl Part {
 
     fn lost(&self, index: u32, mig: bool, why: &Unreadable) -> GpuReading {
         let (uuid, product) = (self.uuid.clone(), self.product.clone());
-        GpuReading { uuid, index, product, mig, mps: false, memory: Err(why.clone()), processes: Err(why.clone()) }
+        GpuReading {
+            uuid,
+            index,
+            product,
+            mig,
+            mps: false,
+            memory: Err(why.clone()),
+            processes: Listing::Unreadable(why.clone()),
+        }
     }
 
     fn read(&mut self, device: &Device<'_>, index: u32, mig: bool, depth: Depth) -> GpuReading {
@@ -291,11 +259,11 @@ impl Part {
         let memory = info.map_err(|error| reason(&error)).and_then(|memory| {
             let size = |bytes: u64| Vram::from_bytes_rounded_up(bytes.into());
             let sizes = size(memory.total).zip(size(memory.reserved)).zip(size(memory.used));
-            let sizes = sizes.map(|((total, reserved), used)| GpuMemory { total, reserved, used });
+            let sizes = sizes.map(|((total, reserved), used)| GpuMemory { total, reserved: Some(reserved), used });
             sizes.ok_or_else(|| Unreadable::Other("a size of memory that no GPU has".to_owned()))
         });
         let busy = if depth.utilization { self.busy(device) } else { None };
-        let processes = self.compute.clone().map(|mut all| {
+        let processes: Result<Vec<ProcessReading>, Unreadable> = self.compute.clone().map(|mut all| {
             // A process that computes and draws is in two lists with the same amount.
             for (pid, memory) in &self.others {
                 let known = all.entry(*pid).or_default();
@@ -308,7 +276,7 @@ impl Part {
             all.into_iter().map(one).collect()
         });
         let (uuid, product) = (self.uuid.clone(), self.product.clone());
-        GpuReading { uuid, index, product, mig, mps: self.mps, memory, processes }
+        GpuReading { uuid, index, product, mig, mps: self.mps, memory, processes: processes.into() }
     }
 
     /// Reads the lists of processes that draw, and of clients of MPS. A GPU without a display engine, and a MIG device,

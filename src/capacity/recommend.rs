@@ -28,6 +28,9 @@ const LOWER_BY: Vram = Vram::from_mib(512);
 pub struct Observed {
     /// When the agent of each node last reported. A node without an entry has no agent, or none whose report can be read.
     pub nodes: BTreeMap<Name, Moment>,
+    /// When the agent of each node last reported that reads a source without processes. What it knows of containers is from
+    /// an earlier time, and no data.
+    pub totals_only: BTreeMap<Name, Moment>,
     /// What each container of a pod uses and has used.
     pub containers: BTreeMap<ContainerKey, Use>,
     /// Nodes whose agent wrote a report that cannot be read.
@@ -37,7 +40,7 @@ pub struct Observed {
 impl Observed {
     /// When the last of all agents reported: the present of objects that were read from files.
     pub fn latest(&self) -> Moment {
-        self.nodes.values().max().copied().unwrap_or_default()
+        self.nodes.values().chain(self.totals_only.values()).max().copied().unwrap_or_default()
     }
 }
 
@@ -65,6 +68,8 @@ pub struct Row {
     pub cycles: Option<u64>,
     /// Nodes of its pods on which no agent reports.
     pub without_agent: Vec<Name>,
+    /// Nodes of its pods whose agents read a source that does not tell processes.
+    pub totals_only: Vec<Name>,
     /// The annotations of its pods that declare the amount, or the one that would.
     pub keys: Vec<Name>,
     /// What to do.
@@ -120,6 +125,7 @@ struct Group<'s> {
     pods: usize,
     stale: usize,
     without_agent: BTreeSet<Name>,
+    totals_only: BTreeSet<Name>,
     seen: Vec<(&'s Use, Duration)>,
     /// The most that one of its pods requests by a declaration whose amount the template does not say, such as a model.
     requested: Option<Vram>,
@@ -129,7 +135,9 @@ impl<'s> Group<'s> {
     fn add(&mut self, subject: &Subject, node: &Name, container: &str, observed: &'s Observed, now: Moment) {
         self.pods += 1;
         let Some(reported) = observed.nodes.get(node) else {
-            self.without_agent.insert(node.clone());
+            let blind = observed.totals_only.contains_key(node);
+            let of = if blind { &mut self.totals_only } else { &mut self.without_agent };
+            of.insert(node.clone());
             return;
         };
         let key: (PodUid, Name) = (subject.uid.clone(), container.into());
@@ -148,11 +156,15 @@ impl<'s> Group<'s> {
         let observed = longest.map(|(_, time)| *time);
         let cycles = longest.and_then(|(seen, _)| seen.cycles);
         let without_agent: Vec<Name> = self.without_agent.into_iter().collect();
+        let totals_only: Vec<Name> = self.totals_only.into_iter().collect();
         let demand = live.demand.or(self.requested).filter(|_| live.declares);
         let recommendation = match (peak, demand) {
             (None, _) if self.pods == 0 => Recommendation::NotEnoughData(Missing::Pods),
             (None, _) if !without_agent.is_empty() => {
                 Recommendation::NotEnoughData(Missing::Agent { nodes: without_agent.clone() })
+            }
+            (None, _) if !totals_only.is_empty() => {
+                Recommendation::NotEnoughData(Missing::Processes { nodes: totals_only.clone() })
             }
             (None, _) => Recommendation::NotEnoughData(Missing::Use),
             (Some(peak), demand) => {
@@ -170,6 +182,7 @@ impl<'s> Group<'s> {
             observed,
             cycles,
             without_agent,
+            totals_only,
             keys: self.keys,
             recommendation,
         })

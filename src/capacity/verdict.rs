@@ -17,6 +17,7 @@ mod explanation;
 mod never_fits;
 mod node;
 mod observation;
+mod plugin_config;
 mod reason;
 mod recommendation;
 mod rerouted;
@@ -34,8 +35,10 @@ pub use explanation::{
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::{publication_undone, quota_not_kept};
 pub use observation::{
-    Outdated, Subject, Unreadable, hours, idles, matter_and_advice, uses_far_less, uses_more, uses_undeclared,
+    GLANCE_NOT_TOLD, MIG_NOT_TOLD, Outdated, Subject, TOTALS_ONLY, Unreadable, hours, idles, matter_and_advice,
+    uses_far_less, uses_more, uses_undeclared,
 };
+pub use plugin_config::{NoPluginConfig, SelectedBy};
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
 pub use rerouted::Rerouted;

@@ -11,7 +11,9 @@ use anyhow::{Context, anyhow};
 use super::Failure;
 use super::outputs::{self, Output};
 use super::serve::{LogFormat, log};
-use crate::agent::{self, Config, steering};
+use crate::agent::dcgm::{self, Exporter};
+use crate::agent::plugin_config::{self, ConfigMapName};
+use crate::agent::{self, Config, Gpus, PolicyName, steering};
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::vram::Vram;
 use crate::k8s::device_plugin;
@@ -37,15 +39,29 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDRESS", env = "VRAMGUARD_AGENT_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
 
-    /// Milliseconds between two looks at the GPUs
-    #[arg(long, value_name = "MS", env = "VRAMGUARD_AGENT_INTERVAL_MS", default_value_t = 1000,
+    /// Milliseconds between two looks at the GPUs [default: 1000; 10000 with --dcgm-exporter]
+    #[arg(long, value_name = "MS", env = "VRAMGUARD_AGENT_INTERVAL_MS",
         value_parser = clap::value_parser!(u64).range(100..=60_000))]
-    interval_ms: u64,
+    interval_ms: Option<u64>,
 
     /// Configuration file of the NVIDIA device plugin of this node. It names the policy by which the plugin chooses GPUs,
     /// which is then verified by what is seen
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG")]
     plugin_config: Option<PathBuf>,
+
+    /// ConfigMap of the NVIDIA device plugin, in place of --plugin-config. The agent follows it, and the label
+    /// nvidia.com/device-plugin.config of its node, which selects a key. deploy/examples has the rights for it
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "VRAMGUARD_AGENT_PLUGIN_CONFIG_MAP",
+        conflicts_with = "plugin_config"
+    )]
+    plugin_config_map: Option<ConfigMapName>,
+
+    /// Key of the ConfigMap for nodes without that label [default: the key default, or the only one]
+    #[arg(long, value_name = "KEY", env = "VRAMGUARD_AGENT_PLUGIN_CONFIG_DEFAULT", requires = "plugin_config_map")]
+    plugin_config_default: Option<String>,
 
     /// What each process takes in addition to what its pod declares, for pods without a request. Use the policy's
     /// perProcessOverhead
@@ -63,6 +79,11 @@ pub(super) struct Args {
     /// Path of the driver's library [default: libnvidia-ml.so.1, where the system finds it]
     #[arg(long, value_name = "FILE", env = "VRAMGUARD_AGENT_NVML")]
     nvml_library: Option<PathBuf>,
+
+    /// Read the GPUs from the DCGM exporter of this node, as http://HOST:PORT/metrics, instead of the driver. It does not
+    /// tell what each pod uses
+    #[arg(long, value_name = "URL", env = "VRAMGUARD_AGENT_DCGM_EXPORTER", conflicts_with = "nvml_library")]
+    dcgm_exporter: Option<Exporter>,
 
     /// Stand between the device plugin and the kubelet, and give each pod the GPU that is reserved for it. The device
     /// plugin must register with the agent: docs/steering.md
@@ -88,6 +109,9 @@ pub(super) struct Args {
     log_format: LogFormat,
 }
 
+/// Time between two looks at the driver, unless another is configured.
+const INTERVAL: Duration = Duration::from_secs(1);
+
 /// What `--once` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
@@ -100,21 +124,26 @@ enum Format {
 /// Runs the agent until SIGTERM or SIGINT, or looks once.
 ///
 /// # Errors
-/// [`Failure::Input`] if the driver cannot be read by `--once`, or if a file cannot be read or written. [`Failure::Run`] if the agent
+/// [`Failure::Input`] if the GPUs cannot be read by `--once`, or if a file cannot be read or written. [`Failure::Run`] if the agent
 /// cannot start, or if a part of it ends.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if args.once {
-        return once(args);
+        return once(args).await;
     }
     log(args.log_format);
-    let policy = args.plugin_config.as_ref().map(policy).transpose().map_err(Failure::Input)?;
+    let policy = match (args.plugin_config_map, &args.plugin_config) {
+        (Some(map), _) => PolicyName::ConfigMap(plugin_config::Config { map, default: args.plugin_config_default }),
+        (None, Some(file)) => PolicyName::Known(policy(file).map_err(Failure::Input)?),
+        (None, None) => PolicyName::Nowhere,
+    };
     let client = server::client(args.kubeconfig.as_deref()).await?;
+    let interval = args.dcgm_exporter.as_ref().map_or(INTERVAL, |_| dcgm::INTERVAL);
     let config = Config {
         node: args.node_name.ok_or_else(|| Failure::Input(anyhow!("--node-name is missing")))?,
-        library: args.nvml_library,
+        interval: args.interval_ms.map_or(interval, Duration::from_millis),
+        gpus: gpus(args.dcgm_exporter, args.nvml_library),
         proc: args.proc,
         kubelet: args.kubelet,
-        interval: Duration::from_millis(args.interval_ms),
         allocation_policy: policy,
         overhead: args.per_process_overhead,
         listen: args.listen,
@@ -130,12 +159,18 @@ fn policy(path: &PathBuf) -> anyhow::Result<AllocationPolicy> {
     device_plugin::allocation_policy(&text).map_err(|why| anyhow!("{}: {why}", path.display()))
 }
 
-fn once(args: Args) -> Result<(), Failure> {
+fn gpus(exporter: Option<Exporter>, library: Option<PathBuf>) -> Gpus {
+    exporter.map_or(Gpus::Driver(library), Gpus::Exporter)
+}
+
+async fn once(args: Args) -> Result<(), Failure> {
     outputs::check(&args.output, []).map_err(Failure::Input)?;
-    let seen = agent::glance(args.nvml_library, args.proc).map_err(|why| Failure::Input(anyhow!("{why}")))?;
+    let gpus = gpus(args.dcgm_exporter, args.nvml_library);
+    let source = gpus.source();
+    let seen = agent::glance(gpus, args.proc).await.map_err(|why| Failure::Input(anyhow!("{why}")))?;
     let gpus = seen.look.gpus.iter().zip(&seen.reading.gpus).zip(&seen.programs);
     let gpus = gpus.map(|((look, reading), programs)| (look, reading.product.as_str(), programs.as_slice()));
-    let glance = Glance::new(&seen.reading.driver, gpus);
+    let glance = Glance::new(source, seen.reading.driver.as_ref(), gpus);
     outputs::write(&args.output, clap::ColorChoice::Never, |format, _look| match format {
         Format::Table => glance.table(),
         Format::Json => glance.json(),

@@ -7,10 +7,12 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+mod config_map;
 pub mod fleet;
 pub mod lint;
 mod policy;
 
+pub use config_map::policy_of_node;
 pub use policy::allocation_policy;
 
 /// Name of the config that nodes without a label get.

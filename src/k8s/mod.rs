@@ -20,6 +20,7 @@
 //! | [`simulation`] | a cluster and policies without an API server: create, filter, bind |
 //! | [`convert`] | declarations for other projects, and claims ↔ vramguard's declarations |
 //! | [`device_plugin`] | configuration of the NVIDIA device plugin ↔ plan; its own rules as findings |
+//! | [`dcgm_exporter`] | the metrics of a DCGM exporter → the GPUs of its node |
 //! | [`foreign`] | pod template → what it declares for KAI, HAMi, Volcano or gpushare |
 //! | [`gpu_ledger`] | `GpuLedger` objects ↔ reservations and reports |
 //! | [`known_pod`] | pod object → what the node agent needs to know of a pod on its node |
@@ -48,6 +49,7 @@ pub mod cgroup;
 pub mod checkpoint;
 pub mod convert;
 pub mod counts;
+pub mod dcgm_exporter;
 pub mod device_plugin;
 pub mod document;
 pub mod event;

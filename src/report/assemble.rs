@@ -8,7 +8,7 @@ use crate::capacity::audit::outcome::{
     self, AgentState, Audit, GpuState, Held, NamespaceState, NodeState, Sharing, State,
 };
 use crate::capacity::gpu::Accounting;
-use crate::capacity::verdict::finding;
+use crate::capacity::verdict::{TOTALS_ONLY, finding};
 use crate::capacity::vram::Vram;
 use crate::k8s::gpu_ledger;
 
@@ -154,6 +154,7 @@ fn agent(state: &AgentState) -> Agent {
     Agent {
         reported_at: state.reported.map(gpu_ledger::time),
         age_seconds: state.age.map(|age| age.as_secs()),
+        totals_only: (!state.source.tells_processes()).then(|| TOTALS_ONLY.to_owned()),
         stale: state.outdated.as_ref().map(ToString::to_string),
     }
 }

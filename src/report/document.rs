@@ -244,6 +244,9 @@ pub struct Agent {
     /// How many seconds before the cluster was read that was; `null` if not known.
     #[serde(default)]
     pub age_seconds: Option<u64>,
+    /// Why it does not tell what each pod uses; absent if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals_only: Option<String>,
     /// Why what it reported is not current; absent if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale: Option<String>,

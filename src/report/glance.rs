@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::plan::columns;
 use super::text::{clean, count};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::report::Driver;
 use crate::capacity::observation::{GpuLook, Owner, Process};
+use crate::capacity::verdict::{GLANCE_NOT_TOLD, MIG_NOT_TOLD};
 use crate::capacity::vram::Vram;
 
 /// Version of the JSON contract.
@@ -19,11 +21,18 @@ const SCHEMA_VERSION: u32 = 1;
 #[serde(rename_all = "camelCase")]
 pub struct Glance {
     schema_version: u32,
-    driver_version: String,
+    /// Where the GPUs were read: `NVML` or `DCGMExporter`.
+    source: &'static str,
+    /// Absent if the source does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver_version: Option<String>,
     /// Absent if the driver does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     cuda_version: Option<String>,
     gpus: Vec<GpuRow>,
+    /// What the source never tells; absent if it tells all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_told: Option<&'static str>,
     /// What the columns leave out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unreadable: Vec<String>,
@@ -41,13 +50,13 @@ struct GpuRow {
     /// All its memory; absent if unreadable, as the next two.
     #[serde(rename = "totalMiB", skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
-    /// What the driver keeps of it.
+    /// What the driver keeps of it; absent also if the source does not tell.
     #[serde(rename = "reservedMiB", skip_serializing_if = "Option::is_none")]
     reserved: Option<u64>,
     /// What is in use, without that.
     #[serde(rename = "usedMiB", skip_serializing_if = "Option::is_none")]
     used: Option<u64>,
-    /// Its processes; absent if unreadable.
+    /// Its processes; absent if unreadable, or if the source does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     processes: Option<Vec<ProcessRow>>,
 }
@@ -85,12 +94,21 @@ pub struct Program {
 
 impl Glance {
     /// Makes the report. `gpus` are the GPUs, with the product name of each and the programs of its processes.
-    pub fn new<'g>(driver: &Driver, gpus: impl IntoIterator<Item = (&'g GpuLook, &'g str, &'g [Program])>) -> Glance {
+    pub fn new<'g>(
+        source: Source,
+        driver: Option<&Driver>,
+        gpus: impl IntoIterator<Item = (&'g GpuLook, &'g str, &'g [Program])>,
+    ) -> Glance {
         let mut glance = Glance {
             schema_version: SCHEMA_VERSION,
-            driver_version: driver.version.to_string(),
-            cuda_version: driver.cuda.as_ref().map(ToString::to_string),
+            source: match source {
+                Source::Driver => "NVML",
+                Source::DcgmExporter => "DCGMExporter",
+            },
+            driver_version: driver.map(|driver| driver.version.to_string()),
+            cuda_version: driver.and_then(|driver| driver.cuda.as_ref()).map(ToString::to_string),
             gpus: Vec::new(),
+            not_told: (!source.tells_processes()).then_some(GLANCE_NOT_TOLD),
             unreadable: Vec::new(),
         };
         for (gpu, product, programs) in gpus {
@@ -98,14 +116,17 @@ impl Glance {
             let mut unreadable = |what: &str, why: &dyn std::fmt::Display| {
                 glance.unreadable.push(format!("GPU {} ({}): {what}: {why}", gpu.index, known(&gpu.uuid)));
             };
-            match (&gpu.memory, &gpu.processes) {
-                (Err(memory), Err(processes)) if memory == processes => unreadable("memory and processes", memory),
+            match (gpu.memory.as_ref().err(), gpu.processes.unreadable()) {
+                (Some(memory), Some(processes)) if memory == processes => unreadable("memory and processes", memory),
                 (memory, processes) => {
-                    memory.as_ref().err().into_iter().for_each(|why| unreadable("memory", why));
-                    processes.as_ref().err().into_iter().for_each(|why| unreadable("processes", why));
+                    memory.into_iter().for_each(|why| unreadable("memory", why));
+                    processes.into_iter().for_each(|why| unreadable("processes", why));
                 }
             }
-            let listed = gpu.processes.as_ref().ok();
+            if gpu.mig && gpu.uuid.is_empty() && !source.tells_processes() {
+                unreadable("UUID", &MIG_NOT_TOLD);
+            }
+            let listed = gpu.processes.listed();
             glance.gpus.push(GpuRow {
                 index: gpu.index,
                 uuid: gpu.uuid.to_string(),
@@ -113,7 +134,7 @@ impl Glance {
                 mig: gpu.mig,
                 mps: gpu.mps,
                 total: memory.map(|memory| memory.total.mib()),
-                reserved: memory.map(|memory| memory.reserved.mib()),
+                reserved: memory.and_then(|memory| memory.reserved).map(Vram::mib),
                 used: memory.map(|memory| memory.used.mib()),
                 processes: listed.map(|listed| listed.iter().zip(programs).map(row).collect()),
             });
@@ -130,11 +151,24 @@ impl Glance {
 
     /// The report for people.
     pub fn table(&self) -> String {
-        let mut text = format!("driver {}", self.driver_version);
+        let mut text = match &self.driver_version {
+            Some(version) => format!("driver {version}"),
+            None => "driver ?".to_owned(),
+        };
         let _ = self.cuda_version.as_ref().map_or(Ok(()), |cuda| write!(text, ", CUDA {cuda}"));
         let _ = writeln!(text, ", {}\n", count(self.gpus.len() as u64, "GPU"));
         let head = ["GPU", "UUID", "PRODUCT", "TOTAL", "RESERVED", "USED", "PROCESSES"];
         let amount = |mib: Option<u64>| mib.map_or_else(|| "?".to_owned(), |mib| format!("{mib}Mi"));
+        // What the source does not tell is not what it failed to tell.
+        let reserved = |gpu: &GpuRow| match (gpu.total, gpu.reserved) {
+            (Some(_), None) => "-".to_owned(),
+            (_, reserved) => amount(reserved),
+        };
+        let processes = |gpu: &GpuRow| match &gpu.processes {
+            Some(listed) => listed.len().to_string(),
+            None if self.not_told.is_some() => "-".to_owned(),
+            None => "?".to_owned(),
+        };
         let rows = self.gpus.iter().map(|gpu| {
             let sharing = if gpu.mig {
                 " (MIG)"
@@ -148,9 +182,9 @@ impl Glance {
                 known(&gpu.uuid).to_owned(),
                 gpu.product.clone(),
                 amount(gpu.total),
-                amount(gpu.reserved),
+                reserved(gpu),
                 amount(gpu.used),
-                gpu.processes.as_ref().map_or_else(|| "?".to_owned(), |listed| listed.len().to_string()),
+                processes(gpu),
             ]
         });
         columns(&mut text, &head, rows.collect(), &[3, 4, 5, 6]);
@@ -174,7 +208,7 @@ impl Glance {
             text.push('\n');
             columns(&mut text, &["GPU", "PID", "PROGRAM", "USED", "STATE", "POD UID", "CONTAINER"], rows, &[0, 1, 3]);
         }
-        for line in &self.unreadable {
+        for line in self.not_told.into_iter().chain(self.unreadable.iter().map(String::as_str)) {
             let _ = write!(text, "\n{line}\n");
         }
         text
@@ -204,7 +238,7 @@ fn known(uuid: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capacity::observation::GpuMemory;
+    use crate::capacity::observation::{GpuMemory, Listing};
     use crate::capacity::verdict::Unreadable;
 
     fn glance() -> Glance {
@@ -215,8 +249,8 @@ mod tests {
             index: 0,
             mig: false,
             mps: false,
-            memory: Ok(GpuMemory { total: mib(81_559), reserved: mib(480), used: mib(9_374) }),
-            processes: Ok(vec![
+            memory: Ok(GpuMemory { total: mib(81_559), reserved: Some(mib(480)), used: mib(9_374) }),
+            processes: Listing::Listed(vec![
                 process(Owner::Arriving("0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e".into()), 8_868),
                 Process { memory: None, busy: None, ..process(Owner::Outside, 0) },
             ]),
@@ -225,7 +259,7 @@ mod tests {
             uuid: "".into(),
             index: 1,
             memory: Err(Unreadable::Lost),
-            processes: Err(Unreadable::Lost),
+            processes: Listing::Unreadable(Unreadable::Lost),
             ..first.clone()
         };
         let programs = [
@@ -233,7 +267,7 @@ mod tests {
             Program { pid: 7, name: "Xorg\u{1b}[31m".into(), container: String::new() },
         ];
         let driver = Driver { version: "580.159.04".into(), cuda: Some("13.0".into()) };
-        Glance::new(&driver, [(&first, "NVIDIA H100", &programs[..]), (&lost, "", &[])])
+        Glance::new(Source::Driver, Some(&driver), [(&first, "NVIDIA H100", &programs[..]), (&lost, "", &[])])
     }
 
     #[test]
@@ -261,5 +295,32 @@ mod tests {
         assert_eq!(read["gpus"][0]["processes"][0]["usedMiB"], 8_868);
         assert!(read["gpus"][0]["processes"][1].get("usedMiB").is_none());
         assert_eq!(read["unreadable"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_source_without_processes_says_so_and_shows_neither_zero_nor_an_error() {
+        let mib = Vram::from_mib;
+        let gpu = GpuLook {
+            uuid: "GPU-3e095815".into(),
+            index: 0,
+            mig: false,
+            mps: false,
+            memory: Ok(GpuMemory { total: mib(81_079), reserved: None, used: mib(9_374) }),
+            processes: Listing::NotTold,
+        };
+        let seen = Glance::new(Source::DcgmExporter, None, [(&gpu, "NVIDIA H100", &[][..])]);
+        insta::assert_snapshot!(seen.table(), @r"
+        driver ?, 1 GPU
+
+        GPU  UUID          PRODUCT        TOTAL  RESERVED    USED  PROCESSES
+        0    GPU-3e095815  NVIDIA H100  81079Mi         -  9374Mi          -
+
+        read from a DCGM exporter: it does not tell the processes of a GPU, nor whether MPS runs on it
+        ");
+        let read: serde_json::Value = serde_json::from_str(&seen.json()).unwrap();
+        assert_eq!((&read["source"], &read["gpus"][0]["totalMiB"]), (&"DCGMExporter".into(), &81_079.into()));
+        assert!(read["notTold"].as_str().is_some_and(|text| text.contains("DCGM exporter")));
+        let absent = ["reservedMiB", "processes"];
+        assert!(absent.iter().all(|field| read["gpus"][0].get(*field).is_none()) && read.get("unreadable").is_none());
     }
 }

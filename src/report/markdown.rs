@@ -276,6 +276,9 @@ fn places(report: &Report, page: &mut Page) {
             "Status",
         ];
         page.table(&columns, nodes.iter().map(row));
+        if let Some(totals_only) = summary::totals_only(report) {
+            page.line(&format!("\n{}", escaped(&totals_only)));
+        }
         let bad: Vec<&Gpu> = report.gpus.iter().filter(|gpu| gpu.status > Status::Full).collect();
         if !bad.is_empty() {
             let row = |gpu: &&Gpu| {

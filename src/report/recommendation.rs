@@ -48,6 +48,8 @@ struct RowDocument {
     stale: usize,
     /// Nodes of its pods on which no agent reports.
     nodes_without_agent: Vec<String>,
+    /// Nodes of its pods whose agents read a DCGM exporter, which does not tell what a pod uses.
+    nodes_with_totals_only: Vec<String>,
     /// What it declares; absent if nothing.
     #[serde(rename = "declaredMiB", skip_serializing_if = "Option::is_none")]
     declared: Option<u64>,
@@ -188,7 +190,9 @@ impl RowDocument {
             .then(|| format!("{} of {} by a stale report", self.stale, count(self.seen_on as u64, "pod")));
         let unseen = (self.seen_on > 0 && !self.nodes_without_agent.is_empty())
             .then(|| format!("no node agent reports on {}", self.nodes_without_agent.join(", ")));
-        self.reason.iter().cloned().chain(stale).chain(unseen).collect::<Vec<_>>().join("; ")
+        let blind = (self.seen_on > 0 && !self.nodes_with_totals_only.is_empty())
+            .then(|| format!("only the use of whole GPUs is known of {}", self.nodes_with_totals_only.join(", ")));
+        self.reason.iter().cloned().chain(stale).chain(unseen).chain(blind).collect::<Vec<_>>().join("; ")
     }
 
     fn comment(&self) -> String {
@@ -232,6 +236,7 @@ fn document(row: &Row) -> RowDocument {
         seen_on: row.seen_on,
         stale: row.stale,
         nodes_without_agent: row.without_agent.iter().map(ToString::to_string).collect(),
+        nodes_with_totals_only: row.totals_only.iter().map(ToString::to_string).collect(),
         declared: row.declared.map(Vram::mib),
         peak: row.peak.map(Vram::mib),
         observed_seconds: row.observed.map(|observed| observed.as_secs()),
@@ -269,6 +274,7 @@ mod tests {
             observed: Some(Duration::from_secs(50 * 3600)),
             cycles: Some(4),
             without_agent: Vec::new(),
+            totals_only: Vec::new(),
             keys: vec!["vramguard.dev/vram".into()],
             recommendation,
         }

@@ -136,7 +136,7 @@ pub(super) fn at_least(mib: u64, is_least: bool) -> Option<String> {
     }
 }
 
-/// The most nodes that are named with the age of their reports.
+/// The most nodes that are named in a sentence about their reports.
 const STALE_NODES: usize = 3;
 
 /// What an amount in use with the sign `*` means: the nodes whose reports are not current, and why.
@@ -145,12 +145,25 @@ pub(super) fn stale(report: &Report) -> String {
     for gpu in &report.gpus {
         nodes.extend(gpu.stale.as_deref().map(|why| (gpu.node.as_str(), why)));
     }
-    let named: Vec<String> = nodes.iter().take(STALE_NODES).map(|(node, why)| format!("{node} ({why})")).collect();
-    let more = match nodes.len().saturating_sub(STALE_NODES) {
-        0 => String::new(),
-        more => format!(", and {}", count(u64::try_from(more).unwrap_or(u64::MAX), "more node")),
-    };
-    format!("* not what is used now: {}{more}", named.join(", "))
+    let named = nodes.iter().map(|(node, why)| format!("{node} ({why})"));
+    format!("* not what is used now: {}", first(named.collect()))
+}
+
+/// The nodes whose agents do not tell what each pod uses, and why; `None` if there are none.
+pub(super) fn totals_only(report: &Report) -> Option<String> {
+    let of = |node: &Node| Some((node.node.clone(), node.agent.as_ref()?.totals_only.clone()?));
+    let (nodes, why): (Vec<String>, Vec<String>) = report.nodes.iter().filter_map(of).unzip();
+    let why = why.into_iter().next()?;
+    Some(format!("in use on {}: {why}", first(nodes)))
+}
+
+/// The first of these nodes, and how many more there are.
+fn first(nodes: Vec<String>) -> String {
+    let named = nodes.iter().take(STALE_NODES).cloned().collect::<Vec<_>>().join(", ");
+    match nodes.len().saturating_sub(STALE_NODES) {
+        0 => named,
+        more => format!("{named}, and {}", count(u64::try_from(more).unwrap_or(u64::MAX), "more node")),
+    }
 }
 
 /// The workloads of which fewer pods fit than they may have.
@@ -267,6 +280,22 @@ mod tests {
         assert_eq!(listed[0], (Severity::Deny, "VramUnreadable", "1 finding, 1 pod".to_owned()));
         assert_eq!(listed[7], (Severity::Info, "StrandedVram", "1 finding".to_owned()));
         assert_eq!(listed.iter().filter(|(_, reason, _)| *reason == "StrandedVram").count(), 2);
+    }
+
+    #[test]
+    fn each_format_for_people_says_of_which_nodes_the_use_of_pods_is_not_told() {
+        let mut report = sample();
+        assert_eq!(totals_only(&report), None);
+        let agent = report.nodes[0].agent.as_mut().expect("the sample has an agent");
+        agent.totals_only = Some(crate::capacity::verdict::TOTALS_ONLY.into());
+        let table = super::super::table::render(&report, &super::super::Options::default());
+        let table = table.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = "as read from a DCGM exporter, which does not tell what each pod uses, nor what no pod counts with";
+        assert!(table.contains(&format!("in use on gke-agents-a100-pool-7f3d9c2b-x4kq: {said}")), "{table}");
+        let markdown = super::super::markdown::render(&report);
+        assert!(markdown.contains(said), "{markdown}");
+        let html = super::super::html::render(&[report]);
+        assert!(html.contains(&format!("In use is what the node agent reports, {said}.")), "{html}");
     }
 
     #[test]

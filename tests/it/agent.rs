@@ -6,10 +6,16 @@
 //! | `kubelet` | nothing: it answers as the kubelet's PodResources socket does |
 //! | `once` | `vramguard agent --once` |
 //! | `cluster` | the agent against a real API server, under the manifests of `deploy/agent` |
+//! | `exporter` | nothing: it answers as a DCGM exporter does |
+//! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
+//! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
 //! | `cost` | CPU time and memory, measured and printed |
 
 mod cluster;
 mod cost;
+mod exporter;
 pub(crate) mod fake;
 mod kubelet;
 mod once;
+mod plugin_config;
+mod totals;

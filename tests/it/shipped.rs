@@ -107,8 +107,9 @@ fn every_manifest_is_named_by_a_kustomization_or_is_an_example() {
 }
 
 /// Each example, and the kinds that it must hold. Examples with pods declare VRAM in a way that is admitted.
-const EXAMPLES: [(&str, &[&str]); 10] = [
+const EXAMPLES: [(&str, &[&str]); 11] = [
     ("admission-configuration.yaml", &["AdmissionConfiguration"]),
+    ("agent-plugin-config-map.yaml", &["Role", "RoleBinding"]),
     ("auditor.yaml", &["ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding"]),
     ("device-plugin-steered-patch.yaml", &[]),
     ("gpu-operator-clusterpolicy-patch.yaml", &[]),

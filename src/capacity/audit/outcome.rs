@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::capacity::gpu::{Accounting, Resource};
 use crate::capacity::name::Name;
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::finding::Problem;
 use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
@@ -121,6 +122,8 @@ pub struct HolderUse {
 pub struct AgentState {
     /// When it reported last; `None` if its report names no time.
     pub reported: Option<Moment>,
+    /// Where it reads the GPUs, which decides whether it can tell what a pod uses.
+    pub source: Source,
     /// How long ago that is; `None` if not known.
     pub age: Option<Duration>,
     /// Why what it reported is not current; `None` if it is.

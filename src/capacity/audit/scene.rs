@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::Resource;
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::{self, containers::ContainerKey};
 use crate::capacity::pod::Pod;
 use crate::capacity::policy::Policies;
@@ -43,6 +44,8 @@ pub struct Scene {
 pub struct Observed {
     /// When the agent wrote it; `None` if it names no time.
     pub reported: Option<Moment>,
+    /// Where the agent reads the GPUs.
+    pub source: Source,
     /// Why the agent cannot read the driver at present, or why its report cannot be read. The other values are those that
     /// were read last.
     pub unreadable: Option<String>,

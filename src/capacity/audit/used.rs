@@ -47,6 +47,7 @@ impl<'a> Seen<'a> {
     pub(super) fn agent(&self) -> AgentState {
         AgentState {
             reported: self.observed.reported,
+            source: self.observed.source,
             age: self.observed.reported.zip(self.at).map(|(reported, at)| reported.until(at)),
             outdated: self.outdated.clone(),
         }

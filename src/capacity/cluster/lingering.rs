@@ -3,7 +3,7 @@
 //! The API server removes a pod that is deleted by force at once, and its processes live on for seconds. So where a node
 //! agent has shown that a pod uses memory of a GPU, the pod counts until a later report no longer shows it. From then on
 //! the agent reports what its processes still use as memory outside of pods. A report that does not come is waited for up
-//! to a deadline.
+//! to a deadline, and so is one that can show it: an agent may have changed to a source that does not tell processes.
 //!
 //! This is for nodes on which the binding guard decides. Where one GPU is behind a resource, kube-scheduler has given the
 //! room away by then, and the node would seem overcommitted.
@@ -56,16 +56,18 @@ impl Cluster {
         let shown = |uid: &PodUid, before: &Lingers| match self.shown_by(uid) {
             Some(_) => true,
             // An old report that the watch delivers again tells nothing new, and neither does a ledger that is gone or cannot
-            // be read.
-            None => self.last_report(name).is_none_or(|report| report == before.report),
+            // be read, or a report without processes.
+            None => self.last_showing(name).is_none_or(|report| report == before.report),
         };
         let gone = self.lingering.iter().filter(|(uid, before)| on_node(uid) && !shown(uid, before));
         let gone: Vec<PodUid> = gone.map(|(uid, _)| uid.clone()).collect();
         self.release_all(gone);
     }
 
-    fn last_report(&self, name: &str) -> Option<Moment> {
-        self.nodes.get(name)?.ledger.content()?.inventory.as_ref()?.reported
+    /// When the last report was written, if it is one that shows the pods that use memory.
+    fn last_showing(&self, name: &str) -> Option<Moment> {
+        let inventory = self.nodes.get(name)?.ledger.content()?.inventory.as_ref()?;
+        inventory.reported.filter(|_| inventory.source.tells_processes())
     }
 
     /// Releases the pods for which no report came in time.
@@ -91,7 +93,7 @@ mod tests {
 
     use super::*;
     use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId};
-    use crate::capacity::node::inventory::{Inventory, InventoryGpu};
+    use crate::capacity::node::inventory::{Inventory, InventoryGpu, Source};
     use crate::capacity::node::ledger::LedgerContent;
     use crate::capacity::testing::{facts, gpu, holder, mib, pool, rules, uid};
 
@@ -153,6 +155,46 @@ mod tests {
             cluster.tick(NOW.after(RELEASE_DEADLINE));
             assert!(!counts(&cluster, "p"), "the deadline holds");
         }
+    }
+
+    #[test]
+    fn a_report_that_cannot_show_pods_releases_none_before_the_deadline() {
+        let mut cluster = cluster();
+        cluster.end_pod(&uid("p"));
+        for second in [1, 2] {
+            let mut totals = report(second, &[], 0);
+            totals.inventory.as_mut().expect("a report").source = Source::DcgmExporter;
+            cluster.apply_ledger("n", Some(totals));
+            assert!(counts(&cluster, "p"), "its process may be there still");
+        }
+        cluster.tick(Moment(NOW.after(RELEASE_DEADLINE).0 - 1));
+        assert!(counts(&cluster, "p"));
+        cluster.tick(NOW.after(RELEASE_DEADLINE));
+        assert!(!counts(&cluster, "p"), "the deadline holds");
+    }
+
+    #[test]
+    fn an_agent_that_sees_processes_again_releases_what_it_does_not_show() {
+        let mut cluster = cluster();
+        cluster.end_pod(&uid("p"));
+        let mut totals = report(1, &[], 0);
+        totals.inventory.as_mut().expect("a report").source = Source::DcgmExporter;
+        cluster.apply_ledger("n", Some(totals));
+        assert!(counts(&cluster, "p"));
+        cluster.apply_ledger("n", Some(report(2, &[], 0)));
+        assert!(!counts(&cluster, "p"));
+    }
+
+    #[test]
+    fn a_pod_whose_peak_was_seen_by_an_earlier_source_counts_up_to_the_deadline() {
+        let mut cluster = cluster();
+        let mut totals = report(1, &["p"], 0);
+        totals.inventory.as_mut().expect("a report").source = Source::DcgmExporter;
+        cluster.apply_ledger("n", Some(totals));
+        cluster.end_pod(&uid("p"));
+        assert!(counts(&cluster, "p"));
+        cluster.tick(NOW.after(RELEASE_DEADLINE));
+        assert!(!counts(&cluster, "p"));
     }
 
     #[test]

@@ -15,11 +15,34 @@ use crate::capacity::name::{Name, PodUid};
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 
+/// Where a node agent reads the GPUs, which decides what it can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The driver, by NVML. It tells the memory of each GPU and of each process.
+    #[default]
+    Driver,
+    /// A DCGM exporter on the node. It tells the memory of each GPU and of no process.
+    DcgmExporter,
+}
+
+impl Source {
+    /// Whether it tells which processes use a GPU. If not, nothing is known of the use of pods and of memory outside of
+    /// pods, and that a pod is not shown does not mean that its memory is free.
+    pub fn tells_processes(self) -> bool {
+        match self {
+            Source::Driver => true,
+            Source::DcgmExporter => false,
+        }
+    }
+}
+
 /// The report of one node's agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// When the agent wrote the report; `None` if it names no time.
     pub reported: Option<Moment>,
+    /// Where the agent reads the GPUs.
+    pub source: Source,
     /// How the device plugin of the node hands out replicas.
     pub allocation_policy: AllocationPolicy,
     /// The GPUs behind each resource.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Look, Owner};
+use super::{Listing, Look, Owner};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
@@ -59,14 +59,23 @@ impl Containers {
         }
     }
 
-    /// Takes a look into account. On a GPU whose processes could not be read, the containers keep their last values.
+    /// Takes a look into account. On a GPU whose processes could not be read, the containers keep their last values. On one
+    /// whose source does not tell processes, their history stays, and their use is unknown.
     pub fn observe(&mut self, look: &Look) {
         let mut found: BTreeMap<ContainerKey, Found> = BTreeMap::new();
         let mut unread: BTreeSet<&Name> = BTreeSet::new();
+        let mut told = true;
         for gpu in &look.gpus {
-            let Ok(processes) = &gpu.processes else {
-                unread.insert(&gpu.uuid);
-                continue;
+            let processes = match &gpu.processes {
+                Listing::Listed(processes) => processes,
+                Listing::Unreadable(_) => {
+                    unread.insert(&gpu.uuid);
+                    continue;
+                }
+                Listing::NotTold => {
+                    told = false;
+                    continue;
+                }
             };
             for process in processes {
                 let Owner::Container { pod, container } = &process.owner else { continue };
@@ -80,6 +89,10 @@ impl Containers {
             let of = found.entry(key.clone()).or_default();
             let kept = seen.on.iter().filter(|(gpu, _)| unread.contains(gpu));
             of.on.extend(kept.map(|(gpu, memory)| (gpu.clone(), *memory)));
+            // This includes the GPUs that the source no longer lists.
+            for gpu in seen.on.keys().filter(|_| !told) {
+                of.on.entry(gpu.clone()).or_insert(None);
+            }
         }
         for (key, found) in found {
             let seen = self.seen.entry(key).or_insert_with(|| Seen::new(look.at));
@@ -99,6 +112,18 @@ impl Containers {
 }
 
 impl Use {
+    /// What stays of it where the source does not tell processes: the past, of which the peak of a container that declares
+    /// nothing counts.
+    pub(super) fn past(self) -> Use {
+        Use { used: None, idle_since: None, ..self }
+    }
+
+    /// What counts of it after a time in which nobody saw the container: its peak. How long and under which load it was seen
+    /// begins anew, at `now`.
+    pub(super) fn interrupted(self, now: Moment) -> Use {
+        Use { first: now, cycles: None, ..self.past() }
+    }
+
     /// Puts the history of an earlier run before this one.
     fn continues(&mut self, earlier: &Use) {
         self.peak = self.peak.max(earlier.peak);
@@ -164,7 +189,8 @@ mod tests {
     }
 
     fn gpu(index: u32, processes: Result<Vec<Process>, Unreadable>) -> GpuLook {
-        let memory = Ok(GpuMemory { total: mib(24_576), reserved: mib(450), used: mib(0) });
+        let memory = Ok(GpuMemory { total: mib(24_576), reserved: Some(mib(450)), used: mib(0) });
+        let processes = processes.into();
         GpuLook { uuid: format!("GPU-{index}").into(), index, mig: false, mps: false, memory, processes }
     }
 
@@ -220,6 +246,21 @@ mod tests {
         let before = observe(&mut containers, 0, idle);
         let after = observe(&mut containers, 5, vec![gpu(0, Err(Unreadable::Lost))]);
         assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_source_that_does_not_tell_processes_leaves_the_peak_and_makes_the_use_unknown() {
+        let mut containers = Containers::default();
+        let idle = vec![gpu(0, Ok(vec![process(Some(900), Some(true))])), gpu(1, Ok(vec![]))];
+        observe(&mut containers, 0, idle);
+        observe(&mut containers, 1, vec![gpu(0, Ok(vec![process(Some(900), Some(false))]))]);
+        let before = observe(&mut containers, 2, vec![gpu(0, Ok(vec![process(Some(800), Some(false))]))]);
+        assert_eq!((before.used, before.idle_since), (Some(mib(800)), Some(Moment(1))));
+        let not_told = |index| vec![GpuLook { processes: Listing::NotTold, ..gpu(index, Ok(vec![])) }];
+        for (at, listed) in [(5, 0), (6, 0), (7, 1)] {
+            let after = observe(&mut containers, at, not_told(listed));
+            assert_eq!(after, Use { used: None, idle_since: None, ..before.clone() });
+        }
     }
 
     #[test]

@@ -13,12 +13,14 @@ use super::report::{ContainerReport, Driver, GpuReport, MAX_CONTAINERS, Report};
 use super::{GpuLook, GpuMemory, Look};
 use crate::capacity::gpu::{AllocationPolicy, Resource};
 use crate::capacity::name::Name;
+use crate::capacity::node::inventory::Source;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 
 /// The state of a node agent.
 #[derive(Clone, Debug, Default)]
 pub struct Observer {
+    source: Source,
     /// The pods of the node.
     pub owners: Owners,
     containers: Containers,
@@ -56,18 +58,20 @@ struct Known {
 }
 
 impl Observer {
-    /// Starts with the allocation policy that the device plugin's configuration names.
-    pub fn new(named: Option<AllocationPolicy>) -> Observer {
-        Observer { policy: PolicyCheck::new(named), ..Observer::default() }
+    /// Starts with the source of all looks, and the allocation policy that the device plugin's configuration names.
+    pub fn new(source: Source, named: Option<AllocationPolicy>) -> Observer {
+        Observer { source, policy: PolicyCheck::new(named), ..Observer::default() }
     }
 
-    /// Restores what an earlier run of the agent reported, unless something newer is known.
-    pub fn restore(&mut self, report: Report) {
+    /// Restores what an earlier run of the agent reported, unless something newer is known. What the source of this run does
+    /// not tell is not restored: it would never be brought up to date.
+    pub fn restore(&mut self, report: Report, now: Moment) {
         let mut devices = Vec::new();
         for gpu in report.gpus {
             devices.push((gpu.resource, gpu.uuid.clone(), gpu.replicas));
             let memory = GpuMemory { total: gpu.total, reserved: gpu.reserved, used: gpu.used };
-            let outside = gpu.outside.map_or_else(Outside::default, Outside::restored);
+            let outside = gpu.outside.filter(|_| self.source.tells_processes());
+            let outside = outside.map_or_else(Outside::default, Outside::restored);
             let known = Known { index: gpu.index, memory, outside, unreadable: gpu.unreadable, listed: true };
             match self.gpus.get_mut(&gpu.uuid) {
                 // It was read before the earlier report was. What is outside of pods may have risen, and falls by itself.
@@ -80,9 +84,14 @@ impl Observer {
             self.replicas = devices.into_iter().collect();
         }
         for (key, container) in report.containers {
-            self.containers.restore(key, container.seen);
+            let seen = match (self.source.tells_processes(), report.source.tells_processes()) {
+                (true, true) => container.seen,
+                (true, false) => container.seen.interrupted(now),
+                (false, _) => container.seen.past(),
+            };
+            self.containers.restore(key, seen);
         }
-        self.driver = self.driver.take().or(report.driver);
+        self.driver = self.driver.take().or(report.driver.filter(|_| report.source == self.source));
         self.assigned_before = report.assigned;
     }
 
@@ -107,11 +116,11 @@ impl Observer {
     }
 
     fn see(&mut self, gpu: &GpuLook, at: Moment) {
-        let unreadable = gpu.memory.as_ref().err().or(gpu.processes.as_ref().err()).cloned();
+        let unreadable = gpu.memory.as_ref().err().or(gpu.processes.unreadable()).cloned();
         match (self.gpus.get_mut(&gpu.uuid), &gpu.memory) {
             (Some(known), memory) => {
                 (known.unreadable, known.listed, known.index) = (unreadable, true, gpu.index);
-                known.memory = memory.as_ref().copied().unwrap_or(known.memory);
+                known.memory = memory.as_ref().map_or(known.memory, |memory| memory.after(known.memory));
                 known.outside.observe(gpu, at);
             }
             (None, Ok(memory)) => {
@@ -150,6 +159,11 @@ impl Observer {
         self.devices = Some(devices);
     }
 
+    /// Takes into account which policy the device plugin's configuration names now; `None` if none is known.
+    pub fn names(&mut self, policy: Option<AllocationPolicy>) {
+        self.policy.rename(policy);
+    }
+
     /// Takes into account what is steered.
     pub fn steers(&mut self, steering: Steering) {
         self.steering = Some(steering);
@@ -170,7 +184,10 @@ impl Observer {
     pub fn report(&self, now: Moment) -> Report {
         let gpu = |(resource, uuid, replicas): (&Resource, &Name, _)| {
             let known = self.gpus.get(uuid)?;
-            let gone = (!known.listed).then_some(Unreadable::Lost);
+            let gone = (!known.listed).then_some(match self.source {
+                Source::Driver => Unreadable::Lost,
+                Source::DcgmExporter => Unreadable::NotListed,
+            });
             Some(GpuReport {
                 resource: resource.clone(),
                 replicas,
@@ -184,6 +201,7 @@ impl Observer {
             })
         };
         Report {
+            source: self.source,
             driver: self.driver.clone(),
             unreadable: self.unreadable.clone(),
             allocation_policy: self.allocation_policy(),

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{GpuLook, Owner};
+use super::{GpuLook, Listing, Owner};
 use crate::capacity::name::PodUid;
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
@@ -45,10 +45,18 @@ impl Outside {
 
     /// Takes a look into account.
     pub fn observe(&mut self, gpu: &GpuLook, now: Moment) {
-        let Ok(processes) = &gpu.processes else {
-            // The reported amount stays. A departed pod must not hold memory forever that nobody can see.
-            self.departed.retain(|_, (_, seen)| now < seen.after(DEPARTED_DEADLINE));
-            return;
+        let processes = match &gpu.processes {
+            Listing::Listed(processes) => processes,
+            Listing::Unreadable(_) => {
+                // The reported amount stays. A departed pod must not hold memory forever that nobody can see.
+                self.departed.retain(|_, (_, seen)| now < seen.after(DEPARTED_DEADLINE));
+                return;
+            }
+            // Nobody will ever see this memory go, so the amount cannot stay.
+            Listing::NotTold => {
+                *self = Outside::default();
+                return;
+            }
         };
         // The card shows which memory of departed pods is still used, so their release needs no further time.
         self.departed.clear();
@@ -130,8 +138,8 @@ mod tests {
             index: 0,
             mig: false,
             mps: false,
-            memory: Ok(GpuMemory { total: mib(81_559), reserved: mib(480), used: mib(used) }),
-            processes: Ok(processes.iter().map(process).collect()),
+            memory: Ok(GpuMemory { total: mib(81_559), reserved: Some(mib(480)), used: mib(used) }),
+            processes: Listing::Listed(processes.iter().map(process).collect()),
         }
     }
 
@@ -200,7 +208,7 @@ mod tests {
     fn a_departed_pod_counts_up_to_a_deadline_while_nobody_can_see_its_processes() {
         let mut seen = Outside::default();
         seen.observe(&look(8_868, &[(Owner::Departed("a".into()), 8_868)]), after(0));
-        let blind = GpuLook { processes: Err(Unreadable::NoPermission), ..look(8_868, &[]) };
+        let blind = GpuLook { processes: Listing::Unreadable(Unreadable::NoPermission), ..look(8_868, &[]) };
         seen.observe(&blind, after(59));
         assert_eq!(seen.amount(), Some(mib(8_868)));
         seen.observe(&blind, after(60));
@@ -211,11 +219,25 @@ mod tests {
     fn an_unreadable_gpu_keeps_the_last_amount() {
         let mut seen = Outside::default();
         seen.observe(&outside(900), after(0));
-        let lost = GpuLook { processes: Err(Unreadable::Lost), memory: Err(Unreadable::Lost), ..outside(0) };
+        let lost =
+            GpuLook { processes: Listing::Unreadable(Unreadable::Lost), memory: Err(Unreadable::Lost), ..outside(0) };
         for second in [1, 100, 10_000] {
             seen.observe(&lost, after(second));
             assert_eq!(seen.amount(), Some(mib(900)));
         }
+    }
+
+    #[test]
+    fn a_source_that_does_not_tell_processes_tells_nothing_of_memory_outside_of_pods() {
+        let mut seen = Outside::restored(mib(500));
+        seen.observe(&outside(900), after(0));
+        let totals = GpuLook { processes: Listing::NotTold, ..look(8_868, &[]) };
+        for second in [1, 2, 100] {
+            seen.observe(&totals, after(second));
+            assert_eq!(seen.amount(), None, "neither the old amount nor zero");
+        }
+        seen.observe(&outside(700), after(101));
+        assert_eq!(seen.amount(), Some(mib(700)));
     }
 
     /// Without hostPID, NVML shows the memory of the card and none of its processes.
@@ -243,9 +265,8 @@ mod tests {
     fn a_process_of_unknown_size_leaves_the_rest_unknown() {
         let mut seen = Outside::default();
         let mut hidden = look(8_868, &[(Owner::Arriving("a".into()), 0)]);
-        hidden.processes = hidden
-            .processes
-            .map(|processes| processes.into_iter().map(|process| Process { memory: None, ..process }).collect());
+        let listed = hidden.processes.listed().unwrap().iter();
+        hidden.processes = Listing::Listed(listed.map(|process| Process { memory: None, ..process.clone() }).collect());
         for second in 0..3 {
             seen.observe(&hidden, after(second));
             assert_eq!(seen.amount(), Some(mib(0)));

@@ -52,7 +52,7 @@ mod tests {
             uuid: "GPU-0".into(),
             index: 0,
             total: Vram::from_mib(81_559),
-            reserved: Vram::from_mib(480),
+            reserved: Some(Vram::from_mib(480)),
             used: Vram::from_mib(used),
             outside: Some(Vram::ZERO),
             unreadable: None,

@@ -25,6 +25,8 @@ pub type Devices = BTreeMap<ContainerKey, Vec<Name>>;
 pub struct PolicyCheck {
     /// The policy in the plugin's configuration.
     named: Option<AllocationPolicy>,
+    /// The policy that was named last, also if none is now.
+    last_named: Option<AllocationPolicy>,
     before: Option<Devices>,
     distributed: u32,
     packed: u32,
@@ -34,7 +36,24 @@ pub struct PolicyCheck {
 impl PolicyCheck {
     /// Starts a check of the policy that the plugin's configuration names.
     pub fn new(named: Option<AllocationPolicy>) -> PolicyCheck {
-        PolicyCheck { named, ..PolicyCheck::default() }
+        PolicyCheck { named, last_named: named, ..PolicyCheck::default() }
+    }
+
+    /// Takes over what the plugin's configuration names now. A plugin under another policy makes other placements, so those
+    /// that contradict the new name are forgotten. If the same name comes back, they are not.
+    pub fn rename(&mut self, named: Option<AllocationPolicy>) {
+        self.named = named;
+        let Some(policy) = named else { return };
+        let seen = match (self.distributed, self.packed, self.neither) {
+            (_, 0, 0) => Some(AllocationPolicy::Distributed),
+            (0, _, 0) => Some(AllocationPolicy::Packed),
+            _ => None,
+        };
+        let nothing = (self.distributed, self.packed, self.neither) == (0, 0, 0);
+        if self.last_named != Some(policy) && !nothing && seen != Some(policy) {
+            (self.distributed, self.packed, self.neither) = (0, 0, 0);
+        }
+        self.last_named = named;
     }
 
     /// Takes the present devices into account. Only a single new replica since the last call tells something: the order
@@ -135,6 +154,42 @@ mod tests {
             devices.clear();
         }
         assert_eq!(check.verified(), AllocationPolicy::Packed);
+    }
+
+    #[test]
+    fn a_configuration_that_names_another_policy_is_verified_by_what_is_placed_from_then_on() {
+        let (distributed, packed) = (Some(AllocationPolicy::Distributed), Some(AllocationPolicy::Packed));
+        let mut check = PolicyCheck::new(distributed);
+        assert_eq!(placed(&mut check, &["GPU-a", "GPU-b"]), AllocationPolicy::Distributed);
+        check.rename(packed);
+        assert_eq!(check.verified(), AllocationPolicy::Unverified, "what was placed tells nothing of it");
+        // Even again: the next one tells nothing, and the one after it does.
+        assert_eq!(placed(&mut check, &["GPU-b"]), AllocationPolicy::Unverified);
+        assert_eq!(placed(&mut check, &["GPU-b"]), AllocationPolicy::Packed);
+        check.rename(distributed);
+        assert_eq!(placed(&mut check, &["GPU-b"]), AllocationPolicy::Unverified, "the plugin still packs");
+        assert_eq!(placed(&mut check, &["GPU-a"]), AllocationPolicy::Unverified, "one of each: nothing is trusted");
+    }
+
+    #[test]
+    fn a_name_that_comes_back_brings_no_trust_back() {
+        let distributed = Some(AllocationPolicy::Distributed);
+        let mut check = PolicyCheck::new(distributed);
+        assert_eq!(placed(&mut check, &["GPU-a", "GPU-a"]), AllocationPolicy::Unverified, "against the policy");
+        for named in [None, distributed] {
+            check.rename(named);
+            assert_eq!(placed(&mut check, &["GPU-b"]), AllocationPolicy::Unverified, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_read_late_counts_with_what_was_seen_before() {
+        let mut check = PolicyCheck::new(None);
+        assert_eq!(placed(&mut check, &["GPU-a", "GPU-b"]), AllocationPolicy::Unverified, "one is too few");
+        check.rename(Some(AllocationPolicy::Distributed));
+        assert_eq!(check.verified(), AllocationPolicy::Distributed);
+        check.rename(None);
+        assert_eq!(check.verified(), AllocationPolicy::Unverified, "nobody names it any more");
     }
 
     #[test]

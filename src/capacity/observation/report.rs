@@ -8,6 +8,7 @@ use super::containers::{ContainerKey, Use};
 use super::finding::{Finding, Problem};
 use crate::capacity::gpu::{AllocationPolicy, Resource};
 use crate::capacity::name::Name;
+use crate::capacity::node::inventory::Source;
 use crate::capacity::pod::PodName;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
@@ -24,6 +25,8 @@ pub const MAX_CONTAINERS: usize = 1024;
 /// What a node agent reports of its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// Where the GPUs are read. It decides whether the use of containers and the memory outside of pods are told.
+    pub source: Source,
     /// Versions of the driver; `None` before it was read.
     pub driver: Option<Driver>,
     /// Why the GPUs as a whole cannot be read at present; the rest of the report is then what was read last.
@@ -62,11 +65,11 @@ pub struct GpuReport {
     pub index: u32,
     /// All its memory, including what the driver keeps.
     pub total: Vram,
-    /// Memory that the driver keeps.
-    pub reserved: Vram,
+    /// Memory that the driver keeps; `None` if the source does not tell.
+    pub reserved: Option<Vram>,
     /// Memory in use, without what the driver keeps, as it was read last.
     pub used: Vram,
-    /// Memory that no pod counts with; `None` before it was measured.
+    /// Memory that no pod counts with; `None` before it was measured, and if the source does not tell processes.
     pub outside: Option<Vram>,
     /// Why it cannot be read at present; the amounts are then those read last.
     pub unreadable: Option<Unreadable>,
@@ -110,7 +113,8 @@ impl Report {
     }
 
     fn differs_for_bindings(&self, written: &Report) -> bool {
-        self.allocation_policy != written.allocation_policy
+        self.source != written.source
+            || self.allocation_policy != written.allocation_policy
             || self.assigned != written.assigned
             || self.unreadable != written.unreadable
             || self.gpus.len() != written.gpus.len()
@@ -207,7 +211,7 @@ mod tests {
             uuid: "GPU-0".into(),
             index: 0,
             total: mib(81_559),
-            reserved: mib(480),
+            reserved: Some(mib(480)),
             used: mib(8_874),
             outside: Some(mib(100)),
             unreadable: None,
@@ -244,11 +248,13 @@ mod tests {
     #[test]
     fn what_bindings_depend_on_is_reported_at_once() {
         let over = || Some(Finding { problem: Problem::OverDeclaration, message: "over".into() });
-        let urgent: [&dyn Fn(&mut Report); 9] = [
+        let urgent: [&dyn Fn(&mut Report); 11] = [
+            &|report| report.source = Source::DcgmExporter,
+            &|report| report.gpus[0].reserved = None,
             &|report| container(report).finding = over(),
             &|report| report.gpus.clear(),
             &|report| report.gpus[0].uuid = "GPU-1".into(),
-            &|report| report.gpus[0].reserved = mib(500),
+            &|report| report.gpus[0].reserved = Some(mib(500)),
             &|report| report.gpus[0].outside = Some(mib(164)),
             &|report| report.gpus[0].outside = None,
             &|report| report.gpus[0].unreadable = Some(Unreadable::Lost),

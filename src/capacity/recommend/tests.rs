@@ -95,7 +95,7 @@ fn observed(of: &[(&str, Use)]) -> Observed {
     Observed {
         nodes: BTreeMap::from([("a".into(), Moment(48 * HOUR))]),
         containers: containers.collect(),
-        unreadable: Vec::new(),
+        ..Observed::default()
     }
 }
 
@@ -107,6 +107,21 @@ fn only(subjects: Vec<Subject>, observed: &Observed) -> Row {
     let rows = rows(&scene(subjects), observed, DAY, Moment(48 * HOUR));
     let [row] = rows.as_slice() else { panic!("{rows:?}") };
     row.clone()
+}
+
+#[test]
+fn a_node_whose_agent_does_not_see_processes_is_no_data_and_is_named() {
+    let blind = Observed {
+        totals_only: BTreeMap::from([("b".into(), Moment(48 * HOUR))]),
+        ..observed(&[("p", used(5_000, 0, Some(3))), ("q", used(9_000, 0, Some(3)))])
+    };
+    let row = only(vec![bound("q", "b", None)], &blind);
+    assert_eq!((row.peak, row.seen_on, &row.totals_only[..]), (None, 0, &["b".into()][..]));
+    let missing = Missing::Processes { nodes: vec!["b".into()] };
+    assert_eq!(row.recommendation, Recommendation::NotEnoughData(missing));
+    let row = only(vec![bound("p", "a", None), bound("q", "b", None)], &blind);
+    assert_eq!((row.peak, row.pods, row.seen_on), (Some(mib(5_000)), 2, 1), "the other pod was seen");
+    assert!(row.without_agent.is_empty() && row.totals_only == ["b"]);
 }
 
 #[test]

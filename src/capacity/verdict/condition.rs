@@ -4,6 +4,7 @@
 use super::count;
 use super::observation::{agent_reports, agent_stale};
 use crate::capacity::gpu::{Accounting, AllocationPolicy, Pool, Resource, Rules, Sharing, Unknown};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::node::usage::{NodeUsage, PoolUsage};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -83,13 +84,17 @@ impl Condition {
     }
 
     /// The condition `AgentReports` of a `GpuLedger`: whether the node agent reports. `reported` is when it did so last,
-    /// and `unreadable` is why it cannot read a GPU.
-    pub fn agent_reports(reported: &str, stale: bool, unreadable: Option<&str>) -> Condition {
+    /// `source` is what it reads, and `unreadable` is why it cannot read a GPU.
+    pub fn agent_reports(reported: &str, source: Source, stale: bool, unreadable: Option<&str>) -> Condition {
         if stale {
             return Condition { status: "False", reason: "Stale", message: agent_stale(reported) };
         }
-        let reason = if unreadable.is_some() { "GpuUnreadable" } else { "Reporting" };
-        Condition { status: "True", reason, message: agent_reports(unreadable) }
+        let reason = match (unreadable, source.tells_processes()) {
+            (Some(_), _) => "GpuUnreadable",
+            (None, true) => "Reporting",
+            (None, false) => "ReportingTotals",
+        };
+        Condition { status: "True", reason, message: agent_reports(source, unreadable) }
     }
 
     /// The condition `Overcommitted` of a `GpuLedger`: whether a GPU of these pools is, or may be, overcommitted.

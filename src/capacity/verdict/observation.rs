@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{count, quoted};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::pod::PodName;
 use crate::capacity::vram::Vram;
 
@@ -27,6 +28,12 @@ pub enum Unreadable {
     NotSupported,
     /// The driver does not answer in time.
     Silent,
+    /// The DCGM exporter cannot be reached, or answers with an error.
+    NoExporter(String),
+    /// The DCGM exporter tells something that is no amount of memory of a GPU.
+    BadExposition(String),
+    /// The DCGM exporter lists other GPUs, and this one no longer.
+    NotListed,
     /// Any other error of the driver, in its words.
     Other(String),
 }
@@ -43,6 +50,9 @@ impl Unreadable {
             Unreadable::NeedsReset => "NeedsReset",
             Unreadable::NotSupported => "NotSupported",
             Unreadable::Silent => "Silent",
+            Unreadable::NoExporter(_) => "NoExporter",
+            Unreadable::BadExposition(_) => "BadExposition",
+            Unreadable::NotListed => "NotListed",
             Unreadable::Other(_) => "Other",
         }
     }
@@ -72,6 +82,18 @@ impl fmt::Display for Unreadable {
             Unreadable::NeedsReset => f.write_str("the GPU must be reset before it can be used again"),
             Unreadable::NotSupported => f.write_str("the driver does not offer this for this GPU"),
             Unreadable::Silent => f.write_str("the driver does not answer; look for its error in the log of the kernel"),
+            Unreadable::NoExporter(why) => write!(
+                f,
+                "the DCGM exporter cannot be read ({why}); look at its pod on this node, and at --dcgm-exporter of the agent"
+            ),
+            Unreadable::BadExposition(why) => write!(
+                f,
+                "what the DCGM exporter tells cannot be used ({why}); look at what it prints, and at its file of counters"
+            ),
+            Unreadable::NotListed => f.write_str(
+                "the DCGM exporter no longer lists the GPU; look at the log of the exporter, and for an error of the GPU in the \
+                 log of the kernel",
+            ),
             Unreadable::Other(why) => write!(f, "the driver says: {why}"),
         }
     }
@@ -132,13 +154,27 @@ pub(super) fn agent_stale(reported: &str) -> String {
     )
 }
 
+/// Why a MIG device is not reported that a DCGM exporter lists.
+pub const MIG_NOT_TOLD: &str =
+    "a DCGM exporter does not tell the UUID of a MIG device, so nothing shows which replica is which";
+
+/// What one look through a DCGM exporter leaves out.
+pub const GLANCE_NOT_TOLD: &str =
+    "read from a DCGM exporter: it does not tell the processes of a GPU, nor whether MPS runs on it";
+
 /// The message of a condition about an agent that reports.
-pub(super) fn agent_reports(unreadable: Option<&str>) -> String {
-    match unreadable {
-        None => "the node agent reports what it sees on the GPUs".to_owned(),
-        Some(why) => format!("the node agent reports, but cannot read a GPU, whose last values count: {why}"),
+pub(super) fn agent_reports(source: Source, unreadable: Option<&str>) -> String {
+    match (source.tells_processes(), unreadable) {
+        (true, None) => "the node agent reports what it sees on the GPUs".to_owned(),
+        (false, None) => format!("the node agent reports what is in use on each GPU, {TOTALS_ONLY}"),
+        (_, Some(why)) => format!("the node agent reports, but cannot read a GPU, whose last values count: {why}"),
     }
 }
+
+/// What is not known of a node whose agent reads a source that does not tell processes, as a part of a sentence about what
+/// is in use.
+pub const TOTALS_ONLY: &str =
+    "as read from a DCGM exporter, which does not tell what each pod uses, nor what no pod counts with";
 
 /// The parts of the sentence of a finding: what is the matter, and what to do, which is its last clause. The second is empty
 /// in a sentence that was cut before it.
@@ -191,6 +227,9 @@ mod tests {
             Unreadable::NeedsReset,
             Unreadable::NotSupported,
             Unreadable::Silent,
+            Unreadable::NoExporter("connection refused".into()),
+            Unreadable::BadExposition("it prints nothing".into()),
+            Unreadable::NotListed,
             Unreadable::Other("unknown error".into()),
         ];
         let texts: std::collections::BTreeSet<String> = all.iter().map(Unreadable::to_string).collect();

@@ -56,6 +56,11 @@ pub enum Missing {
         /// The nodes.
         nodes: Vec<Name>,
     },
+    /// The node agents of its pods read a source that does not tell processes.
+    Processes {
+        /// The nodes.
+        nodes: Vec<Name>,
+    },
     /// The node agents have not seen it use a GPU.
     Use,
     /// It was seen for too short a time.
@@ -76,18 +81,24 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Missing::Pods => f.write_str("none of its pods runs"),
-            Missing::Agent { nodes } => {
-                let named: Vec<&str> = nodes.iter().take(NAMED).map(Name::as_str).collect();
-                write!(f, "no node agent reports on {}", named.join(", "))?;
-                match nodes.len().saturating_sub(NAMED) {
-                    0 => Ok(()),
-                    more => write!(f, " and {}", count(more, "other node")),
-                }
-            }
+            Missing::Agent { nodes } => write!(f, "no node agent reports on {}", named(nodes)),
+            Missing::Processes { nodes } => write!(
+                f,
+                "a DCGM exporter, which the node agent reads on {}, does not tell what a pod uses",
+                named(nodes)
+            ),
             Missing::Use => f.write_str("it was not seen on a GPU"),
             Missing::Time { seen, of } => write!(f, "seen for {} of {}", hours(*seen), hours(*of)),
             Missing::Load => f.write_str("it was not seen to compute, so its peak may be that of an idle container"),
         }
+    }
+}
+
+fn named(nodes: &[Name]) -> String {
+    let named: Vec<&str> = nodes.iter().take(NAMED).map(Name::as_str).collect();
+    match nodes.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {}", named.join(", "), count(more, "other node")),
     }
 }
 
@@ -102,5 +113,10 @@ mod tests {
         let nodes = |count: usize| Missing::Agent { nodes: (0..count).map(|n| format!("gpu-{n}").into()).collect() };
         assert_eq!(nodes(1).to_string(), "no node agent reports on gpu-0");
         assert_eq!(nodes(5).to_string(), "no node agent reports on gpu-0, gpu-1, gpu-2 and 2 other nodes");
+        let blind = Missing::Processes { nodes: vec!["gpu-0".into()] };
+        assert_eq!(
+            blind.to_string(),
+            "a DCGM exporter, which the node agent reads on gpu-0, does not tell what a pod uses"
+        );
     }
 }

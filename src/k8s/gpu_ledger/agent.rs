@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::LedgerError;
 use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource};
 use crate::capacity::name::{Name, PodUid};
-use crate::capacity::node::inventory::{Inventory, InventoryGpu};
+use crate::capacity::node::inventory::{Inventory, InventoryGpu, Source};
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 use crate::k8s::{node, pod};
@@ -23,6 +23,8 @@ use crate::k8s::{node, pod};
 pub struct AgentSection {
     /// When the agent wrote the section, RFC 3339. A section that is not renewed is stale.
     pub time: Option<String>,
+    /// Where the agent reads the GPUs; absent in reports of agents that knew one source only, the driver.
+    pub source: Option<SourceText>,
     /// How the GPU of a replica is chosen, as verified on the node; absent if it is not verified.
     pub allocation_policy: Option<AllocationPolicyText>,
     /// Why an agent that should steer the device plugin does not.
@@ -42,7 +44,7 @@ pub struct AgentSection {
     pub gpus: Vec<AgentGpu>,
     /// The GPU that the kubelet gave to each container.
     pub pods: Vec<AgentPod>,
-    /// What each container uses.
+    /// What each container uses. Of a source that does not tell processes, these are peaks that an earlier one has seen.
     pub containers: Vec<AgentContainer>,
 }
 
@@ -55,6 +57,17 @@ pub enum AllocationPolicyText {
     Packed,
     /// The agent answers for the device plugin, by the ledger.
     Steered,
+}
+
+/// Wire format of [`Source`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceText {
+    /// The driver, by NVML.
+    #[serde(rename = "NVML")]
+    Nvml,
+    /// A DCGM exporter, which does not tell processes.
+    #[serde(rename = "DCGMExporter")]
+    DcgmExporter,
 }
 
 /// One GPU behind one resource.
@@ -149,6 +162,7 @@ impl AgentSection {
         };
         let mut inventory = Inventory {
             reported: self.time.map(reported).transpose()?,
+            source: self.source.map_or(Source::Driver, Source::from),
             allocation_policy: self.allocation_policy.map_or(AllocationPolicy::Unverified, AllocationPolicy::from),
             ..Inventory::default()
         };
@@ -193,6 +207,24 @@ impl From<AllocationPolicyText> for AllocationPolicy {
             AllocationPolicyText::Distributed => AllocationPolicy::Distributed,
             AllocationPolicyText::Packed => AllocationPolicy::Packed,
             AllocationPolicyText::Steered => AllocationPolicy::Steered,
+        }
+    }
+}
+
+impl From<SourceText> for Source {
+    fn from(text: SourceText) -> Source {
+        match text {
+            SourceText::Nvml => Source::Driver,
+            SourceText::DcgmExporter => Source::DcgmExporter,
+        }
+    }
+}
+
+impl From<Source> for SourceText {
+    fn from(source: Source) -> SourceText {
+        match source {
+            Source::Driver => SourceText::Nvml,
+            Source::DcgmExporter => SourceText::DcgmExporter,
         }
     }
 }

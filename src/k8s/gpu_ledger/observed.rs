@@ -7,6 +7,7 @@ use super::agent::{AgentContainer, AgentGpu, AgentSection};
 use super::{GpuLedger, LedgerError};
 use crate::capacity::audit::scene::{Observed, ObservedContainer, ObservedGpu};
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::containers::ContainerKey;
 use crate::capacity::observation::finding::{Finding, Problem};
 use crate::capacity::observation::report::MAX_CONTAINERS;
@@ -41,6 +42,7 @@ impl GpuLedger {
         let containers = containers.map(|(index, container)| self.container(index, container));
         Ok(Observed {
             reported: section.time.map(|time| self.time_of("status.agent.time", &time)).transpose()?,
+            source: section.source.map_or(Source::Driver, Source::from),
             unreadable: section.unreadable.map(cut),
             gpus,
             containers: containers.collect::<Result<_, _>>()?,

@@ -10,6 +10,7 @@ use super::agent::{AgentContainer, AgentGpu, AgentPod, AgentSection, AllocationP
 use super::{GpuLedger, time};
 use crate::capacity::gpu::{AllocationPolicy, Resource};
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::containers::Use;
 use crate::capacity::observation::report::{ContainerReport, Driver, GpuReport, Report};
 use crate::capacity::pod::PodName;
@@ -44,6 +45,10 @@ impl GpuLedger {
             }
             return;
         };
+        if !report.source.tells_processes() {
+            observed.totals_only.insert(self.node().into(), time);
+            return;
+        }
         observed.nodes.insert(self.node().into(), time);
         observed.containers.extend(report.containers.into_iter().map(|(key, container)| (key, container.seen)));
     }
@@ -61,6 +66,7 @@ impl AgentSection {
         });
         AgentSection {
             time: Some(time(at)),
+            source: Some(report.source.into()),
             allocation_policy: match report.allocation_policy {
                 AllocationPolicy::Unverified | AllocationPolicy::Stale => None,
                 AllocationPolicy::Distributed => Some(AllocationPolicyText::Distributed),
@@ -90,7 +96,10 @@ impl AgentSection {
                 uuid: gpu.uuid.into(),
                 index: gpu.index,
                 total: amount(gpu.total)?,
-                reserved: amount(gpu.reserved?)?,
+                reserved: match gpu.reserved {
+                    Some(reserved) => Some(amount(reserved)?),
+                    None => None,
+                },
                 used: amount(gpu.used?)?,
                 outside: gpu.out_of_band.and_then(amount),
                 unreadable: gpu.unreadable.map(Unreadable::Other),
@@ -115,6 +124,7 @@ impl AgentSection {
         let assigned = assigned.map(|pod| ((PodUid::from(pod.uid), pod.container.into()), pod.gpu.into())).collect();
         let cuda = self.cuda_version.map(Name::from);
         Some(Report {
+            source: self.source.map_or(Source::Driver, Source::from),
             driver: self.driver_version.map(|version| Driver { version: version.into(), cuda }),
             unreadable: self.unreadable.map(Unreadable::Other),
             // It is verified again by what the new run sees.
@@ -134,7 +144,7 @@ fn gpu(gpu: &GpuReport) -> AgentGpu {
         uuid: gpu.uuid.to_string(),
         index: gpu.index,
         total: gpu.total.mib(),
-        reserved: Some(gpu.reserved.mib()),
+        reserved: gpu.reserved.map(Vram::mib),
         used: Some(gpu.used.mib()),
         out_of_band: gpu.outside.map(Vram::mib),
         unreadable: gpu.unreadable.as_ref().map(text),
@@ -182,7 +192,7 @@ mod tests {
             uuid: "GPU-1".into(),
             index: 0,
             total: Vram::from_mib(81_559),
-            reserved: Vram::from_mib(480),
+            reserved: Some(Vram::from_mib(480)),
             used: Vram::from_mib(8_874),
             outside: Some(Vram::from_mib(7)),
             unreadable: None,
@@ -216,6 +226,42 @@ mod tests {
     #[test]
     fn a_restarted_agent_reads_back_what_it_wrote() {
         assert_eq!(ledger(&patch(&report(), Moment(0))).agent_report(), Some(report()));
+    }
+
+    #[test]
+    fn a_report_without_processes_says_so_to_each_of_its_readers() {
+        let totals = || {
+            let mut report = Report { source: Source::DcgmExporter, ..report() };
+            report.gpus.iter_mut().for_each(|gpu| (gpu.reserved, gpu.outside) = (None, None));
+            report.containers.values_mut().for_each(|container| container.seen.used = None);
+            report
+        };
+        let written = patch(&totals(), Moment(0));
+        let section = &written["status"]["agent"];
+        assert_eq!(section["source"], "DCGMExporter");
+        for absent in ["reservedMiB", "outOfBandMiB"] {
+            assert_eq!(section["gpus"][0].get(absent), None, "unknown is not zero");
+        }
+        assert_eq!(section["containers"][0].get("usedMiB"), None);
+        let ledger = ledger(&written);
+        assert_eq!(ledger.agent_report(), Some(totals()), "a restarted agent");
+        let inventory = ledger.content().unwrap().inventory.unwrap();
+        assert_eq!(inventory.source, Source::DcgmExporter);
+        assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)), "a pod that declares nothing");
+        let gpu = &inventory.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
+        assert_eq!((gpu.driver_reserved, gpu.total), (None, Vram::from_mib(81_559)));
+        let mut observed = Observed::default();
+        ledger.add_uses(&mut observed);
+        assert!(observed.nodes.is_empty() && observed.containers.is_empty(), "it is no data for a recommendation");
+        assert_eq!(observed.totals_only.keys().map(Name::as_str).collect::<Vec<_>>(), ["gpu-0"]);
+    }
+
+    #[test]
+    fn a_report_that_names_no_source_is_one_of_the_driver() {
+        let mut old = patch(&report(), Moment(0));
+        assert_eq!(old["status"]["agent"]["source"], "NVML");
+        old["status"]["agent"].as_object_mut().unwrap().remove("source");
+        assert_eq!(ledger(&old).agent_report(), Some(report()));
     }
 
     #[test]

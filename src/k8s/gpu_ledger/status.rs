@@ -82,7 +82,12 @@ fn agent(ledger: &NodeLedger, current: &Value) -> Option<Condition> {
     let inventory = ledger.content()?.inventory.as_ref()?;
     let reported = inventory.reported.map(time).unwrap_or_default();
     let digest = digest(current.get("agent")?);
-    Some(Condition::agent_reports(&reported, ledger.has_stale_report(), digest["unreadable"].as_str()))
+    Some(Condition::agent_reports(
+        &reported,
+        inventory.source,
+        ledger.has_stale_report(),
+        digest["unreadable"].as_str(),
+    ))
 }
 
 /// The part of the agent's section that only its condition shows: why a GPU is unreadable.

@@ -91,7 +91,9 @@ fn notes(node: &Node, bars: &[Bar<'_>]) -> Vec<String> {
         return vec![format!("What is used here is not current: {why}.")];
     }
     let of_bar = |bar: &Bar<'_>| bar.stale.map(|why| format!("What is used of {} is not current: {why}.", bar.title()));
-    bars.iter().filter_map(of_bar).collect()
+    let totals_only = node.agent.as_ref().and_then(|agent| agent.totals_only.as_ref());
+    let totals_only = totals_only.map(|why| format!("In use is what the node agent reports, {why}."));
+    bars.iter().filter_map(of_bar).chain(totals_only).collect()
 }
 
 /// What a node agent saw of a container, in a few words; empty if nothing is to be said.

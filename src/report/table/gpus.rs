@@ -86,6 +86,9 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
         let legend = page.paint.text(&summary::stale(report));
         lines.extend(page.paint.wrapped(&legend, 0, page.width, Role::Faint));
     }
+    if let Some(legend) = summary::totals_only(report) {
+        lines.extend(page.paint.wrapped(&page.paint.text(&legend), 0, page.width, Role::Faint));
+    }
     lines
 }
 

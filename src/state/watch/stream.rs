@@ -78,11 +78,13 @@ impl StreamError {
 pub trait Watched: kube::Resource<DynamicType = ()> + DeserializeOwned + Debug {}
 impl<K: kube::Resource<DynamicType = ()> + DeserializeOwned + Debug> Watched for K {}
 
-/// All objects of one kind in the cluster, or those that a field selector matches.
+/// All objects of one kind in the cluster or a namespace, or those of them that a field selector matches.
 #[derive(Clone)]
 pub struct Source {
     /// Client of the API server.
     pub client: Client,
+    /// Namespace; `None` for all, and for kinds without one.
+    pub namespace: Option<String>,
     /// Field selector; empty for all objects.
     pub fields: Cow<'static, str>,
     /// Duration of one watch. Its end is a sign of life; many clients should not renew their watches often.
@@ -92,7 +94,7 @@ pub struct Source {
 impl Source {
     /// The objects that a field selector matches, with watches of [`WATCH`]. An empty selector matches all objects.
     pub fn new(client: Client, fields: impl Into<Cow<'static, str>>) -> Source {
-        Source { client, fields: fields.into(), watch: WATCH }
+        Source { client, namespace: None, fields: fields.into(), watch: WATCH }
     }
 
     /// Lists and watches until cancelled. After an error the watch continues from the last version seen, or, if the API
@@ -164,7 +166,7 @@ impl Source {
         tell(Event::ListBegins);
         let mut page = ListMeta::default();
         loop {
-            page = self.page(&K::url_path(&(), None), &page.next, tell).await?;
+            page = self.page(&K::url_path(&(), self.namespace.as_deref()), &page.next, tell).await?;
             if page.next.is_empty() {
                 break;
             }
@@ -211,7 +213,8 @@ impl Source {
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = Request::new(K::url_path(&(), None)).watch(&params, version).map_err(request_error)?;
+        let path = K::url_path(&(), self.namespace.as_deref());
+        let request = Request::new(path).watch(&params, version).map_err(request_error)?;
         let mut body = self.send(request).await?;
         tell(Event::Heard);
         let mut reader = WatchReader::default();

@@ -19,7 +19,7 @@ use crate::support::{ControlPlane, Finished, GpuNode, PATIENCE, Process, eventua
 const NAMESPACE: &str = "vramguard-agent";
 
 /// A control plane with two GPU nodes and the manifests of the agent.
-async fn start() -> ControlPlane {
+pub(super) async fn start() -> ControlPlane {
     let plane = ControlPlane::start().await;
     for name in ["gpu-0", "gpu-1"] {
         plane.add_gpu_node(&GpuNode { gpus: 2, ..GpuNode::new(name) }).await;
@@ -39,7 +39,7 @@ async fn start() -> ControlPlane {
 }
 
 /// A kubeconfig of the agent's account with a token for a pod on this node, as its kubelet would request it.
-async fn kubeconfig(plane: &ControlPlane, node: &str) -> PathBuf {
+pub(super) async fn kubeconfig(plane: &ControlPlane, node: &str) -> PathBuf {
     let arguments = ["create", "token", NAMESPACE, "--namespace", NAMESPACE, "--duration=2h"];
     let bound = ["--bound-object-kind=Node", &format!("--bound-object-name={node}")];
     let token = plane.kubectl(&[&arguments[..], &bound[..]].concat()).await.expect_success();
@@ -47,7 +47,7 @@ async fn kubeconfig(plane: &ControlPlane, node: &str) -> PathBuf {
 }
 
 /// An agent of a node, not started yet, and its port.
-async fn agent(plane: &ControlPlane, node: &str, machine: &Machine) -> (Process, u16) {
+pub(super) async fn agent(plane: &ControlPlane, node: &str, machine: &Machine) -> (Process, u16) {
     let port = free_port();
     let (name, value) = machine.variable();
     let agent = Process::new("agent", Path::new(env!("CARGO_BIN_EXE_vramguard")), plane.folder())
@@ -59,7 +59,7 @@ async fn agent(plane: &ControlPlane, node: &str, machine: &Machine) -> (Process,
     (agent, port)
 }
 
-async fn json_of(plane: &ControlPlane, arguments: &str) -> anyhow::Result<Value> {
+pub(super) async fn json_of(plane: &ControlPlane, arguments: &str) -> anyhow::Result<Value> {
     let found = plane.kubectl(&[&arguments.split(' ').collect::<Vec<_>>()[..], &["-o", "json"][..]].concat()).await;
     ensure!(found.status.success(), "{}", found.stderr);
     serde_json::from_str(&found.stdout).context("kubectl prints JSON")
@@ -78,7 +78,7 @@ async fn patch_status(kubeconfig: &str, ledger: &str, patch: &Value) -> Result<(
 }
 
 /// Waits until the section of the agent is as `is` wants it, and returns it.
-async fn section(plane: &ControlPlane, agent: &Process, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+pub(super) async fn section(plane: &ControlPlane, agent: &Process, what: &str, is: impl Fn(&Value) -> bool) -> Value {
     eventually(what, PATIENCE, async || {
         let ledger = json_of(plane, "get gpuledger gpu-0").await?;
         let section = ledger["status"]["agent"].clone();
@@ -89,7 +89,7 @@ async fn section(plane: &ControlPlane, agent: &Process, what: &str, is: impl Fn(
 }
 
 /// A pod that runs on gpu-0, and the line of its process in a cgroup file.
-async fn pod(plane: &ControlPlane, name: &str) -> String {
+pub(super) async fn pod(plane: &ControlPlane, name: &str) -> String {
     let annotations = "{vramguard.dev/vram: 8Gi}";
     plane.apply(&gpu_pod("ml", name, annotations, "nodeName: gpu-0,")).await;
     let uid =
@@ -263,7 +263,7 @@ async fn the_agent_may_write_its_own_section_and_nothing_else() {
     for arguments in ["get nodes", "get pods -A", "get gpuledgers"] {
         as_agent(&kubeconfig, arguments, "").await.expect_success();
     }
-    for kustomization in ["deploy/agent", "deploy/agent-host-driver"] {
+    for kustomization in ["deploy/agent", "deploy/agent-host-driver", "deploy/agent-dcgm"] {
         let objects = manifests(&plane, kustomization).await;
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
         let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];

@@ -68,7 +68,7 @@ fn the_agent_that_steers_has_the_device_plugins_directory_and_the_one_that_obser
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").canonicalize().expect("the manifests");
     let folder = tempfile::tempdir().expect("a folder");
     let place = folder.path().canonicalize().expect("it exists");
-    for (base, steers) in [("agent", false), ("agent", true), ("agent-host-driver", true)] {
+    for (base, steers) in [("agent", false), ("agent", true), ("agent-host-driver", true), ("agent-dcgm", true)] {
         let resource = relative(&place, &deploy.join(base));
         let mut text =
             format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{resource}]\n");
@@ -92,4 +92,27 @@ fn the_agent_that_steers_has_the_device_plugins_directory_and_the_one_that_obser
         let rules = find(&objects, "ClusterRole").expect("its rights")["rules"].to_string();
         assert_eq!(rules.contains("\"get\""), steers, "{base}: {rules}");
     }
+}
+
+#[test]
+fn the_agent_that_reads_an_exporter_needs_no_gpu_and_finds_it_on_its_own_node() {
+    let kubectl = assets::program("kubectl").expect("the programs of the control plane");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/agent-dcgm");
+    let built = run(Command::new(&kubectl).arg("kustomize").arg(&folder), Duration::from_secs(60)).expect_success();
+    let objects: Vec<Value> =
+        built.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("kubectl prints YAML")).collect();
+    let pod = &find(&objects, "DaemonSet").expect("the agent")["spec"]["template"]["spec"];
+    for absent in ["runtimeClassName", "hostPID"] {
+        assert!(pod.get(absent).is_none(), "{absent}: {pod}");
+    }
+    let env = pod["containers"][0]["env"].as_array().expect("variables");
+    let names: Vec<&str> = env.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
+    assert!(!names.iter().any(|name| name.starts_with("NVIDIA_")), "{names:?}");
+    // A variable sees only those before it.
+    let place =
+        |name: &str| names.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}: {names:?}"));
+    assert!(place("HOST_IP") < place("VRAMGUARD_AGENT_DCGM_EXPORTER"), "{names:?}");
+    let url = env[place("VRAMGUARD_AGENT_DCGM_EXPORTER")]["value"].as_str().expect("a URL");
+    let of = |address: &str| url.replace("$(HOST_IP)", address).parse::<vramguard::agent::dcgm::Exporter>();
+    assert_eq!(of("10.0.0.7").expect("a URL").to_string(), "http://10.0.0.7:9400/metrics");
 }

@@ -132,6 +132,11 @@ impl Process {
         }
     }
 
+    /// All that it has logged.
+    pub(crate) fn whole_log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The last lines of its stdout and stderr.
     pub(crate) fn log_tail(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();

@@ -40,7 +40,7 @@ fn container(used: Option<u64>, peak: u64, problem: Option<Problem>) -> Observed
 fn observed(used: Option<u64>, containers: Vec<(&str, ObservedContainer)>) -> Observed {
     let containers = containers.into_iter().map(|(pod, seen)| ((uid(pod), "main".into()), seen)).collect();
     let gpu = ObservedGpu { uuid: "0".into(), used: used.map(mib), outside: None, unreadable: None };
-    Observed { reported: Some(NOW), unreadable: None, gpus: vec![gpu], containers }
+    Observed { reported: Some(NOW), gpus: vec![gpu], containers, ..Observed::default() }
 }
 
 /// One node with one GPU of 24,000 and these pods of 9,000.

@@ -4,7 +4,7 @@ use super::*;
 use crate::capacity::gpu::Resource;
 use crate::capacity::observation::owners::{LiveContainer, LivePod};
 use crate::capacity::observation::report::Change;
-use crate::capacity::observation::{Owner, Process};
+use crate::capacity::observation::{Listing, Owner, Process};
 use crate::capacity::pod::PodName;
 use crate::capacity::vram::Vram;
 
@@ -38,8 +38,8 @@ fn gpu(uuid: &str, processes: &[(Owner, u64)]) -> GpuLook {
         index: 0,
         mig: false,
         mps: false,
-        memory: Ok(GpuMemory { total: mib(24_576), reserved: mib(450), used: mib(used) }),
-        processes: Ok(processes.iter().map(process).collect()),
+        memory: Ok(GpuMemory { total: mib(24_576), reserved: Some(mib(450)), used: mib(used) }),
+        processes: Listing::Listed(processes.iter().map(process).collect()),
     }
 }
 
@@ -55,7 +55,7 @@ fn owner(observer: &mut Observer, uid: &str, second: i64) -> Owner {
 
 /// Two GPUs with four replicas each; pod "a" uses 5000 MiB of GPU-0.
 fn observer() -> Observer {
-    let mut observer = Observer::new(None);
+    let mut observer = Observer::new(Source::Driver, None);
     observer.owners.reset(vec![pod("a")], at(0));
     let a = owner(&mut observer, "a", 0);
     observer.offered(devices(&["GPU-0", "GPU-1"], 4));
@@ -105,7 +105,11 @@ fn a_driver_that_fails_leaves_the_last_values_with_the_reason() {
 #[test]
 fn a_lost_gpu_keeps_its_size_and_says_that_it_is_lost() {
     let mut observer = observer();
-    let lost = GpuLook { memory: Err(Unreadable::Lost), processes: Err(Unreadable::Lost), ..gpu("GPU-0", &[]) };
+    let lost = GpuLook {
+        memory: Err(Unreadable::Lost),
+        processes: Listing::Unreadable(Unreadable::Lost),
+        ..gpu("GPU-0", &[])
+    };
     observer.observe(&Look { at: at(1), gpus: vec![lost, gpu("GPU-1", &[])] }, None);
     let report = observer.report(at(1));
     assert_eq!((report.gpus[0].total, report.gpus[0].unreadable.clone()), (mib(24_576), Some(Unreadable::Lost)));
@@ -145,9 +149,9 @@ fn a_gpu_that_was_split_into_mig_devices_is_replaced_by_them() {
 #[test]
 fn a_restarted_agent_goes_on_where_the_last_one_stopped() {
     let earlier = observer().report(at(0));
-    let mut observer = Observer::new(None);
+    let mut observer = Observer::new(Source::Driver, None);
     observer.failed(Unreadable::NoDriver);
-    observer.restore(earlier.clone());
+    observer.restore(earlier.clone(), at(50));
     observer.owners.reset(vec![pod("a")], at(50));
     let report = observer.report(at(50));
     assert_eq!(report, Report { unreadable: Some(Unreadable::NoDriver), ..earlier });
@@ -192,7 +196,7 @@ fn a_node_is_steered_only_if_all_its_gpu_resources_are() {
 
 #[test]
 fn a_restarted_agent_does_not_count_as_steering_before_the_kubelet_has_told_where_the_pods_are() {
-    let mut observer = Observer::new(None);
+    let mut observer = Observer::new(Source::Driver, None);
     observer.offered(devices(&["GPU-0"], 4));
     let resources = BTreeSet::from([Resource("nvidia.com/gpu".into())]);
     observer.steers(Steering { begun: true, resources, missing: None });
@@ -208,7 +212,7 @@ fn a_restarted_agent_does_not_count_as_steering_before_the_kubelet_has_told_wher
 #[test]
 fn placements_of_a_steered_node_tell_nothing_of_the_device_plugins_policy() {
     let placed = |begun: bool| {
-        let mut observer = Observer::new(Some(AllocationPolicy::Distributed));
+        let mut observer = Observer::new(Source::Driver, Some(AllocationPolicy::Distributed));
         observer.offered(devices(&["GPU-0", "GPU-1"], 4));
         observer.steers(Steering { begun, ..Steering::default() });
         let mut placed = Devices::new();
@@ -221,4 +225,107 @@ fn placements_of_a_steered_node_tell_nothing_of_the_device_plugins_policy() {
     };
     assert_eq!(placed(false), AllocationPolicy::Distributed);
     assert_eq!(placed(true), AllocationPolicy::Unverified);
+}
+
+/// What a DCGM exporter tells of a GPU.
+fn totals(uuid: &str, used: u64) -> GpuLook {
+    let memory = Ok(GpuMemory { total: mib(24_576), reserved: None, used: mib(used) });
+    GpuLook { memory, processes: Listing::NotTold, ..gpu(uuid, &[]) }
+}
+
+fn exported(second: i64) -> Look {
+    Look { at: at(second), gpus: vec![totals("GPU-0", 6_000), totals("GPU-1", 7)] }
+}
+
+/// A report with a process outside of pods on GPU-0, as an agent with a driver wrote it.
+fn of_the_driver() -> Report {
+    let mut observer = observer();
+    let a = owner(&mut observer, "a", 1);
+    let gpus = vec![gpu("GPU-0", &[(a, 4_000), (Owner::Outside, 900)]), gpu("GPU-1", &[])];
+    observer.observe(&Look { at: at(1), gpus }, None);
+    observer.report(at(1))
+}
+
+#[test]
+fn a_source_without_processes_reports_gpus_as_current_and_tells_nothing_of_pods() {
+    let mut observer = Observer::new(Source::DcgmExporter, None);
+    observer.owners.reset(vec![pod("a")], at(0));
+    observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+    observer.observe(&exported(0), None);
+    let report = observer.report(at(0));
+    assert_eq!((report.source, &report.unreadable), (Source::DcgmExporter, &None));
+    let rows: Vec<_> = report.gpus.iter().map(|gpu| (gpu.used, gpu.reserved, gpu.outside, &gpu.unreadable)).collect();
+    assert_eq!(rows, [(mib(6_000), None, None, &None), (mib(7), None, None, &None)]);
+    assert!(report.containers.is_empty());
+}
+
+#[test]
+fn a_gpu_that_an_exporter_no_longer_lists_keeps_its_values_with_the_reason() {
+    let mut observer = Observer::new(Source::DcgmExporter, None);
+    observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+    observer.observe(&exported(0), None);
+    observer.observe(&Look { at: at(1), gpus: vec![totals("GPU-1", 9)] }, None);
+    let report = observer.report(at(1));
+    assert_eq!((report.gpus[0].used, report.gpus[0].unreadable.clone()), (mib(6_000), Some(Unreadable::NotListed)));
+    assert_eq!((report.gpus[1].used, report.gpus[1].unreadable.clone()), (mib(9), None));
+}
+
+/// The ledger may be read before the first look, after it, or while the exporter cannot be reached.
+#[test]
+fn of_an_agent_that_saw_processes_only_the_peaks_remain_for_one_that_does_not() {
+    let earlier = of_the_driver();
+    assert_eq!(earlier.gpus[0].outside, Some(mib(900)));
+    let earlier = Report { driver: Some(Driver { version: "580".into(), cuda: None }), ..earlier };
+    for order in ["look, restore", "restore, look", "restore", "restore, look, look"] {
+        let mut observer = Observer::new(Source::DcgmExporter, None);
+        observer.owners.reset(vec![pod("a")], at(50));
+        observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+        for step in order.split(", ") {
+            match step {
+                "restore" => observer.restore(earlier.clone(), at(50)),
+                _ => observer.observe(&exported(50), None),
+            }
+        }
+        let report = observer.report(at(50));
+        assert_eq!(report.gpus[0].outside, None, "{order}: nobody would see it go");
+        assert_eq!(report.driver, None, "{order}: the exporter does not tell it");
+        let (_, container) = report.containers.iter().next().unwrap();
+        assert_eq!((container.seen.used, container.seen.idle_since), (None, None), "{order}");
+        assert_eq!((container.seen.peak, &container.finding), (mib(5_000), &None), "{order}: it counts if undeclared");
+        observer.owners.remove(&"a".into(), at(60));
+        observer.observe(&exported(60), None);
+        assert!(observer.report(at(60)).containers.is_empty(), "{order}: the pod is gone");
+    }
+}
+
+#[test]
+fn an_agent_that_sees_processes_again_takes_no_time_for_observed_in_which_nobody_looked() {
+    let mut blind = Observer::new(Source::DcgmExporter, None);
+    blind.owners.reset(vec![pod("a")], at(10));
+    blind.restore(of_the_driver(), at(10));
+    blind.offered(devices(&["GPU-0", "GPU-1"], 4));
+    blind.observe(&exported(10), None);
+    let mut observer = Observer::new(Source::Driver, None);
+    observer.owners.reset(vec![pod("a")], at(9_000));
+    observer.restore(blind.report(at(8_000)), at(9_000));
+    let a = owner(&mut observer, "a", 9_001);
+    observer.observe(&Look { at: at(9_001), gpus: vec![gpu("GPU-0", &[(a, 3_000)]), gpu("GPU-1", &[])] }, None);
+    let report = observer.report(at(9_001));
+    let seen = &report.containers.values().next().unwrap().seen;
+    assert_eq!((seen.first, seen.cycles, seen.peak), (at(9_000), Some(0), mib(5_000)));
+}
+
+#[test]
+fn the_allocation_policy_is_verified_without_processes_too() {
+    let mut observer = Observer::new(Source::DcgmExporter, Some(AllocationPolicy::Packed));
+    observer.offered(devices(&["GPU-0", "GPU-1"], 4));
+    observer.observe(&exported(0), None);
+    let mut placed = Devices::new();
+    observer.allocated(placed.clone());
+    for pod in ["a", "b"] {
+        placed.insert((pod.into(), "main".into()), vec!["GPU-0".into()]);
+        observer.allocated(placed.clone());
+    }
+    let report = observer.report(at(1));
+    assert_eq!((report.allocation_policy, report.assigned.len()), (AllocationPolicy::Packed, 2));
 }
