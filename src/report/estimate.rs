@@ -165,7 +165,19 @@ mod tests {
 
     #[test]
     fn the_table_has_each_part_with_its_confidence_and_the_line_to_paste() {
-        insta::assert_snapshot!(sample().table(), @"");
+        insta::assert_snapshot!(sample().table(), @r#"
+        a.gguf: architecture lla\u{1b}[31mma, 4 sequences of 8192 tokens, runtime llama.cpp
+
+        PART            AMOUNT  CONFIDENCE  FROM
+        weights         4403Mi  high        sizes of the stored tensors
+        KV cache        2176Mi  high        32 layers × 32768 tokens as q8_0
+        compute buffer   259Mi  low         one forward pass of 512 tokens
+        total           6838Mi              a token takes 69632 bytes of KV cache
+
+        declare: vramguard.dev/vram: "6838Mi"
+
+        note: the CUDA context of a process is not contained: vramguard adds perProcessOverhead to each declaration
+        "#);
     }
 
     #[test]
