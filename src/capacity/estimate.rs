@@ -41,7 +41,7 @@ mod cache;
 mod runtime;
 pub mod shape;
 
-use shape::{ModelShape, Stored, Weights};
+use self::shape::{ModelShape, Stored, Weights};
 
 /// What is estimated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

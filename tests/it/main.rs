@@ -14,6 +14,7 @@
 //! | `preflight` | `vramguard preflight`, as a user starts it |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `recommend` | `vramguard recommend` on a snapshot, and its patches on a real API server |
+//! | `estimate` | `vramguard estimate` on files of each format, and against published measurements |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
@@ -42,6 +43,7 @@ mod demo;
 mod deploy;
 mod docs;
 mod edges;
+mod estimate;
 mod explain;
 mod extender;
 mod figures;

@@ -54,7 +54,10 @@ const LISTED: usize = 4;
 /// There is no model at the path, there are several, or one of its files is missing.
 pub(super) fn find(path: &Path) -> anyhow::Result<Found> {
     let name = path.display();
-    let metadata = std::fs::metadata(path).with_context(|| name.to_string())?;
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!("{name}: there is no such file or directory"),
+        _ => anyhow!("{name}: cannot be read: {error}"),
+    })?;
     if metadata.is_dir() {
         return in_directory(path);
     }
