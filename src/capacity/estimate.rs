@@ -34,7 +34,7 @@
 //! # Ok::<(), vramguard::capacity::verdict::estimate::NoEstimate>(())
 //! ```
 
-use crate::capacity::verdict::estimate::{Basis, Confidence, Left, NoEstimate, PartKind, Remark};
+use crate::capacity::verdict::estimate::{Basis, Confidence, Left, NoEstimate, PartKind, Remark, SUM};
 use crate::capacity::vram::Vram;
 
 mod cache;
@@ -236,7 +236,7 @@ pub fn estimate(shape: &ModelShape, request: &Request) -> Result<Estimate, NoEst
         weights: of_weights,
         kv,
         runtime: of_runtime,
-        total: total.ok_or(NoEstimate::TooLarge { what: "the sum" })?,
+        total: total.ok_or(NoEstimate::TooLarge { what: SUM })?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 
 use super::outputs::{self, Output};
 use super::{Failure, files, numbers};
@@ -191,6 +191,9 @@ fn headers<H>(
     read: impl Fn(Box<dyn Read>, Option<u64>) -> Result<H, Unreadable>,
 ) -> anyhow::Result<Vec<H>> {
     let header = |place: &PathBuf| {
+        // Opening a pipe may not end.
+        let is_file = std::fs::metadata(place).is_ok_and(|metadata| metadata.is_file());
+        ensure!(is_file, "{}: is no regular file", place.display());
         let file = File::open(place).with_context(|| place.display().to_string())?;
         let length = file.metadata().with_context(|| place.display().to_string())?.len();
         read(Box::new(file), Some(length)).map_err(|error| in_file(place, &error))

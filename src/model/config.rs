@@ -1,5 +1,5 @@
-//! `config.json` of transformers. Owns its fields and the names that models give them; [`layers`] says what each layer
-//! keeps, and [`parameters`] how many weights the configuration implies.
+//! `config.json` of transformers. Owns its fields and the names that models give them; `layers` says what each layer
+//! keeps, and `parameters` how many weights the configuration implies.
 
 use serde_json::{Map, Value};
 

@@ -5,7 +5,7 @@
 
 use super::cache::narrow;
 use super::{ModelShape, Part, Request, Runtime};
-use crate::capacity::verdict::estimate::{Basis, Confidence, NoEstimate, PartKind, Remark};
+use crate::capacity::verdict::estimate::{Basis, Confidence, NoEstimate, PartKind, Remark, Unsaid};
 use crate::capacity::vram::Vram;
 
 /// Tokens of one forward pass of vLLM: `--max-num-batched-tokens`, as its server sets it on large GPUs.
@@ -35,10 +35,10 @@ pub(super) fn parts(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, 
 
 /// A prompt's activations are not counted: see [`prompt_at_once`].
 fn transformers(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEstimate> {
-    let vocabulary = known(shape.vocabulary, "the size of its vocabulary", request)?;
+    let vocabulary = known(shape.vocabulary, Unsaid::Vocabulary, request)?;
     // The last token of each sequence, as 16 bits and as f32.
     let logits = product(PartKind::Sampling, &[request.concurrency.into(), vocabulary, HALF + 4])?;
-    let basis = Basis::Published("cuBLAS workspace of PyTorch on Hopper");
+    let basis = Basis::CublasWorkspace;
     Ok(vec![
         Part { kind: PartKind::Workspace, amount: Vram::from_mib(CUBLAS), confidence: Confidence::Medium, basis },
         part(PartKind::Sampling, logits, Confidence::Medium, Basis::Logits(request.concurrency))?,
@@ -46,10 +46,10 @@ fn transformers(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEs
 }
 
 fn vllm(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEstimate> {
-    let vocabulary = known(shape.vocabulary, "the size of its vocabulary", request)?;
+    let vocabulary = known(shape.vocabulary, Unsaid::Vocabulary, request)?;
     let activations = product(PartKind::Activations, &[VLLM_BATCH.into(), forward(shape, request)?, HALF])?;
     let sampling = product(PartKind::Sampling, &[VLLM_SEQUENCES.into(), vocabulary, SAMPLED])?;
-    let basis = Basis::Published("as vLLM logs it; none with --enforce-eager");
+    let basis = Basis::LoggedGraphs;
     Ok(vec![
         part(PartKind::Activations, activations, Confidence::Low, Basis::Batch(VLLM_BATCH))?,
         part(PartKind::Sampling, sampling, Confidence::Low, Basis::Logits(VLLM_SEQUENCES))?,
@@ -58,8 +58,8 @@ fn vllm(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEstimate> 
 }
 
 fn ggml(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEstimate> {
-    let vocabulary = known(shape.vocabulary, "the size of its vocabulary", request)?;
-    let hidden = known(shape.hidden, "its hidden size", request)?;
+    let vocabulary = known(shape.vocabulary, Unsaid::Vocabulary, request)?;
+    let hidden = known(shape.hidden, Unsaid::Hidden, request)?;
     let width = vocabulary.checked_add(hidden).ok_or(NoEstimate::TooLarge { what: PartKind::ComputeBuffer.name() })?;
     // Logits and the residual stream of one batch, as f32.
     let buffer = product(PartKind::ComputeBuffer, &[GGML_BATCH.into(), width, 4])?;
@@ -69,8 +69,8 @@ fn ggml(shape: &ModelShape, request: &Request) -> Result<Vec<Part>, NoEstimate> 
 /// Elements that one token holds at the widest place of a forward pass: the gate, the projection and their product in the
 /// feed-forward layer, and the residual stream with its norm.
 fn forward(shape: &ModelShape, request: &Request) -> Result<u128, NoEstimate> {
-    let hidden = known(shape.hidden, "its hidden size", request)?;
-    let feed_forward = known(shape.feed_forward, "the width of its feed-forward layers", request)?;
+    let hidden = known(shape.hidden, Unsaid::Hidden, request)?;
+    let feed_forward = known(shape.feed_forward, Unsaid::FeedForward, request)?;
     let sum = feed_forward.checked_mul(3).zip(hidden.checked_mul(2)).and_then(|(ours, rest)| ours.checked_add(rest));
     sum.ok_or(NoEstimate::TooLarge { what: PartKind::Activations.name() })
 }
@@ -86,7 +86,7 @@ pub(super) fn prompt_at_once(shape: &ModelShape, request: &Request) -> Option<Re
     Some(Remark::PromptAtOnce { tokens: request.context, amount: Vram::from_bytes_rounded_up(bytes)? })
 }
 
-fn known(number: Option<u64>, what: &'static str, request: &Request) -> Result<u128, NoEstimate> {
+fn known(number: Option<u64>, what: Unsaid, request: &Request) -> Result<u128, NoEstimate> {
     number.map(u128::from).ok_or(NoEstimate::Unknown { what, runtime: request.runtime.name() })
 }
 

@@ -107,8 +107,10 @@ pub enum Basis {
     Batch(u64),
     /// Logits of this many sequences.
     Logits(u64),
-    /// A fixed amount that was derived from published measurements.
-    Published(&'static str),
+    /// The workspace of cuBLAS, whose size PyTorch fixes.
+    CublasWorkspace,
+    /// Captured graphs, as vLLM logged them.
+    LoggedGraphs,
 }
 
 /// A stored tensor that the runtime does not load onto the GPU.
@@ -142,7 +144,8 @@ impl fmt::Display for Basis {
             }
             Basis::Batch(tokens) => write!(f, "one forward pass of {tokens} tokens"),
             Basis::Logits(sequences) => write!(f, "logits of {}", count(*sequences, "sequence")),
-            Basis::Published(what) => f.write_str(what),
+            Basis::CublasWorkspace => f.write_str("cuBLAS workspace of PyTorch on Hopper"),
+            Basis::LoggedGraphs => f.write_str("as vLLM logs it; none with --enforce-eager"),
         }
     }
 }
@@ -237,6 +240,30 @@ impl fmt::Display for Remark {
     }
 }
 
+/// The sum of all parts, as an error names it.
+pub const SUM: &str = "the sum of all parts";
+
+/// Something that the files of a model do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsaid {
+    /// The number of tokens in its vocabulary.
+    Vocabulary,
+    /// The width of its residual stream.
+    Hidden,
+    /// The width of its feed-forward layers.
+    FeedForward,
+}
+
+impl fmt::Display for Unsaid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unsaid::Vocabulary => "the size of its vocabulary",
+            Unsaid::Hidden => "its hidden size",
+            Unsaid::FeedForward => "the width of its feed-forward layers",
+        })
+    }
+}
+
 /// Why no estimate can be made of a model that could be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoEstimate {
@@ -264,7 +291,7 @@ pub enum NoEstimate {
     )]
     Unknown {
         /// What is missing.
-        what: &'static str,
+        what: Unsaid,
         /// Name of the runtime.
         runtime: &'static str,
     },

@@ -100,7 +100,7 @@ const KNOWN: [&str; 60] = [
 ];
 
 /// Fields of states that other architectures have. What they keep cannot be counted as attention.
-const OTHER_STATES: [&str; 5] = ["rwkv", "ssm", "mamba", "recurrent", "retention"];
+const OTHER_STATES: [&str; 6] = ["rwkv", "ssm", "mamba", "recurrent", "retention", "linear_attn"];
 
 /// Whether the caches of an architecture are known.
 pub(super) fn is_known(architecture: &str) -> bool {
@@ -208,7 +208,7 @@ fn listed(config: &Config, field: &str, count: u64) -> Result<Option<Vec<Kind>>,
 /// Attention in each layer, some with a window.
 fn windows(config: &Config, count: u64) -> Result<Layers, Unreadable> {
     let is_off = config.flag("use_sliding_window")? == Some(false);
-    let window = config.number(&["sliding_window"])?.filter(|window| *window > 0 && !is_off);
+    let window = config.number(&["sliding_window", "attention_chunk_size"])?.filter(|window| *window > 0 && !is_off);
     let all = || vec![Kind::Attention; usize::try_from(count).unwrap_or(0)];
     let Some(window) = window else { return Ok(Layers { kinds: all(), unplaced_window: None }) };
     let architecture = config.architecture();

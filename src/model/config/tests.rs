@@ -153,6 +153,7 @@ fn layers_with_windows_are_found_by_what_each_architecture_says() {
         ),
         (json!({"model_type": "gemma2", "sliding_window": 9}), vec![attention(16, Some(9)), attention(16, None)], None),
         (json!({"model_type": "llama", "sliding_window": 512}), vec![attention(32, None)], Some(512)),
+        (json!({"model_type": "llama4_text", "attention_chunk_size": 64}), vec![attention(32, None)], Some(64)),
     ] {
         assert_eq!(window(changes.clone()), (groups, unplaced), "{changes}");
     }

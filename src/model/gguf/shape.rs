@@ -78,6 +78,9 @@ const WINDOWS: [(&str, u64); 7] =
 /// Architectures of which every `n`th layer is attention and the others linear attention, unless a key says otherwise.
 const STRIDES: [(&str, u64); 3] = [("qwen3next", 4), ("qwen35", 4), ("qwen35moe", 4)];
 
+/// Parts of keys of states. What they keep cannot be counted as attention.
+const STATES: [&str; 4] = [".ssm.", ".wkv.", ".kda.", "recurrent"];
+
 /// The window of Llama 4, which its files need not say.
 const LLAMA4_WINDOW: u64 = 8_192;
 
@@ -225,6 +228,13 @@ fn caches(keys: &Keys<'_>, files: &[Header], layers: u64) -> Result<(Vec<Group>,
         if *kv_heads > 0 && !is_linear {
             found.push(of_layer(keys, &attention, layer, *kv_heads)?);
         }
+    }
+    // A state in tensors of other names.
+    let is_known = KNOWN.contains(&keys.architecture);
+    let is_state = |key: &&String| STATES.iter().any(|part| key.contains(part));
+    if let Some(key) = keys.header.keys.keys().find(is_state).filter(|_| !is_known && !(0..layers).any(has_state)) {
+        let what = format!("architecture {} keeps a state that is not known", quoted(keys.architecture));
+        return Err(Unreadable::field(key, what));
     }
     if found.is_empty() {
         let what = format!("no layer of architecture {} keeps anything that is known", quoted(keys.architecture));

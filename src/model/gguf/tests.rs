@@ -261,6 +261,8 @@ fn a_model_whose_layers_keep_nothing_known_gets_no_estimate() {
     let rwkv = Gguf::new("rwkv7").number("rwkv7.block_count", 4).number("rwkv7.attention.head_count", 0);
     let error = shape_of(&rwkv).unwrap_err().to_string();
     assert!(error.contains("no layer of architecture \"rwkv7\" keeps anything that is known"), "{error}");
+    let error = shape_of(&plain("other", 4, 2).number("other.ssm.state_size", 16)).unwrap_err().to_string();
+    assert!(error.contains("field \"other.ssm.state_size\": architecture \"other\" keeps a state"), "{error}");
 }
 
 /// Types with what one block holds: scales, high bits and low bits, as ggml defines them.

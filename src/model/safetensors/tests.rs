@@ -107,7 +107,7 @@ fn values_that_are_nested_deeply_do_not_overflow_the_stack() {
 }
 
 #[test]
-fn an_index_lists_each_file_once_and_no_file_elsewhere() {
+fn an_index_lists_each_file_once_and_none_outside_of_its_folder() {
     let listed = index(r#"{"metadata":{"total_size":1},"weight_map":{"a":"x","b":"y","c":"x"}}"#.as_bytes()).unwrap();
     assert_eq!(listed.into_iter().collect::<Vec<_>>(), ["x", "y"]);
     for name in ["../x", "/etc/passwd", "a/b", "", "..", ".x", "a\\u0000"] {
