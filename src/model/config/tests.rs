@@ -186,6 +186,9 @@ fn hybrid_models_keep_states_in_the_layers_that_have_them() {
     let granite = with(&with(&llama(), &mamba2), &granite);
     let elements = (4096 + 2 * 256) * 3 + 4096 * 256;
     assert_eq!(shape_of(&granite).unwrap().caches, [state(28, elements), attention(4, 1024)]);
+    let kinds: Vec<&str> = (0..32).map(|layer| if layer % 4 == 3 { "full_attention" } else { "conv" }).collect();
+    let lfm2 = with(&llama(), &json!({"model_type": "lfm2", "layer_types": kinds, "conv_L_cache": 3}));
+    assert_eq!(shape_of(&lfm2).unwrap().caches, [state(24, 4096 * 2), attention(8, 1024)]);
 }
 
 #[test]

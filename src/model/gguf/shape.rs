@@ -250,12 +250,7 @@ fn attention(keys: &Keys<'_>, layers: u64, all_states: bool) -> Result<Attention
     let heads = match heads {
         Some(heads) => heads,
         None if all_states => vec![0; usize::try_from(layers).unwrap_or(0)],
-        None => {
-            return Err(keys
-                .required("attention.head_count")
-                .err()
-                .unwrap_or_else(|| Unreadable::field(&keys.key("attention.head_count"), "cannot be read")));
-        }
+        None => vec![keys.required("attention.head_count")?],
     };
     let kv_heads = keys.each("attention.head_count_kv", layers)?.unwrap_or_else(|| heads.clone());
     let most_heads = heads.iter().copied().max().unwrap_or(0);

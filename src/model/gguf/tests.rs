@@ -239,6 +239,30 @@ fn layers_with_a_state_are_those_that_have_its_tensors() {
     assert_eq!(groups(&both), [Group { layers: 2, cache: state }, Group { layers: 2, cache: attention }]);
 }
 
+#[test]
+fn linear_attention_is_told_from_attention_by_its_stride_and_short_convolutions_by_their_tensors() {
+    let attention = Group { layers: 1, cache: Cache::Attention { keys: 128, values: 128, window: None } };
+    let mut next = plain("qwen3next", 4, 2)
+        .number("qwen3next.ssm.conv_kernel", 4)
+        .number("qwen3next.ssm.inner_size", 4_096)
+        .number("qwen3next.ssm.state_size", 128)
+        .number("qwen3next.ssm.group_count", 16);
+    for layer in 0..3 {
+        next = next.tensor(&format!("blk.{layer}.ssm_conv1d.weight"), &[4, 8_192], 0, 131_072);
+    }
+    let state = Cache::State { elements: 3 * (4_096 + 2 * 16 * 128) + 4_096 * 128 };
+    assert_eq!(groups(&next), [Group { layers: 3, cache: state }, attention]);
+    let lfm2 = Gguf::new("lfm2")
+        .number("lfm2.block_count", 2)
+        .number("lfm2.embedding_length", 512)
+        .number("lfm2.attention.head_count", 8)
+        .numbers("lfm2.attention.head_count_kv", &[0, 2])
+        .number("lfm2.shortconv.l_cache", 3)
+        .tensor("blk.0.shortconv.conv.weight", &[3, 512], 0, 6_144);
+    let state = Cache::State { elements: 2 * 512 };
+    assert_eq!(groups(&lfm2), [Group { layers: 1, cache: state }, attention]);
+}
+
 /// The keys of a model with multi-head latent attention as llama.cpp writes them now, and as it wrote them before.
 #[test]
 fn latent_attention_counts_as_llama_cpp_runs_the_file() {
