@@ -41,6 +41,7 @@
 //! | [`candidates`] | which of all nodes can take a pod now, later or never |
 //! | [`audit`] | what a cluster promises today, what is wrong with it, and what mode Enforce would change |
 //! | [`recommend`] | what each workload should declare, from what was seen of it |
+//! | [`estimate`] | how much memory a model needs, from its shape, context, concurrency and runtime |
 //!
 //! # Glossary
 //!
@@ -153,6 +154,7 @@ pub mod audit;
 pub mod binding;
 pub mod candidates;
 pub mod cluster;
+pub mod estimate;
 pub mod filter;
 pub mod gpu;
 pub mod list;

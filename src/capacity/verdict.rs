@@ -8,6 +8,7 @@
 
 use crate::keys;
 
+pub mod estimate;
 pub mod finding;
 
 mod advice;

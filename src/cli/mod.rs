@@ -13,6 +13,7 @@ mod agent;
 mod audit;
 mod convert;
 mod demo;
+mod estimate;
 mod explain;
 mod files;
 mod live;
@@ -50,6 +51,8 @@ enum Command {
     Preflight(preflight::Args),
     /// Recommend what each workload should declare, from what the node agents saw
     Recommend(Box<recommend::Args>),
+    /// Estimate how much VRAM a model needs, from the headers of its files
+    Estimate(estimate::Args),
     /// Convert manifests of other GPU sharing projects, or to and from DRA claims
     Convert(convert::Args),
     /// Show how pods are admitted and placed, on an embedded example cluster
@@ -121,6 +124,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Command::Test(args) => test::run(&args),
             Command::Explain(args) => explain::run(&args).await,
             Command::Plan(args) => plan::run(args),
+            Command::Estimate(args) => estimate::run(&args),
             Command::Convert(args) => convert::run(args),
         }
     });

@@ -16,6 +16,7 @@ mod ansi;
 pub mod assemble;
 pub mod baseline;
 pub mod document;
+pub mod estimate;
 pub mod explanation;
 mod github;
 pub mod glance;

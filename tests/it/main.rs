@@ -15,6 +15,7 @@
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `quota` | ResourceQuotas on a real control plane |
 //! | `recommend` | `vramguard recommend` on a snapshot, and its patches on a real API server |
+//! | `estimate` | `vramguard estimate` on files of each format, and against published measurements |
 //! | `demo` | the demo and the command line, as a user starts them |
 //! | `harness` | the control plane itself |
 //! | `cluster` | a real control plane with the manifests of `deploy/` |
@@ -44,6 +45,7 @@ mod demo;
 mod deploy;
 mod docs;
 mod edges;
+mod estimate;
 mod explain;
 mod extender;
 mod figures;
