@@ -13,6 +13,7 @@ use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject, Requi
 use crate::capacity::admission::{Changes, ContainerChange, environment};
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::placement::{Affinity, NewTerm, Operator, Requirement};
+use crate::capacity::pod::software::ArgumentList;
 use crate::keys;
 
 /// Returns the operations for `changes`, which must have been decided on this same object.
@@ -21,6 +22,7 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     for annotation in &changes.strip {
         remove(&mut patch, &["metadata", "annotations", annotation]);
     }
+    annotate(&mut patch, object.metadata.annotations.is_some(), &changes.annotate);
     let spec = &object.spec;
     let init = spec.init_containers.iter().enumerate().map(|(index, container)| ("initContainers", index, container));
     let apps = spec.containers.iter().enumerate().map(|(index, container)| ("containers", index, container));
@@ -59,6 +61,20 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
         }
     }
+    for variable in &change.edit_env {
+        let environment::Value::Literal(value) = &variable.value else { continue };
+        let last = container.env.iter().flatten().filter(|entry| entry.name == variable.name).last();
+        if let Some(entry) = last {
+            add(patch, &[at, &["env", &entry.index.to_string(), "value"]].concat(), json!(value));
+        }
+    }
+    if let Some(argument) = &change.argument {
+        let list = match argument.list {
+            ArgumentList::Command => "command",
+            ArgumentList::Args => "args",
+        };
+        add(patch, &[at, &[list, "-"]].concat(), json!(argument.text));
+    }
     let entries = change.env.iter().map(|variable| match &variable.value {
         environment::Value::Literal(value) => json!({ "name": variable.name, "value": value }),
         environment::Value::Field(path) => {
@@ -84,15 +100,20 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
     if let Some(pod) = pod.filter(|_| binding.metadata.uid.as_ref().is_none_or(String::is_empty)) {
         add(&mut patch, &["metadata", "uid"], json!(pod.to_string()));
     }
-    if annotations.is_empty() {
-    } else if binding.metadata.annotations.is_none() {
-        add(&mut patch, &["metadata", "annotations"], json!(annotations));
-    } else {
-        for (key, value) in annotations {
-            add(&mut patch, &["metadata", "annotations", key], json!(value));
-        }
-    }
+    annotate(&mut patch, binding.metadata.annotations.is_some(), annotations);
     Patch(patch)
+}
+
+/// Sets annotations. `has_any` tells whether the object has the field.
+fn annotate(patch: &mut Vec<PatchOperation>, has_any: bool, annotations: &BTreeMap<String, String>) {
+    if annotations.is_empty() {
+    } else if has_any {
+        for (key, value) in annotations {
+            add(patch, &["metadata", "annotations", key], json!(value));
+        }
+    } else {
+        add(patch, &["metadata", "annotations"], json!(annotations));
+    }
 }
 
 /// Path of the required node affinity.

@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::Pod;
 use crate::capacity::pod::placement::Placement;
+use crate::capacity::pod::software::Software;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod::{self, Guarded, Stage};
+use crate::keys;
 
 /// Pods that are cached; a further pod displaces another one. kube-scheduler handles fewer pods at a time.
 const MAX_PODS: usize = 2048;
@@ -26,6 +28,12 @@ impl Guarded {
     fn kept(mut self) -> Option<Guarded> {
         self.pod.placement = Placement { node_name: self.pod.placement.node_name, ..Placement::default() };
         self.pod.unknown_annotations = Vec::new();
+        self.pod.bounded_by = BTreeMap::new();
+        (self.pod.declarations.framework, self.pod.declarations.frameworks) = (None, BTreeMap::new());
+        for container in &mut self.pod.containers {
+            container.software = Software::default();
+            container.env.retain(|entry| entry.name == keys::ENV_VRAM_MIB);
+        }
         let fits = self.pod.containers.len() <= MAX_CONTAINERS && text(&self.pod) <= MAX_TEXT;
         fits.then_some(self)
     }

@@ -9,7 +9,7 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::pod::{Origin, Pod};
 use crate::capacity::policy::{Mode, Policy};
-use crate::capacity::verdict::{Advice, MAX_FINDINGS, NeverFits, Violation};
+use crate::capacity::verdict::{Advice, Bound, MAX_FINDINGS, NeverFits, Violation};
 use crate::capacity::vram::Vram;
 
 /// What a policy says of a pod that exists.
@@ -25,6 +25,9 @@ pub struct Reassessment {
     pub demand: Option<Vram>,
     /// The demand of each container, in its order; `None` for a container without one.
     pub demands: Vec<Option<Vram>>,
+    /// What bounds each container on its node, or on those that it may land on, in its order; `None` for a container
+    /// that takes no part of a shared GPU.
+    pub bounds: Vec<Option<Bound>>,
     /// Why no node could take it, even when empty.
     pub never_fits: Option<NeverFits>,
 }
@@ -32,7 +35,8 @@ pub struct Reassessment {
 /// Assesses a pod that exists under a policy whose mode is Enforce. The mirror of a static pod breaks nothing.
 pub fn reassess(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Reassessment {
     // A scheduler chose the node of a running pod, so `spec.nodeName` is no constraint here.
-    let placement = Placement { node_name: None, ..pod.placement.clone() };
+    let landed = &pod.placement;
+    let placement = Placement { node_name: None, ..landed.clone() };
     let pod = Pod { placement, ..pod.clone() };
     let mut assessment = assess(&pod, policy, cluster);
     if pod.origin == Origin::Mirror {
@@ -51,9 +55,10 @@ pub fn reassess(pod: &Pod, policy: &Policy, cluster: &Cluster) -> Reassessment {
         Some(NeverFits { made_of, ..never })
     });
     let demands = assessment.demands.iter().map(|demand| demand.map(|demand| demand.total)).collect();
+    let bounds = assessment.bounds(landed);
     assessment.advice.truncate(MAX_FINDINGS);
     let Assessment { violations, advice, .. } = assessment;
-    Reassessment { violations, advice, resource, demand, demands, never_fits }
+    Reassessment { violations, advice, resource, demand, demands, bounds, never_fits }
 }
 
 /// The violations for which a running pod would be refused when created again, for instance after its node is replaced.

@@ -25,15 +25,10 @@ const SUBJECT: usize = 1 << 10;
 /// Cost of a node of a JSON tree: a text or list of Rust has 24 bytes, and each allocation some more.
 const NODE: usize = 32;
 
-/// The names of the variables whose values are kept.
-const VARIABLES: [&str; 6] = [
-    keys::ENV_READ[0],
-    keys::ENV_READ[1],
-    keys::ENV_READ[2],
-    keys::OLLAMA_MAX_VRAM,
-    keys::PYTORCH_ALLOC_CONF,
-    keys::PYTORCH_CUDA_ALLOC_CONF,
-];
+/// Whether the value of a variable is kept.
+fn is_kept(variable: &str) -> bool {
+    variable == keys::OLLAMA_MAX_VRAM || keys::ENV_READ.contains(&variable)
+}
 
 /// What an audit holds so far.
 #[derive(Debug, Default)]
@@ -113,7 +108,7 @@ fn of_container(container: &Value) -> usize {
     let env = container.get("env").and_then(Value::as_array).into_iter().flatten();
     let env = env.filter(|entry| {
         let name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
-        VARIABLES.contains(&name)
+        is_kept(name)
     });
     // A fault of a variable names the container again.
     let name = weight(container.get("name"));

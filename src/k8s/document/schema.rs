@@ -135,6 +135,8 @@ struct InventoryEntry {
     sharing: Option<SharingText>,
     replicas: NonZeroU32,
     gpus: Vec<Amount>,
+    #[serde(default)]
+    hard_limits: bool,
 }
 
 /// A field and the problem with it.
@@ -142,7 +144,7 @@ type Wrong<F> = (F, String);
 
 impl ClusterSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        let mut fields = inert(self.on_shortfall, self.quota, &self.environment);
+        let mut fields = inert(self.on_shortfall, self.quota);
         if !self.reroute.pools.is_empty() {
             fields.push("reroute.pools");
         }
@@ -152,21 +154,18 @@ impl ClusterSpec {
 
 impl NamespaceSpec {
     pub fn inert(&self) -> Vec<&'static str> {
-        inert(self.on_shortfall, self.quota, &self.environment)
+        inert(self.on_shortfall, self.quota)
     }
 }
 
 /// Fields that are set but have no effect in this version.
-fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>, environment: &Environment) -> Vec<&'static str> {
+fn inert(on_shortfall: Option<OnShortfallText>, quota: Option<Amount>) -> Vec<&'static str> {
     let mut fields = Vec::new();
     if matches!(on_shortfall, Some(OnShortfallText::Reroute)) {
         fields.push("onShortfall: Reroute");
     }
     if quota.is_some() {
         fields.push("quota");
-    }
-    if !matches!(environment.framework, None | Some(FrameworkText::Auto | FrameworkText::None)) {
-        fields.push("environment.framework");
     }
     fields
 }
@@ -254,6 +253,18 @@ impl InventorySpec {
                     "is zero; write the total memory of the GPU".to_owned(),
                 ));
             }
+            if entry.hard_limits && entry.resource.0.is_mig() {
+                return Err((
+                    field(".hardLimits"),
+                    "does not hold for MIG devices, whose size is their limit; remove it".to_owned(),
+                ));
+            }
+            if entry.hard_limits && matches!(entry.sharing, Some(SharingText::Mps)) {
+                return Err((
+                    field(".hardLimits"),
+                    "does not hold under MPS, which has limits of its own; remove it".to_owned(),
+                ));
+            }
             Ok(Override {
                 names: entry.names,
                 labels: entry.match_labels,
@@ -261,6 +272,7 @@ impl InventorySpec {
                 sharing: entry.sharing.map_or(Sharing::UnknownMethod, Into::into),
                 replicas: entry.replicas,
                 gpus: entry.gpus.into_iter().map(|amount| amount.0).collect(),
+                hard_limits: entry.hard_limits,
             })
         });
         entries.collect()

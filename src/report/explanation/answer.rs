@@ -16,6 +16,7 @@ use crate::capacity::cluster::Cluster;
 use crate::capacity::pod::Pod as CorePod;
 use crate::capacity::pod::demand::{Basis, Role};
 use crate::capacity::pod::placement::Affinity;
+use crate::capacity::pod::software::Framework;
 use crate::capacity::policy::{self, Documents, Mode, Policies, Policy, Why};
 use crate::capacity::verdict::{self, Advice, Counts, Verdict};
 use crate::capacity::vram::Vram;
@@ -216,6 +217,7 @@ impl Asked<'_> {
     ) -> Container {
         let key = |source| verdict::source(source, &container.name, &self.pod.declarations);
         let demand = container.demand;
+        let bound = change.and_then(|change| change.bound.as_ref());
         let overhead =
             demand.zip(account.processes).and_then(|(demand, processes)| demand.overhead(overhead, processes));
         Container {
@@ -237,6 +239,11 @@ impl Asked<'_> {
             injected_request_mib: change.and_then(|change| change.request).map(Vram::mib),
             injected_env: change.into_iter().flat_map(|change| &change.env).map(variable).collect(),
             removed_env: change.and_then(|change| change.remove_env).map(str::to_owned),
+            edited_env: change.into_iter().flat_map(|change| &change.edit_env).map(variable).collect(),
+            appended_argument: change.and_then(|change| Some(change.argument.as_ref()?.text.clone())),
+            framework: bound.and_then(|bound| bound.framework).map(Framework::name),
+            bounded_by: bound.map(|bound| bound.by.word()),
+            bound: bound.map(|bound| format!("{}: {}", bound.by, bound.why)).unwrap_or_default(),
         }
     }
 

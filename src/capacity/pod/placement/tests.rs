@@ -190,7 +190,7 @@ fn two_gpus(replicas: u32) -> NodeFacts {
     let contents = Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() });
     let resource = Resource("nvidia.com/gpu".into());
     let pool =
-        Pool { resource, sharing: Sharing::TimeSlicing, contents, allocation_policy: AllocationPolicy::Unverified };
+        Pool { resource, sharing: Sharing::TimeSlicing, contents, allocation_policy: AllocationPolicy::Unverified, hard_limits: false };
     NodeFacts { pools: vec![pool], ..NodeFacts::default() }
 }
 

@@ -80,6 +80,8 @@ impl Advice {
             Advice::Stripped { .. } => Reason::ReservedAnnotation,
             Advice::UnknownAnnotation { .. } => Reason::UnknownAnnotation,
             Advice::KeptEnvironment { .. } | Advice::RemovedEnvironment { .. } => Reason::EnvironmentConflict,
+            Advice::Unbounded { .. } => Reason::Unbounded,
+            Advice::UnknownFramework { .. } => Reason::UnknownFramework,
             Advice::ReplacedAffinity => Reason::PodMaxUnchecked,
             Advice::NeverFits(_) => Reason::NeverFits,
             Advice::NotGuarded { .. } => Reason::NotGuarded,
@@ -95,10 +97,12 @@ impl Advice {
             | Advice::CountsAsSeen { container, .. }
             | Advice::KeptEnvironment { container, .. }
             | Advice::RemovedEnvironment { container, .. }
+            | Advice::Unbounded { container, .. }
             | Advice::NothingAccounts { container, .. } => Some(container),
             Advice::Violates(violation) => violation.container(),
             Advice::Stripped { .. }
             | Advice::UnknownAnnotation { .. }
+            | Advice::UnknownFramework { .. }
             | Advice::ReplacedAffinity
             | Advice::NeverFits(_)
             | Advice::NotGuarded { .. }
@@ -111,6 +115,7 @@ impl Advice {
         match self {
             Advice::Stripped { key }
             | Advice::UnknownAnnotation { key }
+            | Advice::UnknownFramework { key, .. }
             | Advice::NotGuarded { key, .. }
             | Advice::Unaccounted { key, .. } => Some(key.clone()),
             Advice::KeptEnvironment { container, conflict } | Advice::RemovedEnvironment { container, conflict } => {
