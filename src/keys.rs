@@ -254,14 +254,8 @@ pub const ENV_READ: [&str; 18] = [
 ];
 
 /// The flags of frameworks that vramguard reads. It ignores every other argument of a container.
-pub const FLAGS_READ: [&str; 6] = [
-    VLLM_UTILIZATION,
-    VLLM_KV_CACHE,
-    VLLM_CONFIG,
-    SGLANG_MAX_TOKENS,
-    TGI_MEMORY_FRACTION_FLAG,
-    LLAMA_CTX_SIZE_FLAG,
-];
+pub const FLAGS_READ: [&str; 6] =
+    [VLLM_UTILIZATION, VLLM_KV_CACHE, VLLM_CONFIG, SGLANG_MAX_TOKENS, TGI_MEMORY_FRACTION_FLAG, LLAMA_CTX_SIZE_FLAG];
 
 /// User name of the stock scheduler, which may bind guarded pods without being listed in the configuration.
 pub const KUBE_SCHEDULER: &str = "system:kube-scheduler";

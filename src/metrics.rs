@@ -20,17 +20,18 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::capacity::cluster::Undeclared;
-use crate::capacity::pod::software::Framework;
-use crate::capacity::verdict::{Bound, Reason};
+use crate::capacity::verdict::Reason;
 use crate::report::document::Report;
 use crate::state::index::{Index, Kind};
 use crate::state::policies::PolicyStore;
 use crate::tls::CertificateStore;
 
 mod audit;
+mod bounded;
 mod usage;
 
 use audit::Audits;
+use bounded::Bounded;
 pub use usage::Detail;
 use usage::Usage;
 
@@ -94,15 +95,6 @@ struct Webhook {
     webhook: &'static str,
 }
 
-/// What bounds a container that was reviewed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Bounds {
-    /// Name of its framework; empty if none is known.
-    framework: &'static str,
-    /// `driver`, `allocator`, `plan` or `nothing`.
-    by: &'static str,
-}
-
 /// The counters that handlers and the controller increment, and the page that shows them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -115,7 +107,8 @@ pub struct Metrics {
     answers: Family<Answered, Counter>,
     distinct_answers: AtomicUsize,
     refused_bodies: Counter,
-    bounded: Family<Bounds, Counter>,
+    /// The containers of new pods, by what bounds them.
+    pub bounded: Bounded,
     latency: Family<Webhook, Histogram>,
     /// Successful writes of the published amount of a node.
     pub published: Counter,
@@ -150,7 +143,7 @@ impl Metrics {
             answers: Family::default(),
             distinct_answers: AtomicUsize::new(0),
             refused_bodies: Counter::default(),
-            bounded: Family::default(),
+            bounded: Bounded::default(),
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
@@ -180,8 +173,7 @@ impl Metrics {
         r.register("node_publication_errors", "Failed writes of published VRAM", metrics.publish_errors.clone());
         let help = "Times that another writer changed what a node publishes, by its field manager";
         r.register("node_publications_undone", help, metrics.undone.clone());
-        let help = "Containers with part of a shared GPU in reviews of new pods, by framework and by what bounds them";
-        r.register("bounded_containers", help, metrics.bounded.clone());
+        metrics.bounded.register(r);
         let help = "Running pods that would be refused if they were created again, at the last check of the leader";
         r.register("pods_refused_if_created", help, metrics.refused_if_created.clone());
         let help = "Pods that request VRAM and were bound without the binding guard, on nodes with a ledger";
@@ -212,12 +204,6 @@ impl Metrics {
             OTHER.clone_into(&mut answered.namespace);
         }
         self.answers.get_or_create(&answered).inc();
-    }
-
-    /// Counts a container of a new pod by what bounds it.
-    pub fn bounded(&self, bound: &Bound) {
-        let framework = bound.framework.map_or("", Framework::name);
-        self.bounded.get_or_create(&Bounds { framework, by: bound.by.word() }).inc();
     }
 
     /// Sets the numbers of waiting pods, by what they wait for.

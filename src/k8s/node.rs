@@ -285,7 +285,13 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         (false, _) => Others { exclusive: 0, shared: 0 },
     };
     let contents = labelled(resource, count, sharing, others, labels);
-    Pool { resource: resource.clone(), sharing, contents, allocation_policy: AllocationPolicy::Unverified, hard_limits: false }
+    Pool {
+        resource: resource.clone(),
+        sharing,
+        contents,
+        allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
+    }
 }
 
 /// Capacity of the node's other GPU resource, by whether that one is shared.

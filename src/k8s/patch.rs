@@ -54,18 +54,19 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             }
         }
     }
-    if let Some(name) = change.remove_env {
-        let named = container.env.iter().flatten().filter(|entry| entry.name == name);
-        // From the end, so that the remaining indices stay valid.
-        for entry in named.collect::<Vec<_>>().into_iter().rev() {
-            remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
-        }
-    }
+    // Before any entry is removed or inserted, while the indices are those of the object.
     for variable in &change.edit_env {
         let environment::Value::Literal(value) = &variable.value else { continue };
         let last = container.env.iter().flatten().filter(|entry| entry.name == variable.name).last();
         if let Some(entry) = last {
             add(patch, &[at, &["env", &entry.index.to_string(), "value"]].concat(), json!(value));
+        }
+    }
+    if let Some(name) = change.remove_env {
+        let named = container.env.iter().flatten().filter(|entry| entry.name == name);
+        // From the end, so that the remaining indices stay valid.
+        for entry in named.collect::<Vec<_>>().into_iter().rev() {
+            remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
         }
     }
     if let Some(argument) = &change.argument {

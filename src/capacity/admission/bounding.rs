@@ -60,13 +60,7 @@ impl Assessment<'_> {
 
     /// Tells a container its budget if it takes one GPU that may be shared. A container with several GPUs gets whole
     /// ones.
-    fn bound(
-        &self,
-        container: &Container,
-        demand: Option<&Demand>,
-        placement: &Placement,
-        injection: &mut Injection,
-    ) {
+    fn bound(&self, container: &Container, demand: Option<&Demand>, placement: &Placement, injection: &mut Injection) {
         let Some((resource, 1)) = self.guarded_gpu(container) else { return };
         let Some(demand) = demand else { return };
         let landing = || self.cluster.landing(resource, placement);
@@ -128,9 +122,10 @@ impl Assessment<'_> {
     /// written them, and so may anybody else.
     pub(super) fn bound_annotations(&self) -> (Vec<String>, BTreeMap<String, String>) {
         let key = |container: &str| format!("{}{container}", keys::BOUNDED_BY_OF);
-        let bounds = self.pod.containers.iter().zip(&self.injections).filter_map(|(container, injection)| {
-            Some((container.name.as_str(), injection.bound.as_ref()?.by.word()))
-        });
+        let bounds =
+            self.pod.containers.iter().zip(&self.injections).filter_map(|(container, injection)| {
+                Some((container.name.as_str(), injection.bound.as_ref()?.by.word()))
+            });
         // The API server refuses a longer key, and the pod with it.
         let fits = |name: &str| key(name).split_once('/').is_some_and(|(_, name)| name.len() <= keys::MAX_KEY);
         let bounds: BTreeMap<&str, &str> = bounds.filter(|(name, _)| fits(name)).collect();

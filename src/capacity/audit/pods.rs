@@ -42,7 +42,10 @@ impl Reassessments {
             let bounds = reassessment.as_ref().map(|reassessment| reassessment.bounds.clone()).unwrap_or_default();
             let names = subject.pod.containers.iter().map(|container| Name::from(container.name.as_str()));
             let pod = subject.pod.name.clone();
-            names.zip(bounds).filter_map(move |(name, bound)| Some(((pod.clone(), name), bound?.by))).collect::<Vec<_>>()
+            names
+                .zip(bounds)
+                .filter_map(move |(name, bound)| Some(((pod.clone(), name), bound?.by)))
+                .collect::<Vec<_>>()
         };
         let bounds: BTreeMap<(PodName, Name), BoundedBy> = subjects.flat_map(of_subject).collect();
         let holders = gpus.iter_mut().flat_map(|gpu| &mut gpu.holders);

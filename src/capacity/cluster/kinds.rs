@@ -127,9 +127,10 @@ mod tests {
     fn on(names: &[&str]) -> Placement {
         match names {
             [] => Placement::default(),
-            [name] => {
-                Placement { node_selector: [("name".into(), (*name).into())].into_iter().collect(), ..Placement::default() }
-            }
+            [name] => Placement {
+                node_selector: [("name".into(), (*name).into())].into_iter().collect(),
+                ..Placement::default()
+            },
             _ => unreachable!("a selector names one node"),
         }
     }

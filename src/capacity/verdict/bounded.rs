@@ -137,7 +137,9 @@ impl fmt::Display for Why {
             Why::Policy => f.write_str("environment.framework of the policy is None"),
             Why::Holds { name, value } => write!(f, "{name} is {}", quoted(value)),
             Why::Absent { name } => write!(f, "it was created without {}", quoted(name)),
-            Why::Looser { name } => write!(f, "its own value of {name} allows more than it declares, or cannot be read"),
+            Why::Looser { name } => {
+                write!(f, "its own value of {name} allows more than it declares, or cannot be read")
+            }
             Why::Context { name } => write!(f, "{name} sets the length of its context, by which it sizes its memory"),
             Why::NoKnob(framework) => write!(f, "{framework} has no setting that takes an amount of memory"),
             Why::VersionUnknown(framework) => write!(

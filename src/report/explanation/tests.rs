@@ -206,8 +206,8 @@ fn the_names_of_the_json_fields_are_a_contract() {
     assert_eq!(names("/pod"), "containers demandMib kind mutate name validate");
     assert_eq!(
         names("/pod/containers/0"),
-        "also counts declaredMib demandMib injectedEnv injectedRequestMib name overheadMib processes removedEnv role slot \
-         source why"
+        "also appendedArgument bound boundedBy counts declaredMib demandMib editedEnv framework injectedEnv \
+         injectedRequestMib name overheadMib processes removedEnv role slot source why"
     );
     assert_eq!(names("/pod/mutate"), "affinity changes removedAnnotations warnings");
     assert_eq!(names("/pod/validate"), "dependsOnNodes verdict violations warnings");

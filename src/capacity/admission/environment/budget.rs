@@ -12,7 +12,7 @@ const DIFFERENCE: u64 = 2;
 
 /// What a container may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Budget {
+pub(super) struct Budget {
     /// What it declares, in MiB: the memory of all its processes without their CUDA contexts.
     pub declared: Vram,
     /// What it demands, in MiB: `declared` and the CUDA contexts.
@@ -28,7 +28,7 @@ impl Budget {
     ///
     /// # Errors
     /// The total is not known, or the amount is no share of it that could be written.
-    pub fn share(&self) -> Result<String, Why> {
+    pub(super) fn share(&self) -> Result<String, Why> {
         let total = self.total.clone()?;
         let no_share = || Why::NoShare { total };
         let parts = total.checked_times(u64::from(self.processes)).ok_or_else(no_share)?;
@@ -38,13 +38,13 @@ impl Budget {
     }
 
     /// What one of its processes may take together with its CUDA context, in MiB.
-    pub fn of_process(&self) -> Vram {
+    pub(super) fn of_process(&self) -> Vram {
         self.demand.share(self.processes)
     }
 }
 
 /// The one total of the GPUs that a pod may land on.
-pub fn total(landing: &Landing) -> Result<Vram, Why> {
+pub(super) fn total(landing: &Landing) -> Result<Vram, Why> {
     let (smallest, largest) = landing.totals.ok_or(Why::SizeUnknown)?;
     let spread = largest.minus(smallest).free().mib();
     if spread.saturating_mul(100) > smallest.mib().saturating_mul(DIFFERENCE) {
@@ -96,7 +96,8 @@ mod tests {
 
     #[test]
     fn the_largest_total_counts_while_gpus_hardly_differ_and_none_if_they_do() {
-        let of = |smallest, largest| total(&Landing { totals: Some((mib(smallest), mib(largest))), ..Landing::default() });
+        let of =
+            |smallest, largest| total(&Landing { totals: Some((mib(smallest), mib(largest))), ..Landing::default() });
         assert_eq!(of(80_000, 81_600), Ok(mib(81_600)));
         let differ = Why::SizesDiffer { smallest: mib(80_000), largest: mib(81_601) };
         assert_eq!(of(80_000, 81_601), Err(differ));

@@ -56,8 +56,7 @@ fn program(word: &str) -> &str {
 fn runs_shell(words: &[&str]) -> bool {
     let is_shell = |word: &&str| SHELLS.contains(&program(word));
     let is_script = |word: &&str| word.starts_with('-') && word.ends_with('c') && !word.starts_with("--");
-    words.first().is_some_and(is_shell)
-        || words.windows(2).any(|pair| is_shell(&pair[0]) && is_script(&pair[1]))
+    words.first().is_some_and(is_shell) || words.windows(2).any(|pair| is_shell(&pair[0]) && is_script(&pair[1]))
 }
 
 /// The framework whose server the words start, and the index of its first argument.
