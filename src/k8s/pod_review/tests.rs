@@ -180,6 +180,33 @@ fn share(text: &str) -> Option<f64> {
     names.iter().find_map(|name| text.strip_prefix(name))?.parse().ok()
 }
 
+/// The webhook fails open, so a pod can reach `/validate/pods` without what its framework should be told.
+#[test]
+fn what_a_framework_was_not_told_is_no_violation() {
+    let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8912Mi" });
+    let terms = json!([
+        { "matchExpressions": [{ "key": "vramguard.dev/pod-max-mib", "operator": "DoesNotExist" }] },
+        { "matchExpressions": [{ "key": "vramguard.dev/pod-max-mib", "operator": "Gt", "values": ["8911"] }] },
+    ]);
+    let required = json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } });
+    let pod = json!({
+        "metadata": { "name": "llm", "namespace": "ml", "annotations": { "vramguard.dev/vram": "8Gi" } },
+        "spec": {
+            "affinity": { "nodeAffinity": required },
+            "containers": [{
+                "name": "main", "image": "nvidia/jax", "resources": { "limits": resources, "requests": resources },
+            }],
+        },
+    });
+    let (policy, cluster) = (policy(Framework::Auto), cluster(pool(&[TOTAL], 4)));
+    let (after, _) = mutated(&pod, &policy, &cluster);
+    assert_eq!(after["metadata"]["annotations"]["vramguard.dev/bounded-by.main"], "allocator");
+    let object: PodObject = serde_json::from_value(pod).expect("a pod");
+    let subject = Subject { object: &object, namespace: None, user: "" };
+    let judged = validate(subject, &policy, &[], || &cluster).expect("the mode is Enforce").judgement;
+    assert_eq!(judged.violations, vec![]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
 
