@@ -20,6 +20,7 @@
 //! | [`pod`] | the shape of a pod: what it requests and declares, as one validated value |
 //! | [`pod::demand`] | from declared to demanded; the sum over the containers of a pod |
 //! | [`pod::placement`] | which nodes a pod may be placed on; the node affinity that is added to it |
+//! | [`pod::software`] | the LLM framework of a container, and the flags that it is started with |
 //! | [`policy`] | policy fields, layers, and the policy in force in a namespace |
 //! | [`node`] | one node; its parts follow |
 //! | [`node::inventory`] | the GPUs as the node agent reports them, in place of labels |
