@@ -57,7 +57,7 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
     // Before any entry is removed or inserted, while the indices are those of the object.
     for variable in &change.edit_env {
         let environment::Value::Literal(value) = &variable.value else { continue };
-        let last = container.env.iter().flatten().filter(|entry| entry.name == variable.name).last();
+        let last = container.env.iter().flat_map(|env| env.iter()).rev().find(|entry| entry.name == variable.name);
         if let Some(entry) = last {
             add(patch, &[at, &["env", &entry.index.to_string(), "value"]].concat(), json!(value));
         }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::object::{self, PodObject, PodSpec, Quantities};
 use super::quantity::{self, Bytes};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
-use crate::capacity::admission::environment::recognise::recognise;
+use crate::capacity::admission::environment::recognise::{MOST_WORDS, recognise};
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
@@ -246,7 +246,8 @@ fn container((role, object): (Role, &object::Container)) -> Container {
 }
 
 fn software(object: &object::Container) -> Software {
-    let (command, args): (Vec<&str>, Vec<&str>) = (object.command.iter().collect(), object.args.iter().collect());
+    let [command, args] =
+        [&object.command, &object.args].map(|list| list.iter().take(MOST_WORDS + 1).collect::<Vec<&str>>());
     recognise(&object.image, &command, &args)
 }
 

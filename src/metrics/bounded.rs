@@ -32,3 +32,28 @@ impl Bounded {
         self.0.get_or_create(&Bounds { framework, by: bound.by.word() }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::verdict::{BoundedBy, Why};
+
+    #[test]
+    fn containers_are_counted_by_framework_and_word() {
+        let bounded = Bounded::default();
+        let mut registry = Registry::default();
+        bounded.register(&mut registry);
+        let count = |framework, by| bounded.count(&Bound { framework, by, why: Why::NoFramework });
+        count(Some(Framework::Jax), BoundedBy::Allocator);
+        count(Some(Framework::Jax), BoundedBy::Allocator);
+        count(None, BoundedBy::Nothing);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"bounded_containers_total{framework="JAX",by="allocator"} 2"#,
+            r#"bounded_containers_total{framework="",by="nothing"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}

@@ -146,6 +146,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_container_runs_is_not_kept() {
+        let (mut unbound, uid) = (Unbound::default(), PodUid::from("a"));
+        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
+        let long = "x".repeat(MAX_TEXT);
+        let env = json!([
+            { "name": "VRAMGUARD_VRAM_MIB", "value": "8192" }, { "name": "PYTORCH_CUDA_ALLOC_CONF", "value": long },
+        ]);
+        let container = json!({
+            "name": "main", "image": "vllm/vllm-openai", "args": ["--model", long], "env": env,
+            "resources": { "limits": resources, "requests": resources },
+        });
+        let annotations =
+            json!({ "vramguard.dev/framework": "x".repeat(MAX_TEXT), "vramguard.dev/bounded-by.main": "plan" });
+        see(&mut unbound, &pod("a", annotations, json!({ "containers": [container] })));
+        let kept = &unbound.get(&uid).expect("the rest is small").pod;
+        assert_eq!(kept.containers[0].software, Software::default());
+        let env: Vec<&str> = kept.containers[0].env.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(env, ["VRAMGUARD_VRAM_MIB"], "a binding writes the share of the GPU by it");
+    }
+
+    #[test]
     fn a_pod_that_waits_for_room_is_not_kept() {
         let mut waits = pod("a", json!({}), json!({}));
         let condition = json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }]);

@@ -101,7 +101,7 @@ pub struct Software {
     pub framework: Option<Framework>,
     /// Its version; `None` if it is not known.
     pub version: Option<Version>,
-    /// The flags of [`crate::keys::FLAGS_READ`] that it is started with, in order.
+    /// The flags of [`crate::keys::FLAGS_READ`] that it is started with, each once, with the value that takes effect.
     pub flags: Vec<Flag>,
     /// The list to which a flag of the framework can be appended; `None` if a shell, or an unknown program, starts it.
     pub list: Option<ArgumentList>,
@@ -126,9 +126,9 @@ pub enum ArgumentList {
 }
 
 impl Software {
-    /// The last flag with that name, which is the one that takes effect.
+    /// The flag with that name.
     pub fn flag(&self, name: &str) -> Option<&Flag> {
-        self.flags.iter().rev().find(|flag| flag.name == name)
+        self.flags.iter().find(|flag| flag.name == name)
     }
 }
 

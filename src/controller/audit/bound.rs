@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use crate::capacity::admission::environment::recognise::LONGEST_VALUE;
 use crate::keys;
 
 /// Pods and templates of one audit, at most. Ordinary ones take 53 MiB (test `memory_of_full_audits`).
@@ -29,6 +30,9 @@ const NODE: usize = 32;
 fn is_kept(variable: &str) -> bool {
     variable == keys::OLLAMA_MAX_VRAM || keys::ENV_READ.contains(&variable)
 }
+
+/// The most that is kept of the flags of a container.
+const FLAGS: usize = keys::FLAGS_READ.len() * (4 * LONGEST_VALUE + NODE);
 
 /// What an audit holds so far.
 #[derive(Debug, Default)]
@@ -112,7 +116,8 @@ fn of_container(container: &Value) -> usize {
     });
     // A fault of a variable names the container again.
     let name = weight(container.get("name"));
-    name + weight(container.get("resources")) + env.map(|entry| name + weight(Some(entry))).sum::<usize>()
+    let arguments = ["command", "args"].map(|list| weight(container.get(list))).iter().sum::<usize>().min(FLAGS);
+    name + arguments + weight(container.get("resources")) + env.map(|entry| name + weight(Some(entry))).sum::<usize>()
 }
 
 /// The bytes of a JSON tree: its texts, and [`NODE`] for each of its nodes.

@@ -162,6 +162,10 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
     };
     assert_eq!(modes(&with("8")), [("nvidia.com/gpu", Accounting::Slot)]);
     assert_eq!(modes(&with("12")), [("nvidia.com/gpu", Accounting::Unknown)]);
+    assert!(!with("8").pools[0].hard_limits);
+    let limited = Override { hard_limits: true, ..described };
+    let node = object(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "8")]);
+    assert!(facts(&node, &[limited]).pools[0].hard_limits);
 }
 
 #[test]

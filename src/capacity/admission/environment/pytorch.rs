@@ -14,6 +14,8 @@ const KEY: &str = "per_process_memory_fraction";
 const SINCE: Version = Version { major: 2, minor: 10 };
 /// Since when `expandable_segments` is known. It bounds nothing, but less memory is lost to fragments.
 const EXPANDABLE_SINCE: Version = Version { major: 2, minor: 1 };
+/// Bytes of a configuration that is extended. The patch repeats it.
+const LONGEST: usize = 4096;
 /// Both names. A process may read either, so both are kept in order.
 const NAMES: [&str; 2] = [keys::PYTORCH_ALLOC_CONF, keys::PYTORCH_CUDA_ALLOC_CONF];
 
@@ -26,7 +28,7 @@ pub(super) fn plan(merge: &mut Merge<'_>, budget: &Budget, version: Option<Versi
     let mut lacking = Vec::new();
     let mut held = None;
     for &name in &set {
-        let Some(own) = merge.own(name).map(str::to_owned) else {
+        let Some(own) = merge.own(name).filter(|own| own.len() <= LONGEST).map(str::to_owned) else {
             return (BoundedBy::Nothing, Why::OtherAllocator { name });
         };
         match Configuration::read(&own) {

@@ -8,22 +8,25 @@ use crate::capacity::pod::software::{ArgumentList, Flag, Framework, Software, Ve
 use crate::capacity::policy;
 use crate::keys;
 
+/// Words of a command, of arguments or of a script that are looked at. What is longer is never edited.
+pub const MOST_WORDS: usize = 1024;
 /// Characters of a flag's value that are kept. A number has fewer.
-const LONGEST_VALUE: usize = 64;
-/// Flags of one container that are kept. The last one with a name counts, so the last ones are kept.
-const MOST_FLAGS: usize = 16;
+pub const LONGEST_VALUE: usize = 64;
 
 /// Programs that take a script as text. What such a script starts is never edited.
 const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "zsh", "ksh"];
 
-/// What a container runs. An empty list is the same as an absent one, as in Kubernetes.
+/// What a container runs. An empty list is the same as an absent one, as in Kubernetes. Of a longer list than
+/// [`MOST_WORDS`], one more word is enough.
 pub fn recognise(image: &str, command: &[&str], args: &[&str]) -> Software {
-    let words: Vec<&str> = command.iter().chain(args).copied().collect();
+    let mut words: Vec<&str> = command.iter().chain(args).copied().take(MOST_WORDS + 1).collect();
     let image = Image::read(image);
     let is_script = runs_shell(&words);
-    // A script is one argument, and its words tell as much as a list does.
-    let split: Vec<&str> = words.iter().flat_map(|word| word.split_whitespace()).map(unquoted).collect();
-    let words = if is_script { split } else { words };
+    if is_script {
+        // A script is one argument, and its words tell as much as a list does.
+        words = words.iter().flat_map(|word| word.split_whitespace()).map(unquoted).take(MOST_WORDS).collect();
+    }
+    let is_cut = words.len() > MOST_WORDS;
     let server = server(&words);
     let framework = server.map(|(framework, _)| framework).or(image.framework);
     let arguments = match server {
@@ -34,7 +37,7 @@ pub fn recognise(image: &str, command: &[&str], args: &[&str]) -> Software {
     };
     let starts_server = server.is_some() || command.is_empty() && image.starts_server;
     let list = match (command.is_empty(), args.is_empty()) {
-        _ if is_script || !starts_server || arguments.contains(&"--") => None,
+        _ if is_script || is_cut || !starts_server || arguments.contains(&"--") => None,
         (_, false) => Some(ArgumentList::Args),
         (false, true) => Some(ArgumentList::Command),
         (true, true) => None,
@@ -140,9 +143,8 @@ fn flags(arguments: &[&str]) -> Vec<Flag> {
         };
         let Some(name) = flag(written) else { continue };
         let value = value.map(|value| unquoted(value).chars().take(LONGEST_VALUE).collect());
-        if flags.len() == MOST_FLAGS {
-            flags.remove(0);
-        }
+        // The last one with a name takes effect, and only that one is kept.
+        flags.retain(|flag| flag.name != name);
         flags.push(Flag { name, value });
     }
     flags

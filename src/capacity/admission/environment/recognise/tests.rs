@@ -116,13 +116,13 @@ fn a_flag_is_found_in_every_spelling() {
 
 #[test]
 fn what_is_kept_of_flags_is_bounded_and_the_last_one_counts() {
-    let many: Vec<String> = (0..1000).map(|value| format!("--max-total-tokens={value}")).collect();
+    let many: Vec<String> = (0..900).map(|value| format!("--max-total-tokens={value}")).collect();
     let long = format!("--config={}", "x".repeat(100_000));
     let words: Vec<&str> =
         ["vllm", "serve"].into_iter().chain(many.iter().map(String::as_str)).chain([&*long]).collect();
     let software = recognise("", &words, &[]);
-    assert_eq!(software.flags.len(), MOST_FLAGS);
-    assert_eq!(software.flag("--max-total-tokens").unwrap().value.as_deref(), Some("999"));
+    assert_eq!(software.flags.len(), 2);
+    assert_eq!(software.flag("--max-total-tokens").unwrap().value.as_deref(), Some("899"));
     assert_eq!(software.flag("--config").unwrap().value.as_ref().unwrap().len(), LONGEST_VALUE);
 }
 
@@ -139,4 +139,15 @@ fn an_annotation_names_a_framework_and_may_name_its_version() {
     for framework in Framework::ALL {
         assert_eq!(named(framework.name()), Some((framework, None)), "{framework}");
     }
+}
+
+#[test]
+fn a_list_that_is_too_long_to_look_at_is_never_edited() {
+    for (more, list) in [(MOST_WORDS - 2, Some(ArgumentList::Command)), (MOST_WORDS - 1, None), (1_000_000, None)] {
+        let words = [&["vllm", "serve"][..], &vec![""; more]].concat();
+        let software = recognise("", &words, &[]);
+        assert_eq!((software.framework, software.list), (Some(Framework::Vllm), list), "{more}");
+    }
+    let script = "vllm serve m ".repeat(100_000);
+    assert_eq!(recognise("", &["sh", "-c", &script], &[]).framework, Some(Framework::Vllm));
 }
