@@ -275,18 +275,13 @@ fn servers_that_size_their_memory_by_the_context_get_one_that_goes_with_what_the
             &[],
             "LLAMA_ARG_CTX_SIZE=4096 LLAMA_ARG_N_PARALLEL=1 plan".into(),
         ),
-        (
-            "ghcr.io/ggml-org/llama.cpp:server-cuda",
-            8192,
-            &[("LLAMA_ARG_CTX_SIZE", "16384")],
-            "LLAMA_ARG_N_PARALLEL=1 plan".into(),
-        ),
+        ("ghcr.io/ggml-org/llama.cpp:server-cuda", 8192, &[("LLAMA_ARG_CTX_SIZE", "16384")], "plan".into()),
     ] {
         let given = Given { image, declared: Some(declared), env, ..Given::default() };
         assert_eq!((given.told(), given.conflicts()), (told, vec![]), "{image} {declared} {env:?}");
     }
     let llama = |args| Given { command: &["llama-server"], args, ..Given::default() }.told();
-    assert_eq!(llama(&["-c", "8192"]), "LLAMA_ARG_N_PARALLEL=1 plan");
+    assert_eq!(llama(&["-c", "8192"]), "plan");
     assert_eq!(llama(&["--ctx-size", "0"]), "nothing");
 }
 

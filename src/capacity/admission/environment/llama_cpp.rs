@@ -1,4 +1,5 @@
-//! llama.cpp: the length of its context and the number of requests at once. A flag wins over the variable.
+//! llama.cpp: the length of its context, and one request at once, so that all of this length is for that request. Who
+//! sets a length decides on requests too: they share it, and take no more memory. A flag wins over the variable.
 
 use super::budget::Budget;
 use super::context;
@@ -17,9 +18,9 @@ pub(super) fn plan(merge: &mut Merge<'_>, budget: &Budget) -> (BoundedBy, Why) {
     if own.is_some_and(|own| own.trim() == "0") {
         return (BoundedBy::Nothing, Why::Looser { name });
     }
-    if by_flag.is_none() {
-        merge.unless_set(keys::LLAMA_CTX_SIZE, context::length(budget.declared));
+    if by_flag.is_none() && !merge.sets(keys::LLAMA_CTX_SIZE) {
+        merge.set(keys::LLAMA_CTX_SIZE, context::length(budget.declared));
+        merge.unless_set(keys::LLAMA_N_PARALLEL, "1");
     }
-    merge.unless_set(keys::LLAMA_N_PARALLEL, "1");
     (BoundedBy::Plan, Why::Context { name })
 }
