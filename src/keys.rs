@@ -22,6 +22,10 @@ pub const VRAM_OF: &str = "vramguard.dev/vram.";
 pub const MODEL: &str = "vramguard.dev/model";
 /// Number of CUDA processes in each GPU container (1 to 1024; 1 if absent).
 pub const PROCESSES: &str = "vramguard.dev/processes";
+/// LLM framework of the pod's GPU containers: a name such as `PyTorch`, or name and version, as in `PyTorch@2.11`.
+pub const FRAMEWORK: &str = "vramguard.dev/framework";
+/// Prefix of the LLM framework of one container, see [`FRAMEWORK`]; the container's name follows.
+pub const FRAMEWORK_OF: &str = "vramguard.dev/framework.";
 /// Prefix of a declaration of KAI or Run:ai; the container's name follows, then [`FOREIGN_REQUEST`] or
 /// [`FOREIGN_LIMIT`].
 pub const FOREIGN_OF: &str = "nvidia.com/container.";
@@ -107,6 +111,11 @@ pub const OWN_POOL: &str = "vramguard.dev/own-pool";
 pub const GPU_TOTAL_MIB: &str = "vramguard.dev/gpu-total-mib";
 /// Prefix of the fraction of the GPU's total that one container may use; the container's name follows.
 pub const VRAM_FRACTION_OF: &str = "vramguard.dev/vram-fraction.";
+/// Prefix of what bounds the GPU memory of one container; the container's name follows. `/mutate/pods` writes it:
+/// `driver`, `allocator`, `plan` or `nothing`.
+pub const BOUNDED_BY_OF: &str = "vramguard.dev/bounded-by.";
+/// Bytes of the part of an annotation's key behind the slash, at most. The API server refuses a longer one.
+pub const MAX_KEY: usize = 63;
 
 /// Label of a node with several shared GPUs: the largest demand of one pod that the empty node could take, in MiB.
 ///
@@ -175,15 +184,80 @@ pub const ENV_DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 /// GPUs that the NVIDIA container toolkit makes visible in the container.
 pub const ENV_VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 
-/// Ollama: a bound that it no longer reads.
-pub const OLLAMA_MAX_VRAM: &str = "OLLAMA_MAX_VRAM";
+/// Lower bound of a container's GPU memory under a hard limit, in MiB. The NVIDIA container toolkit wants both or none.
+pub const ENV_GPU_MEMORY_REQUEST: &str = "NVIDIA_GPU_MEMORY_REQUEST";
+/// Hard limit of a container's GPU memory, in MiB; see [`ENV_GPU_MEMORY_REQUEST`].
+pub const ENV_GPU_MEMORY_LIMIT: &str = "NVIDIA_GPU_MEMORY_LIMIT";
+/// MPS: limit of the GPU memory of each client process, by device: `0=8912M`.
+pub const ENV_MPS_LIMIT: &str = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT";
+
+// Environment variables and flags of LLM frameworks.
 /// PyTorch: configuration of its allocator.
 pub const PYTORCH_ALLOC_CONF: &str = "PYTORCH_ALLOC_CONF";
-/// PyTorch: older name of [`PYTORCH_ALLOC_CONF`], which is still read.
+/// PyTorch: older name of [`PYTORCH_ALLOC_CONF`], which all versions read.
 pub const PYTORCH_CUDA_ALLOC_CONF: &str = "PYTORCH_CUDA_ALLOC_CONF";
+/// JAX: share of the GPU that its allocator may take.
+pub const XLA_CLIENT_MEM_FRACTION: &str = "XLA_CLIENT_MEM_FRACTION";
+/// JAX: older name of [`XLA_CLIENT_MEM_FRACTION`], which all versions read. JAX ends if both names are set.
+pub const XLA_PYTHON_CLIENT_MEM_FRACTION: &str = "XLA_PYTHON_CLIENT_MEM_FRACTION";
+/// JAX: its allocator. Only its own one, the default, keeps to a share.
+pub const XLA_ALLOCATOR: &str = "XLA_PYTHON_CLIENT_ALLOCATOR";
+/// TGI: share of the GPU that it may take.
+pub const TGI_MEMORY_FRACTION: &str = "CUDA_MEMORY_FRACTION";
+/// TGI: the flag of [`TGI_MEMORY_FRACTION`].
+pub const TGI_MEMORY_FRACTION_FLAG: &str = "--cuda-memory-fraction";
+/// TensorFlow: whether it allocates as it needs, in place of the whole GPU at its start.
+pub const TF_ALLOW_GROWTH: &str = "TF_FORCE_GPU_ALLOW_GROWTH";
+/// llama.cpp: length of the context in tokens.
+pub const LLAMA_CTX_SIZE: &str = "LLAMA_ARG_CTX_SIZE";
+/// llama.cpp: the flag of [`LLAMA_CTX_SIZE`].
+pub const LLAMA_CTX_SIZE_FLAG: &str = "--ctx-size";
+/// llama.cpp: short form of [`LLAMA_CTX_SIZE_FLAG`].
+pub const LLAMA_CTX_SIZE_SHORT: &str = "-c";
+/// llama.cpp: number of requests that are served at once.
+pub const LLAMA_N_PARALLEL: &str = "LLAMA_ARG_N_PARALLEL";
+/// Ollama: length of the context in tokens.
+pub const OLLAMA_CONTEXT_LENGTH: &str = "OLLAMA_CONTEXT_LENGTH";
+/// Ollama: number of requests that a model serves at once.
+pub const OLLAMA_NUM_PARALLEL: &str = "OLLAMA_NUM_PARALLEL";
+/// Ollama: number of models that are loaded at once.
+pub const OLLAMA_MAX_LOADED_MODELS: &str = "OLLAMA_MAX_LOADED_MODELS";
+/// Ollama: a bound that it no longer reads.
+pub const OLLAMA_MAX_VRAM: &str = "OLLAMA_MAX_VRAM";
+/// vLLM: share of the GPU that it plans with.
+pub const VLLM_UTILIZATION: &str = "--gpu-memory-utilization";
+/// vLLM: size of its KV cache in bytes, in place of [`VLLM_UTILIZATION`].
+pub const VLLM_KV_CACHE: &str = "--kv-cache-memory-bytes";
+/// vLLM: a file with flags.
+pub const VLLM_CONFIG: &str = "--config";
+/// SGLang: size of its KV cache in tokens.
+pub const SGLANG_MAX_TOKENS: &str = "--max-total-tokens";
 
 /// The environment variables that vramguard reads. It ignores every other entry of a container's environment.
-pub const ENV_READ: [&str; 3] = [ENV_VRAM_MIB, ENV_DEVICE_ORDER, ENV_VISIBLE_DEVICES];
+pub const ENV_READ: [&str; 18] = [
+    ENV_VRAM_MIB,
+    ENV_DEVICE_ORDER,
+    ENV_VISIBLE_DEVICES,
+    ENV_GPU_MEMORY_REQUEST,
+    ENV_GPU_MEMORY_LIMIT,
+    ENV_MPS_LIMIT,
+    PYTORCH_ALLOC_CONF,
+    PYTORCH_CUDA_ALLOC_CONF,
+    XLA_CLIENT_MEM_FRACTION,
+    XLA_PYTHON_CLIENT_MEM_FRACTION,
+    XLA_ALLOCATOR,
+    TGI_MEMORY_FRACTION,
+    TF_ALLOW_GROWTH,
+    LLAMA_CTX_SIZE,
+    LLAMA_N_PARALLEL,
+    OLLAMA_CONTEXT_LENGTH,
+    OLLAMA_NUM_PARALLEL,
+    OLLAMA_MAX_LOADED_MODELS,
+];
+
+/// The flags of frameworks that vramguard reads. It ignores every other argument of a container.
+pub const FLAGS_READ: [&str; 6] =
+    [VLLM_UTILIZATION, VLLM_KV_CACHE, VLLM_CONFIG, SGLANG_MAX_TOKENS, TGI_MEMORY_FRACTION_FLAG, LLAMA_CTX_SIZE_FLAG];
 
 /// User name of the stock scheduler, which may bind guarded pods without being listed in the configuration.
 pub const KUBE_SCHEDULER: &str = "system:kube-scheduler";

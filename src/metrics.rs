@@ -27,10 +27,12 @@ use crate::state::policies::PolicyStore;
 use crate::tls::CertificateStore;
 
 mod audit;
+mod bounded;
 mod quotas;
 mod usage;
 
 use audit::Audits;
+use bounded::Bounded;
 use quotas::Quotas;
 pub use usage::Detail;
 use usage::Usage;
@@ -107,6 +109,8 @@ pub struct Metrics {
     answers: Family<Answered, Counter>,
     distinct_answers: AtomicUsize,
     refused_bodies: Counter,
+    /// The containers of new pods, by what bounds them.
+    pub bounded: Bounded,
     latency: Family<Webhook, Histogram>,
     /// Successful writes of the published amount of a node.
     pub published: Counter,
@@ -145,6 +149,7 @@ impl Metrics {
             answers: Family::default(),
             distinct_answers: AtomicUsize::new(0),
             refused_bodies: Counter::default(),
+            bounded: Bounded::default(),
             latency: Family::new_with_constructor(latencies),
             published: Counter::default(),
             publish_errors: Counter::default(),
@@ -176,6 +181,7 @@ impl Metrics {
         r.register("node_publication_errors", "Failed writes of published VRAM", metrics.publish_errors.clone());
         let help = "Times that another writer changed what a node publishes, by its field manager";
         r.register("node_publications_undone", help, metrics.undone.clone());
+        metrics.bounded.register(r);
         let help = "Running pods that would be refused if they were created again, at the last check of the leader";
         r.register("pods_refused_if_created", help, metrics.refused_if_created.clone());
         let help = "Pods that request VRAM and were bound without the binding guard, on nodes with a ledger";

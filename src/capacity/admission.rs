@@ -12,13 +12,14 @@ use crate::capacity::cluster::{Cluster, Outlook};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{self, Basis, Demand};
 use crate::capacity::pod::placement::{Affinity, Reroute, TooManyAlternatives};
-use crate::capacity::pod::{Container, Excess, HostAccess, Origin, Pod, VramRequest};
+use crate::capacity::pod::{Container, Excess, Origin, Pod, VramRequest};
 use crate::capacity::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
-use crate::capacity::verdict::{Advice, MAX_FINDINGS, NeverFits, Shortfall, Verdict, Violation};
+use crate::capacity::verdict::{Advice, Bound, MAX_FINDINGS, NeverFits, Shortfall, Verdict, Violation};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
 pub mod account;
+mod bounding;
 pub mod declaration;
 pub mod environment;
 pub mod makeup;
@@ -49,6 +50,8 @@ pub struct Assessment<'a> {
 pub struct Changes {
     /// Annotations to remove.
     pub strip: Vec<String>,
+    /// Annotations to set.
+    pub annotate: BTreeMap<String, String>,
     /// The changes of each container, in the pod's order.
     pub containers: Vec<ContainerChange>,
     /// The new required node affinity; `None` if it needs no change.
@@ -57,8 +60,6 @@ pub struct Changes {
     pub unselect: Vec<String>,
     /// How it is rerouted, which `affinity`, `unselect` and `annotate` include already; `None` if it is not.
     pub reroute: Option<Reroute>,
-    /// Annotations to set.
-    pub annotate: BTreeMap<&'static str, String>,
     /// Warnings for its author; at most [`MAX_FINDINGS`].
     pub advice: Vec<Advice>,
 }
@@ -72,6 +73,12 @@ pub struct ContainerChange {
     pub remove_env: Option<&'static str>,
     /// Variables to insert before its own.
     pub env: Vec<environment::Variable>,
+    /// New values of variables that it has.
+    pub edit_env: Vec<environment::Variable>,
+    /// The flag to append to its arguments.
+    pub argument: Option<environment::Argument>,
+    /// What bounds it then; `None` if it takes no part of a shared GPU.
+    pub bound: Option<Bound>,
 }
 
 /// What `/validate/pods` finds.
@@ -159,7 +166,8 @@ impl Assessment<'_> {
         if self.pod.excess.is_some() {
             return Changes::default();
         }
-        let strip = self.pod.reserved_annotations.clone();
+        let (mut strip, mut annotate) = self.bound_annotations();
+        strip.extend(self.pod.reserved_annotations.iter().cloned());
         let mut advice: Vec<Advice> =
             strip.iter().take(MAX_FINDINGS).map(|key| Advice::Stripped { key: key.clone() }).collect();
         let placement = &self.pod.placement;
@@ -174,9 +182,8 @@ impl Assessment<'_> {
             advice.push(Advice::ReplacedAffinity);
         }
         let mut unselect: Vec<String> = selects.then(|| keys::POD_MAX_MIB.to_owned()).into_iter().collect();
-        let mut annotate = BTreeMap::new();
         if let Some(reroute) = &reroute {
-            annotate.insert(keys::OWN_POOL, reroute.own.to_string());
+            annotate.insert(keys::OWN_POOL.to_owned(), reroute.own.to_string());
             unselect.extend(reroute.moved.iter().cloned());
         }
         let takes_out = self.policy.on_conflict == OnConflict::Warn;
@@ -198,9 +205,12 @@ impl Assessment<'_> {
                 request: demand.filter(|_| container.vram_request == VramRequest::Absent).map(|demand| demand.total),
                 remove_env: chosen(&injection).map(|conflict| conflict.name),
                 env: injection.missing,
+                edit_env: injection.edited,
+                argument: injection.argument,
+                bound: injection.bound,
             })
             .collect();
-        Changes { strip, containers, affinity, unselect, reroute, annotate, advice }
+        Changes { strip, annotate, containers, affinity, unselect, reroute, advice }
     }
 
     /// What `/validate/pods` finds in the pod, which is the final object.
@@ -353,44 +363,6 @@ impl Assessment<'_> {
         };
         self.advice.push(Advice::CountsAsSlot { container, slot, key });
         Some(Demand::of_slot(slot, self.policy.per_process_overhead, processes))
-    }
-
-    fn environment(&mut self) {
-        let guarded = self.is_guarded();
-        let injects = matches!(self.policy.mode, Mode::Enforce | Mode::Warn);
-        for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
-            let seen_anyway = self.pod.access == HostAccess::Host;
-            if environment::shows_gpus_without_request(container) && !seen_anyway {
-                self.violations.push(Violation::VisibleDevices { container: container.name.clone() });
-            }
-            // A container whose declaration is refused has no demand, but it does request a GPU.
-            let refused = demand.is_none() && !container.gpus.is_empty();
-            let injection = if guarded && !refused {
-                environment::of_container(container, demand.as_ref())
-            } else {
-                Injection::default()
-            };
-            // A container whose GPU is not guarded could see guarded GPUs too.
-            let chosen_gpus = environment::chosen_gpus(container).filter(|_| self.cluster.guards_any());
-            let injection = Injection { chosen_gpus, ..injection };
-            for conflict in injection.conflicts.iter().cloned() {
-                let container = container.name.clone();
-                match self.policy.on_conflict {
-                    OnConflict::Deny => self.violations.push(Violation::EnvironmentConflict { container, conflict }),
-                    OnConflict::Warn => self.advice.push(Advice::KeptEnvironment { container, conflict }),
-                }
-            }
-            // `/mutate/pods` removes such a choice, so `/validate/pods` finds one only if it was not removed. Audit
-            // removes nothing, so what Enforce would remove is no violation there.
-            if let Some(conflict) = injection.chosen_gpus.clone().filter(|_| injects || self.denies_conflicts()) {
-                self.violations.push(Violation::EnvironmentConflict { container: container.name.clone(), conflict });
-            }
-            self.injections.push(injection);
-        }
-    }
-
-    fn denies_conflicts(&self) -> bool {
-        self.policy.on_conflict == OnConflict::Deny
     }
 
     /// What a guarded pod requests once it is mutated, in MiB; `None` if that is zero. Nodes account for the request,

@@ -71,6 +71,7 @@ impl View<'_> {
         let smallest = reassessments.smallest_waiting(self.scene);
         let (mut gpus, mut nodes) = nodes::look(self, smallest, &mut findings);
         devices::look(self, &mut gpus, &mut nodes, &mut findings);
+        reassessments.fill_in(self.scene, &mut gpus, &mut nodes);
         used::look(self, &mut findings);
         let enforced = enforced::look(self, &reassessments);
         let namespaces = namespaces::look(self, &policies, &enforced, &mut findings);

@@ -189,11 +189,10 @@ pub fn lacks_annotations(holder: &Holder, gpu: Option<&GpuId>, pools: &[Pool]) -
 /// The total excludes the driver's own part once the agent reports that part. If the GPU is not known, the total is
 /// known only if all GPUs of the pool have the same one.
 fn reported_total(contents: &Contents, gpu: Option<&GpuId>) -> Option<Vram> {
-    let seen = |gpu: &Gpu| gpu.total.minus(gpu.driver_reserved.unwrap_or(Vram::ZERO)).free();
     match gpu {
-        Some(id) => contents.gpus.iter().find(|gpu| gpu.has_id(id)).map(seen),
+        Some(id) => contents.gpus.iter().find(|gpu| gpu.has_id(id)).map(Gpu::reported_total),
         None => {
-            let mut totals = contents.gpus.iter().map(seen);
+            let mut totals = contents.gpus.iter().map(Gpu::reported_total);
             let first = totals.next()?;
             totals.all(|total| total == first).then_some(first)
         }

@@ -76,6 +76,7 @@ pub struct Cluster {
     by_free: BTreeMap<Resource, Ranking>,
     slots: BTreeMap<Resource, Ranking>,
     max_demands: BTreeMap<Resource, Ranking>,
+    kinds: Kinds,
     changed: BTreeSet<String>,
     touched: BTreeSet<String>,
     /// Whether ranking is suspended because the initial lists are still being read.
@@ -102,6 +103,7 @@ impl Cluster {
             by_free: BTreeMap::new(),
             slots: BTreeMap::new(),
             max_demands: BTreeMap::new(),
+            kinds: Kinds::default(),
             changed: BTreeSet::new(),
             touched: BTreeSet::new(),
             ranking_deferred: false,
@@ -370,6 +372,7 @@ impl Cluster {
     fn unrank(&mut self, name: &str) {
         let Some(node) = self.nodes.get(name) else { return };
         for pool in &node.facts.pools {
+            self.kinds.remove(pool, name);
             for ranking in [&mut self.by_free, &mut self.slots, &mut self.max_demands] {
                 if let Some(entries) = ranking.get_mut(&pool.resource) {
                     let free = node.usage.as_ref().map(|usage| usage.free);
@@ -396,6 +399,7 @@ impl Cluster {
             let enter = |rankings: &mut BTreeMap<Resource, Ranking>, amount: Vram| {
                 rankings.entry(pool.resource.clone()).or_default().insert((amount, name.to_owned()));
             };
+            self.kinds.add(pool, name);
             enter(&mut self.by_free, usage.free);
             if let Some(max_demand) = pool.max_demand(&self.rules) {
                 enter(&mut self.max_demands, max_demand);
@@ -428,6 +432,7 @@ impl Cluster {
         for rankings in [&mut self.by_free, &mut self.slots, &mut self.max_demands] {
             rankings.clear();
         }
+        self.kinds.clear();
         let names: Vec<String> = self.nodes.keys().cloned().collect();
         for name in names {
             self.rank(&name);
@@ -452,31 +457,11 @@ impl Cluster {
             self.nodes.remove(name);
         }
     }
-
-    fn note_requested(&mut self, holder: &Holder) {
-        for resource in holder.requested_resources() {
-            *self.requested.entry(resource.clone()).or_default().entry(holder.priority).or_default() += 1;
-        }
-    }
-
-    fn forget_requested(&mut self, holder: &Holder) {
-        for resource in holder.requested_resources() {
-            let counted = "a holder that was confirmed was counted";
-            let priorities = self.requested.get_mut(resource).expect(counted);
-            let count = priorities.get_mut(&holder.priority).expect(counted);
-            *count -= 1;
-            if *count == 0 {
-                priorities.remove(&holder.priority);
-            }
-            if priorities.is_empty() {
-                self.requested.remove(resource);
-            }
-        }
-    }
 }
 
 mod guarded;
 mod interner;
+mod kinds;
 mod ledgers;
 mod lingering;
 mod outlook;
@@ -485,9 +470,11 @@ mod room;
 mod undeclared;
 
 use self::guarded::Guarded;
+use self::kinds::Kinds;
 use self::lingering::Lingers;
 use self::preemption::{ByPreemption, MAX_NODES_PREEMPTED};
 pub use guarded::LINGER;
+pub use kinds::{Landing, Limits};
 pub use ledgers::{REPORT_DEADLINE, STARTUP_DEADLINE};
 pub use lingering::RELEASE_DEADLINE;
 pub use outlook::Outlook;

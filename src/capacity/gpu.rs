@@ -82,6 +82,11 @@ impl Gpu {
         self.id == *id || GpuId::Index(self.index) == *id
     }
 
+    /// What CUDA reports as the total of this GPU: all its memory, without what the driver keeps once that is known.
+    pub fn reported_total(&self) -> Vram {
+        self.total.minus(self.driver_reserved.unwrap_or(Vram::ZERO)).free()
+    }
+
     /// Memory of this GPU that pods can be given.
     ///
     /// It is floor((total − driver reserve − headroom) × overcommit) − out-of-band use. A driver reserve and headroom
@@ -145,6 +150,8 @@ pub struct Pool {
     pub contents: Result<Contents, Unknown>,
     /// How the device plugin chooses the GPU of a container.
     pub allocation_policy: AllocationPolicy,
+    /// Whether the node enforces hard limits of GPU memory, as a `GpuInventory` says.
+    pub hard_limits: bool,
 }
 
 /// The GPUs of a [`Pool`] and their replicas.

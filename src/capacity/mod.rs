@@ -20,6 +20,7 @@
 //! | [`pod`] | the shape of a pod: what it requests and declares, as one validated value |
 //! | [`pod::demand`] | from declared to demanded; the sum over the containers of a pod |
 //! | [`pod::placement`] | which nodes a pod may be placed on; the node affinity that is added to it |
+//! | [`pod::software`] | the LLM framework of a container, and the flags that it is started with |
 //! | [`policy`] | policy fields, layers, and the policy in force in a namespace |
 //! | [`quota`] | the quota of a policy as a ResourceQuota of the namespace |
 //! | [`node`] | one node; its parts follow |
@@ -120,6 +121,7 @@
 //!         replicas: NonZeroU32::new(4).unwrap(),
 //!     }),
 //!     allocation_policy: AllocationPolicy::Unverified,
+//!     hard_limits: false,
 //! };
 //! let usage_of = |pool: &Pool| NodeLedger::default().usage(std::slice::from_ref(pool), &rules, |_| true);
 //! let demand = Demand::declared("8Gi".parse()?, rules.per_process_overhead, 1).unwrap().total;

@@ -9,10 +9,12 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::name::Name;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::pod::placement::Placement;
+use crate::capacity::pod::software::Software;
 use crate::capacity::vram::Vram;
 
 pub mod demand;
 pub mod placement;
+pub mod software;
 
 /// Namespace and name of a pod, displayed as `"ml/llm-0"`.
 ///
@@ -42,6 +44,9 @@ pub struct Pod {
     pub declarations: Declarations,
     /// Keys of annotations that only vramguard sets, but that the pod carries.
     pub reserved_annotations: Vec<String>,
+    /// What bounds each container, as an earlier `/mutate/pods` wrote it, or anybody: values of
+    /// `vramguard.dev/bounded-by.<container>`, by container.
+    pub bounded_by: BTreeMap<String, String>,
     /// Keys of annotations with the prefix `vramguard.dev/` that vramguard does not know.
     pub unknown_annotations: Vec<String>,
     /// Constraints on the node.
@@ -69,6 +74,10 @@ pub struct Declarations {
     pub foreign: BTreeMap<String, Vec<Written>>,
     /// `vramguard.dev/processes`: the count, or the text if it is not a count.
     pub processes: Option<Result<u32, String>>,
+    /// `vramguard.dev/framework`.
+    pub framework: Option<String>,
+    /// `vramguard.dev/framework.<container>`, by container.
+    pub frameworks: BTreeMap<String, String>,
 }
 
 /// An amount as it was written in an annotation.
@@ -146,6 +155,8 @@ pub struct Container {
     pub vram_request: VramRequest,
     /// Entries of its environment that vramguard reads or changes, in order.
     pub env: Vec<EnvEntry>,
+    /// What it runs. It is recognised only if the container requests a GPU.
+    pub software: Software,
 }
 
 /// A container's request for the `vramguard.dev/vram` resource.

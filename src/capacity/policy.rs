@@ -42,7 +42,7 @@ pub enum OnShortfall {
     Reroute,
 }
 
-/// The framework whose environment variables are injected. It has no effect yet.
+/// The framework that a container is told its budget for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framework {
     /// The framework that is recognised, if any.
@@ -139,7 +139,7 @@ pub struct Policy {
     pub quota: Option<Vram>,
     /// Model catalogue: declared amounts by model name.
     pub models: BTreeMap<String, Vram>,
-    /// Framework whose environment variables are injected. It has no effect yet.
+    /// The framework that a container is told its budget for.
     pub framework: Framework,
     /// What happens to a user's own value of an injected variable.
     pub on_conflict: OnConflict,

@@ -54,6 +54,7 @@ pub(crate) fn pool(sizes: &[u64], replicas: u32) -> Pool {
         sharing: Sharing::TimeSlicing,
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).expect("at least one replica") }),
         allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
     }
 }
 

@@ -13,6 +13,7 @@ pub mod finding;
 
 mod advice;
 mod binding;
+mod bounded;
 mod condition;
 mod explanation;
 mod never_fits;
@@ -28,6 +29,7 @@ mod violation;
 
 pub use advice::Advice;
 pub use binding::Refusal;
+pub use bounded::{Bound, BoundedBy, Why};
 pub use condition::{Condition, OVERCOMMITTED, unknown};
 pub use explanation::{
     Counts, NO_CLUSTER, NO_GPU_AT_ALL, NO_POLICY, Source, Unsuitable, exists_already, hami_not_read, not_for_us,

@@ -53,8 +53,6 @@ pub struct Configuration {
     /// The entries of all `GpuInventory` documents, in the order of files and entries; the first that describes a node
     /// counts.
     pub overrides: Vec<Override>,
-    /// Fields that are set but have no effect in this version, each with its file.
-    pub inert: Vec<(String, &'static str)>,
 }
 
 /// Reads the documents of several files, given as name and text.
@@ -126,7 +124,6 @@ impl Reader {
             "ClusterVramPolicy" => {
                 let document: schema::Document<schema::ClusterSpec> = parse(file, line, text)?;
                 self.only_one(&at, "the ClusterVramPolicy", file)?;
-                self.note_inert(file, document.spec.inert());
                 let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
                 self.configuration.documents.cluster = Some(policy);
             }
@@ -136,7 +133,6 @@ impl Reader {
                 let namespace = namespace
                     .ok_or_else(|| at("metadata.namespace", "is missing; a VramPolicy is for one namespace".into()))?;
                 self.only_one(&at, &format!("the VramPolicy of namespace {namespace:?}"), file)?;
-                self.note_inert(file, document.spec.inert());
                 let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
                 self.configuration.documents.namespaces.insert(namespace, layer);
             }
@@ -163,10 +159,6 @@ impl Reader {
             None => Ok(()),
             Some(first) => Err(at("", format!("{what} is there twice, the first time in {first}; keep one"))),
         }
-    }
-
-    fn note_inert(&mut self, file: &str, fields: Vec<&'static str>) {
-        self.configuration.inert.extend(fields.into_iter().map(|field| (file.to_owned(), field)));
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Override {
     pub replicas: NonZeroU32,
     /// Total memory of each GPU; at most [`MAX_GPU`], never zero.
     pub gpus: Vec<Vram>,
+    /// Whether these nodes enforce hard limits of GPU memory, as the operator says.
+    pub hard_limits: bool,
 }
 
 impl Override {
@@ -223,6 +225,7 @@ fn unreadable(resource: &Resource, value: &str) -> Pool {
         sharing: Sharing::Unstated,
         contents: Err(why),
         allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
     }
 }
 
@@ -240,7 +243,13 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override, label
         let replicas = described.replicas.get();
         Err(Unknown::Contradiction { gpus, replicas, resource: resource.clone(), capacity })
     };
-    Pool { resource: resource.clone(), sharing, contents, allocation_policy: AllocationPolicy::Unverified }
+    Pool {
+        resource: resource.clone(),
+        sharing,
+        contents,
+        allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: described.hard_limits,
+    }
 }
 
 fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BTreeMap<String, String>) -> Pool {
@@ -251,6 +260,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
             sharing: Sharing::Unstated,
             contents,
             allocation_policy: AllocationPolicy::Unverified,
+            hard_limits: false,
         };
     }
     if keys::is_renamed_resource(&resource.0) {
@@ -260,6 +270,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
             sharing: Sharing::Unstated,
             contents,
             allocation_policy: AllocationPolicy::Unverified,
+            hard_limits: false,
         };
     }
     // With renameByDefault the shared GPUs have a resource name of their own, and the other GPUs keep the plain name.
@@ -274,7 +285,13 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         (false, _) => Others { exclusive: 0, shared: 0 },
     };
     let contents = labelled(resource, count, sharing, others, labels);
-    Pool { resource: resource.clone(), sharing, contents, allocation_policy: AllocationPolicy::Unverified }
+    Pool {
+        resource: resource.clone(),
+        sharing,
+        contents,
+        allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
+    }
 }
 
 /// Capacity of the node's other GPU resource, by whether that one is shared.

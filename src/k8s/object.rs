@@ -118,6 +118,13 @@ pub type Containers = Bounded<Container, MAX_CONTAINERS>;
 pub struct Container {
     /// Name, unique in the pod.
     pub name: String,
+    /// Image.
+    #[serde(deserialize_with = "null_as_default")]
+    pub image: String,
+    /// Command, in place of the image's.
+    pub command: Texts,
+    /// Arguments of the command.
+    pub args: Texts,
     /// `Always` makes an init container a sidecar.
     pub restart_policy: Option<String>,
     /// Limits and requests. A patch needs to know whether the field is present.

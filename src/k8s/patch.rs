@@ -13,6 +13,7 @@ use super::object::{BindingObject, Container, NodeSelectorTerm, PodObject, Requi
 use crate::capacity::admission::{Changes, ContainerChange, environment};
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::placement::{Affinity, NewTerm, Operator, Preference, Requirement, Reroute};
+use crate::capacity::pod::software::ArgumentList;
 use crate::keys;
 
 /// Returns the operations for `changes`, which must have been decided on this same object.
@@ -21,6 +22,7 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     for annotation in &changes.strip {
         remove(&mut patch, &["metadata", "annotations", annotation]);
     }
+    annotate(&mut patch, object.metadata.annotations.is_some(), &changes.annotate);
     let spec = &object.spec;
     let init = spec.init_containers.iter().enumerate().map(|(index, container)| ("initContainers", index, container));
     let apps = spec.containers.iter().enumerate().map(|(index, container)| ("containers", index, container));
@@ -35,7 +37,6 @@ pub fn operations(object: &PodObject, changes: &Changes) -> Patch {
     for label in &changes.unselect {
         remove(&mut patch, &["spec", "nodeSelector", label]);
     }
-    annotate(&mut patch, object, changes);
     Patch(patch)
 }
 
@@ -54,12 +55,27 @@ fn in_container(patch: &mut Vec<PatchOperation>, at: &[&str], container: &Contai
             }
         }
     }
+    // Before any entry is removed or inserted, while the indices are those of the object.
+    for variable in &change.edit_env {
+        let environment::Value::Literal(value) = &variable.value else { continue };
+        let last = container.env.iter().flat_map(|env| env.iter()).rev().find(|entry| entry.name == variable.name);
+        if let Some(entry) = last {
+            add(patch, &[at, &["env", &entry.index.to_string(), "value"]].concat(), json!(value));
+        }
+    }
     if let Some(name) = change.remove_env {
         let named = container.env.iter().flatten().filter(|entry| entry.name == name);
         // From the end, so that the remaining indices stay valid.
         for entry in named.collect::<Vec<_>>().into_iter().rev() {
             remove(patch, &[at, &["env", &entry.index.to_string()]].concat());
         }
+    }
+    if let Some(argument) = &change.argument {
+        let list = match argument.list {
+            ArgumentList::Command => "command",
+            ArgumentList::Args => "args",
+        };
+        add(patch, &[at, &[list, "-"]].concat(), json!(argument.text));
     }
     let entries = change.env.iter().map(|variable| match &variable.value {
         environment::Value::Literal(value) => json!({ "name": variable.name, "value": value }),
@@ -86,15 +102,20 @@ pub fn of_binding(binding: &BindingObject, pod: Option<&PodUid>, annotations: &B
     if let Some(pod) = pod.filter(|_| binding.metadata.uid.as_ref().is_none_or(String::is_empty)) {
         add(&mut patch, &["metadata", "uid"], json!(pod.to_string()));
     }
-    if annotations.is_empty() {
-    } else if binding.metadata.annotations.is_none() {
-        add(&mut patch, &["metadata", "annotations"], json!(annotations));
-    } else {
-        for (key, value) in annotations {
-            add(&mut patch, &["metadata", "annotations", key], json!(value));
-        }
-    }
+    annotate(&mut patch, binding.metadata.annotations.is_some(), annotations);
     Patch(patch)
+}
+
+/// Sets annotations. `has_any` tells whether the object has the field.
+fn annotate(patch: &mut Vec<PatchOperation>, has_any: bool, annotations: &BTreeMap<String, String>) {
+    if annotations.is_empty() {
+    } else if has_any {
+        for (key, value) in annotations {
+            add(patch, &["metadata", "annotations", key], json!(value));
+        }
+    } else {
+        add(patch, &["metadata", "annotations"], json!(annotations));
+    }
 }
 
 /// Path of the required node affinity.
@@ -137,18 +158,6 @@ fn prefer(patch: &mut Vec<PatchOperation>, object: &PodObject, preferences: &[Pr
             add(patch, &PREFERRED, json!([term]));
         }
         exists = true;
-    }
-}
-
-/// Sets annotations. A pod has some by then, or gets the object for them.
-fn annotate(patch: &mut Vec<PatchOperation>, object: &PodObject, changes: &Changes) {
-    if changes.annotate.is_empty() {
-    } else if object.metadata.annotations.is_none() {
-        add(patch, &["metadata", "annotations"], json!(changes.annotate));
-    } else {
-        for (key, value) in &changes.annotate {
-            add(patch, &["metadata", "annotations", key], json!(value));
-        }
     }
 }
 

@@ -8,12 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::object::{self, PodObject, PodSpec, Quantities};
 use super::quantity::{self, Bytes};
 use crate::capacity::admission::declaration::{Fallback, Names, resolve};
+use crate::capacity::admission::environment::recognise::{MOST_WORDS, recognise};
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Amount, Holder, Part};
 use crate::capacity::node::reservation::Found;
 use crate::capacity::pod::demand::{self, Role};
 use crate::capacity::pod::placement::{Operator, OwnPool, Placement, Preemption, Requirement, Term, Toleration};
+use crate::capacity::pod::software::Software;
 use crate::capacity::pod::{
     Container, Declarations, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest, Written, requested,
 };
@@ -36,6 +38,7 @@ pub fn translate(object: &PodObject, namespace: Option<&str>, user: Option<&str>
         containers: containers(&object.spec),
         declarations: annotations.declarations,
         reserved_annotations: annotations.reserved,
+        bounded_by: annotations.bounded_by,
         unknown_annotations: annotations.unknown,
         placement,
         access: access(&object.spec),
@@ -237,13 +240,21 @@ fn container((role, object): (Role, &object::Container)) -> Container {
         },
         field: entry.value_from.as_ref().and_then(|source| Some(source.field_ref.as_ref()?.field_path.clone())),
     });
+    let gpus = gpus(limits, requests);
     Container {
         name: object.name.clone(),
         role,
-        gpus: gpus(limits, requests),
+        software: if gpus.is_empty() { Software::default() } else { software(object) },
+        gpus,
         vram_request: vram_request(limits, requests),
         env: env.collect(),
     }
+}
+
+fn software(object: &object::Container) -> Software {
+    let [command, args] =
+        [&object.command, &object.args].map(|list| list.iter().take(MOST_WORDS + 1).collect::<Vec<&str>>());
+    recognise(&object.image, &command, &args)
 }
 
 fn gpus(limits: Option<&Quantities>, requests: Option<&Quantities>) -> Vec<(Resource, u64)> {
@@ -340,6 +351,7 @@ fn parts(containers: &[Container], metadata: &ObjectMeta) -> Vec<Part> {
 struct Annotations {
     declarations: Declarations,
     reserved: Vec<String>,
+    bounded_by: BTreeMap<String, String>,
     unknown: Vec<String>,
     own_pool: Option<OwnPool>,
 }
@@ -365,6 +377,12 @@ impl Annotations {
         } else if key == keys::PROCESSES {
             let count = text.parse().ok().filter(|count| (1..=MAX_PROCESSES).contains(count));
             declarations.processes = Some(count.ok_or_else(|| text.to_owned()));
+        } else if key == keys::FRAMEWORK {
+            declarations.framework = Some(text.to_owned());
+        } else if let Some(container) = key.strip_prefix(keys::FRAMEWORK_OF) {
+            declarations.frameworks.insert(container.to_owned(), text.to_owned());
+        } else if let Some(container) = key.strip_prefix(keys::BOUNDED_BY_OF) {
+            self.bounded_by.insert(container.to_owned(), text.to_owned());
         } else if key == keys::GPU_TOTAL_MIB || key.starts_with(keys::GPU_OF) || key.starts_with(keys::VRAM_FRACTION_OF)
         {
             self.reserved.push(key.to_owned());

@@ -97,3 +97,6 @@ pub fn validate<C: Deref<Target = Cluster>>(
     drop(cluster);
     Some(Validation { pod: pod.name, judgement })
 }
+
+#[cfg(test)]
+mod tests;

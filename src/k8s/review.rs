@@ -376,6 +376,8 @@ fn code(reason: Reason) -> u16 {
         | Reason::TooManyReplicas
         | Reason::VramStranded
         | Reason::UnknownAnnotation
+        | Reason::UnknownFramework
+        | Reason::Unbounded
         | Reason::NotGuarded
         | Reason::ForeignDeclaration
         | Reason::DeadEnvironment

@@ -142,6 +142,7 @@ fn holder(held: &Held) -> Holder {
         vram_mib: held.amount.map(mib),
         declared: held.declared,
         seen: held.seen,
+        bounded_by: held.bounded_by.map(|by| by.word().to_owned()),
         used_mib: held.in_use.as_ref().and_then(|seen| seen.used).map(mib),
         peak_mib: held.in_use.as_ref().map(|seen| mib(seen.peak)),
         idle_seconds: held.in_use.as_ref().and_then(|seen| seen.idle).map(|idle| idle.as_secs()),

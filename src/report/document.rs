@@ -206,6 +206,10 @@ pub struct Holder {
     /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
     #[serde(default)]
     pub seen: bool,
+    /// What keeps it to what it declares: `driver`, `allocator`, `plan` or `nothing`; absent if it takes no part of a
+    /// shared GPU, or if its pod was not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounded_by: Option<String>,
     /// Memory that it really uses, in MiB, as the node agent reports it; absent if not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_mib: Option<u64>,

@@ -54,8 +54,6 @@ pub struct Setting {
     pub locked: bool,
     /// A value that the other document sets, and that is not in force.
     pub ignored: Option<Ignored>,
-    /// Whether this version reads the value and does nothing with it.
-    pub no_effect: bool,
 }
 
 /// The document that a value comes from.
@@ -160,6 +158,17 @@ pub struct Container {
     pub injected_env: Vec<String>,
     /// The variable that is taken out.
     pub removed_env: Option<String>,
+    /// The variables to which something is added, as `NAME=value` with the new value.
+    pub edited_env: Vec<String>,
+    /// The flag that is appended to its arguments.
+    pub appended_argument: Option<String>,
+    /// The framework that it runs; `null` if none is known, or if nothing is injected.
+    pub framework: Option<&'static str>,
+    /// What keeps it to what it declares: `driver`, `allocator`, `plan` or `nothing`; `null` if it takes no part of a
+    /// shared GPU, or if nothing is injected.
+    pub bounded_by: Option<&'static str>,
+    /// `boundedBy` in words, and why; empty without it.
+    pub bound: String,
 }
 
 /// What `/mutate/pods` changes in a pod.

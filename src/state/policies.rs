@@ -94,7 +94,7 @@ impl PolicyStore {
     pub fn new(files: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
         let configuration = parse(files)?;
         let policies = Policies::new(&configuration.documents, own_namespace);
-        report(&configuration, &policies);
+        report(&policies);
         let generation = Generation { number: 1, policies, earlier: Vec::new(), overrides: configuration.overrides };
         Ok(PolicyStore {
             current: ArcSwap::from_pointee(generation),
@@ -130,7 +130,7 @@ impl PolicyStore {
         if before.policies == policies && before.overrides == configuration.overrides {
             return Ok(());
         }
-        report(&configuration, &policies);
+        report(&policies);
         let number = before.number + 1;
         let last = Earlier { policies: before.policies.clone(), until: Instant::now() };
         let still = before.earlier.iter().filter(|earlier| earlier.until.elapsed() < GRACE).cloned();
@@ -230,11 +230,8 @@ fn parse(files: &Files) -> Result<Configuration, LoadError> {
     document::read(files.iter().map(|(name, text)| (name.as_str(), text.as_str()))).map_err(LoadError::Documents)
 }
 
-/// Logs what is written in the policies and has no effect, and which settings are risky.
-fn report(configuration: &Configuration, policies: &Policies) {
-    for (file, field) in &configuration.inert {
-        tracing::warn!("{file}: {field} is read, but has no effect in this version");
-    }
+/// Logs what is written in the policies and is ignored, and which settings are risky.
+fn report(policies: &Policies) {
     for (namespace, field) in policies.ignored() {
         let field = field.path();
         tracing::warn!("VramPolicy of namespace {namespace:?}: {field} is locked by the ClusterVramPolicy and ignored");

@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use crate::capacity::name::PodUid;
 use crate::capacity::pod::Pod;
 use crate::capacity::pod::placement::Placement;
+use crate::capacity::pod::software::Software;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod::{self, Guarded, Stage};
+use crate::keys;
 
 /// Pods that are cached; a further pod displaces another one. kube-scheduler handles fewer pods at a time.
 const MAX_PODS: usize = 2048;
@@ -26,6 +28,12 @@ impl Guarded {
     fn kept(mut self) -> Option<Guarded> {
         self.pod.placement = Placement { node_name: self.pod.placement.node_name, ..Placement::default() };
         self.pod.unknown_annotations = Vec::new();
+        self.pod.bounded_by = BTreeMap::new();
+        (self.pod.declarations.framework, self.pod.declarations.frameworks) = (None, BTreeMap::new());
+        for container in &mut self.pod.containers {
+            container.software = Software::default();
+            container.env.retain(|entry| entry.name == keys::ENV_VRAM_MIB);
+        }
         let fits = self.pod.containers.len() <= MAX_CONTAINERS && text(&self.pod) <= MAX_TEXT;
         fits.then_some(self)
     }
@@ -135,6 +143,27 @@ mod tests {
         }
         assert_eq!(unbound.0.len(), MAX_PODS);
         assert!(unbound.get(&PodUid::from(format!("{:05}", MAX_PODS + 9))).is_some(), "a new pod is kept");
+    }
+
+    #[test]
+    fn what_a_container_runs_is_not_kept() {
+        let (mut unbound, uid) = (Unbound::default(), PodUid::from("a"));
+        let resources = json!({ "nvidia.com/gpu": "1", "vramguard.dev/vram": "8Gi" });
+        let long = "x".repeat(MAX_TEXT);
+        let env = json!([
+            { "name": "VRAMGUARD_VRAM_MIB", "value": "8192" }, { "name": "PYTORCH_CUDA_ALLOC_CONF", "value": long },
+        ]);
+        let container = json!({
+            "name": "main", "image": "vllm/vllm-openai", "args": ["--model", long], "env": env,
+            "resources": { "limits": resources, "requests": resources },
+        });
+        let annotations =
+            json!({ "vramguard.dev/framework": "x".repeat(MAX_TEXT), "vramguard.dev/bounded-by.main": "plan" });
+        see(&mut unbound, &pod("a", annotations, json!({ "containers": [container] })));
+        let kept = &unbound.get(&uid).expect("the rest is small").pod;
+        assert_eq!(kept.containers[0].software, Software::default());
+        let env: Vec<&str> = kept.containers[0].env.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(env, ["VRAMGUARD_VRAM_MIB"], "a binding writes the share of the GPU by it");
     }
 
     #[test]

@@ -34,6 +34,9 @@ impl Webhook {
             return Decided::untouched(request);
         };
         let mutation = pod_review::mutate(subject(request, object), policy, || self.cluster());
+        for bound in mutation.changes.containers.iter().filter_map(|change| change.bound.as_ref()) {
+            self.metrics.bounded.count(bound);
+        }
         let verdict = if mutation.patch.0.is_empty() { "allowed" } else { "patched" };
         Decided { answer: mutation.answer(request.uid.clone()), verdict, reason: String::new() }
     }

@@ -63,6 +63,7 @@ mod tests {
             gpus: (gpus > 0).then(|| (Resource("nvidia.com/gpu".into()), gpus)).into_iter().collect(),
             vram_request: VramRequest::Absent,
             env: Vec::new(),
+            software: crate::capacity::pod::software::Software::default(),
         };
         let amount = declared.parse().map_err(|_| "unreadable".to_owned());
         let written = Written { key: "vramguard.dev/vram".into(), text: declared.into(), amount };
@@ -71,6 +72,7 @@ mod tests {
             containers: containers.iter().map(container).collect(),
             declarations: Declarations { pod: Some(written), processes, ..Declarations::default() },
             reserved_annotations: Vec::new(),
+            bounded_by: std::collections::BTreeMap::new(),
             unknown_annotations: Vec::new(),
             placement: Placement::default(),
             origin: Origin::Api,

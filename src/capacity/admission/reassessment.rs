@@ -11,7 +11,7 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::pod::{Origin, Pod};
 use crate::capacity::policy::{Mode, Policy};
-use crate::capacity::verdict::{Advice, MAX_FINDINGS, NeverFits, Violation};
+use crate::capacity::verdict::{Advice, Bound, MAX_FINDINGS, NeverFits, Violation};
 use crate::capacity::vram::Vram;
 
 /// What a policy says of a pod that exists.
@@ -27,6 +27,9 @@ pub struct Reassessment {
     pub demand: Option<Vram>,
     /// The demand of each container, in its order; `None` for a container without one.
     pub demands: Vec<Option<Vram>>,
+    /// What bounds each container on its node, or on those that it may land on, in its order; `None` for a container
+    /// that takes no part of a shared GPU.
+    pub bounds: Vec<Option<Bound>>,
     /// Why no node could take it, even when empty.
     pub never_fits: Option<NeverFits>,
     /// Where its copies may be placed once `/mutate/pods` has rerouted them; `None` if it reroutes none.
@@ -45,7 +48,8 @@ pub enum Assessed {
 /// Assesses a pod or a template under a policy whose mode is Enforce. The mirror of a static pod breaks nothing.
 pub fn reassess(pod: &Pod, assessed: Assessed, policy: &Policy, cluster: &Cluster) -> Reassessment {
     // A scheduler chose the node of a running pod, so `spec.nodeName` is no constraint here.
-    let placement = Placement { node_name: None, ..pod.placement.clone() };
+    let landed = &pod.placement;
+    let placement = Placement { node_name: None, ..landed.clone() };
     let pod = Pod { placement, ..pod.clone() };
     let mut assessment = assess(&pod, policy, cluster);
     if pod.origin == Origin::Mirror {
@@ -68,9 +72,10 @@ pub fn reassess(pod: &Pod, assessed: Assessed, policy: &Policy, cluster: &Cluste
         Some(NeverFits { made_of, ..never })
     });
     let demands = assessment.demands.iter().map(|demand| demand.map(|demand| demand.total)).collect();
+    let bounds = assessment.bounds(rerouted.as_deref().unwrap_or(landed));
     assessment.advice.truncate(MAX_FINDINGS);
     let Assessment { violations, advice, .. } = assessment;
-    Reassessment { violations, advice, resource, demand, demands, never_fits, rerouted }
+    Reassessment { violations, advice, resource, demand, demands, bounds, never_fits, rerouted }
 }
 
 /// The violations for which a running pod would be refused when created again, for instance after its node is replaced.

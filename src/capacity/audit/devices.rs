@@ -103,6 +103,7 @@ fn holders(claim: &DeviceClaim) -> Vec<Held> {
         amount,
         declared: claim.memory.is_some(),
         seen: false,
+        bounded_by: None,
         in_use: None,
     };
     match claim.pods.split_first() {

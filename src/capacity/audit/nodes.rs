@@ -115,6 +115,7 @@ impl Node<'_> {
             amount: ledger.part_amount(uid, part, slot, rules),
             declared: !matches!(part.amount, Amount::Slots(_)),
             seen: ledger.counts_as_seen(uid, part, slot, rules).is_some(),
+            bounded_by: None,
             in_use: self.observed.as_ref().and_then(|observed| observed.container(uid, &part.container)),
         }
     }

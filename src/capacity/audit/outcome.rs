@@ -11,7 +11,7 @@ use crate::capacity::pod::PodName;
 use crate::capacity::policy::Mode;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Finding, Object};
-use crate::capacity::verdict::{Outdated, Violation};
+use crate::capacity::verdict::{BoundedBy, Outdated, Violation};
 use crate::capacity::vram::Vram;
 
 /// The results of an audit. All amounts are in MiB.
@@ -143,6 +143,8 @@ pub struct Held {
     pub declared: bool,
     /// Whether it counts as what it was seen to use, because its pod declares nothing and it uses more than its slots.
     pub seen: bool,
+    /// What bounds it; `None` if it takes no part of a shared GPU, or if its pod was not read.
+    pub bounded_by: Option<BoundedBy>,
     /// What it really uses; `None` if no agent has seen it on a GPU.
     pub in_use: Option<HolderUse>,
 }

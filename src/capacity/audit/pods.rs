@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::findings::Findings;
+use super::outcome::{GpuState, NodeState};
 use super::scene::{Scene, Stage, Subject};
 use super::{Modes, View};
 use crate::capacity::admission::{self, Assessed, Reassessment};
@@ -10,10 +11,11 @@ use crate::capacity::cluster::{Cluster, OnlyShared};
 use crate::capacity::name::Name;
 use crate::capacity::node::holder::{Amount, Part};
 use crate::capacity::observation::finding;
+use crate::capacity::pod::PodName;
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::finding::{Finding, ForeignDeclaration, Given, Matter, Severity};
-use crate::capacity::verdict::{Advice, Rerouted, Violation};
+use crate::capacity::verdict::{Advice, BoundedBy, Rerouted, Violation};
 use crate::capacity::vram::Vram;
 
 /// What the policy says of each subject of a scene, by its index; `None` if its namespace is exempt.
@@ -29,6 +31,27 @@ impl Reassessments {
             reassessment.as_ref().filter(|reassessment| reassessment.never_fits.is_none())
         });
         fitting.filter_map(|reassessment| reassessment.demand).min()
+    }
+}
+
+impl Reassessments {
+    /// Adds to each container that holds memory what bounds it.
+    pub(super) fn fill_in(&self, scene: &Scene, gpus: &mut [GpuState], nodes: &mut [NodeState]) {
+        let subjects = scene.subjects.iter().zip(&self.all).filter(|(subject, _)| subject.stage != Stage::Template);
+        let of_subject = |(subject, reassessment): (&'_ Subject, &'_ Option<Reassessment>)| {
+            let bounds = reassessment.as_ref().map(|reassessment| reassessment.bounds.clone()).unwrap_or_default();
+            let names = subject.pod.containers.iter().map(|container| Name::from(container.name.as_str()));
+            let pod = subject.pod.name.clone();
+            names
+                .zip(bounds)
+                .filter_map(move |(name, bound)| Some(((pod.clone(), name), bound?.by)))
+                .collect::<Vec<_>>()
+        };
+        let bounds: BTreeMap<(PodName, Name), BoundedBy> = subjects.flat_map(of_subject).collect();
+        let holders = gpus.iter_mut().flat_map(|gpu| &mut gpu.holders);
+        for held in holders.chain(nodes.iter_mut().flat_map(|node| &mut node.unassigned)) {
+            held.bounded_by = bounds.get(&(held.pod.clone(), held.container.clone())).copied();
+        }
     }
 }
 

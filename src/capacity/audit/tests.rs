@@ -14,11 +14,11 @@ use crate::capacity::node::holder::Amount;
 use crate::capacity::node::holder::Part;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::pod::placement::Placement;
-use crate::capacity::pod::{Container, Declarations, HostAccess, Origin, Pod, PodName, VramRequest, Written};
+use crate::capacity::pod::{Container, Declarations, EnvEntry, HostAccess, Origin, Pod, PodName, VramRequest, Written};
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
 use crate::capacity::testing::{facts, gpu, holder, mib, part, pool, uid};
-use crate::capacity::verdict::Reason;
 use crate::capacity::verdict::finding::{Growth, Matter, Object, Severity};
+use crate::capacity::verdict::{BoundedBy, Reason};
 
 mod edges;
 mod used;
@@ -76,9 +76,11 @@ fn pod(name: &str, declared: Option<u64>) -> Pod {
             gpus: vec![(gpu(), 1)],
             vram_request: VramRequest::Absent,
             env: Vec::new(),
+            software: crate::capacity::pod::software::Software::default(),
         }],
         declarations: Declarations { pod: written, ..Declarations::default() },
         reserved_annotations: Vec::new(),
+        bounded_by: std::collections::BTreeMap::new(),
         unknown_annotations: Vec::new(),
         placement: Placement::default(),
         access: HostAccess::None,
@@ -135,6 +137,31 @@ fn a_gpu_that_is_promised_more_than_it_has_is_overcommitted_for_certain_and_grav
     assert_eq!(gpu.holders.len(), 3);
     assert_eq!(audit.totals.overcommitted, 1);
     assert!(reasons(&audit).contains(&(Severity::Deny, Reason::GpuOvercommitted, "a".into())), "{:?}", reasons(&audit));
+}
+
+#[test]
+fn a_holder_is_bounded_by_what_its_container_has() {
+    let mut scene = scene(vec![("a", vec![pool(&[80_000], 4)])]);
+    let limit = EnvEntry { name: "XLA_PYTHON_CLIENT_MEM_FRACTION".into(), value: Some("0.1".into()), field: None };
+    for (name, framework, env) in
+        [("told", Some("JAX"), vec![limit]), ("untold", Some("JAX"), vec![]), ("unknown", None, vec![])]
+    {
+        scene.running(name, "a", Some(9_000));
+        let pod = &mut scene.subjects.last_mut().expect("just added").pod;
+        pod.placement.node_name = Some("a".into());
+        pod.declarations.framework = framework.map(str::to_owned);
+        pod.containers[0].env = env;
+    }
+    scene.running("undeclared", "a", None);
+    let audit = run(&scene);
+    let by = |name: &str| {
+        let holder = audit.gpus[0].holders.iter().find(|held| held.pod.name == *name).expect("it is on the GPU");
+        holder.bounded_by
+    };
+    assert_eq!(by("told"), Some(BoundedBy::Allocator));
+    for name in ["untold", "unknown", "undeclared"] {
+        assert_eq!(by(name), Some(BoundedBy::Nothing), "{name}");
+    }
 }
 
 #[test]

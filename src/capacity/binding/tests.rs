@@ -35,6 +35,7 @@ fn pod(node: Option<&str>) -> Pod {
         gpus: vec![(Resource(GPU.into()), 1)],
         vram_request: VramRequest::Exactly(mib(5720)),
         env: vec![budget],
+        software: crate::capacity::pod::software::Software::default(),
     };
     Pod {
         access: crate::capacity::pod::HostAccess::None,
@@ -42,6 +43,7 @@ fn pod(node: Option<&str>) -> Pod {
         containers: vec![main],
         declarations: Declarations::default(),
         reserved_annotations: vec![],
+        bounded_by: std::collections::BTreeMap::new(),
         unknown_annotations: vec![],
         placement: Placement { node_name: node.map(Into::into), ..Placement::default() },
         origin: Origin::Api,

@@ -3,6 +3,7 @@
 
 use super::{Cluster, Node};
 use crate::capacity::gpu::Resource;
+use crate::capacity::node::holder::Holder;
 use crate::capacity::node::usage::Counted;
 use crate::capacity::pod::placement::{Placement, Preemption};
 use crate::capacity::vram::Vram;
@@ -22,6 +23,29 @@ pub(super) enum ByPreemption {
 }
 
 impl Cluster {
+    /// Counts the resources and the priority of a holder.
+    pub(super) fn note_requested(&mut self, holder: &Holder) {
+        for resource in holder.requested_resources() {
+            *self.requested.entry(resource.clone()).or_default().entry(holder.priority).or_default() += 1;
+        }
+    }
+
+    /// Takes back what [`Cluster::note_requested`] counted.
+    pub(super) fn forget_requested(&mut self, holder: &Holder) {
+        for resource in holder.requested_resources() {
+            let counted = "a holder that was confirmed was counted";
+            let priorities = self.requested.get_mut(resource).expect(counted);
+            let count = priorities.get_mut(&holder.priority).expect(counted);
+            *count -= 1;
+            if *count == 0 {
+                priorities.remove(&holder.priority);
+            }
+            if priorities.is_empty() {
+                self.requested.remove(resource);
+            }
+        }
+    }
+
     /// Computes whether the demand fits once pods of lower priority are preempted, for at most `looks` nodes.
     ///
     /// A node is a candidate if it is large enough when empty, if the pod may land on it, and if it has a pod of lower

@@ -105,7 +105,7 @@ impl Inventory {
             Sharing::Exclusive | Sharing::Unstated if shared => Sharing::UnknownMethod,
             said @ (Sharing::Exclusive | Sharing::Unstated) => said,
         };
-        Pool { resource: pool.resource.clone(), sharing, contents, allocation_policy: self.allocation_policy }
+        Pool { sharing, contents, allocation_policy: self.allocation_policy, ..pool.clone() }
     }
 }
 
@@ -150,6 +150,7 @@ mod tests {
             sharing: Sharing::Unstated,
             contents: Err(why),
             allocation_policy: AllocationPolicy::Unverified,
+            hard_limits: false,
         }
     }
 

@@ -28,6 +28,7 @@ fn pod(name: &str, containers: &[&str], declared: Option<u64>) -> Pod {
         gpus: vec![(gpu(), 1)],
         vram_request: VramRequest::Absent,
         env: Vec::new(),
+        software: crate::capacity::pod::software::Software::default(),
     };
     let declared = declared.map(|amount| written("vramguard.dev/vram", amount));
     Pod {
@@ -35,6 +36,7 @@ fn pod(name: &str, containers: &[&str], declared: Option<u64>) -> Pod {
         containers: containers.iter().map(container).collect(),
         declarations: Declarations { pod: declared, ..Declarations::default() },
         reserved_annotations: Vec::new(),
+        bounded_by: std::collections::BTreeMap::new(),
         unknown_annotations: Vec::new(),
         placement: Placement::default(),
         access: HostAccess::None,

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use super::{EnvConflict, NeverFits, Unaccounted, Violation, quoted};
+use super::{EnvConflict, NeverFits, Unaccounted, Violation, Why, cut, quoted};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::placement::MAX_ALTERNATIVES;
+use crate::capacity::pod::software::Framework;
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -47,6 +48,20 @@ pub enum Advice {
         container: String,
         /// The variable, with the user's value and the injected one.
         conflict: EnvConflict,
+    },
+    /// A framework is not told its budget, and its author can do so.
+    Unbounded {
+        /// Name of the container.
+        container: String,
+        /// Why it is not told.
+        why: Why,
+    },
+    /// An annotation names no framework.
+    UnknownFramework {
+        /// The annotation.
+        key: String,
+        /// Its value.
+        text: String,
     },
     /// `/mutate/pods` removed the user's own choice of GPUs from the environment.
     RemovedEnvironment {
@@ -105,15 +120,28 @@ impl fmt::Display for Advice {
             Advice::Stripped { key } => write!(f, "annotation {key} is set by vramguard only and was removed"),
             Advice::UnknownAnnotation { key } => write!(
                 f,
-                "annotation {} means nothing to vramguard; known are {}, {}<container>, {} and {}",
+                "annotation {} means nothing to vramguard; known are {}, {}<container>, {}, {} and {}",
                 quoted(key),
                 keys::VRAM,
                 keys::VRAM_OF,
                 keys::MODEL,
-                keys::PROCESSES
+                keys::PROCESSES,
+                keys::FRAMEWORK
             ),
             Advice::KeptEnvironment { container, conflict } => {
                 write!(f, "container {container:?} sets {conflict}; its own value is kept")
+            }
+            Advice::Unbounded { container, why } => {
+                write!(f, "nothing bounds the GPU memory of container {container:?}: {why}")
+            }
+            Advice::UnknownFramework { key, text } => {
+                let names = Framework::ALL.map(Framework::name).join(", ");
+                write!(
+                    f,
+                    "annotation {}: {} names no framework; write one of {names}, or a name with its version, as in PyTorch@2.11",
+                    cut(key),
+                    quoted(text)
+                )
             }
             Advice::NeverFits(never) => write!(f, "the pod waits until the cluster changes: {never}"),
             Advice::RemovedEnvironment { container, conflict } => {

@@ -89,6 +89,10 @@ pub enum Reason {
     VramStranded,
     /// An annotation under the prefix `vramguard.dev/` has no meaning.
     UnknownAnnotation,
+    /// An annotation names a framework that vramguard does not know.
+    UnknownFramework,
+    /// A framework is not told its budget, because it is started in a way that vramguard does not edit.
+    Unbounded,
     /// A declaration has no effect, because each GPU of the resource goes to one container.
     NotGuarded,
     /// A declaration is for another tool.

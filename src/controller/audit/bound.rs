@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use crate::capacity::admission::environment::recognise::LONGEST_VALUE;
 use crate::keys;
 
 /// Pods and templates of one audit, at most. Ordinary ones take 53 MiB (test `memory_of_full_audits`).
@@ -25,15 +26,13 @@ const SUBJECT: usize = 1 << 10;
 /// Cost of a node of a JSON tree: a text or list of Rust has 24 bytes, and each allocation some more.
 const NODE: usize = 32;
 
-/// The names of the variables whose values are kept.
-const VARIABLES: [&str; 6] = [
-    keys::ENV_READ[0],
-    keys::ENV_READ[1],
-    keys::ENV_READ[2],
-    keys::OLLAMA_MAX_VRAM,
-    keys::PYTORCH_ALLOC_CONF,
-    keys::PYTORCH_CUDA_ALLOC_CONF,
-];
+/// Whether the value of a variable is kept.
+fn is_kept(variable: &str) -> bool {
+    variable == keys::OLLAMA_MAX_VRAM || keys::ENV_READ.contains(&variable)
+}
+
+/// The most that is kept of the flags of a container.
+const FLAGS: usize = keys::FLAGS_READ.len() * (4 * LONGEST_VALUE + NODE);
 
 /// What an audit holds so far.
 #[derive(Debug, Default)]
@@ -113,11 +112,12 @@ fn of_container(container: &Value) -> usize {
     let env = container.get("env").and_then(Value::as_array).into_iter().flatten();
     let env = env.filter(|entry| {
         let name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
-        VARIABLES.contains(&name)
+        is_kept(name)
     });
     // A fault of a variable names the container again.
     let name = weight(container.get("name"));
-    name + weight(container.get("resources")) + env.map(|entry| name + weight(Some(entry))).sum::<usize>()
+    let arguments = ["command", "args"].map(|list| weight(container.get(list))).iter().sum::<usize>().min(FLAGS);
+    name + arguments + weight(container.get("resources")) + env.map(|entry| name + weight(Some(entry))).sum::<usize>()
 }
 
 /// The bytes of a JSON tree: its texts, and [`NODE`] for each of its nodes.

@@ -45,6 +45,7 @@ fn lacking(names: &[String]) -> Vec<MissingAnnotations> {
         sharing: Sharing::TimeSlicing,
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(4).unwrap() }),
         allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
     };
     let request = Vram::from_mib(5720);
     let part = Part { container: "main".into(), role: Role::App, amount: Amount::Requested(request), gpu: None };

@@ -3,6 +3,8 @@
 //!
 //! Tenants write these texts, and the API server accepts 256 KiB of annotations and 1.5 MiB of variables.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::capacity::gpu::GpuId;
@@ -78,12 +80,16 @@ pub(super) fn names(object: &Value) -> Result<(), String> {
 /// is that long.
 pub(super) fn pod(pod: &mut Pod) {
     declarations(&mut pod.declarations);
+    by_container(&mut pod.bounded_by);
     for key in pod.reserved_annotations.iter_mut().chain(&mut pod.unknown_annotations) {
         shorten(key, LONGEST);
     }
     for container in &mut pod.containers {
         if let VramRequest::Irregular { text, .. } = &mut container.vram_request {
             shorten(text, LONGEST);
+        }
+        for flag in &mut container.software.flags {
+            flag.value.iter_mut().for_each(|value| shorten(value, LONGEST));
         }
         for variable in &mut container.env {
             variable.value.iter_mut().for_each(|value| shorten(value, LONGEST));
@@ -114,7 +120,7 @@ fn label(text: &mut String) {
 }
 
 fn declarations(declarations: &mut Declarations) {
-    let Declarations { pod, containers, model, foreign, processes } = declarations;
+    let Declarations { pod, containers, model, foreign, processes, framework, frameworks } = declarations;
     pod.iter_mut().for_each(written);
     containers.values_mut().chain(foreign.values_mut().flatten()).for_each(written);
     // Longer than the name of any container, so it stays one that the pod does not have.
@@ -130,6 +136,17 @@ fn declarations(declarations: &mut Declarations) {
     model.iter_mut().for_each(|model| shorten(model, MAX_NAME));
     if let Some(Err(text)) = processes {
         shorten(text, LONGEST);
+    }
+    framework.iter_mut().for_each(|text| shorten(text, LONGEST));
+    by_container(frameworks);
+}
+
+/// Cuts texts by container. A name that is longer than any container's stays one that the pod does not have.
+fn by_container(texts: &mut BTreeMap<String, String>) {
+    texts.values_mut().for_each(|text| shorten(text, LONGEST));
+    if texts.keys().any(|name| !may_be_name(name)) {
+        let all = std::mem::take(texts);
+        *texts = all.into_iter().map(|(name, text)| (cut_at(&name, MAX_NAME), text)).collect();
     }
 }
 

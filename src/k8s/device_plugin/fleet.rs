@@ -304,6 +304,7 @@ pub fn imagined(gpus: u32, size: Vram) -> Pool {
             replicas: NonZeroU32::MIN,
         }),
         allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
     }
 }
 

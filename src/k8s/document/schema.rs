@@ -136,31 +136,12 @@ struct InventoryEntry {
     sharing: Option<SharingText>,
     replicas: NonZeroU32,
     gpus: Vec<Amount>,
+    #[serde(default)]
+    hard_limits: bool,
 }
 
 /// A field and the problem with it.
 type Wrong<F> = (F, String);
-
-impl ClusterSpec {
-    pub fn inert(&self) -> Vec<&'static str> {
-        inert(&self.environment)
-    }
-}
-
-impl NamespaceSpec {
-    pub fn inert(&self) -> Vec<&'static str> {
-        inert(&self.environment)
-    }
-}
-
-/// Fields that are set but have no effect in this version.
-fn inert(environment: &Environment) -> Vec<&'static str> {
-    let mut fields = Vec::new();
-    if !matches!(environment.framework, None | Some(FrameworkText::Auto | FrameworkText::None)) {
-        fields.push("environment.framework");
-    }
-    fields
-}
 
 impl TryFrom<ClusterSpec> for ClusterPolicy {
     type Error = Wrong<&'static str>;
@@ -245,6 +226,18 @@ impl InventorySpec {
                     "is zero; write the total memory of the GPU".to_owned(),
                 ));
             }
+            if entry.hard_limits && entry.resource.0.is_mig() {
+                return Err((
+                    field(".hardLimits"),
+                    "does not hold for MIG devices, whose size is their limit; remove it".to_owned(),
+                ));
+            }
+            if entry.hard_limits && matches!(entry.sharing, Some(SharingText::Mps)) {
+                return Err((
+                    field(".hardLimits"),
+                    "does not hold under MPS, which has limits of its own; remove it".to_owned(),
+                ));
+            }
             Ok(Override {
                 names: entry.names,
                 labels: entry.match_labels,
@@ -252,6 +245,7 @@ impl InventorySpec {
                 sharing: entry.sharing.map_or(Sharing::UnknownMethod, Into::into),
                 replicas: entry.replicas,
                 gpus: entry.gpus.into_iter().map(|amount| amount.0).collect(),
+                hard_limits: entry.hard_limits,
             })
         });
         entries.collect()

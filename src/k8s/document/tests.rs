@@ -62,14 +62,6 @@ fn the_field_that_pinned_gpus_is_refused_and_what_replaced_it_is_named() {
 }
 
 #[test]
-fn fields_without_effect_yet_are_named() {
-    let text = cluster("onShortfall: Reroute\nquota: 1Gi\nenvironment:\n  framework: vLLM");
-    let fields: Vec<&str> = read_one(&text).unwrap().inert.into_iter().map(|(_, field)| field).collect();
-    let expected = ["environment.framework"];
-    assert_eq!(fields, expected);
-}
-
-#[test]
 fn the_samples_that_are_shipped_are_read() {
     for (name, text) in [
         ("cluster.yaml", include_str!("../../../policies/cluster.yaml")),
@@ -172,6 +164,9 @@ fn an_inventory_entry_describes_nodes_and_gpus() {
     };
     let read = read_one(&entry("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi, 80Gi]}")).unwrap();
     assert_eq!(read.overrides[0].gpus, [Vram::from_mib(24 * 1024), Vram::from_mib(80 * 1024)]);
+    assert!(!read.overrides[0].hard_limits, "nobody said so");
+    let limited = entry("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi], hardLimits: true}");
+    assert!(read_one(&limited).unwrap().overrides[0].hard_limits);
     for (body, expected) in [
         ("{resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi]}", "spec.nodes[0]: describes no node"),
         ("{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: []}", "spec.nodes[0].gpus: is empty"),
@@ -181,6 +176,18 @@ fn an_inventory_entry_describes_nodes_and_gpus() {
             "spec.nodes[0].gpus[0]: is more than 16384Gi",
         ),
         ("{names: [n], resource: nvidia.com/gpu, replicas: 0, gpus: [1Gi]}", "spec.nodes[0].replicas: "),
+        (
+            "{names: [n], resource: nvidia.com/mig-1g.10gb, replicas: 1, gpus: [10Gi], hardLimits: true}",
+            "spec.nodes[0].hardLimits: does not hold for MIG devices",
+        ),
+        (
+            "{names: [n], resource: nvidia.com/gpu, sharing: MPS, replicas: 4, gpus: [24Gi], hardLimits: true}",
+            "spec.nodes[0].hardLimits: does not hold under MPS",
+        ),
+        (
+            "{names: [n], resource: nvidia.com/gpu, replicas: 4, gpus: [24Gi], hardLimits: 1}",
+            "spec.nodes[0].hardLimits: ",
+        ),
         ("{names: [n], resource: amd.com/gpu, replicas: 1, gpus: [1Gi]}", "spec.nodes[0].resource: "),
     ] {
         assert!(error(&entry(body)).contains(expected), "{expected}: {}", error(&entry(body)));

@@ -152,6 +152,7 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
         sharing: Sharing::UnknownMethod,
         replicas: NonZeroU32::new(4).unwrap(),
         gpus: vec![Vram::from_mib(24_576), Vram::from_mib(81_559)],
+        hard_limits: false,
     };
     let with = |count: &str| {
         facts(
@@ -161,6 +162,10 @@ fn an_operators_word_replaces_labels_but_not_the_capacity() {
     };
     assert_eq!(modes(&with("8")), [("nvidia.com/gpu", Accounting::Slot)]);
     assert_eq!(modes(&with("12")), [("nvidia.com/gpu", Accounting::Unknown)]);
+    assert!(!with("8").pools[0].hard_limits);
+    let limited = Override { hard_limits: true, ..described };
+    let node = object(&labels("24576", "1", "4", "time-slicing"), &[("nvidia.com/gpu", "8")]);
+    assert!(facts(&node, &[limited]).pools[0].hard_limits);
 }
 
 #[test]
@@ -194,6 +199,7 @@ fn a_renamed_resource_is_known_once_a_gpu_inventory_describes_it() {
         sharing,
         replicas: NonZeroU32::new(8).unwrap(),
         gpus: vec![Vram::from_mib(24_576)],
+        hard_limits: false,
     };
     let facts = |sharing| facts(&object, &[described(sharing)]);
     assert_eq!(modes(&facts(Sharing::UnknownMethod)), [("nvidia.com/gpu.small", Accounting::Exact)]);
@@ -216,6 +222,7 @@ fn a_label_says_mps_where_the_operators_word_leaves_it_open() {
         sharing: Sharing::UnknownMethod,
         replicas: NonZeroU32::new(4).unwrap(),
         gpus: vec![Vram::from_mib(24_576)],
+        hard_limits: false,
     };
     assert_eq!(modes(&facts(&object, &[described])), [("nvidia.com/gpu", Accounting::Slot)]);
 }

@@ -15,7 +15,7 @@ pub const MAX_CONTAINERS: usize = 128;
 pub const MAX_RESOURCES: usize = 64;
 /// Entries of one environment for variables that vramguard reads. Of several with the same name, the last one counts.
 pub const MAX_ENV: usize = 64;
-/// Annotations with our prefix or KAI's. A container with a GPU has up to five.
+/// Annotations with our prefix or KAI's. A container with a GPU has up to seven.
 pub const MAX_ANNOTATIONS: usize = 256;
 /// Entries of `nodeSelector`.
 pub const MAX_SELECTOR: usize = 128;

@@ -26,7 +26,7 @@ fn full_change() -> Changes {
         Variable { name: "VRAMGUARD_VRAM_MIB", value: environment::Value::Literal("8192".into()) },
         Variable { name: "CUDA_DEVICE_ORDER", value: environment::Value::Literal("PCI_BUS_ID".into()) },
     ];
-    let change = ContainerChange { request: Some(Vram::from_mib(8912)), remove_env: None, env };
+    let change = ContainerChange { request: Some(Vram::from_mib(8912)), env, ..ContainerChange::default() };
     Changes { containers: vec![change], ..Changes::default() }
 }
 
@@ -289,7 +289,7 @@ fn a_rerouted_pod_keeps_its_own_preferences_before_those_for_pools() {
         let changes = Changes {
             affinity: placement.affinity_for(&NodeNeeds::default(), Some(&reroute)),
             unselect: reroute.moved.clone(),
-            annotate: [("vramguard.dev/own-pool", reroute.own.to_string())].into(),
+            annotate: [("vramguard.dev/own-pool".to_owned(), reroute.own.to_string())].into(),
             reroute: Some(reroute),
             ..Changes::default()
         };
@@ -302,5 +302,52 @@ fn a_rerouted_pod_keeps_its_own_preferences_before_those_for_pools() {
         assert_eq!(pod["metadata"]["annotations"], json!({ "vramguard.dev/own-pool": "pool=small" }));
         let terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].as_array();
         assert_eq!(terms.map(Vec::len), Some(2), "{pod}");
+    }
+}
+
+#[test]
+fn a_value_is_changed_where_it_stands_and_no_other_entry_moves() {
+    let entry = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let env = [entry("NVIDIA_VISIBLE_DEVICES", "0"), entry("PYTORCH_CUDA_ALLOC_CONF", "old"), entry("HOME", "/root")];
+    let last = entry("PYTORCH_CUDA_ALLOC_CONF", "theirs");
+    let pod = json!({ "spec": { "containers": [{ "resources": {}, "env": [env[0], env[1], env[2], last] }] } });
+    let mut changes = full_change();
+    changes.containers[0].remove_env = Some("NVIDIA_VISIBLE_DEVICES");
+    let value = environment::Value::Literal("theirs,ours".into());
+    changes.containers[0].edit_env = vec![Variable { name: "PYTORCH_CUDA_ALLOC_CONF", value }];
+    changes.containers[0].env.clear();
+    let expected = json!([env[1], env[2], entry("PYTORCH_CUDA_ALLOC_CONF", "theirs,ours")]);
+    assert_eq!(patched(&pod, &changes)["spec"]["containers"][0]["env"], expected);
+}
+
+#[test]
+fn a_flag_is_appended_to_the_list_that_is_there() {
+    for (list, command, args) in [
+        (ArgumentList::Args, json!(["a"]), json!(["b", "--flag=1"])),
+        (ArgumentList::Command, json!(["a", "--flag=1"]), json!(["b"])),
+    ] {
+        let pod = json!({ "spec": { "containers": [{ "command": ["a"], "args": ["b"] }] } });
+        let argument = Some(environment::Argument { list, text: "--flag=1".into() });
+        let container = ContainerChange { argument, ..ContainerChange::default() };
+        let patched = patched(&pod, &Changes { containers: vec![container], ..Changes::default() });
+        let container = &patched["spec"]["containers"][0];
+        assert_eq!((&container["command"], &container["args"]), (&command, &args));
+    }
+}
+
+#[test]
+fn annotations_are_set_whether_or_not_the_pod_has_any() {
+    let annotate = BTreeMap::from([("vramguard.dev/bounded-by.main".to_owned(), "plan".to_owned())]);
+    let changes = Changes { annotate, ..Changes::default() };
+    for (before, after) in [
+        (json!({}), json!({ "vramguard.dev/bounded-by.main": "plan" })),
+        (json!({ "annotations": { "a": "b" } }), json!({ "a": "b", "vramguard.dev/bounded-by.main": "plan" })),
+        (
+            json!({ "annotations": { "vramguard.dev/bounded-by.main": "driver" } }),
+            json!({ "vramguard.dev/bounded-by.main": "plan" }),
+        ),
+    ] {
+        let pod = patched(&json!({ "metadata": before, "spec": {} }), &changes);
+        assert_eq!(pod["metadata"]["annotations"], after);
     }
 }

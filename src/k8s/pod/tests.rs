@@ -211,3 +211,35 @@ fn a_pod_needs_the_label_where_each_alternative_of_its_affinity_wants_it() {
         assert_eq!(needs(terms.clone()), expected, "{terms}");
     }
 }
+
+#[test]
+fn what_a_container_runs_is_recognised_where_it_requests_a_gpu() {
+    let container = |gpu: bool| {
+        let mut container =
+            json!({ "name": "main", "image": "vllm/vllm-openai", "command": null, "args": ["--model", "m"] });
+        if gpu {
+            container["resources"] = json!({ "limits": { "nvidia.com/gpu": "1" } });
+        }
+        let pod = bound(json!({}), json!([container]));
+        translate(&pod, None, None).containers.remove(0).software
+    };
+    assert_eq!(container(true).framework, Some(crate::capacity::pod::software::Framework::Vllm));
+    assert_eq!(container(true).list, Some(crate::capacity::pod::software::ArgumentList::Args));
+    assert_eq!(container(false), Software::default());
+}
+
+#[test]
+fn annotations_about_frameworks_are_told_from_those_that_mean_nothing() {
+    let annotations = json!({
+        "vramguard.dev/framework": "JAX", "vramguard.dev/framework.side": "vLLM", "vramguard.dev/bounded-by.main": "driver",
+        "vramguard.dev/frameworks": "x",
+    });
+    let pod = translate(&bound(annotations, json!([])), None, None);
+    assert_eq!(pod.declarations.framework.as_deref(), Some("JAX"));
+    assert_eq!(pod.declarations.frameworks["side"], "vLLM");
+    assert_eq!(pod.bounded_by["main"], "driver");
+    assert_eq!(
+        (pod.reserved_annotations, pod.unknown_annotations),
+        (vec![], vec!["vramguard.dev/frameworks".to_owned()])
+    );
+}

@@ -59,7 +59,7 @@ fn full() -> Value {
     let stale = || Some("reported 3 hours ago".to_owned());
     let gpu = &mut report.gpus[0];
     (gpu.stale, gpu.holders[0].stale, gpu.holders[0].problem) = (stale(), stale(), Some("Idle".into()));
-    gpu.holders[0].idle_seconds = Some(7);
+    (gpu.holders[0].idle_seconds, gpu.holders[0].bounded_by) = (Some(7), Some("plan".into()));
     let agent = report.nodes[0].agent.as_mut().expect("the sample has an agent");
     (agent.stale, agent.totals_only) = (stale(), Some("of a DCGM exporter".into()));
     serde_json::to_value(report).expect("a report is JSON")

@@ -16,6 +16,7 @@ use crate::capacity::cluster::Cluster;
 use crate::capacity::pod::Pod as CorePod;
 use crate::capacity::pod::demand::{Basis, Role};
 use crate::capacity::pod::placement::{Affinity, Requirement, Reroute};
+use crate::capacity::pod::software::Framework;
 use crate::capacity::policy::{self, Documents, Mode, Policies, Policy, Why};
 use crate::capacity::verdict::{self, Advice, Counts, Verdict};
 use crate::capacity::vram::Vram;
@@ -62,7 +63,7 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         generated_by: format!("vramguard {version}"),
         namespace: namespace.to_owned(),
         exempt: policies.of(namespace).is_none(),
-        policy: settings.into_iter().map(|setting| located(setting, namespace, configuration, sources)).collect(),
+        policy: settings.into_iter().map(|setting| located(setting, namespace, sources)).collect(),
         ..Explanation::default()
     };
     let quotas = cluster.iter().flat_map(|cluster| &cluster.quotas).filter(|quota| quota.namespace == namespace);
@@ -138,7 +139,7 @@ fn existing<'s>(cluster: &'s Snapshot, object: &PodObject) -> Option<&'s PodObje
 }
 
 /// A setting of the core, with the place in a file where it is written.
-fn located(setting: policy::Setting, namespace: &str, configuration: &Configuration, sources: &Sources) -> Setting {
+fn located(setting: policy::Setting, namespace: &str, sources: &Sources) -> Setting {
     let policy::Setting { path, value, origin, locked, passed_over } = setting;
     let source = |origin: policy::Origin| {
         let document = match origin {
@@ -148,13 +149,7 @@ fn located(setting: policy::Setting, namespace: &str, configuration: &Configurat
         }?;
         Some(Source { file: document.file.clone(), line: document.lines.get(&path).copied() })
     };
-    let written = value.as_deref().unwrap_or_default();
     let in_force = source(origin);
-    // A field is without effect as a whole, or with one of its values: `quota`, `onShortfall: Reroute`.
-    let no_effect = in_force.as_ref().is_some_and(|source| {
-        let is_it = |inert: &str| inert == path || inert == format!("{path}: {written}");
-        configuration.inert.iter().any(|(file, inert)| *file == source.file && is_it(inert))
-    });
     let ignored = passed_over.map(|other| Ignored {
         source: source(other.origin),
         value: other.value,
@@ -165,7 +160,7 @@ fn located(setting: policy::Setting, namespace: &str, configuration: &Configurat
             Why::LessStrict => "lessStrict",
         },
     });
-    Setting { source: in_force, field: path, value, origin: origin.into(), locked, ignored, no_effect }
+    Setting { source: in_force, field: path, value, origin: origin.into(), locked, ignored }
 }
 
 impl From<policy::Origin> for Origin {
@@ -231,6 +226,7 @@ impl Asked<'_> {
     ) -> Container {
         let key = |source| verdict::source(source, &container.name, &self.pod.declarations);
         let demand = container.demand;
+        let bound = change.and_then(|change| change.bound.as_ref());
         let overhead =
             demand.zip(account.processes).and_then(|(demand, processes)| demand.overhead(overhead, processes));
         Container {
@@ -252,6 +248,11 @@ impl Asked<'_> {
             injected_request_mib: change.and_then(|change| change.request).map(Vram::mib),
             injected_env: change.into_iter().flat_map(|change| &change.env).map(variable).collect(),
             removed_env: change.and_then(|change| change.remove_env).map(str::to_owned),
+            edited_env: change.into_iter().flat_map(|change| &change.edit_env).map(variable).collect(),
+            appended_argument: change.and_then(|change| Some(change.argument.as_ref()?.text.clone())),
+            framework: bound.and_then(|bound| bound.framework).map(Framework::name),
+            bounded_by: bound.map(|bound| bound.by.word()),
+            bound: bound.map(|bound| format!("{}: {}", bound.by, bound.why)).unwrap_or_default(),
         }
     }
 

@@ -113,9 +113,6 @@ impl Table {
             if setting.locked {
                 notes.push("locked by the ClusterVramPolicy".to_owned());
             }
-            if setting.no_effect {
-                notes.push("no effect in this version".to_owned());
-            }
             if let Some(ignored) = &setting.ignored {
                 let at = ignored.source.as_ref().map_or_else(|| "the other document".to_owned(), place);
                 let why = match ignored.why {
@@ -204,8 +201,18 @@ impl Table {
             for variable in &container.injected_env {
                 self.line(4, &format!("{name}: sets {}", printable(variable)));
             }
+            for variable in &container.edited_env {
+                self.line(4, &format!("{name}: changes to {}", printable(variable)));
+            }
+            if let Some(argument) = &container.appended_argument {
+                self.line(4, &format!("{name}: appends {}", printable(argument)));
+            }
             if let Some(variable) = &container.removed_env {
                 self.line(4, &format!("{name}: removes {}", printable(variable)));
+            }
+            if !container.bound.is_empty() {
+                let framework = container.framework.map_or_else(String::new, |framework| format!(" ({framework})"));
+                self.line(4, &format!("{name}{framework} is {}", printable(&container.bound)));
             }
         }
         if !mutate.affinity.is_empty() {

@@ -69,7 +69,6 @@ fn each_setting_has_its_place_and_what_is_not_in_force_a_reason() {
     );
     let source = json!({"file": "team.yaml", "line": 9});
     assert_eq!(conflict["ignored"], json!({"value": "Deny", "origin": "namespace", "source": source, "why": "locked"}));
-    assert_eq!((&setting("quota")["noEffect"], &setting("mode")["noEffect"]), (&json!(true), &json!(false)));
     assert_eq!((setting("declaration.min")["value"].clone(), explanation.pod), (json!(null), None));
 }
 
@@ -202,12 +201,12 @@ fn the_names_of_the_json_fields_are_a_contract() {
     let json: serde_json::Value = serde_json::from_str(&explanation.json()).unwrap();
     let names = |at: &str| json.pointer(at).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(names(""), "exempt generatedBy namespace nodes notes pod policy quotas schemaVersion");
-    assert_eq!(names("/policy/0"), "field ignored locked noEffect origin source value");
+    assert_eq!(names("/policy/0"), "field ignored locked origin source value");
     assert_eq!(names("/pod"), "containers demandMib kind mutate name validate");
     assert_eq!(
         names("/pod/containers/0"),
-        "also counts declaredMib demandMib injectedEnv injectedRequestMib name overheadMib processes removedEnv role slot \
-         source why"
+        "also appendedArgument bound boundedBy counts declaredMib demandMib editedEnv framework injectedEnv \
+         injectedRequestMib name overheadMib processes removedEnv role slot source why"
     );
     assert_eq!(names("/pod/mutate"), "affinity changes furtherPools ownPool removedAnnotations warnings");
     assert_eq!(names("/pod/validate"), "dependsOnNodes verdict violations warnings");

@@ -136,6 +136,7 @@ fn other_overrides_need_the_nodes_again() {
         sharing: crate::capacity::gpu::Sharing::UnknownMethod,
         replicas: 2.try_into().unwrap(),
         gpus: vec![Vram::from_mib(1000)],
+        hard_limits: false,
     };
     assert!(index.set_rules(Rules::default(), std::slice::from_ref(&described)));
     assert!(!index.set_rules(Rules::default(), &[described]));

@@ -12,7 +12,7 @@ struct Shape {
 
 const MAIN: &str = r#"{"name":"main","image":"none","resources":{"limits":{"nvidia.com/gpu":"1"}}"#;
 
-const SHAPES: [Shape; 10] = [
+const SHAPES: [Shape; 11] = [
     Shape {
         name: "values of an affinity",
         before: r#""affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"NotIn","values":["#,
@@ -43,6 +43,12 @@ const SHAPES: [Shape; 10] = [
         name: "variables",
         before: r#""initContainers":[{"env":["#,
         repeated: |_| r#"{"name":"CUDA_DEVICE_ORDER"}"#.to_owned(),
+        after: "]}],",
+    },
+    Shape {
+        name: "arguments",
+        before: r#""initContainers":[{"resources":{"limits":{"nvidia.com/gpu":"1"}},"args":["#,
+        repeated: |_| r#""""#.to_owned(),
         after: "]}],",
     },
     Shape {

@@ -189,8 +189,13 @@ fn two_gpus(replicas: u32) -> NodeFacts {
     let gpus = (0..2).map(|index| Gpu::of_size(index, Vram::from_mib(80_000))).collect();
     let contents = Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).unwrap() });
     let resource = Resource("nvidia.com/gpu".into());
-    let pool =
-        Pool { resource, sharing: Sharing::TimeSlicing, contents, allocation_policy: AllocationPolicy::Unverified };
+    let pool = Pool {
+        resource,
+        sharing: Sharing::TimeSlicing,
+        contents,
+        allocation_policy: AllocationPolicy::Unverified,
+        hard_limits: false,
+    };
     NodeFacts { pools: vec![pool], ..NodeFacts::default() }
 }
 

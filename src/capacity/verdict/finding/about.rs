@@ -80,6 +80,8 @@ impl Advice {
             Advice::Stripped { .. } => Reason::ReservedAnnotation,
             Advice::UnknownAnnotation { .. } => Reason::UnknownAnnotation,
             Advice::KeptEnvironment { .. } | Advice::RemovedEnvironment { .. } => Reason::EnvironmentConflict,
+            Advice::Unbounded { .. } => Reason::Unbounded,
+            Advice::UnknownFramework { .. } => Reason::UnknownFramework,
             Advice::ReplacedAffinity => Reason::PodMaxUnchecked,
             Advice::NotRerouted => Reason::NotRerouted,
             Advice::NeverFits(_) => Reason::NeverFits,
@@ -96,10 +98,12 @@ impl Advice {
             | Advice::CountsAsSeen { container, .. }
             | Advice::KeptEnvironment { container, .. }
             | Advice::RemovedEnvironment { container, .. }
+            | Advice::Unbounded { container, .. }
             | Advice::NothingAccounts { container, .. } => Some(container),
             Advice::Violates(violation) => violation.container(),
             Advice::Stripped { .. }
             | Advice::UnknownAnnotation { .. }
+            | Advice::UnknownFramework { .. }
             | Advice::ReplacedAffinity
             | Advice::NotRerouted
             | Advice::NeverFits(_)
@@ -113,6 +117,7 @@ impl Advice {
         match self {
             Advice::Stripped { key }
             | Advice::UnknownAnnotation { key }
+            | Advice::UnknownFramework { key, .. }
             | Advice::NotGuarded { key, .. }
             | Advice::Unaccounted { key, .. } => Some(key.clone()),
             Advice::KeptEnvironment { container, conflict } | Advice::RemovedEnvironment { container, conflict } => {
