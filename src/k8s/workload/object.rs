@@ -13,9 +13,9 @@ use crate::capacity::verdict::finding::Object;
 use crate::k8s::bounded::{Bounded, Entry};
 use crate::k8s::object::bounds::MAX_NAME;
 use crate::k8s::object::{PodObject, null_as_default};
+use crate::k8s::pod;
 use crate::k8s::template::kinds;
 use crate::k8s::template::scale;
-use crate::k8s::{pod, wording};
 
 /// Owners of an object that are read. The controller is the only one in practice.
 const MAX_OWNERS: usize = 64;
@@ -122,8 +122,8 @@ impl WorkloadObject {
     pub(super) fn read(text: &str) -> Result<WorkloadObject, String> {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let field = error.path().to_string();
-            format!("{field}: {}", wording::json(error.inner()))
+            // The error itself may repeat what the author wrote.
+            format!("{}: is not of the type that it must have", error.path())
         })
     }
 
