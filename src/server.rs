@@ -34,6 +34,7 @@ use crate::tls::{self, CertificateStore};
 use crate::webhook::bindings::BindingGuard;
 use crate::webhook::plain::{self, Health};
 use crate::webhook::server::Server;
+use crate::webhook::workloads::Targets;
 use crate::webhook::{self, Webhook};
 
 /// Configuration of a server; `cli::serve` fills it from the arguments.
@@ -151,15 +152,14 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (stop_controller, stop_server) = (CancellationToken::new(), CancellationToken::new());
     // For a snapshot there is no binding guard and no controller. The task in place of the controller only waits for
     // the stop.
-    let (mut controller, guard) = match &inputs.snapshot {
+    let (mut controller, client) = match &inputs.snapshot {
         Some(_) => (tokio::spawn(stop_controller.clone().cancelled_owned()), None),
         None => {
             let client = client(config.kubeconfig.as_deref()).await?;
-            let guard = Arc::new(BindingGuard::new(client.clone(), config.binders.clone()));
-            (parts.join_cluster(client, &config, &mut tasks, stop_controller.clone()), Some(guard))
+            (parts.join_cluster(client.clone(), &config, &mut tasks, stop_controller.clone()), Some(client))
         }
     };
-    let routes = parts.routes(&config, guard);
+    let routes = parts.routes(&config, client);
     let mut server = tokio::spawn(parts.server(listener).serve(routes, stop_server.clone()));
     let ended = tokio::select! {
         () = stop_signal() => None,
@@ -222,11 +222,13 @@ impl Parts {
         Health::new(self.index.clone(), self.certificates.clone(), self.metrics.clone(), stopping)
     }
 
-    fn routes(&self, config: &Config, guard: Option<Arc<BindingGuard>>) -> Router {
+    fn routes(&self, config: &Config, client: Option<Client>) -> Router {
         let (index, policies, metrics) = (self.index.clone(), self.policies.clone(), self.metrics.clone());
         let webhook = Webhook { index, policies, metrics };
         let mut routes = webhook::reviews(webhook.clone());
-        if let Some(guard) = guard {
+        routes = routes.merge(webhook::workloads(webhook.clone(), Targets::new(client.clone())));
+        if let Some(client) = client {
+            let guard = Arc::new(BindingGuard::new(client, config.binders.clone()));
             routes = routes.merge(webhook::bindings(webhook.clone(), guard));
         }
         if config.scheduler_extender {

@@ -26,6 +26,7 @@ pub mod makeup;
 mod nodes;
 mod reassessment;
 mod undeclared;
+pub mod workload;
 
 pub use self::reassessment::{Assessed, Reassessment, reassess, refused_if_created};
 use self::undeclared::Lookups;

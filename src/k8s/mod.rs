@@ -38,6 +38,7 @@
 //! | [`tree`] | YAML text → nodes with their places in the text |
 //! | [`counts`] | numbers of GPUs in a file → what is wrong with them |
 //! | [`wording`] | errors of the parsers → words for the author of a file |
+//! | [`workload`] | a workload or autoscaler under review → how many pods it may have, and its answer |
 //! | [`webhook_configuration`] | policies → the namespace selectors of the webhook configurations |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -81,3 +82,4 @@ pub(crate) mod testing;
 pub mod tree;
 pub mod webhook_configuration;
 pub mod wording;
+pub mod workload;

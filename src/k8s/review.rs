@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use json_patch::Patch;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::object::{BindingObject, PodObject};
 use super::patch;
@@ -24,29 +24,29 @@ use crate::keys;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// An AdmissionReview with a request about an object of type `T`.
+/// An AdmissionReview with a request about an object of type `T`, which was of type `O` before.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
-struct Review<T> {
+#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>, O: Deserialize<'de>"))]
+struct Review<T, O> {
     api_version: String,
     kind: String,
     #[serde(deserialize_with = "from_map")]
-    request: Request<T>,
+    request: Request<T, O>,
 }
 
-/// The request of an AdmissionReview.
+/// The request of an AdmissionReview. The object before an update is read for workloads only.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>"))]
-pub struct Request<T = PodObject> {
+#[serde(rename_all = "camelCase", bound(deserialize = "T: Deserialize<'de>, O: Deserialize<'de>"))]
+pub struct Request<T = PodObject, O = IgnoredAny> {
     /// Uid of the request, which the answer repeats.
     pub uid: String,
-    /// Resource of the object; only pods and their bindings are reviewed.
+    /// Resource of the object.
     #[serde(default)]
     pub resource: GroupResource,
     /// Subresource, such as `status` or `binding`; absent or empty for the object itself.
     #[serde(default)]
     pub sub_resource: Option<String>,
-    /// Operation; only `CREATE` is reviewed.
+    /// Operation; of pods and bindings only `CREATE` is reviewed.
     #[serde(default)]
     pub operation: String,
     /// Namespace of the request; the object may lack its own.
@@ -61,9 +61,12 @@ pub struct Request<T = PodObject> {
     /// Whether the request is a dry run.
     #[serde(default)]
     pub dry_run: Option<bool>,
-    /// The pod or the Binding.
+    /// The pod, the Binding or the workload.
     #[serde(default = "none")]
     pub object: Option<T>,
+    /// The object before an update.
+    #[serde(default = "none")]
+    pub old_object: Option<O>,
 }
 
 fn none<T>() -> Option<T> {
@@ -123,9 +126,17 @@ pub(super) fn from_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deseriali
 ///
 /// # Errors
 /// The body is not an `admission.k8s.io/v1` AdmissionReview.
-pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Request<T>, ReviewError> {
+pub fn read<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<Request<T>, ReviewError> {
+    read_update(body)
+}
+
+/// Reads the request of a review, with the object before an update.
+///
+/// # Errors
+/// The body is not an `admission.k8s.io/v1` AdmissionReview.
+pub fn read_update<'b, T: Deserialize<'b>, O: Deserialize<'b>>(body: &'b [u8]) -> Result<Request<T, O>, ReviewError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let review: Review<T> = from_map(&mut deserializer)
+    let review: Review<T, O> = from_map(&mut deserializer)
         .and_then(|review| deserializer.end().map(|()| review))
         .map_err(|error| ReviewError::Malformed { line: error.line(), column: error.column() })?;
     if review.api_version != API_VERSION || review.kind != "AdmissionReview" {
@@ -283,7 +294,7 @@ impl Answer {
         })
     }
 
-    fn of(response: Response) -> Answer {
+    pub(super) fn of(response: Response) -> Answer {
         Answer { api_version: API_VERSION, kind: "AdmissionReview", response }
     }
 

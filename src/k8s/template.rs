@@ -18,6 +18,7 @@ use crate::keys;
 pub use kinds::{Copies, WorkloadKind};
 
 pub mod kinds;
+pub(in crate::k8s) mod scale;
 
 /// The pod template of an object, or the object itself if it is a pod.
 #[derive(Clone, Copy, Debug)]

@@ -26,13 +26,20 @@ pub const DEVICES: &str = "devices.pods.vramguard.dev";
 /// Name of the validating entry with failurePolicy Ignore for all other namespaces.
 pub const REPORT: &str = "report.pods.vramguard.dev";
 
-const OURS: [&str; 5] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT];
+/// Name of the validating entry for workloads, except CronJobs. It only warns, and has failurePolicy Ignore.
+pub const WORKLOADS: &str = "workloads.vramguard.dev";
+/// Name of the validating entry for CronJobs, whose template is in another place. It is otherwise as [`WORKLOADS`].
+pub const CRON_JOBS: &str = "cronjobs.vramguard.dev";
+/// Name of the validating entry for autoscalers. It is otherwise as [`WORKLOADS`].
+pub const AUTOSCALERS: &str = "autoscalers.vramguard.dev";
+
+const OURS: [&str; 8] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT, WORKLOADS, CRON_JOBS, AUTOSCALERS];
 
 /// The namespaceSelector that an entry must have; `None` for an entry that is not ours.
 pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
     let exempt = policies.exempt();
     match entry {
-        MUTATE => Some(all_but(exempt)),
+        MUTATE | WORKLOADS | CRON_JOBS | AUTOSCALERS => Some(all_but(exempt)),
         BIND => Some(those(policies.injected())),
         ENFORCE | DEVICES => Some(those(policies.enforced())),
         REPORT => Some(match policies.enforced() {
@@ -195,7 +202,9 @@ mod tests {
                 assert_eq!(enforced, mode == Some(Mode::Enforce), "{cluster:?} {ml:?} {namespace}");
                 let reported = selects(REPORT, &policies, namespace);
                 assert_eq!(reported, mode.is_some() && !enforced, "{cluster:?} {ml:?} {namespace}");
-                assert_eq!(selects(MUTATE, &policies, namespace), mode.is_some());
+                for entry in [MUTATE, WORKLOADS, CRON_JOBS, AUTOSCALERS] {
+                    assert_eq!(selects(entry, &policies, namespace), mode.is_some(), "{entry} {namespace}");
+                }
                 let injected = matches!(mode, Some(Mode::Enforce | Mode::Warn));
                 assert_eq!(selects(BIND, &policies, namespace), injected, "{cluster:?} {ml:?} {namespace}");
             }
@@ -225,6 +234,7 @@ mod tests {
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &a), ("other", &b)]), Some("a".into()));
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &b)]), None);
         assert_eq!(trust(&[(ENFORCE, &a), (REPORT, &none)]), None);
+        assert_eq!(trust(&[(ENFORCE, &a), (AUTOSCALERS, &b)]), None);
         assert_eq!(trust(&[(BIND, &b), (MUTATE, &a)]), None);
         assert_eq!(trust(&[]), None);
     }

@@ -1,8 +1,8 @@
 //! The webhook server: receives reviews and answers them.
 //!
 //! Owns the routes and the counters of answers. `k8s::review` parses and writes reviews. `pods` answers reviews of
-//! pods, `bindings` those of bindings, and `extender` the requests of kube-scheduler. `intake` owns bodies and their
-//! memory budget.
+//! pods, `bindings` those of bindings, `workloads` those of workloads and autoscalers, and `extender` the requests of
+//! kube-scheduler. `intake` owns bodies and their memory budget.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use self::bindings::BindingGuard;
 use self::intake::{Intake, Received, Room};
 pub use self::listen::listen;
 pub use self::pieces::chunked;
+use self::workloads::Targets;
 use crate::capacity::cluster::Cluster;
 use crate::k8s::review::{self, Answer, Request};
 use crate::metrics::{Answered, Metrics};
@@ -37,6 +38,7 @@ mod pieces;
 pub mod plain;
 mod pods;
 pub mod server;
+pub mod workloads;
 
 /// Time limit for a whole request. The API server gives up earlier.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -54,7 +56,7 @@ pub struct Webhook {
 
 /// The routes of the HTTPS port for a snapshot of a cluster, in which no pod is bound.
 pub fn routes(webhook: Webhook) -> Router {
-    limited(reviews(webhook))
+    limited(reviews(webhook.clone()).merge(workloads(webhook, Targets::new(None))))
 }
 
 /// The routes for the API server's reviews of pods.
@@ -63,6 +65,11 @@ pub fn reviews(webhook: Webhook) -> Router {
         .route("/mutate/pods", post(pods::mutate))
         .route("/validate/pods", post(pods::validate))
         .with_state(webhook)
+}
+
+/// The route for the API server's reviews of workloads and autoscalers.
+pub fn workloads(webhook: Webhook, targets: Targets) -> Router {
+    Router::new().route("/validate/workloads", post(workloads::review)).with_state((webhook, Arc::new(targets)))
 }
 
 /// The route for the API server's reviews of bindings.

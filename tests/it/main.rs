@@ -29,6 +29,7 @@
 //! | `extender` | a real kube-scheduler that calls the extender |
 //! | `hostile` | attacks on a server with the memory limit of the manifests |
 //! | `reroute` | pods that use further pools, on a real kube-scheduler |
+//! | `workloads` | warnings about workloads and autoscalers, on a real control plane |
 //! | `report_html` | the HTML report in headless Chromium |
 //! | `figures` | measurements, which are printed and not asserted |
 //! | `support` | nothing: it holds the helpers that several modules share |
@@ -68,5 +69,6 @@ mod steering;
 mod suite;
 mod support;
 mod tiers;
+mod workloads;
 
 use support::guard; // the path that `cases` imports

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `reviews` | answers to reviews |
 //! | `garbage` | answers to bodies that are no reviews |
+//! | `workloads` | answers to reviews of workloads |
 //! | `filter` | answers to kube-scheduler's extender requests |
 //! | `slow` | clients that stall |
 //! | `crowd` | too many clients, and too large bodies |
@@ -26,3 +27,4 @@ mod oversized;
 mod policies;
 mod reviews;
 mod slow;
+mod workloads;

@@ -1,7 +1,11 @@
-//! How many more pods of one demand fit. Owns this count over all nodes.
+//! How many more pods of one demand fit, and how many there are of some. Owns these counts over all nodes.
+
+use std::collections::BTreeSet;
 
 use super::{Cluster, NodeView, Resource, Vram};
 use crate::capacity::gpu::{Accounting, Pool};
+use crate::capacity::name::PodUid;
+use crate::capacity::node::holder::Holder;
 use crate::capacity::node::usage::PoolUsage;
 use crate::capacity::pod::placement::Placement;
 use crate::keys;
@@ -46,6 +50,14 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// The number of pods that count on a node and that `is_wanted` names. It looks at all of them.
+    pub fn count_pods(&self, is_wanted: impl Fn(&Holder) -> bool) -> u64 {
+        let all = self.nodes.values().flat_map(|node| node.ledger.counted());
+        // A pod that is seen on one node may still have a reservation on another.
+        let found: BTreeSet<&PodUid> = all.filter(|(_, holder)| is_wanted(holder)).map(|(uid, _)| uid).collect();
+        found.len() as u64
+    }
+
     /// Whether a node that has the resource is one that the pod may land on, however full it is.
     pub fn may_land(&self, resource: &Resource, placement: &Placement) -> bool {
         let ranked = self.by_free.get(resource).into_iter().flatten();

@@ -1,5 +1,5 @@
-//! Workloads with a pod template → [`Workload`]s and the subjects of their templates; autoscalers. Owns how many more
-//! pods a rollout makes; [`kinds`] knows how many a workload should have.
+//! Workloads with a pod template → [`Workload`]s and the subjects of their templates; autoscalers. [`scale`] reads how
+//! many pods a workload may have.
 
 use std::collections::BTreeMap;
 
@@ -11,66 +11,8 @@ use crate::capacity::audit::scene::{Stage, Subject, Workload};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::k8s::object::PodObject;
-use crate::k8s::quantity;
-use crate::k8s::template::kinds::{self, Copies, WorkloadKind};
-
-/// The number of pods that a workload should have, and how many a rollout adds; `None` if its nodes decide.
-fn numbers(kind: &WorkloadKind, object: &Value) -> Result<Option<(u64, u64)>, String> {
-    Ok(match kind.copies(object)? {
-        Copies::PerNode => None,
-        Copies::Exactly(_) if kind.is_suspended(object) => Some((0, 0)),
-        Copies::Exactly(replicas) => Some((replicas, if kind.surges { surge(object, replicas)? } else { 0 })),
-    })
-}
-
-/// The pods for which a rollout of a Deployment needs room beside the old ones. Kubernetes never scales the new ReplicaSet
-/// above `replicas`. If pods may be unavailable, old ones make room for new ones.
-fn surge(object: &Value, replicas: u64) -> Result<u64, String> {
-    let strategy = object.pointer("/spec/strategy");
-    let is_recreated = strategy.and_then(|strategy| strategy.get("type")?.as_str()) == Some("Recreate");
-    if is_recreated || object.pointer("/spec/paused") == Some(&Value::Bool(true)) {
-        return Ok(0);
-    }
-    let bound = |field: &str| IntOrPercent::of(strategy.and_then(|strategy| strategy.get("rollingUpdate")?.get(field)));
-    let bound = |field: &str| bound(field).map_err(|error| format!("spec.strategy.rollingUpdate.{field}: {error}"));
-    let surge = bound("maxSurge")?.of_replicas(replicas, u64::div_ceil);
-    let unavailable = bound("maxUnavailable")?.of_replicas(replicas, |share, all| share / all);
-    // If both are zero, Kubernetes lets one pod be unavailable, and then the surge is zero anyway.
-    Ok(if unavailable > 0 { 0 } else { surge.min(replicas) })
-}
-
-/// A bound of a rollout.
-#[derive(Clone, Copy, Debug)]
-enum IntOrPercent {
-    Int(u64),
-    Percent(u64),
-}
-
-impl IntOrPercent {
-    /// Reads a bound; 25 % if it is absent. A percentage that is too large for a number is the largest one.
-    fn of(value: Option<&Value>) -> Result<IntOrPercent, String> {
-        let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(IntOrPercent::Percent(25)) };
-        let percent = |text: &str| {
-            let digits = text.strip_suffix('%')?;
-            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            is_number.then(|| IntOrPercent::Percent(digits.parse().unwrap_or(u64::MAX)))
-        };
-        match value.as_str() {
-            Some(text) => {
-                percent(text).ok_or_else(|| format!("{value} is neither a whole number nor a percentage, as in 25%"))
-            }
-            None => quantity::whole(value).map(IntOrPercent::Int).map_err(|why| format!("{why} or a percentage")),
-        }
-    }
-
-    /// The number of pods. `divide` rounds a share.
-    fn of_replicas(self, replicas: u64, divide: impl Fn(u64, u64) -> u64) -> u64 {
-        match self {
-            IntOrPercent::Int(pods) => pods,
-            IntOrPercent::Percent(percent) => divide(replicas.saturating_mul(percent), 100),
-        }
-    }
-}
+use crate::k8s::template::kinds::{self, WorkloadKind};
+use crate::k8s::template::scale::{self, Autoscaler};
 
 /// The templates and autoscalers that were read.
 #[derive(Debug, Default)]
@@ -93,14 +35,11 @@ impl Workloads {
     }
 
     pub(super) fn autoscaler(&mut self, id: &Object, object: &Value, names: &mut Names) -> Result<(), String> {
-        let most = kinds::number(object, "/spec/maxReplicas")?.ok_or("spec.maxReplicas: is missing")?;
-        let text = |field: &str| {
-            let text = object.pointer(&format!("/spec/scaleTargetRef/{field}")).and_then(Value::as_str);
-            let text = text.ok_or_else(|| format!("spec.scaleTargetRef.{field}: is missing, or no text"))?;
-            kept::name(&format!("spec.scaleTargetRef.{field}"), text).map(|()| text)
-        };
-        let kind = names.share(text("kind")?);
-        let target = Object { kind, namespace: id.namespace.clone(), name: text("name")?.into() };
+        let Autoscaler { kind, name, most } = Autoscaler::of(object)?;
+        for (field, text) in [("kind", kind), ("name", name)] {
+            kept::name(&format!("spec.scaleTargetRef.{field}"), text)?;
+        }
+        let target = Object { kind: names.share(kind), namespace: id.namespace.clone(), name: name.into() };
         let known = self.autoscalers.entry(target).or_insert_with(|| (id.name.clone(), most));
         if most > known.1 {
             *known = (id.name.clone(), most);
@@ -127,10 +66,8 @@ impl Reader {
         let template = value.pointer(kind.template).ok_or_else(|| format!("{}: is missing", field()))?;
         let mut object: PodObject = typed(template).map_err(|error| format!("{}.{error}", field()))?;
         counted(template).map_err(|error| format!("{}.{error}", field()))?;
-        object.metadata.namespace = Some(id.namespace.to_string());
-        object.metadata.name = None;
-        object.metadata.generate_name = Some(format!("{}-", id.name));
-        let numbers = numbers(kind, value)?;
+        scale::as_made_by(&mut object, &id.namespace, &id.name);
+        let numbers = scale::numbers(kind, value)?;
         let Some(about) = About::of(template, &object, &mut self.names) else { return Ok(()) };
         let requests_gpu = about.pod.containers.iter().any(|container| !container.gpus.is_empty());
         let subject = about.subject(place, PodUid::from(""), Stage::Template, id.clone());

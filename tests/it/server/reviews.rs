@@ -145,7 +145,7 @@ async fn other_methods_get_405_and_other_paths_404() {
         let mut client = Client::connect(server.files.https, &server.ca(), protocol).await.expect("a connection");
         let methods = [Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
         for method in methods {
-            for path in ["/mutate/pods", "/validate/pods"] {
+            for path in ["/mutate/pods", "/validate/pods", "/validate/workloads"] {
                 let (status, answer) = client.send(method.clone(), path, whole(body.clone())).await.expect("an answer");
                 assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
                 assert!(answer.is_empty(), "{method} {path}: {answer:?}");
@@ -161,7 +161,7 @@ async fn other_methods_get_405_and_other_paths_404() {
             "//mutate/pods",
             "/MUTATE/PODS",
             "/mutate/bindings",
-            "/validate/workloads",
+            "/mutate/workloads",
             "/scheduler",
             "/scheduler/filter", // without --scheduler-extender
             "/scheduler/prioritize",

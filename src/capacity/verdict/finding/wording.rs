@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ForeignDeclaration, Given, Growth, Matter};
+use super::{ForeignDeclaration, Given, Growth, Matter, Object};
 use crate::capacity::gpu::Unknown;
 use crate::capacity::verdict::{Advice, Violation, count, matter_and_advice, quoted};
 
@@ -165,6 +165,13 @@ fn pods(number: u64) -> String {
 }
 
 impl Matter {
+    /// The message and the remedy as one sentence about an object, for a warning to its author.
+    pub fn warning(&self, Object { kind, namespace, name }: &Object) -> String {
+        let remedy = self.remedy();
+        let remedy = if remedy.is_empty() { remedy } else { format!("; remedy: {remedy}") };
+        format!("{kind} \"{namespace}/{name}\": {self}{remedy}")
+    }
+
     /// A line to paste, or what to do; empty if the message has it.
     pub fn remedy(&self) -> String {
         match self {

@@ -1,0 +1,139 @@
+//! The names that workloads give their pods, as the controllers of Kubernetes make them. Owns whether a name is one of
+//! them; a pod of another owner may have such a name too, which nothing here can tell.
+
+/// Characters that Kubernetes adds to a generated name.
+const RANDOM: usize = 5;
+/// Longest part of a generated name before its random characters. Kubernetes cuts what is longer.
+const LONGEST_BASE: usize = 63 - RANDOM;
+/// Longest hash of a pod template: ten digits, each as one character.
+const LONGEST_HASH: usize = 10;
+/// The characters of hashes and random ends. There are no vowels, so that they make no words.
+const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Whether a workload of this kind and name may have made a pod of this name.
+pub fn makes(kind: &str, workload: &str, pod: &str) -> bool {
+    if workload.is_empty() {
+        return false;
+    }
+    if kind == "StatefulSet" {
+        return pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')).is_some_and(is_number);
+    }
+    let Some((base, random)) = pod.split_at_checked(pod.len().saturating_sub(RANDOM)) else { return false };
+    if random.len() != RANDOM || !is_safe(random) {
+        return false;
+    }
+    match kind {
+        "Deployment" => is_of_replica_set(base, workload),
+        "Job" => is_cut(base, &format!("{workload}-")) || is_of_index(base, workload),
+        "CronJob" => is_of_run(base, workload),
+        _ => is_cut(base, &format!("{workload}-")),
+    }
+}
+
+fn is_safe(text: &str) -> bool {
+    text.bytes().all(|byte| SAFE.contains(&byte))
+}
+
+fn is_number(text: &str) -> bool {
+    text == "0" || !text.is_empty() && !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a base is this one, cut where Kubernetes cuts it. Names of workloads are ASCII.
+fn is_cut(base: &str, whole: &str) -> bool {
+    whole.get(..whole.len().min(LONGEST_BASE)) == Some(base)
+}
+
+/// Whether a base is `WORKLOAD-HASH-`, or the beginning of it that is left of a long one.
+fn is_of_replica_set(base: &str, deployment: &str) -> bool {
+    let prefix = format!("{deployment}-");
+    if prefix.len() >= LONGEST_BASE {
+        return is_cut(base, &prefix);
+    }
+    let Some(rest) = base.strip_prefix(&prefix) else { return false };
+    let hash = match rest.strip_suffix('-') {
+        Some(hash) => hash,
+        None if base.len() == LONGEST_BASE => rest,
+        None => return false,
+    };
+    !hash.is_empty() && hash.len() <= LONGEST_HASH && is_safe(hash)
+}
+
+/// Whether a base is `JOB-INDEX-`. Kubernetes cuts the name of the Job to keep the index.
+fn is_of_index(base: &str, job: &str) -> bool {
+    let Some((name, index)) = base.strip_suffix('-').and_then(|base| base.rsplit_once('-')) else { return false };
+    let room = LONGEST_BASE.saturating_sub(index.len() + 2);
+    is_number(index) && job.get(..job.len().min(room)) == Some(name)
+}
+
+/// Whether a base is that of a Job `CRONJOB-MINUTES`. A CronJob has at most 52 characters, so that nothing is cut but an
+/// indexed Job.
+fn is_of_run(base: &str, cron_job: &str) -> bool {
+    let Some(rest) = base.strip_prefix(cron_job).and_then(|rest| rest.strip_prefix('-')) else { return false };
+    let minutes = rest.split('-').next().unwrap_or_default();
+    let job = format!("{cron_job}-{minutes}");
+    is_number(minutes) && (is_cut(base, &format!("{job}-")) || is_of_index(base, &job))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_makes_the_names_that_its_controller_gives_and_no_others() {
+        for (kind, workload, pod, expected) in [
+            ("Deployment", "agent", "agent-6d4cf56db6-x7v2k", true),
+            ("Deployment", "agent", "agent-b-6d4cf56db6-x7v2k", false),
+            ("Deployment", "agent-b", "agent-b-6d4cf56db6-x7v2k", true),
+            ("Deployment", "agent-b", "agent-6d4cf56db6-x7v2k", false),
+            ("Deployment", "agent", "agent-x7v2k", false),
+            ("Deployment", "agent", "agent--x7v2k", false),
+            ("Deployment", "agent", "agent-6d4cf56db6-x7v2", false),
+            ("Deployment", "agent", "agent-6d4cf56db6-x7v2kk", false),
+            ("Deployment", "agent", "agent-6d4cf56db6-abcde", false),
+            ("Deployment", "agent", "agent-6d4cf56db66-x7v2k", false),
+            ("Deployment", "agent", "agents-6d4cf56db6-x7v2k", false),
+            ("Deployment", "agent", "agent", false),
+            ("Deployment", "", "-6d4cf56db6-x7v2k", false),
+            ("ReplicaSet", "agent", "agent-x7v2k", true),
+            ("ReplicaSet", "agent", "agent-b-x7v2k", false),
+            ("ReplicaSet", "agent", "agent-0", false),
+            ("ReplicationController", "agent", "agent-x7v2k", true),
+            ("StatefulSet", "db", "db-0", true),
+            ("StatefulSet", "db", "db-12", true),
+            ("StatefulSet", "db", "db-01", false),
+            ("StatefulSet", "db", "db-", false),
+            ("StatefulSet", "db", "db-b-0", false),
+            ("StatefulSet", "db", "db-x7v2k", false),
+            ("Job", "train", "train-x7v2k", true),
+            ("Job", "train", "train-3-x7v2k", true),
+            ("Job", "train", "train-b-x7v2k", false),
+            ("Job", "train", "train-03-x7v2k", false),
+            ("CronJob", "nightly", "nightly-29384720-x7v2k", true),
+            ("CronJob", "nightly", "nightly-29384720-1-x7v2k", true),
+            ("CronJob", "nightly", "nightly-x7v2k", false),
+            ("CronJob", "nightly", "nightly-b-29384720-x7v2k", false),
+            ("Deployment", "ä", "ä-6d4cf56db6-x7v2k", true),
+            ("Deployment", "agent", "ääää", false),
+        ] {
+            assert_eq!(makes(kind, workload, pod), expected, "{kind} {workload} {pod}");
+        }
+    }
+
+    #[test]
+    fn what_kubernetes_cuts_is_known_by_what_is_left() {
+        let long = "a".repeat(52);
+        let base = |text: &str| text[..58].to_owned();
+        for (kind, workload, whole) in [
+            ("ReplicaSet", "b".repeat(70), format!("{}-", "b".repeat(70))),
+            ("Deployment", "b".repeat(70), format!("{}-6d4cf56db6-", "b".repeat(70))),
+            ("Deployment", long.clone(), format!("{long}-6d4cf56db6-")),
+            ("Deployment", "b".repeat(46), format!("{}-6d4cf56db6-", "b".repeat(46))),
+            ("CronJob", long.clone(), format!("{long}-29384720-")),
+            ("Job", "b".repeat(63), format!("{}-12-", "b".repeat(54))),
+        ] {
+            let pod = format!("{}x7v2k", base(&whole));
+            assert!(makes(kind, &workload, &pod), "{kind} {workload} {pod}");
+            assert!(!makes(kind, &workload, &format!("c{pod}")), "{kind} {workload} {pod}");
+        }
+    }
+}
