@@ -1,11 +1,14 @@
 //! Workloads on hand-made clusters, whose rules deduct nothing: amounts are those of the GPUs.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::list::Labels;
 use crate::capacity::node::holder::Amount;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::pod::placement::NodeProfile;
+use crate::capacity::pod::software::Software;
 use crate::capacity::pod::{Container, Declarations, HostAccess, Origin, VramRequest, Written};
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer, Policies};
 use crate::capacity::testing::{facts, gpu, holder, mib, part, pool, rules, uid};
@@ -44,6 +47,7 @@ fn workload(kind: &str, declared: u64, scale: Scale) -> Workload {
         Written { key: "vramguard.dev/vram".into(), text: format!("{declared}Mi"), amount: Ok(mib(declared)) };
     let container = Container {
         name: "main".into(),
+        software: Software::default(),
         role: Role::App,
         gpus: vec![(gpu(), 1)],
         vram_request: VramRequest::Absent,
@@ -53,6 +57,7 @@ fn workload(kind: &str, declared: u64, scale: Scale) -> Workload {
         name: PodName { namespace: "ml".into(), name: "agent-*".into() },
         containers: vec![container],
         declarations: Declarations { pod: Some(written), ..Declarations::default() },
+        bounded_by: BTreeMap::new(),
         reserved_annotations: Vec::new(),
         unknown_annotations: Vec::new(),
         placement: Placement::default(),
