@@ -115,7 +115,7 @@ def torch():
     for name, env in [("nothing of its own", ()), ("a list of its own", [("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")])]:
         told, by = explained(f"pytorch/pytorch:{version}.0-runtime", env)
         found = run(TORCH, told)
-        expect(by == "allocator", f"torch {version}, {name}: bounded by the allocator, not {by}")
+        expect(by == "allocator", f"torch {version}, {name}: bounded by the {by}")
         keeps_to(found["taken"], DECLARED, f"torch {version}, {name}")
         expect(found["used"] <= DECLARED + OVERHEAD, f"torch, {name}: the card shows {found['used']} MiB, demanded are {DECLARED + OVERHEAD}")
 
@@ -136,9 +136,9 @@ def jax():
     for name, env in [("the name that is injected", ()), ("its own newer name", [("XLA_CLIENT_MEM_FRACTION", "0.01")])]:
         told, by = explained("nvcr.io/nvidia/jax:25.10-py3", env)
         found = run(JAX, told)
-        expect(by == "allocator", f"jax, {name}: bounded by the allocator, not {by}")
+        expect(by == "allocator", f"jax, {name}: bounded by the {by}")
         total, reserved = smi("memory.total,memory.reserved")
-        most = DECLARED if not env else (total - reserved) // 100
+        most = DECLARED if not env else -(-(total - reserved) // 100)
         keeps_to(found.get("limit", 0), most, f"jax, {name}, by its own word")
         expect(found["taken"] <= most, f"jax, {name}: took {found['taken']} MiB of at most {most}")
         expect(found["used"] <= DECLARED + OVERHEAD, f"jax, {name}: the card shows {found['used']} MiB")
@@ -168,9 +168,10 @@ def mps():
     subprocess.run(["nvidia-cuda-mps-control", "-d"], env=env, check=True)
     try:
         told, by = explained("example.com/agent:1", sharing="mps")
-        expect(by == "driver", f"mps: enforced by the driver, not bounded by {by}")
+        expect(by == "driver", f"mps: bounded by the {by}")
         found = run(DRIVER, told | folder)
-        keeps_to(found["taken"], DECLARED + OVERHEAD, "mps: any program")
+        # The limit is of the demand, and the context of the process is part of it.
+        expect(DECLARED <= found["taken"] <= DECLARED + OVERHEAD, f"mps: any program took {found['taken']} MiB, {DECLARED} declared, {DECLARED + OVERHEAD} demanded")
         total, reserved = smi("memory.total,memory.reserved")
         expect(abs(found.get("total", 0) - (total - reserved)) < 64, f"mps: CUDA reports the whole GPU, {found.get('total')} MiB")
         free = run(DRIVER, folder)
