@@ -83,6 +83,8 @@ async fn ports(victim: &Victim, target: &Target, Effort { large, small }: Effort
     victim.suffers(&name, target.large_reviews(large.0, large.1)).await;
     let name = format!("{small} reviews of 250 KiB at once, of each shape");
     victim.suffers(&name, target.small_reviews(small)).await;
+    let name = format!("{} updates of workloads of 4 MiB at once, {} of each other shape", large.0, large.1);
+    victim.suffers(&name, target.large_workloads(large.0, large.1)).await;
     victim.suffers("8 slow bodies of 8 MiB", target.slow_bodies(&[8 << 20; 8], HELD)).await;
     victim.suffers("300 slow bodies of 200 KiB", target.slow_bodies(&[200 << 10; 300], HELD)).await;
     victim.suffers("2,000 idle connections", target.idle_connections(2_000, HELD)).await;

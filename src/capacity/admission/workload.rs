@@ -14,7 +14,7 @@ use crate::capacity::vram::Vram;
 
 mod names;
 
-pub use self::names::makes;
+use self::names::makes;
 
 /// How many pods a workload may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

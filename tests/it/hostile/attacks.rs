@@ -15,6 +15,9 @@ const LARGE: usize = 2_900 << 10;
 /// Bytes of the largest review that the server treats as small.
 const SMALL: usize = 250 << 10;
 
+/// Bytes of each of the two versions in a review of a workload. The server reads reviews of up to 4 MiB.
+const LARGE_VERSION: usize = 2_000 << 10;
+
 /// The ports under attack.
 #[derive(Clone)]
 pub(super) struct Target {
@@ -27,10 +30,10 @@ pub(super) struct Target {
 
 impl Target {
     /// Sends bodies concurrently, each over its own connection, and ignores the answers.
-    async fn post_all(&self, bodies: impl IntoIterator<Item = Vec<u8>>) {
+    async fn post_all(&self, path: &str, bodies: impl IntoIterator<Item = Vec<u8>>) {
         let post = async |body: Vec<u8>| {
             if let Ok(mut client) = Client::connect(self.https, &self.ca, "http/1.1").await {
-                _ = client.post("/validate/pods", body).await;
+                _ = client.post(path, body).await;
             }
         };
         join_all(bodies.into_iter().map(post)).await;
@@ -40,14 +43,22 @@ impl Target {
     pub(super) async fn large_reviews(&self, count: usize, others: usize) {
         let counts = std::iter::once(count).chain(std::iter::repeat(others));
         for ((_, body), count) in shapes::reviews(&self.namespace, LARGE).into_iter().zip(counts) {
-            self.post_all((0..count).map(|_| body.clone())).await;
+            self.post_all("/validate/pods", (0..count).map(|_| body.clone())).await;
+        }
+    }
+
+    /// Sends large updates of workloads concurrently: `count` of the first shape, `others` of each other shape.
+    pub(super) async fn large_workloads(&self, count: usize, others: usize) {
+        let counts = std::iter::once(count).chain(std::iter::repeat(others));
+        for (body, count) in shapes::workloads(&self.namespace, LARGE_VERSION).into_iter().zip(counts) {
+            self.post_all("/validate/workloads", (0..count).map(|_| body.clone())).await;
         }
     }
 
     /// Sends `count` small reviews of each shape concurrently.
     pub(super) async fn small_reviews(&self, count: usize) {
         for (_, body) in shapes::reviews(&self.namespace, SMALL) {
-            self.post_all((0..count).map(|_| body.clone())).await;
+            self.post_all("/validate/pods", (0..count).map(|_| body.clone())).await;
         }
     }
 

@@ -71,6 +71,26 @@ pub(super) fn reviews(namespace: &str, bytes: usize) -> Vec<(&'static str, Vec<u
     SHAPES.iter().map(|shape| (shape.name, review(namespace, &shape.pod(namespace, bytes)))).collect()
 }
 
+/// An update of a Deployment for each shape, with two versions of about `bytes` bytes, of which each has the shape in its
+/// template.
+pub(super) fn workloads(namespace: &str, bytes: usize) -> Vec<Vec<u8>> {
+    let review = |shape: &Shape| {
+        let template = shape.pod(namespace, bytes);
+        let version = |replicas: u32| {
+            format!(
+                r#"{{"apiVersion":"apps/v1","kind":"Deployment","metadata":{{"name":"hostile"}},"spec":{{"replicas":{replicas},"template":{template}}}}}"#
+            )
+        };
+        format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","operation":"UPDATE","namespace":"{namespace}","object":{},"oldObject":{}}}}}"#,
+            version(2),
+            version(1)
+        )
+        .into_bytes()
+    };
+    SHAPES.iter().map(review).collect()
+}
+
 /// A pod of about `bytes` bytes that passes the API server's checks before admission.
 pub(super) fn pod(namespace: &str, bytes: usize) -> String {
     SHAPES[0].pod(namespace, bytes)

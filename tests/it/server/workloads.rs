@@ -113,5 +113,10 @@ async fn a_workload_with_more_entries_than_are_read_is_answered_within_the_memor
     let answer = client.ask("/validate/workloads", &many).await;
     let unread = "object: spec.replicas: [] is a list, expected a whole number";
     assert_eq!((&answer["allowed"], &answer["auditAnnotations"]["unread"]), (&json!(true), &json!(unread)));
+    // What is nested more deeply than any stack is passed over, and not followed.
+    let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+    let deep = review(3).to_string().replacen("\"paused\":false", &format!("\"paused\":{open}{close}"), 1);
+    let (status, body) = client.post("/validate/workloads", deep).await.expect("an answer");
+    assert_eq!(status, StatusCode::OK, "{body:?}");
     server.expect_ready();
 }

@@ -11,7 +11,7 @@ const LONGEST_HASH: usize = 10;
 const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Whether a workload of this kind and name may have made a pod of this name.
-pub fn makes(kind: &str, workload: &str, pod: &str) -> bool {
+pub(super) fn makes(kind: &str, workload: &str, pod: &str) -> bool {
     if workload.is_empty() {
         return false;
     }
@@ -76,6 +76,8 @@ fn is_of_run(base: &str, cron_job: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -134,6 +136,43 @@ mod tests {
             let pod = format!("{}x7v2k", base(&whole));
             assert!(makes(kind, &workload, &pod), "{kind} {workload} {pod}");
             assert!(!makes(kind, &workload, &format!("c{pod}")), "{kind} {workload} {pod}");
+        }
+    }
+
+    /// A generated name: the base as Kubernetes cuts it, and the random end.
+    fn generated(base: &str, random: &str) -> String {
+        format!("{}{random}", &base[..base.len().min(58)])
+    }
+
+    const RANDOM_END: &str = "[bcdfghjklmnpqrstvwxz2456789]{5}";
+    const HASH: &str = "[bcdfghjklmnpqrstvwxz2456789]{1,10}";
+
+    proptest! {
+        #[test]
+        fn a_name_of_any_length_is_one_that_its_workload_makes(
+            workload in "[a-z0-9]([-a-z0-9]{0,80}[a-z0-9])?", hash in HASH, random in RANDOM_END, index in 0_u32..2_000,
+        ) {
+            let of_set = generated(&format!("{workload}-"), &random);
+            let index = format!("-{index}-");
+            let job = &workload[..workload.len().min(58 - index.len())];
+            for (kind, pod) in [
+                ("Deployment", generated(&format!("{workload}-{hash}-"), &random)),
+                ("ReplicaSet", of_set.clone()),
+                ("Job", of_set),
+                ("Job", format!("{job}{index}{random}")),
+                ("StatefulSet", format!("{workload}{}", index.trim_end_matches('-'))),
+            ] {
+                prop_assert!(makes(kind, &workload, &pod), "{} {}", kind, pod);
+            }
+        }
+
+        /// Names of so few segments that they are often the beginning of each other.
+        #[test]
+        fn the_pods_of_a_deployment_whose_names_are_not_cut_are_those_of_no_other(
+            one in "[bx](-[bx]){0,3}", other in "[bx](-[bx]){0,3}", hash in HASH, random in RANDOM_END,
+        ) {
+            let pod = format!("{one}-{hash}-{random}");
+            prop_assert_eq!(makes("Deployment", &other, &pod), one == other, "{}", pod);
         }
     }
 }

@@ -1,6 +1,10 @@
 use super::*;
 use crate::capacity::cluster::Cluster;
+use crate::capacity::node::ledger::LedgerContent;
+use crate::capacity::node::reservation::{Reservation, State};
+use crate::capacity::pod::PodName;
 use crate::capacity::testing::{facts, gpu, holder, mib, pool, rules, uid};
+use crate::capacity::time::Moment;
 
 /// Counts by binding one pod after the other.
 fn by_hand(cluster: &mut Cluster, demand: u64) -> u64 {
@@ -43,6 +47,27 @@ fn the_count_stops_where_it_is_told_to() {
     assert_eq!(cluster.room(&gpu(), mib(6_000), &Placement::default(), 5).pods, 5);
     assert_eq!(cluster.room(&gpu(), mib(6_000), &Placement::default(), 100).pods, 12);
     assert_eq!(cluster.room(&gpu(), mib(6_000), &Placement::default(), 0).pods, 0);
+}
+
+/// A pod may have reservations on several nodes for a moment, and is bound to one of them.
+#[test]
+fn a_pod_with_places_on_two_nodes_is_counted_once() {
+    let mut cluster = Cluster::new(rules(), Default::default());
+    for name in ["a", "b"] {
+        cluster.apply_node(name, facts(vec![pool(&[24_000, 24_000], 4)]));
+        let promise = Reservation {
+            holder: Holder { name: PodName { namespace: "ml".into(), name: "coming".into() }, ..holder(1_000) },
+            gpu: None,
+            state: State::Assumed,
+            since: Moment(0),
+        };
+        let reservations = [(uid("coming"), promise)].into_iter().collect();
+        cluster.apply_ledger(name, Some(LedgerContent { reservations, inventory: None, fault: None }));
+    }
+    cluster.apply_pod(&uid("there"), "a", holder(1_000));
+    assert_eq!(cluster.counts_on(&uid("coming")).count(), 2, "else nothing is shown here");
+    assert_eq!(cluster.count_pods(|_| true), 2);
+    assert_eq!(cluster.count_pods(|holder| holder.name.name == "coming"), 1);
 }
 
 /// Seven of eight GPUs are empty, and it depends on the device plugin whether they are used.
