@@ -11,7 +11,7 @@ use crate::capacity::admission::makeup::Makeup;
 use crate::capacity::cluster::{Cluster, Outlook};
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{self, Basis, Demand};
-use crate::capacity::pod::placement::{Affinity, Reroute, TooManyAlternatives};
+use crate::capacity::pod::placement::{Affinity, Reroute};
 use crate::capacity::pod::{Container, Excess, Origin, Pod, VramRequest};
 use crate::capacity::policy::{Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
 use crate::capacity::verdict::{Advice, Bound, MAX_FINDINGS, NeverFits, Shortfall, Verdict, Violation};
@@ -28,6 +28,7 @@ mod reassessment;
 mod undeclared;
 pub mod workload;
 
+use self::nodes::Rerouting;
 pub use self::reassessment::{Assessed, Reassessment, reassess, refused_if_created};
 use self::undeclared::Lookups;
 
@@ -44,6 +45,8 @@ pub struct Assessment<'a> {
     violations: Vec<Violation>,
     advice: Vec<Advice>,
     lookups: Lookups,
+    /// How the pod is rerouted, and where it may be placed then.
+    reroute: Rerouting,
 }
 
 /// What `/mutate/pods` changes.
@@ -106,7 +109,9 @@ pub fn assess<'a>(pod: &'a Pod, policy: &'a Policy, cluster: &'a Cluster) -> Ass
         violations: Vec::new(),
         advice: Vec::new(),
         lookups: Lookups::default(),
+        reroute: Rerouting::default(),
     };
+    assessment.reroute = assessment.rerouting();
     assessment.demand();
     assessment.unaccounted();
     assessment.environment();
@@ -172,10 +177,8 @@ impl Assessment<'_> {
         let mut advice: Vec<Advice> =
             strip.iter().take(MAX_FINDINGS).map(|key| Advice::Stripped { key: key.clone() }).collect();
         let placement = &self.pod.placement;
-        let reroute = self.reroute().unwrap_or_else(|TooManyAlternatives| {
-            advice.push(Advice::NotRerouted);
-            None
-        });
+        advice.extend(self.reroute.is_refused.then_some(Advice::NotRerouted));
+        let reroute = self.reroute.reroute.clone();
         let affinity =
             if self.is_guarded() { placement.affinity_for(&self.node_needs(), reroute.as_ref()) } else { None };
         let selects = self.is_guarded() && placement.selects_our_label();
@@ -435,7 +438,7 @@ impl Assessment<'_> {
                 }
             },
             OnShortfall::Wait | OnShortfall::Reroute => {
-                if let Some(never) = self.cluster.never_fits(resource, demand, &self.placement()) {
+                if let Some(never) = self.cluster.never_fits(resource, demand, self.placement()) {
                     self.advice.push(Advice::NeverFits(NeverFits { made_of: made_of(), ..never }));
                 }
             }

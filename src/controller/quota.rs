@@ -117,6 +117,7 @@ async fn bring(
 ) -> anyhow::Result<()> {
     if !seen.namespaces.contains(namespace) {
         seen.told.remove(namespace);
+        controller.metrics.quotas.not_kept(seen.told.len());
         return Ok(());
     }
     let generation = controller.policies.current();
@@ -134,7 +135,7 @@ async fn bring(
                     tracing::info!(?namespace, limit = limit.map(|limit| limit.to_string()), "ResourceQuota written")
                 }
                 // Somebody has changed the limit since the watch reported it.
-                Err(error) if is_conflict(&error) => action = Action::Leave(Left::ChangedByOthers),
+                Err(error) if is_contested(&error) => action = Action::Leave(Left::ChangedByOthers),
                 Err(error) => return Err(error),
             }
         }
@@ -143,8 +144,8 @@ async fn bring(
             let preconditions = Some(Preconditions { uid: Some(uid), resource_version: Some(version) });
             match bounded(api.delete(NAME, &DeleteParams { preconditions, ..DeleteParams::default() })).await {
                 Ok(_) => tracing::info!(?namespace, "ResourceQuota deleted: no policy sets a quota"),
-                // It has changed, so the watch reports it again, or it is gone.
-                Err(error) if is_conflict(&error) || is_gone(&error) => {}
+                Err(error) if has_code(&error, 404) => {}
+                // A conflict too: it has changed, if only in what is used, and is tried again with its new version.
                 Err(error) => return Err(error),
             }
         }
@@ -153,8 +154,10 @@ async fn bring(
         if seen.told.insert(namespace.to_owned(), (left, limit)) != Some((left, limit)) {
             let note = verdict::quota_not_kept(left, limit, kept.as_ref().and_then(|kept| kept.found.hard));
             tracing::warn!(?namespace, "ResourceQuota {NAME:?}: {note}");
-            let uid = kept.map(|kept| kept.uid).unwrap_or_default();
-            recorder.warn_quota(namespace, &uid, Reason::QuotaNotKept, note).await;
+            // One that the watch has not reported yet has no uid to name.
+            if let Some(kept) = kept {
+                recorder.warn_quota(namespace, &kept.uid, Reason::QuotaNotKept, note).await;
+            }
         }
     } else {
         seen.told.remove(namespace);
@@ -205,7 +208,9 @@ impl Seen {
                 }
             }
             Event::Delete(namespace) => {
-                self.namespaces.remove(&namespace.name_any());
+                let name = namespace.name_any();
+                self.namespaces.remove(&name);
+                self.due.insert(name);
             }
             Event::InitDone => {
                 self.namespaces = std::mem::take(&mut self.namespaces_listing);
@@ -296,12 +301,11 @@ fn logged<K: Send + 'static>(
         .boxed()
 }
 
-fn is_conflict(error: &anyhow::Error) -> bool {
-    has_code(error, 409)
-}
-
-fn is_gone(error: &anyhow::Error) -> bool {
-    has_code(error, 404)
+/// Whether an apply was refused because another field manager has the field.
+fn is_contested(error: &anyhow::Error) -> bool {
+    let Some(kube::Error::Api(status)) = error.downcast_ref::<kube::Error>() else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 409 && causes.into_iter().any(|cause| cause.reason == "FieldManagerConflict")
 }
 
 fn has_code(error: &anyhow::Error, code: u16) -> bool {

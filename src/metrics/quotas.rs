@@ -1,7 +1,8 @@
 //! Metrics of the ResourceQuotas that limit VRAM; only on the leader.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeSet;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -25,7 +26,8 @@ pub struct Quotas {
     hard: Family<Quota, Gauge>,
     used: Family<Quota, Gauge>,
     not_kept: Gauge,
-    shown: AtomicUsize,
+    /// Those that have a sample.
+    shown: Mutex<BTreeSet<(String, String)>>,
 }
 
 impl Quotas {
@@ -40,28 +42,27 @@ impl Quotas {
 
     /// Sets the amounts of one ResourceQuota. An amount that is not known has no sample.
     pub fn set(&self, limit: &Limit) {
-        let labels = Quota { namespace: limit.namespace.clone(), resourcequota: limit.name.clone() };
-        if self.hard.get(&labels).is_none() && self.used.get(&labels).is_none() {
-            if self.shown.load(Ordering::Relaxed) >= MAX_QUOTAS || limit.hard.or(limit.used).is_none() {
-                return;
-            }
-            self.shown.fetch_add(1, Ordering::Relaxed);
+        let key = (limit.namespace.clone(), limit.name.clone());
+        let mut shown = self.shown.lock();
+        if !shown.contains(&key) && shown.len() >= MAX_QUOTAS {
+            return;
         }
+        let labels = Quota { namespace: limit.namespace.clone(), resourcequota: limit.name.clone() };
         for (family, amount) in [(&self.hard, limit.hard), (&self.used, limit.used)] {
             match amount {
                 Some(amount) => _ = family.get_or_create(&labels).set(bytes(amount)),
                 None => _ = family.remove(&labels),
             }
         }
+        shown.insert(key);
     }
 
     /// Removes one ResourceQuota.
     pub fn remove(&self, namespace: &str, name: &str) {
         let labels = Quota { namespace: namespace.to_owned(), resourcequota: name.to_owned() };
-        let was_shown = [self.hard.remove(&labels), self.used.remove(&labels)].contains(&true);
-        if was_shown {
-            self.shown.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.hard.remove(&labels);
+        self.used.remove(&labels);
+        self.shown.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     /// Sets the number of namespaces whose ResourceQuota is not the policy's.
@@ -74,10 +75,41 @@ impl Quotas {
         self.hard.clear();
         self.used.clear();
         self.not_kept.set(0);
-        self.shown.store(0, Ordering::Relaxed);
+        self.shown.lock().clear();
     }
 }
 
 fn bytes(amount: Vram) -> i64 {
     i64::try_from(amount.bytes()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_come_and_go_without_an_end() {
+        let quotas = Quotas::default();
+        let limit = |number: usize, hard: Option<Vram>| Limit {
+            namespace: number.to_string(),
+            name: "vramguard".into(),
+            uid: String::new(),
+            hard,
+            used: None,
+            ours: true,
+        };
+        for number in 0..3 * MAX_QUOTAS {
+            quotas.set(&limit(number, Some(Vram::from_mib(1))));
+            // It becomes unreadable, and then it is deleted.
+            quotas.set(&limit(number, None));
+            quotas.remove(&number.to_string(), "vramguard");
+        }
+        quotas.set(&limit(0, Some(Vram::from_mib(1))));
+        let labels = Quota { namespace: "0".into(), resourcequota: "vramguard".into() };
+        assert_eq!(quotas.hard.get(&labels).map(|gauge| gauge.get()), Some(1 << 20));
+        for number in 0..2 * MAX_QUOTAS {
+            quotas.set(&limit(number, Some(Vram::from_mib(1))));
+        }
+        assert_eq!(quotas.shown.lock().len(), MAX_QUOTAS);
+    }
 }

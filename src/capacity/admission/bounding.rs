@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::environment::{self, Injection, Setting, recognise};
 use super::{Assessment, OnConflict};
 use crate::capacity::cluster::Landing;
+use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{Basis, Demand};
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::pod::{Container, HostAccess};
@@ -13,13 +14,17 @@ use crate::capacity::policy::{Framework, Mode};
 use crate::capacity::verdict::{Advice, Bound, BoundedBy, Violation, Why};
 use crate::keys;
 
+/// The GPUs that a pod may land on, by resource: each is looked up once for a pod, however many containers it has.
+type Landings = BTreeMap<Resource, Landing>;
+
 impl Assessment<'_> {
     /// Decides what is injected into each container, and what of its own environment conflicts with it.
     pub(super) fn environment(&mut self) {
         let guarded = self.is_guarded();
         let injects = matches!(self.policy.mode, Mode::Enforce | Mode::Warn);
-        // A pod that is rerouted may land on GPUs of other sizes.
-        let placement = self.placement().into_owned();
+        // A pod that is rerouted may land on GPUs of other sizes, and one that avoids shared GPUs on fewer.
+        let placement = self.final_placement().into_owned();
+        let mut landings = Landings::new();
         for (container, demand) in self.pod.containers.iter().zip(&self.demands) {
             let seen_anyway = self.pod.access == HostAccess::Host;
             if environment::shows_gpus_without_request(container) && !seen_anyway {
@@ -32,7 +37,7 @@ impl Assessment<'_> {
             } else {
                 Injection::default()
             };
-            self.bound(container, demand.as_ref(), &placement, &mut injection);
+            self.bound(container, demand.as_ref(), &placement, &mut landings, &mut injection);
             // A container whose GPU is not guarded could see guarded GPUs too.
             let chosen_gpus = environment::chosen_gpus(container).filter(|_| self.cluster.guards_any());
             let injection = Injection { chosen_gpus, ..injection };
@@ -62,14 +67,22 @@ impl Assessment<'_> {
 
     /// Tells a container its budget if it takes one GPU that may be shared. A container with several GPUs gets whole
     /// ones.
-    fn bound(&self, container: &Container, demand: Option<&Demand>, placement: &Placement, injection: &mut Injection) {
+    fn bound(
+        &self,
+        container: &Container,
+        demand: Option<&Demand>,
+        placement: &Placement,
+        landings: &mut Landings,
+        injection: &mut Injection,
+    ) {
         let Some((resource, 1)) = self.guarded_gpu(container) else { return };
         let Some(demand) = demand else { return };
-        let landing = || self.cluster.landing(resource, placement);
         let setting = self.setting(container, demand);
         // Nothing depends on the GPUs if no framework is told a share and no node enforces a limit.
         let is_asked = setting.framework.is_some() && !setting.is_off || self.cluster.enforces_limits(resource);
-        let landing = || if is_asked { landing() } else { Landing::default() };
+        let look = || self.cluster.landing(resource, placement);
+        let landing =
+            || if is_asked { *landings.entry(resource.clone()).or_insert_with(look) } else { Landing::default() };
         environment::bound(injection, container, demand, &setting, landing);
     }
 
@@ -106,9 +119,10 @@ impl Assessment<'_> {
 
     /// What bounds each container that takes part of a shared GPU, where a pod with this placement lands.
     pub(super) fn bounds(&self, placement: &Placement) -> Vec<Option<Bound>> {
+        let mut landings = Landings::new();
         let of = |(container, demand): (&Container, &Option<Demand>)| {
             let mut injection = Injection::default();
-            self.bound(container, demand.as_ref(), placement, &mut injection);
+            self.bound(container, demand.as_ref(), placement, &mut landings, &mut injection);
             let bound = injection.bound.take()?;
             // What is not there cannot be injected into a pod that has a node already.
             let absent = injection.first().filter(|_| placement.node_name.is_some());

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Assessment;
 use crate::capacity::gpu::Resource;
@@ -9,22 +10,56 @@ use crate::capacity::pod::placement::{NodeNeeds, Placement, Reroute, TooManyAlte
 use crate::capacity::verdict::Violation;
 use crate::keys;
 
+/// How a pod is rerouted.
+#[derive(Debug, Default)]
+pub(super) struct Rerouting {
+    /// What changes; `None` if it is not rerouted, or not any more.
+    pub reroute: Option<Reroute>,
+    /// Where it may be placed then. Shared, so that a lookup can be kept while it is used.
+    placement: Option<Arc<Placement>>,
+    /// Whether it is not rerouted because it would get too many alternatives.
+    pub is_refused: bool,
+}
+
 impl Assessment<'_> {
-    /// How the pod is rerouted; `None` if it is not, or not any more.
-    ///
-    /// # Errors
-    /// The pod would get too many alternatives.
-    pub fn reroute(&self) -> Result<Option<Reroute>, TooManyAlternatives> {
-        if self.is_guarded() { self.pod.placement.reroute(self.policy.fallbacks()) } else { Ok(None) }
+    /// Decides how the pod is rerouted.
+    pub(super) fn rerouting(&self) -> Rerouting {
+        let own = &self.pod.placement;
+        let reroute = if self.is_guarded() { own.reroute(self.policy.fallbacks()) } else { Ok(None) };
+        match reroute {
+            Err(TooManyAlternatives) => Rerouting { is_refused: true, ..Rerouting::default() },
+            Ok(None) => Rerouting::default(),
+            Ok(Some(reroute)) => {
+                let placement = own.rerouted(&reroute);
+                // A pod with several GPUs is refused if a node that it may land on shares them without saying so.
+                let mut several = self.pod.containers.iter().flat_map(|container| &container.gpus);
+                let refused = |(resource, count): &(Resource, u64)| {
+                    *count > 1
+                        && self.cluster.guards(resource)
+                        && self.cluster.shares_unlabelled(resource, &placement).is_some()
+                };
+                if several.any(refused) {
+                    return Rerouting::default();
+                }
+                Rerouting { reroute: Some(reroute), placement: Some(Arc::new(placement)), is_refused: false }
+            }
+        }
     }
 
     /// Where the pod may be placed once it is rerouted.
-    pub(super) fn placement(&self) -> Cow<'_, Placement> {
-        let placement = &self.pod.placement;
-        match self.reroute() {
-            Ok(Some(reroute)) => Cow::Owned(placement.rerouted(&reroute)),
-            Ok(None) | Err(TooManyAlternatives) => Cow::Borrowed(placement),
-        }
+    pub(super) fn placement(&self) -> &Placement {
+        self.reroute.placement.as_deref().unwrap_or(&self.pod.placement)
+    }
+
+    /// The placement of the rerouted pod; `None` if it is not rerouted.
+    pub(super) fn rerouted(&self) -> Option<Arc<Placement>> {
+        self.reroute.placement.clone()
+    }
+
+    /// Where the pod may be placed once all that `/mutate/pods` adds is there, apart from our label.
+    pub(super) fn final_placement(&self) -> Cow<'_, Placement> {
+        let placement = self.placement();
+        if self.node_needs().avoid_shared { Cow::Owned(placement.kept_off_shared()) } else { Cow::Borrowed(placement) }
     }
 
     /// What the pod requires of the labels of its node.

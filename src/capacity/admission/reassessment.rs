@@ -2,7 +2,7 @@
 //! demand. Owns what differs from a review: the scheduler's choice of a node is no violation, and neither is what
 //! `/mutate/pods` corrects.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::makeup::Makeup;
 use super::{Assessment, assess};
@@ -33,7 +33,7 @@ pub struct Reassessment {
     /// Why no node could take it, even when empty.
     pub never_fits: Option<NeverFits>,
     /// Where its copies may be placed once `/mutate/pods` has rerouted them; `None` if it reroutes none.
-    pub rerouted: Option<Box<Placement>>,
+    pub rerouted: Option<Arc<Placement>>,
 }
 
 /// What is assessed.
@@ -62,9 +62,9 @@ pub fn reassess(pod: &Pod, assessed: Assessed, policy: &Policy, cluster: &Cluste
     let guarded = pod.containers.iter().find_map(|container| assessment.guarded_gpu(container));
     let resource = guarded.map(|(resource, _)| resource.clone());
     let demand = assessment.total();
-    let rerouted = match (assessed, assessment.placement()) {
-        (Assessed::Template, Cow::Owned(rerouted)) => Some(Box::new(rerouted)),
-        (Assessed::Template, Cow::Borrowed(_)) | (Assessed::Pod, _) => None,
+    let rerouted = match assessed {
+        Assessed::Template => assessment.rerouted(),
+        Assessed::Pod => None,
     };
     let never_fits = resource.as_ref().zip(demand).and_then(|(resource, demand)| {
         let never = cluster.never_fits(resource, demand, rerouted.as_deref().unwrap_or(&pod.placement))?;

@@ -28,21 +28,24 @@ impl Assessment<'_> {
         if request.is_zero() || request == least {
             return !request.is_zero();
         }
-        let (cluster, placement) = (self.cluster, &self.pod.placement);
+        let (cluster, rerouted) = (self.cluster, self.rerouted());
+        let placement = rerouted.as_deref().unwrap_or(&self.pod.placement);
         let known = self.lookups.is_slot.entry((resource.clone(), request));
         *known.or_insert_with(|| cluster.is_slot(resource, request, placement))
     }
 
     /// The slot that an undeclared container counts as, in MiB; `None` if it is not known.
     pub(super) fn slot(&mut self, resource: &Resource) -> Option<Vram> {
-        let (cluster, placement) = (self.cluster, &self.pod.placement);
+        let (cluster, rerouted) = (self.cluster, self.rerouted());
+        let placement = rerouted.as_deref().unwrap_or(&self.pod.placement);
         let known = self.lookups.slot_of.entry(resource.clone());
         *known.or_insert_with(|| cluster.slot_for(resource, placement))
     }
 
     /// Why nothing accounts for a resource that is not guarded; `None` if that is harmless.
     pub(super) fn why_unaccounted(&mut self, resource: &Resource) -> Option<Unaccounted> {
-        let (cluster, placement) = (self.cluster, &self.pod.placement);
+        let (cluster, rerouted) = (self.cluster, self.rerouted());
+        let placement = rerouted.as_deref().unwrap_or(&self.pod.placement);
         let known = self.lookups.unaccounted.entry(resource.clone());
         known.or_insert_with(|| cluster.unaccounted(resource, placement)).clone()
     }

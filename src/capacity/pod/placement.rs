@@ -283,7 +283,9 @@ mod affinity;
 mod reroute;
 
 pub use affinity::{Affinity, NewTerm, NodeNeeds};
-pub use reroute::{FallbackPool, MAX_ALTERNATIVES, OwnPool, Preference, Reroute, TooManyAlternatives};
+pub use reroute::{
+    FallbackPool, MAX_ALTERNATIVES, MAX_REQUIREMENTS, MAX_VALUES, OwnPool, Preference, Reroute, TooManyAlternatives,
+};
 
 #[cfg(test)]
 mod tests;

@@ -155,7 +155,7 @@ impl fmt::Display for Advice {
             Advice::NotRerouted => write!(
                 f,
                 "the pod is not rerouted and may use its own pool only: with the fallback pools of the policy, its node \
-                 affinity would have more than {MAX_ALTERNATIVES} terms or too long a list of values"
+                 affinity would have more than {MAX_ALTERNATIVES} terms, or too many requirements or values"
             ),
             Advice::NotGuarded { key, resource } => {
                 write!(f, "annotation {key} is not accounted for: no node is known to share {resource}")

@@ -10,7 +10,8 @@ use crate::capacity::pod::placement::FallbackPool;
 use crate::keys;
 
 /// Most pools. A pod gets a node affinity with an alternative for each of them.
-const MAX_POOLS: usize = 8;
+/// Each pool has half the weight of the one before, and the sixth has the smallest weight that there is.
+const MAX_POOLS: usize = 6;
 /// Most labels of a pool.
 const MAX_LABELS: usize = 4;
 

@@ -15,21 +15,21 @@ pub const MAX_CONTAINERS: usize = 128;
 pub const MAX_RESOURCES: usize = 64;
 /// Entries of one environment for variables that vramguard reads. Of several with the same name, the last one counts.
 pub const MAX_ENV: usize = 64;
-/// Annotations with our prefix or KAI's. A container with a GPU has up to seven.
-pub const MAX_ANNOTATIONS: usize = 256;
+/// Annotations with our prefix or KAI's. A container with a GPU has up to eight, two of which `/mutate` may add.
+pub const MAX_ANNOTATIONS: usize = 640;
 /// Entries of `nodeSelector`.
 pub const MAX_SELECTOR: usize = 128;
 /// Terms of the required node affinity that its author may write.
 pub const MAX_TERMS: usize = 64;
-/// Terms that are read: `/mutate` makes two of each term.
+/// Terms that are read: `/mutate` makes two of each term, after it has made up to [`MAX_TERMS`] of a rerouted pod's.
 pub const READ_TERMS: usize = 2 * MAX_TERMS;
 /// Requirements of a term on labels, and also on fields, that its author may write.
 pub const MAX_REQUIREMENTS: usize = 62;
-/// Requirements that are read: `/mutate` adds two on labels.
+/// Requirements that are read: `/mutate` adds two on labels, and a rerouted pod has fewer.
 pub const READ_REQUIREMENTS: usize = MAX_REQUIREMENTS + 2;
 /// Values of all requirements together that their author may write: enough to name the nodes of a large cluster.
 pub const MAX_VALUES: usize = 8192;
-/// Values that are read: `/mutate` doubles them, and adds three values to each term.
+/// Values that are read: `/mutate` doubles them, and adds three values to each term. A rerouted pod has fewer.
 pub const READ_VALUES: usize = 2 * MAX_VALUES + 3 * READ_TERMS;
 /// Tolerations of a pod.
 pub const MAX_TOLERATIONS: usize = 256;

@@ -7,7 +7,7 @@ use crate::capacity::admission::makeup::Makeup;
 use crate::capacity::gpu::Resource;
 use crate::capacity::name::PodUid;
 
-use crate::capacity::pod::placement::{Placement, Requirement};
+use crate::capacity::pod::placement::{OwnPool, Placement, Requirement};
 use crate::capacity::pod::{Pod, PodName};
 use crate::capacity::vram::Vram;
 use crate::k8s::object::PodObject;
@@ -167,7 +167,8 @@ fn size(placement: &Placement) -> usize {
     let tolerations =
         tolerations.map(|t| 2 * TEXT + [&t.key, &t.value, &t.effect].into_iter().flatten().map(text).sum::<usize>());
     let selectors = placement.node_selector.iter().map(|(key, value)| text(key) + text(value));
-    terms.sum::<usize>() + tolerations.sum::<usize>() + selectors.sum::<usize>()
+    let own = placement.own_pool.as_ref().map_or(0, OwnPool::size);
+    terms.sum::<usize>() + tolerations.sum::<usize>() + selectors.sum::<usize>() + own * TEXT
 }
 
 #[cfg(test)]

@@ -144,6 +144,18 @@ impl Placement {
         bases
     }
 
+    /// The placement without the nodes whose label reports shared GPUs.
+    #[must_use]
+    pub fn kept_off_shared(&self) -> Placement {
+        let needs = NodeNeeds { avoid_shared: true, pod_max_at_least: None };
+        let unshared = needs.alternatives().concat();
+        let terms = match &self.required {
+            Some(terms) => terms.iter().filter(|term| !term.is_empty()).map(|term| term.and(&unshared)).collect(),
+            None => vec![Term { labels: unshared, fields: Vec::new() }],
+        };
+        Placement { required: Some(terms), ..self.clone() }
+    }
+
     /// Whether the required node affinity has a requirement on our label.
     pub fn requires_our_label(&self) -> bool {
         self.required.iter().flatten().flat_map(|term| &term.labels).any(Requirement::is_ours)

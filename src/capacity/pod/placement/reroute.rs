@@ -19,6 +19,13 @@ use super::{NodeProfile, Operator, Placement, Requirement, Term};
 /// Most alternatives that a rerouted pod gets: its own terms times the pools.
 pub const MAX_ALTERNATIVES: usize = 64;
 
+/// Most values of all alternatives of a rerouted pod together. What is read of a pod is bounded too, and what is added here
+/// must stay within that.
+pub const MAX_VALUES: usize = 4096;
+
+/// Most requirements of one alternative of a rerouted pod.
+pub const MAX_REQUIREMENTS: usize = 48;
+
 /// Largest length of an [`OwnPool`] as text, in bytes.
 const MAX_OWN: usize = 1024;
 
@@ -56,8 +63,16 @@ impl OwnPool {
         self.0.iter().any(|all| all.iter().all(|requirement| requirement.holds(label(&requirement.key))))
     }
 
+    /// Number of its keys and values.
+    pub fn size(&self) -> usize {
+        self.0.iter().flatten().map(|requirement| 1 + requirement.values.len()).sum()
+    }
+
     /// Reads the text of an annotation; `None` if it is not the text of an own pool.
     pub fn parse(text: &str) -> Option<OwnPool> {
+        if text.len() > MAX_OWN {
+            return None;
+        }
         let requirement = |text: &str| {
             let (key, values) = match (text.split_once(" in ("), text.split_once('=')) {
                 (Some((key, values)), _) => (key, values.strip_suffix(')')?.split(',').collect()),
@@ -116,7 +131,8 @@ pub struct Preference {
     pub requirements: Vec<Requirement>,
 }
 
-/// A pod is not rerouted, because it would get more than [`MAX_ALTERNATIVES`] terms, or a too long text of its own pool.
+/// A pod is not rerouted, because it would get more than [`MAX_ALTERNATIVES`] terms, [`MAX_VALUES`] values or
+/// [`MAX_REQUIREMENTS`] requirements in one term, or a too long text of its own pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyAlternatives;
 
@@ -206,7 +222,8 @@ impl Placement {
         let mut own: Vec<Vec<Requirement>> = terms.iter().map(own_of).filter(|own| !own.is_empty()).collect();
         own.sort();
         own.dedup();
-        if own.is_empty() {
+        // A pod that is unconstrained by one of its terms may use all pools already.
+        if own.is_empty() || moved.is_empty() && terms.iter().any(Term::is_empty) {
             return Ok(None);
         }
         let fallbacks: Vec<Vec<Requirement>> = pools.iter().map(FallbackPool::requirements).collect();
@@ -216,9 +233,14 @@ impl Placement {
         }
         let moved = moved.into_iter().map(|(key, _)| key.clone()).collect();
         let reroute = Reroute { own, moved, fallbacks, keys };
+        let alternatives = self.bases(Some(&reroute));
+        let values = |base: &Base| base.rest.labels.iter().map(|requirement| requirement.values.len()).sum::<usize>();
+        let is_long = |base: &Base| base.rest.labels.len() > MAX_REQUIREMENTS;
+        if alternatives.iter().map(values).sum::<usize>() > MAX_VALUES || alternatives.iter().any(is_long) {
+            return Err(TooManyAlternatives);
+        }
         // If the further pools are its own, nothing is added.
-        let alternatives = self.bases(Some(&reroute)).len();
-        Ok((alternatives > self.bases(None).len()).then_some(reroute))
+        Ok((alternatives.len() > self.bases(None).len()).then_some(reroute))
     }
 
     /// The placement of the pod after it is rerouted.

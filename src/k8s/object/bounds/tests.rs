@@ -90,9 +90,9 @@ fn each_list_of_a_pod_is_named_with_its_count_and_its_bound_where_it_is_too_long
         let object = with(&spec);
         assert_eq!(said(&object), Some((field.as_str(), count, most, hides)));
     }
-    let annotations: Value = (0..257).map(|n| (format!("vramguard.dev/vram.c{n}"), json!("1Gi"))).collect();
+    let annotations: Value = (0..641).map(|n| (format!("vramguard.dev/vram.c{n}"), json!("1Gi"))).collect();
     let object = read(&json!({ "metadata": { "annotations": annotations } }));
-    assert_eq!(said(&object), Some(("metadata.annotations", 257, 256, false)));
+    assert_eq!(said(&object), Some(("metadata.annotations", 641, 640, false)));
 }
 
 #[test]
@@ -166,4 +166,14 @@ fn of_an_environment_only_what_vramguard_reads_is_kept_with_its_place() {
     assert_eq!(places, [(1, "CUDA_DEVICE_ORDER"), (3, "NVIDIA_VISIBLE_DEVICES")]);
     assert!(kept(1).is_some_and(|env| env.is_empty()) && kept(2).is_some());
     assert!(kept(3).is_none());
+}
+
+/// What `/mutate` makes of a pod must pass `/validate`.
+#[test]
+fn a_rerouted_pod_stays_within_what_is_read() {
+    use crate::capacity::pod::placement;
+    use crate::k8s::object::bounds;
+    const { assert!(placement::MAX_ALTERNATIVES <= bounds::MAX_TERMS) };
+    const { assert!(placement::MAX_VALUES <= bounds::MAX_VALUES) };
+    const { assert!(placement::MAX_REQUIREMENTS <= bounds::MAX_REQUIREMENTS) };
 }

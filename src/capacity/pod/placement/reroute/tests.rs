@@ -116,10 +116,10 @@ fn pods_that_are_not_rerouted() {
 
 #[test]
 fn its_own_pool_is_preferred_to_each_further_one_in_their_order() {
-    let pools: Vec<FallbackPool> = (0..8).map(|number| pool(&[(PRODUCT, &format!("P{number}"))])).collect();
+    let pools: Vec<FallbackPool> = (0..6).map(|number| pool(&[(PRODUCT, &format!("P{number}"))])).collect();
     let reroute = selects(&[(PRODUCT, "A10")]).reroute(&pools).unwrap().unwrap();
     let weights: Vec<u32> = reroute.preferences().iter().map(|preference| preference.weight).collect();
-    assert_eq!(weights, [100, 50, 25, 12, 6, 3, 1, 1, 1]);
+    assert_eq!(weights, [100, 50, 25, 12, 6, 3, 1]);
     assert_eq!(reroute.preferences()[0].requirements, [requirement(PRODUCT, Operator::In, &["A10"])]);
     assert_eq!(reroute.preferences()[1].requirements, [requirement(PRODUCT, Operator::In, &["P0"])]);
 }
@@ -217,4 +217,36 @@ proptest! {
             prop_assert_eq!(patched_pod.allows("n", &node), expected, "patched, {:?}", labels);
         }
     }
+}
+
+#[test]
+fn an_own_pool_that_vramguard_did_not_write_is_not_read_however_long_it_is() {
+    let long = vec!["a=b"; 60_000].join(" or ");
+    assert_eq!(OwnPool::parse(&long), None);
+    assert_eq!(OwnPool::parse("a=b or c in (d,e)").map(|own| own.size()), Some(5));
+}
+
+#[test]
+fn a_pod_that_one_of_its_terms_leaves_free_is_not_rerouted() {
+    let ours = term(&[requirement("vramguard.dev/pod-max-mib", Operator::Gt, &["100"])]);
+    let pinned = term(&[requirement(PRODUCT, Operator::In, &["A10"])]);
+    let pod = Placement { required: Some(vec![pinned, ours]), ..Placement::default() };
+    assert_eq!(pod.reroute(&[l40s()]), Ok(None));
+}
+
+/// What is read of a pod is bounded, and each alternative copies what its author wrote.
+#[test]
+fn the_copies_of_what_an_author_wrote_are_bounded() {
+    let names: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let excludes = term(&[requirement("kubernetes.io/hostname", Operator::NotIn, &names)]);
+    let pod = Placement { required: Some(vec![excludes]), ..selects(&[(PRODUCT, "A10")]) };
+    let pools = |count: usize| (0..count).map(|number| pool(&[(PRODUCT, &format!("P{number}"))])).collect::<Vec<_>>();
+    assert!(pod.reroute(&pools(2)).is_ok_and(|reroute| reroute.is_some()));
+    assert_eq!(pod.reroute(&pools(6)), Err(TooManyAlternatives));
+    let many: Vec<Requirement> =
+        (0..48).map(|number| requirement(&format!("label-{number}"), Operator::Exists, &[])).collect();
+    let pod = |count: usize| Placement { required: Some(vec![term(&many[..count])]), ..selects(&[(PRODUCT, "A10")]) };
+    assert!(pod(47).reroute(&[l40s()]).is_ok());
+    assert_eq!(pod(48).reroute(&[l40s()]), Err(TooManyAlternatives));
 }
