@@ -85,6 +85,11 @@ pub enum Why {
         /// Name of the variable or flag.
         name: &'static str,
     },
+    /// Its author sets the size of its KV cache, and its weights come on top.
+    CacheAlone {
+        /// Name of the flag.
+        name: &'static str,
+    },
     /// The framework has no variable or flag that takes an amount.
     NoKnob(Framework),
     /// The version of the framework decides, and it is not known.
@@ -135,12 +140,16 @@ impl fmt::Display for Why {
                 crate::keys::FRAMEWORK
             ),
             Why::Policy => f.write_str("environment.framework of the policy is None"),
+            Why::Holds { name, value } if *name == crate::keys::ENV_MPS_LIMIT => {
+                write!(f, "{name} is {} for each process", quoted(value))
+            }
             Why::Holds { name, value } => write!(f, "{name} is {}", quoted(value)),
             Why::Absent { name } => write!(f, "it was created without {}", quoted(name)),
             Why::Looser { name } => {
                 write!(f, "its own value of {name} allows more than it declares, or cannot be read")
             }
             Why::Context { name } => write!(f, "{name} sets the length of its context, by which it sizes its memory"),
+            Why::CacheAlone { name } => write!(f, "{name} plans its KV cache alone, and its weights come on top"),
             Why::NoKnob(framework) => write!(f, "{framework} has no setting that takes an amount of memory"),
             Why::VersionUnknown(framework) => write!(
                 f,
@@ -170,5 +179,17 @@ impl fmt::Display for Why {
                 write!(f, "what it declares is no share of a GPU of {total} that its framework could be told")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_mps_is_said_to_be_for_each_process() {
+        let why = |name| Why::Holds { name, value: "0=8912M".into() }.to_string();
+        assert_eq!(why(crate::keys::ENV_MPS_LIMIT), "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT is \"0=8912M\" for each process");
+        assert_eq!(why(crate::keys::ENV_GPU_MEMORY_LIMIT), "NVIDIA_GPU_MEMORY_LIMIT is \"0=8912M\"");
     }
 }

@@ -134,7 +134,7 @@ pub(super) fn layers(config: &Config) -> Result<Layers, Unreadable> {
             return Ok(each(&|layer| if indices.contains(&layer) { Kind::Attention } else { Kind::StateSpace }));
         }
         "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
-            let interval = config.number_or(&["full_attention_interval"], 4)?;
+            let interval = period(config, &["full_attention_interval"])?.unwrap_or(4);
             let is_attention = |layer: u64| (layer + 1).checked_rem(interval) == Some(0);
             return Ok(each(&|layer| if is_attention(layer) { Kind::Attention } else { Kind::Linear }));
         }
@@ -205,17 +205,29 @@ fn listed(config: &Config, field: &str, count: u64) -> Result<Option<Vec<Kind>>,
     list.iter().map(kind).collect::<Result<Vec<Kind>, _>>().map(Some)
 }
 
+/// Every how many layers something is. Zero says of no layer what it is.
+fn period(config: &Config, names: &[&str]) -> Result<Option<u64>, Unreadable> {
+    let period = config.number(names)?;
+    if period == Some(0) {
+        let name = names.iter().find(|name| config.field(name).is_some()).copied().unwrap_or_default();
+        return Err(config.error(name, "is 0; a number of layers from 1 was expected"));
+    }
+    Ok(period)
+}
+
 /// Attention in each layer, some with a window.
 fn windows(config: &Config, count: u64) -> Result<Layers, Unreadable> {
-    let is_off = config.flag("use_sliding_window")? == Some(false);
-    let window = config.number(&["sliding_window", "attention_chunk_size"])?.filter(|window| *window > 0 && !is_off);
+    const PATTERN: [&str; 2] = ["sliding_window_pattern", "_sliding_window_pattern"];
+    let architecture = config.architecture();
+    // transformers has no window in Qwen's models unless this says so, and one in others unless this says otherwise.
+    let is_on = config.flag("use_sliding_window")?.unwrap_or(!architecture.starts_with("qwen"));
+    let window = config.number(&["sliding_window", "attention_chunk_size"])?.filter(|window| *window > 0 && is_on);
     let all = || vec![Kind::Attention; usize::try_from(count).unwrap_or(0)];
     let Some(window) = window else { return Ok(Layers { kinds: all(), unplaced_window: None }) };
-    let architecture = config.architecture();
     let period = match architecture.as_str() {
         "gemma2" | "gpt_oss" => Some(2),
-        "gemma3_text" => Some(config.number_or(&["sliding_window_pattern", "_sliding_window_pattern"], 6)?),
-        _ => config.number(&["sliding_window_pattern", "_sliding_window_pattern"])?,
+        "gemma3_text" => Some(period(config, &PATTERN)?.unwrap_or(6)),
+        _ => period(config, &PATTERN)?,
     };
     let first = match architecture.as_str() {
         "qwen2" | "qwen2_moe" | "qwen3" | "qwen3_moe" => Some(config.number_or(&["max_window_layers"], 0)?),

@@ -160,6 +160,32 @@ fn layers_with_windows_are_found_by_what_each_architecture_says() {
 }
 
 #[test]
+fn a_model_of_qwen_has_a_window_only_if_it_says_so() {
+    for architecture in ["qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_5_vl_text"] {
+        let fields = json!({"model_type": architecture, "sliding_window": 4096});
+        let shape = shape_of(&with(&llama(), &fields)).unwrap();
+        let cache = Cache::Attention { keys: 1024, values: 1024, window: None };
+        assert_eq!((shape.caches, shape.unplaced_window), (vec![Group { layers: 32, cache }], None), "{architecture}");
+    }
+}
+
+#[test]
+fn a_period_of_zero_layers_is_refused() {
+    let window = |name: &str, architecture: &str| {
+        error(&with(&llama(), &json!({"model_type": architecture, "sliding_window": 4096, name: 0})))
+    };
+    for name in ["sliding_window_pattern", "_sliding_window_pattern"] {
+        for architecture in ["gemma3_text", "cohere2", "brandnew"] {
+            let error = window(name, architecture);
+            let expected = format!("field \"{name}\": is 0; a number of layers from 1 was expected");
+            assert!(error.contains(&expected), "{architecture}: {error}");
+        }
+    }
+    let error = error(&with(&qwen3_next(), &json!({"full_attention_interval": 0})));
+    assert!(error.contains("field \"full_attention_interval\": is 0"), "{error}");
+}
+
+#[test]
 fn hybrid_models_keep_states_in_the_layers_that_have_them() {
     let attention = |layers, elements| {
         let cache = Cache::Attention { keys: elements, values: elements, window: None };

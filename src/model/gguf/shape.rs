@@ -288,7 +288,10 @@ fn windows(keys: &Keys<'_>, layers: u64) -> Result<Option<Vec<bool>>, Unreadable
     // A number without the architecture's own order of layers does not say which are whole.
     let Some(default) = keys.default_of(&WINDOWS) else { return Ok(None) };
     let period = keys.number(name)?.unwrap_or(default);
-    Ok(Some((0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()))
+    if period == 0 {
+        return Err(Unreadable::field(&keys.key(name), "is 0; a number of layers from 1 was expected"));
+    }
+    Ok(Some((0..layers).map(|layer| layer % period < period - 1).collect()))
 }
 
 fn of_layer(keys: &Keys<'_>, attention: &Attention, layer: u64, kv_heads: u64) -> Result<Cache, Unreadable> {

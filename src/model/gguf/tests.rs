@@ -206,6 +206,12 @@ fn layers_with_a_window_are_those_of_the_architecture_or_of_the_pattern() {
         .number("other.attention.sliding_window", 128)
         .numbers("other.attention.sliding_window_pattern", &[1, 1, 0]);
     assert_eq!(groups(&flags), [window(2, Some(128)), window(1, None)]);
+    let zero = gemma.number("gemma3.attention.sliding_window_pattern", 0);
+    let error = shape_of(&zero).unwrap_err().to_string();
+    assert!(
+        error.contains("gemma3.attention.sliding_window_pattern") && error.contains("is 0; a number of"),
+        "{error}"
+    );
     // Nobody says which layers: all count with the whole context, and the estimate says so.
     let unplaced = shape_of(&plain("phi3", 4, 2).number("phi3.attention.sliding_window", 2_047)).unwrap();
     assert_eq!((unplaced.caches, unplaced.unplaced_window), (vec![window(4, None)], Some(2_047)));

@@ -183,8 +183,10 @@ fn vllm_is_told_by_a_flag_where_its_server_is_started_by_a_list() {
         ("agent:1", &["vllm", "serve", "m"], &[], "--gpu-memory-utilization=0.1000 plan"),
         ("vllm/vllm-openai", &[], &["--gpu-memory-utilization=0.1"], "plan"),
         ("vllm/vllm-openai", &[], &["--gpu-memory-utilization", "0.05"], "plan"),
-        ("vllm/vllm-openai", &[], &["--kv-cache-memory-bytes", "1073741824"], "plan"),
-        ("vllm/vllm-openai", &[], &["--kv-cache-memory-bytes", "4G"], "plan"),
+        ("vllm/vllm-openai", &[], &["--gpu-mem=0.05"], "plan"),
+        // The weights come on top of the cache.
+        ("vllm/vllm-openai", &[], &["--kv-cache-memory-bytes", "1073741824"], "nothing"),
+        ("vllm/vllm-openai", &[], &["--kv-cache-memory-bytes", "4G"], "nothing"),
         ("vllm/vllm-openai", &[], &["--config", "c.yaml"], "nothing"),
         ("vllm/vllm-openai", &["sh", "-c", "vllm serve m"], &[], "nothing"),
         ("vllm/vllm-openai", &["sh", "-c", "vllm serve m --gpu-memory-utilization 0.1"], &[], "plan"),
@@ -198,6 +200,8 @@ fn vllm_is_told_by_a_flag_where_its_server_is_started_by_a_list() {
         (&["--gpu-memory-utilization=0.9"][..], FLAG),
         (&["--gpu-memory-utilization=$(SHARE)"], FLAG),
         (&["--kv-cache-memory-bytes", "85899345920"], "--kv-cache-memory-bytes"),
+        (&["--kv-cache-memory-bytes", "80G"], "--kv-cache-memory-bytes"),
+        (&["--kv-cache-memory-bytes", "8Gi"], "--kv-cache-memory-bytes"),
     ] {
         let given = Given { image: "vllm/vllm-openai", args, ..Given::default() };
         assert_eq!((given.told(), given.conflicts()), ("nothing".into(), vec![name]), "{args:?}");
@@ -374,6 +378,7 @@ fn a_users_own_hard_limit_is_kept() {
         (&[(LIMIT, "4000")], "nothing", Some(LIMIT)),
         (&[(REQUEST, "4000")], "nothing", Some(REQUEST)),
         (&[(REQUEST, "4Gi"), (LIMIT, "4Gi")], "nothing", Some(LIMIT)),
+        (&[(REQUEST, "0"), (LIMIT, "0")], "nothing", Some(LIMIT)),
     ] {
         let given = Given { env, pools: limited(), ..Given::default() };
         assert_eq!((given.told(), given.conflicts()), (told.to_owned(), Vec::from_iter(conflict)), "{env:?}");
@@ -394,7 +399,7 @@ fn mps_limits_each_process_and_still_reports_the_whole_gpu() {
     assert_eq!(told(&[], 1), format!("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=8912M {share}:0.1000 driver"));
     assert_eq!(told(&[], 2), format!("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=4816M {share}:0.0500 driver"));
     assert_eq!(told(&[("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", "0=4G")], 1), format!("{share}:0.1000 driver"));
-    for own in ["0=16G", "0=4G,1=4G", "4G"] {
+    for own in ["0=16G", "0=4G,1=4G", "4G", "0=0M"] {
         let env = &[("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", own)];
         let given = Given { env, pools: mps(), ..Given::default() };
         assert_eq!(given.told(), "nothing", "{own}");

@@ -8,7 +8,7 @@ use crate::capacity::vram::Vram;
 /// By how much the GPUs that a pod may land on can differ, in percent of the smallest. Within that, the share of the
 /// largest is used, which takes no more than this from the budget: GPUs of one model differ by what their drivers keep.
 /// Beyond that, a share of the largest would give a container on the smallest much less than it declares.
-const DIFFERENCE: u64 = 2;
+const DIFFERENCE: u32 = 2;
 
 /// What a container may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +43,21 @@ impl Budget {
     }
 }
 
+/// Whether a share of the user's allows no more than ours. It may be a share that vramguard computed itself, by the total
+/// that another replica or an earlier snapshot knew: that one differs by [`DIFFERENCE`], and by one step of rounding.
+pub(super) fn is_at_most(theirs: &str, ours: &str) -> bool {
+    const STEP: f64 = 0.0001;
+    match (theirs.trim().parse::<f64>(), ours.parse::<f64>()) {
+        (Ok(theirs), Ok(ours)) => theirs > 0.0 && theirs * 100.0 <= (ours + STEP) * f64::from(100 + DIFFERENCE),
+        _ => false,
+    }
+}
+
 /// The one total of the GPUs that a pod may land on.
 pub(super) fn total(landing: &Landing) -> Result<Vram, Why> {
     let (smallest, largest) = landing.totals.ok_or(Why::SizeUnknown)?;
     let spread = largest.minus(smallest).free().mib();
-    if spread.saturating_mul(100) > smallest.mib().saturating_mul(DIFFERENCE) {
+    if spread.saturating_mul(100) > smallest.mib().saturating_mul(u64::from(DIFFERENCE)) {
         return Err(Why::SizesDiffer { smallest, largest });
     }
     Ok(largest)
@@ -91,6 +101,20 @@ mod tests {
                 let taken = share * 24_576.0 * f64::from(processes);
                 assert!(taken <= declared as f64 && declared as f64 - taken < 10.0, "{declared} {processes}: {taken}");
             }
+        }
+    }
+
+    #[test]
+    fn a_share_by_another_total_of_the_same_model_of_gpu_is_no_looser_value() {
+        for declared in (100..20_000).step_by(97) {
+            for total in [80_000, 81_079, 81_600] {
+                let share = |total| budget(declared, 1, total).share().unwrap();
+                assert!(is_at_most(&share(80_000), &share(total)), "{declared} {total}");
+                assert!(is_at_most(&share(total), &share(80_000)), "{declared} {total}");
+            }
+        }
+        for (theirs, expected) in [("0.102", true), ("0.1022", false), ("0.11", false), ("0", false), ("NaN", false)] {
+            assert_eq!(is_at_most(theirs, "0.1000"), expected, "{theirs}");
         }
     }
 

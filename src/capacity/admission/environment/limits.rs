@@ -71,9 +71,11 @@ fn of_device(text: &str) -> Option<Vram> {
     amount(number)?.checked_times(factor)
 }
 
+/// A limit in MiB. Zero limits nothing, and is as good as unreadable.
 fn amount(text: &str) -> Option<Vram> {
     let is_count = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_count.then(|| text.parse().ok().and_then(Vram::checked_from_mib))?
+    let amount = is_count.then(|| text.parse().ok().and_then(Vram::checked_from_mib))?;
+    amount.filter(|amount| !amount.is_zero())
 }
 
 #[cfg(test)]
@@ -90,6 +92,8 @@ mod tests {
             ("1=8G", None),
             ("0=8", None),
             ("0=", None),
+            ("0=0M", None),
+            ("0=0G", None),
             ("0=-1M", None),
             ("0=99999999999999999999G", None),
             ("", None),

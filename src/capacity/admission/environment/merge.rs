@@ -1,7 +1,9 @@
 //! How a value of vramguard goes together with the user's own. Owns the rule: a variable or flag that the user set is
-//! never overwritten. A value that allows no more than ours is as good as ours; one that allows more, or that cannot be
-//! read, is a conflict, which the policy decides.
+//! never overwritten. A value that allows no more than ours is as good as ours, and so is a share that is larger by what
+//! totals of one model of GPU differ. One that allows more, or that cannot be read, is a conflict, which the policy
+//! decides.
 
+use super::budget::is_at_most;
 use super::{Injection, Value, Variable};
 use crate::capacity::pod::Container;
 use crate::capacity::pod::software::Software;
@@ -48,7 +50,7 @@ impl Merge<'_> {
         }
     }
 
-    /// Sets a variable that takes a number, above which its container would take more than its budget.
+    /// Sets a variable that takes a share, above which its container would take more than its budget.
     pub(super) fn at_most(&mut self, name: &'static str, ours: String) -> Outcome {
         if !self.sets(name) {
             self.set(name, ours.clone());
@@ -57,7 +59,7 @@ impl Merge<'_> {
         self.judge(name, self.own(name).map(str::to_owned), ours)
     }
 
-    /// The user's own number, as a variable or a flag.
+    /// The user's own share, as a variable or a flag.
     pub(super) fn judge(&mut self, name: &'static str, theirs: Option<String>, ours: String) -> Outcome {
         match theirs {
             Some(value) if is_at_most(&value, &ours) => Outcome::Holds(Why::Holds { name, value }),
@@ -70,13 +72,5 @@ impl Merge<'_> {
         let theirs = theirs.or_else(|| self.container.env(name)?.value.clone());
         self.injection.conflicts.push(EnvConflict { name, theirs, ours: Some(ours) });
         Outcome::Looser(Why::Looser { name })
-    }
-}
-
-/// Whether a text is a number above zero, and not above another one.
-pub(super) fn is_at_most(theirs: &str, ours: &str) -> bool {
-    match (theirs.trim().parse::<f64>(), ours.parse::<f64>()) {
-        (Ok(theirs), Ok(ours)) => theirs > 0.0 && theirs <= ours,
-        _ => false,
     }
 }

@@ -3,8 +3,8 @@
 //! An older version ends at its first use of CUDA if it finds that key, so a version that is not known gets none. The
 //! configuration is a list, and the key is appended to the user's.
 
-use super::budget::Budget;
-use super::merge::{Merge, Outcome, is_at_most};
+use super::budget::{Budget, is_at_most};
+use super::merge::{Merge, Outcome};
 use super::{Value, Variable};
 use crate::capacity::pod::software::{Framework, Version};
 use crate::capacity::verdict::{BoundedBy, Why};
@@ -14,7 +14,8 @@ const KEY: &str = "per_process_memory_fraction";
 const SINCE: Version = Version { major: 2, minor: 10 };
 /// Since when `expandable_segments` is known. It bounds nothing, but less memory is lost to fragments.
 const EXPANDABLE_SINCE: Version = Version { major: 2, minor: 1 };
-/// Bytes of a configuration that is extended. The patch repeats it.
+/// Bytes of a configuration that is looked at, and of one that was extended: a second pass must look at it too. The patch
+/// repeats it.
 const LONGEST: usize = 4096;
 /// Both names. A process may read either, so both are kept in order.
 const NAMES: [&str; 2] = [keys::PYTORCH_ALLOC_CONF, keys::PYTORCH_CUDA_ALLOC_CONF];
@@ -24,6 +25,7 @@ pub(super) fn plan(merge: &mut Merge<'_>, budget: &Budget, version: Option<Versi
         Ok(share) => share,
         Err(why) => return (BoundedBy::Nothing, why),
     };
+    let ours = format!("{KEY}:{share}");
     let set: Vec<&'static str> = NAMES.into_iter().filter(|name| merge.sets(name)).collect();
     let mut lacking = Vec::new();
     let mut held = None;
@@ -35,12 +37,14 @@ pub(super) fn plan(merge: &mut Merge<'_>, budget: &Budget, version: Option<Versi
             None | Some(Configuration { is_native: false, .. }) => {
                 return (BoundedBy::Nothing, Why::OtherAllocator { name });
             }
-            Some(Configuration { share: None, .. }) => lacking.push((name, own)),
+            Some(Configuration { share: None, .. }) => match extended(&own, &ours) {
+                Some(merged) => lacking.push((name, merged)),
+                None => return (BoundedBy::Nothing, Why::OtherAllocator { name }),
+            },
             Some(Configuration { share: Some(theirs), .. }) if is_at_most(theirs, &share) => {
                 held = Some(Why::Holds { name, value: own });
             }
             Some(Configuration { share: Some(_), .. }) => {
-                let ours = format!("{KEY}:{share}");
                 let (Outcome::Holds(why) | Outcome::Looser(why)) = merge.looser(name, Some(own), ours);
                 return (BoundedBy::Nothing, why);
             }
@@ -59,17 +63,21 @@ pub(super) fn plan(merge: &mut Merge<'_>, budget: &Budget, version: Option<Versi
         }
         Some(_) => {}
     }
-    let ours = format!("{KEY}:{share}");
     if set.is_empty() {
         merge.set(keys::PYTORCH_CUDA_ALLOC_CONF, ours.as_str());
     }
-    for (name, own) in lacking {
-        let own = own.trim().trim_end_matches(',');
-        let merged = if own.is_empty() { ours.clone() } else { format!("{own},{ours}") };
+    for (name, merged) in lacking {
         merge.injection.edited.push(Variable { name, value: Value::Literal(merged) });
     }
     let name = set.first().copied().unwrap_or(keys::PYTORCH_CUDA_ALLOC_CONF);
     (BoundedBy::Allocator, Why::Holds { name, value: ours })
+}
+
+/// A configuration with our key after the user's own; `None` if it would be longer than is looked at.
+fn extended(own: &str, ours: &str) -> Option<String> {
+    let own = own.trim().trim_end_matches(',');
+    let merged = if own.is_empty() { ours.to_owned() } else { format!("{own},{ours}") };
+    (merged.len() <= LONGEST).then_some(merged)
 }
 
 /// What counts of a configuration of PyTorch's allocator.
@@ -118,6 +126,15 @@ mod tests {
 
     fn read(text: &str) -> Option<(Option<&str>, bool)> {
         Configuration::read(text).map(|found| (found.share, found.is_native))
+    }
+
+    #[test]
+    fn a_configuration_that_would_grow_past_what_is_looked_at_is_not_extended() {
+        let ours = "per_process_memory_fraction:0.1000";
+        let own = |length: usize| format!("a:{}", "x".repeat(length - 2));
+        let room = LONGEST - ours.len() - 1;
+        assert_eq!(extended(&own(room), ours).map(|merged| merged.len()), Some(LONGEST));
+        assert_eq!(extended(&own(room + 1), ours), None);
     }
 
     #[test]

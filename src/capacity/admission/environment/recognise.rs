@@ -151,8 +151,10 @@ fn flags(arguments: &[&str]) -> Vec<Flag> {
 }
 
 /// The full name of a flag. Python's argument parsers accept a beginning that is unambiguous, and vLLM's takes an
-/// underscore for a hyphen.
+/// underscore for a hyphen. A beginning that is not recognised would be overridden by the flag that is appended.
 fn flag(written: &str) -> Option<&'static str> {
+    // vLLM has other flags from `--kv-cache-`. It has no other from `--gpu`, but a program around it may well have one.
+    const BEGINNINGS: [(&str, &str); 2] = [("--gpu-m", keys::VLLM_UTILIZATION), ("--kv-cache-m", keys::VLLM_KV_CACHE)];
     const SHORTEST: usize = "--kv-cache-m".len();
     if written == keys::LLAMA_CTX_SIZE_SHORT {
         return Some(keys::LLAMA_CTX_SIZE_FLAG);
@@ -161,7 +163,12 @@ fn flag(written: &str) -> Option<&'static str> {
         return None;
     }
     let written = written.replace('_', "-");
-    let is_it = |name: &&&str| **name == written || written.len() >= SHORTEST && name.starts_with(written.as_str());
+    let shortest = |name: &str| {
+        let beginning = BEGINNINGS.into_iter().find(|(_, full)| *full == name);
+        beginning.map_or(SHORTEST, |(beginning, _)| beginning.len())
+    };
+    let is_it =
+        |name: &&&str| **name == written || written.len() >= shortest(name) && name.starts_with(written.as_str());
     keys::FLAGS_READ.iter().find(is_it).copied()
 }
 

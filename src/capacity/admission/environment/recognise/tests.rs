@@ -98,6 +98,9 @@ fn a_flag_is_found_in_every_spelling() {
         (&["--gpu-memory-utilization=0.5"], "--gpu-memory-utilization=0.5"),
         (&["--gpu_memory_utilization", "0.5"], "--gpu-memory-utilization=0.5"),
         (&["--gpu-memory-util", "0.5"], "--gpu-memory-utilization=0.5"),
+        (&["--gpu-mem=0.05"], "--gpu-memory-utilization=0.05"),
+        (&["--gpu_m", "0.05"], "--gpu-memory-utilization=0.05"),
+        (&["--kv-cache-m", "1024"], "--kv-cache-memory-bytes=1024"),
         (&["--gpu-memory-utilization", "--port"], "--gpu-memory-utilization="),
         (&["--gpu-memory-utilization"], "--gpu-memory-utilization="),
         (&["--kv-cache-memory-bytes", "1024"], "--kv-cache-memory-bytes=1024"),
@@ -109,7 +112,9 @@ fn a_flag_is_found_in_every_spelling() {
         let command = [&["vllm", "serve"], written].concat();
         assert_eq!(of("", &command, &[]), format!("vLLM {found} command"), "{written:?}");
     }
-    for other in ["--gpu", "--gpu-memory-utilization-of-others", "--conf", "---", "gpu-memory-utilization"] {
+    for other in
+        ["--gpu", "--gpu-memory-utilization-of-others", "--kv-cache-metrics", "--conf", "---", "gpu-memory-utilization"]
+    {
         assert_eq!(of("", &["vllm", "serve", other, "1"], &[]), "vLLM command", "{other}");
     }
 }
