@@ -59,7 +59,7 @@ fn full() -> Value {
                  "allocatableMiB": 9600, "heldMiB": 0},
             ],
             "agent": {
-                "time": "2026-11-22T21:00:00Z", "allocationPolicy": "Steered",
+                "time": "2026-11-22T21:00:00Z", "source": "NVML", "allocationPolicy": "Steered",
                 "driverVersion": "580.159.04", "cudaVersion": "13.0", "unreadable": "no", "usedMiB": 9374, "used": "9374Mi",
                 "containers": [{"uid": "u", "container": "main", "namespace": "ml", "pod": "llm-0", "gpu": "GPU-0b6f1b1c",
                     "usedMiB": 8868, "peakMiB": 8868, "demandMiB": 8912, "since": "2026-11-22T21:00:00Z",
@@ -111,8 +111,8 @@ async fn a_ledger_keeps_every_field_and_reads_well() {
         assert!(table[1].starts_with(row), "{}", table[1]);
     }
     let wide = columns("get gpul -o wide").await;
-    assert_eq!(wide[0], format!("{heading} ALLOCATION USED AGENT"));
-    assert!(wide[1].starts_with(row) && wide[1].contains(" Steered "), "{}", wide[1]);
+    assert_eq!(wide[0], format!("{heading} ALLOCATION USED SOURCE AGENT"));
+    assert!(wide[1].starts_with(row) && wide[1].contains(" Steered 9374Mi NVML "), "{}", wide[1]);
 
     // A write of the spec keeps the status, so two replicas do not overwrite each other.
     let mut emptied = full.clone();
