@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::capacity::gpu::{Headroom, Rules};
 use crate::capacity::pod::placement::FallbackPool;
+use crate::capacity::pod::software::Framework;
 use crate::capacity::vram::Vram;
 
 mod layer;
@@ -42,31 +43,15 @@ pub enum OnShortfall {
     Reroute,
 }
 
-/// The framework that a container is told its budget for.
+/// `environment.framework`: which framework a container is told its budget for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framework {
+pub enum FrameworkPolicy {
     /// The framework that is recognised, if any.
     Auto,
     /// Only variables that concern every framework.
     None,
-    /// PyTorch without a serving framework.
-    PyTorch,
-    /// vLLM.
-    Vllm,
-    /// SGLang.
-    SgLang,
-    /// Text Generation Inference.
-    Tgi,
-    /// JAX.
-    Jax,
-    /// TensorFlow.
-    TensorFlow,
-    /// llama.cpp.
-    LlamaCpp,
-    /// Ollama.
-    Ollama,
-    /// Triton.
-    Triton,
+    /// This one, where none is recognised.
+    Named(Framework),
 }
 
 /// What happens to a pod whose declaration nothing accounts for.
@@ -100,21 +85,13 @@ macro_rules! displayed_by_name {
 displayed_by_name!(Mode, OnShortfall, OnUnaccounted, OnConflict);
 
 /// Displays the framework as a policy file writes it.
-impl fmt::Display for Framework {
+impl fmt::Display for FrameworkPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Framework::Auto => "Auto",
-            Framework::None => "None",
-            Framework::PyTorch => "PyTorch",
-            Framework::Vllm => "vLLM",
-            Framework::SgLang => "SGLang",
-            Framework::Tgi => "TGI",
-            Framework::Jax => "JAX",
-            Framework::TensorFlow => "TensorFlow",
-            Framework::LlamaCpp => "llama.cpp",
-            Framework::Ollama => "Ollama",
-            Framework::Triton => "Triton",
-        })
+        match self {
+            FrameworkPolicy::Auto => f.write_str("Auto"),
+            FrameworkPolicy::None => f.write_str("None"),
+            FrameworkPolicy::Named(framework) => write!(f, "{framework}"),
+        }
     }
 }
 
@@ -140,7 +117,7 @@ pub struct Policy {
     /// Model catalogue: declared amounts by model name.
     pub models: BTreeMap<String, Vram>,
     /// The framework that a container is told its budget for.
-    pub framework: Framework,
+    pub framework: FrameworkPolicy,
     /// What happens to a user's own value of an injected variable.
     pub on_conflict: OnConflict,
     /// Memory of a CUDA context that is added for each process. It is set for the whole cluster.

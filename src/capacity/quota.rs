@@ -48,6 +48,11 @@ pub fn wanted(policy: Option<&Policy>) -> Option<Vram> {
     policy.filter(|policy| policy.mode == Mode::Enforce)?.quota
 }
 
+/// What is left of a limit; nothing if more is used.
+pub fn left(limit: Vram, used: Vram) -> Vram {
+    limit.minus(used).free()
+}
+
 /// Decides for one namespace.
 pub fn decide(wanted: Option<Vram>, found: Option<Found>) -> Action {
     match (wanted, found) {

@@ -24,7 +24,7 @@ use serde_json::Value;
 use super::gpu_ledger::GpuLedger;
 use super::node::{self, Override};
 use super::object::NodeObject;
-use super::quantity::{self, Bytes};
+use super::resource_quota;
 use super::template::kinds::{self, WorkloadKind};
 use super::wording;
 use crate::capacity::audit::scene::Scene;
@@ -285,12 +285,8 @@ impl Reader {
             return Ok(());
         }
         let Some(hard) = spec("hard").and_then(|hard| hard.get(keys::VRAM_QUOTA)) else { return Ok(()) };
-        let limit = match hard.as_str().and_then(quantity::bytes) {
-            Some(Bytes::Exactly(limit)) => limit,
-            // Requests are whole MiB.
-            Some(Bytes::RoundedUp(limit)) => Vram::from_mib(limit.mib().saturating_sub(1)),
-            None => return Err(format!("spec.hard[{}]: {hard} is not a quantity", keys::VRAM_QUOTA)),
-        };
+        let limit = hard.as_str().and_then(resource_quota::limited);
+        let limit = limit.ok_or_else(|| format!("spec.hard[{}]: {hard} is not a quantity", keys::VRAM_QUOTA))?;
         let known = self.quotas.entry(namespace.to_owned()).or_insert(limit);
         *known = limit.min(*known);
         Ok(())

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::{Value, json};
 
 use super::quantity::{self, Bytes};
-use crate::capacity::quota::Found;
+use crate::capacity::quota::{self, Found};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -36,7 +36,7 @@ pub struct Limit {
 impl Limit {
     /// What is left; `None` if not known.
     pub fn left(&self) -> Option<Vram> {
-        Some(self.hard?.minus(self.used?).free())
+        Some(quota::left(self.hard?, self.used?))
     }
 }
 

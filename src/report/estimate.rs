@@ -89,9 +89,7 @@ impl Document {
 
     /// The estimate for programs.
     pub fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("the document has no map with other keys than texts");
-        text.push('\n');
-        text
+        super::json::pretty(self)
     }
 
     /// The estimate for people.

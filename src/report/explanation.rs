@@ -244,7 +244,7 @@ pub struct Group {
 impl Explanation {
     /// The explanation as JSON, indented, with a line break at its end.
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("an explanation is JSON") + "\n"
+        crate::report::json::pretty(self)
     }
 }
 

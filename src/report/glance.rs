@@ -144,9 +144,7 @@ impl Glance {
 
     /// The report for programs.
     pub fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("the report has no map with other keys than texts");
-        text.push('\n');
-        text
+        super::json::pretty(self)
     }
 
     /// The report for people.

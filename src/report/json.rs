@@ -1,12 +1,20 @@
 //! The JSON contract itself, indented.
 
+use serde::Serialize;
+
 use super::document::Report;
 
 /// Renders a report as JSON.
 pub(super) fn render(report: &Report) -> String {
-    let mut text = serde_json::to_string_pretty(report).expect("a report has string keys and no failing serializer");
-    text.push('\n');
-    text
+    pretty(report)
+}
+
+/// A document as JSON, indented, with a line break at its end.
+///
+/// # Panics
+/// A map of the document has keys that are no texts.
+pub(super) fn pretty(document: &impl Serialize) -> String {
+    serde_json::to_string_pretty(document).expect("a document has string keys and no failing serializer") + "\n"
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl Report {
 
     /// The report for programs.
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("a plan is JSON") + "\n"
+        crate::report::json::pretty(self)
     }
 
     /// The ConfigMap alone, with what to run then as comments. Without a demand, a comment that says so.

@@ -99,9 +99,7 @@ impl Recommendations {
 
     /// The recommendations for programs.
     pub fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("the document has no map with other keys than texts");
-        text.push('\n');
-        text
+        super::json::pretty(self)
     }
 
     /// The recommendations for people.

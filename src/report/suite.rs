@@ -150,7 +150,7 @@ impl Report {
 
     /// The report as JSON, indented, with a line break at its end.
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("a report is JSON") + "\n"
+        crate::report::json::pretty(self)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::pod::demand::{Basis, Demand};
 use crate::capacity::pod::placement::Placement;
 use crate::capacity::pod::{Container, HostAccess};
-use crate::capacity::policy::{Framework, Mode};
+use crate::capacity::policy::{FrameworkPolicy, Mode};
 use crate::capacity::verdict::{Advice, Bound, BoundedBy, Violation, Why};
 use crate::keys;
 
@@ -90,7 +90,10 @@ impl Assessment<'_> {
         let (declarations, software) = (&self.pod.declarations, &container.software);
         let written = declarations.frameworks.get(&container.name).or(declarations.framework.as_ref());
         let recognised = || software.framework.map(|framework| (framework, software.version));
-        let by_policy = || recognise::of_policy(self.policy.framework).map(|framework| (framework, None));
+        let by_policy = || match self.policy.framework {
+            FrameworkPolicy::Named(framework) => Some((framework, None)),
+            FrameworkPolicy::Auto | FrameworkPolicy::None => None,
+        };
         let known = match written.map(|text| recognise::named(text)) {
             // The image tells the version of what its author names.
             Some(Some((framework, None))) if software.framework == Some(framework) => recognised(),
@@ -101,7 +104,7 @@ impl Assessment<'_> {
         Setting {
             framework: known.map(|(framework, _)| framework),
             version: known.and_then(|(_, version)| version),
-            is_off: self.policy.framework == Framework::None,
+            is_off: self.policy.framework == FrameworkPolicy::None,
             declared: demand.declared.filter(|_| demand.basis == Basis::Declared),
             processes: processes.copied().unwrap_or(1),
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Framework, Mode, OnConflict, OnShortfall, OnUnaccounted};
+use super::{FrameworkPolicy, Mode, OnConflict, OnShortfall, OnUnaccounted};
 use crate::capacity::gpu::{DriverReserve, Overcommit};
 use crate::capacity::pod::placement::FallbackPool;
 use crate::capacity::vram::Vram;
@@ -32,7 +32,7 @@ pub struct Layer {
     /// `models`.
     pub models: BTreeMap<String, Vram>,
     /// `environment.framework`.
-    pub framework: Option<Framework>,
+    pub framework: Option<FrameworkPolicy>,
     /// `environment.onConflict`.
     pub on_conflict: Option<OnConflict>,
 }

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::origin::{Origin, PassedOver, Setting, Why};
-use super::{ClusterPolicy, Documents, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, Policy};
+use super::{
+    ClusterPolicy, Documents, Field, FrameworkPolicy, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted, Policy,
+};
 use crate::capacity::gpu::Rules;
 use crate::capacity::vram::Vram;
 
@@ -36,7 +38,7 @@ pub(super) fn merge(documents: &Documents, namespace: &Layer, rules: &Rules) -> 
         max: merge.stricter(Field::Max, Vram::min, cluster.max, namespace.max),
         quota: merge.stricter(Field::Quota, Vram::min, cluster.quota, namespace.quota),
         models: merge.models(&cluster.models, &namespace.models),
-        framework: merge.value(Field::Framework, cluster.framework, namespace.framework, Framework::Auto),
+        framework: merge.value(Field::Framework, cluster.framework, namespace.framework, FrameworkPolicy::Auto),
         on_conflict: merge.value(Field::OnConflict, cluster.on_conflict, namespace.on_conflict, OnConflict::Warn),
         per_process_overhead: rules.per_process_overhead,
         reroute_pools: reroute_pools.as_slice().into(),

@@ -62,7 +62,7 @@ fn everything_else_is_the_namespaces_unless_locked() {
         max: mib(3),
         quota: mib(4),
         models: BTreeMap::from([("m".to_owned(), Vram::from_mib(5))]),
-        framework: Some(Framework::None),
+        framework: Some(FrameworkPolicy::None),
         on_conflict: Some(OnConflict::Deny),
     };
     assert_eq!(everything.set_fields().len(), Field::ALL.len(), "a field that this test forgot");

@@ -11,7 +11,10 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::super::node::{MAX_GPU, Override};
 use super::pool::Pools;
 use crate::capacity::gpu::{DriverReserve, Overcommit, Resource, Sharing};
-use crate::capacity::policy::{ClusterPolicy, Field, Framework, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted};
+use crate::capacity::pod::software::Framework;
+use crate::capacity::policy::{
+    ClusterPolicy, Field, FrameworkPolicy, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted,
+};
 use crate::capacity::vram::Vram;
 use crate::keys;
 
@@ -199,7 +202,7 @@ fn layer(
         max: max.map(|amount| amount.0),
         quota: quota.map(|amount| amount.0),
         models: models.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
-        framework: environment.framework.map(Into::into),
+        framework: environment.framework.map(|framework| framework.0),
         on_conflict: environment.on_conflict.map(Into::into),
     })
 }
@@ -273,10 +276,23 @@ text_of!(OnShortfallText => OnShortfall { Wait = "Wait", Deny = "Deny", Reroute 
 text_of!(OnConflictText => OnConflict { Warn = "Warn", Deny = "Deny" });
 text_of!(SharingText => Sharing { TimeSlicing = "TimeSlicing", Mps = "MPS" });
 text_of!(OnUnaccountedText => OnUnaccounted { Warn = "Warn", Deny = "Deny" });
-text_of!(FrameworkText => Framework {
-    Auto = "Auto", None = "None", PyTorch = "PyTorch", Vllm = "vLLM", SgLang = "SGLang", Tgi = "TGI", Jax = "JAX",
-    TensorFlow = "TensorFlow", LlamaCpp = "llama.cpp", Ollama = "Ollama", Triton = "Triton",
-});
+
+/// `Auto`, `None` or the name of a framework.
+#[derive(Clone, Copy)]
+struct FrameworkText(FrameworkPolicy);
+
+impl<'de> Deserialize<'de> for FrameworkText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FrameworkText, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let named = Framework::ALL.map(FrameworkPolicy::Named);
+        let mut all = [FrameworkPolicy::Auto, FrameworkPolicy::None].into_iter().chain(named);
+        let is_it = |framework: &FrameworkPolicy| framework.to_string() == text;
+        all.find(is_it).map(FrameworkText).ok_or_else(|| {
+            let names = Framework::ALL.map(Framework::name).join(", ");
+            D::Error::custom(format_args!("{text:?} is not a framework; write Auto, None or one of {names}"))
+        })
+    }
+}
 
 /// A field that only the ClusterVramPolicy may set: if it is present, reading it fails.
 #[derive(Default)]

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::capacity::gpu::DriverReserve;
-use crate::capacity::policy::{Field, Framework, Mode, OnConflict, OnShortfall, Policies};
+use crate::capacity::pod::software::Framework;
+use crate::capacity::policy::{Field, FrameworkPolicy, Mode, OnConflict, OnShortfall, Policies};
 use crate::capacity::vram::Vram;
 
 fn cluster(spec: &str) -> String {
@@ -37,7 +38,7 @@ fn every_field_is_read() {
     assert_eq!(policy.layer.set_fields().len(), Field::ALL.len(), "a field of the shared table that is not read");
     assert_eq!(policy.layer.mode, Some(Mode::Warn));
     assert_eq!(policy.layer.on_shortfall, Some(OnShortfall::Deny));
-    assert_eq!(policy.layer.framework, Some(Framework::Vllm));
+    assert_eq!(policy.layer.framework, Some(FrameworkPolicy::Named(Framework::Vllm)));
     assert_eq!(policy.layer.on_conflict, Some(OnConflict::Deny));
     assert_eq!(policy.layer.models["qwen3-8b"], Vram::from_mib(17 * 1024));
     assert_eq!(policy.headroom_minimum, Some(Vram::ZERO));
@@ -217,4 +218,12 @@ fn text_before_and_between_documents_is_no_document() {
     assert_eq!(split("# nothing\n---\n\n---\n# still nothing\n").len(), 0);
     assert_eq!(split("a: 1\n---\nb: 2\n").iter().map(|(line, _)| *line).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(split("a: |\n  text with --- inside\n").len(), 1);
+}
+
+#[test]
+fn a_framework_that_is_none_is_refused_with_the_names() {
+    let error = error(&cluster("environment:\n  framework: vllm"));
+    for part in ["spec.environment.framework", "\"vllm\" is not a framework", "Auto, None", "vLLM", "llama.cpp"] {
+        assert!(error.contains(part), "{error}");
+    }
 }

@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::capacity::gpu::{Pool, Sharing};
-use crate::capacity::policy::{ClusterPolicy, Documents, Framework, Layer, Policies};
+use crate::capacity::pod::software::Framework;
+use crate::capacity::policy::{ClusterPolicy, Documents, FrameworkPolicy, Layer, Policies};
 use crate::capacity::testing::{facts, gpu, pool, rules};
 use crate::keys;
 
 const TOTAL: u64 = 81_920;
 const DECLARED: u64 = 8192;
 
-fn policy(framework: Framework) -> Policy {
+fn policy(framework: FrameworkPolicy) -> Policy {
     let layer = Layer { mode: Some(Mode::Enforce), framework: Some(framework), ..Layer::default() };
     let documents =
         Documents { cluster: Some(ClusterPolicy { layer, ..ClusterPolicy::default() }), ..Documents::default() };
@@ -198,7 +199,7 @@ fn what_a_framework_was_not_told_is_no_violation() {
             }],
         },
     });
-    let (policy, cluster) = (policy(Framework::Auto), cluster(pool(&[TOTAL], 4)));
+    let (policy, cluster) = (policy(FrameworkPolicy::Auto), cluster(pool(&[TOTAL], 4)));
     let (after, _) = mutated(&pod, &policy, &cluster);
     assert_eq!(after["metadata"]["annotations"]["vramguard.dev/bounded-by.main"], "allocator");
     let object: PodObject = serde_json::from_value(pod).expect("a pod");
@@ -214,7 +215,7 @@ proptest! {
     fn what_the_user_wrote_stays_and_a_second_pass_changes_nothing(
         pod in pod(),
         pool in pools(),
-        framework in prop::sample::select(vec![Framework::Auto, Framework::None, Framework::Jax]),
+        framework in prop::sample::select(vec![FrameworkPolicy::Auto, FrameworkPolicy::None, FrameworkPolicy::Named(Framework::Jax)]),
     ) {
         let is_limited = pool.hard_limits;
         let (policy, cluster) = (policy(framework), cluster(pool));

@@ -6,6 +6,7 @@ use crate::capacity::admission::{Changes, assess};
 use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Pool, Sharing};
 use crate::capacity::pod::demand::Role;
+use crate::capacity::pod::software::Framework;
 use crate::capacity::pod::{Declarations, EnvEntry, Origin, Pod, PodName, VramRequest, Written};
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer, OnConflict, Policies, Policy};
 use crate::capacity::testing::{facts, gpu, mib, pool, rules};
@@ -337,12 +338,12 @@ fn the_policy_turns_frameworks_off_or_names_one_that_nothing_else_names() {
         Given { image, annotation, policy, ..Given::default() }.told()
     };
     let jax = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.1000 allocator";
-    assert_eq!(told(Framework::None, TORCH, None), "nothing");
-    assert_eq!(told(Framework::None, "agent:1", Some("JAX")), "nothing");
-    assert_eq!(told(Framework::Jax, "agent:1", None), jax);
-    assert_eq!(told(Framework::Jax, "vllm/vllm-openai", None), "nothing");
-    assert_eq!(told(Framework::Triton, TORCH, Some("JAX")), jax);
-    assert_eq!(told(Framework::Auto, "agent:1", None), "nothing");
+    assert_eq!(told(FrameworkPolicy::None, TORCH, None), "nothing");
+    assert_eq!(told(FrameworkPolicy::None, "agent:1", Some("JAX")), "nothing");
+    assert_eq!(told(FrameworkPolicy::Named(Framework::Jax), "agent:1", None), jax);
+    assert_eq!(told(FrameworkPolicy::Named(Framework::Jax), "vllm/vllm-openai", None), "nothing");
+    assert_eq!(told(FrameworkPolicy::Named(Framework::Triton), TORCH, Some("JAX")), jax);
+    assert_eq!(told(FrameworkPolicy::Auto, "agent:1", None), "nothing");
 }
 
 fn limited() -> Vec<Pool> {
@@ -359,7 +360,7 @@ fn hard_limits_bound_any_program_where_every_node_enforces_them() {
     assert_eq!(told(TORCH, limited()), format!("{LIMITS} {share} driver"));
     let mixed = [limited(), vec![pool(&[81_920], 4)]].concat();
     assert_eq!(told("agent:1", mixed), "nothing");
-    let off = Layer { mode: Some(Mode::Enforce), framework: Some(Framework::None), ..Layer::default() };
+    let off = Layer { mode: Some(Mode::Enforce), framework: Some(FrameworkPolicy::None), ..Layer::default() };
     assert_eq!(
         Given { image: TORCH, pools: limited(), policy: off, ..Given::default() }.told(),
         format!("{LIMITS} driver")

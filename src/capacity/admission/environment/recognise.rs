@@ -5,7 +5,6 @@
 //! counts: the tag of PyTorch's own image. Any other tag may be the version of something else.
 
 use crate::capacity::pod::software::{ArgumentList, Flag, Framework, Software, Version};
-use crate::capacity::policy;
 use crate::keys;
 
 /// Words of a command, of arguments or of a script that are looked at. What is longer is never edited.
@@ -181,22 +180,6 @@ pub fn named(text: &str) -> Option<(Framework, Option<Version>)> {
     };
     let framework = Framework::ALL.into_iter().find(|framework| framework.name().eq_ignore_ascii_case(name))?;
     Some((framework, version))
-}
-
-/// The framework that a policy names; `None` for `Auto` and `None`.
-pub fn of_policy(framework: policy::Framework) -> Option<Framework> {
-    match framework {
-        policy::Framework::Auto | policy::Framework::None => None,
-        policy::Framework::PyTorch => Some(Framework::PyTorch),
-        policy::Framework::Vllm => Some(Framework::Vllm),
-        policy::Framework::SgLang => Some(Framework::SgLang),
-        policy::Framework::Tgi => Some(Framework::Tgi),
-        policy::Framework::Jax => Some(Framework::Jax),
-        policy::Framework::TensorFlow => Some(Framework::TensorFlow),
-        policy::Framework::LlamaCpp => Some(Framework::LlamaCpp),
-        policy::Framework::Ollama => Some(Framework::Ollama),
-        policy::Framework::Triton => Some(Framework::Triton),
-    }
 }
 
 #[cfg(test)]
