@@ -24,6 +24,7 @@ use crate::capacity::time::Moment;
 use crate::controller::Controller;
 use crate::controller::audit::Audits;
 use crate::controller::certificate::CertificateSecret;
+use crate::k8s::document::resource::Kind;
 use crate::k8s::snapshot::{self, Snapshot};
 use crate::metrics::{Detail, Metrics};
 use crate::state::index::Index;
@@ -40,7 +41,7 @@ use crate::webhook::{self, Webhook};
 /// Configuration of a server; `cli::serve` fills it from the arguments.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of policy files. `None` means no policies other than those of the snapshot.
+    /// Directory of policy files. `None` means no policies other than those of the cluster or the snapshot.
     pub policies: Option<PathBuf>,
     /// Files of a static snapshot of a cluster. Empty to serve for a live cluster.
     pub snapshot: Vec<PathBuf>,
@@ -202,7 +203,10 @@ struct Parts {
 
 impl Parts {
     fn new(config: &Config, inputs: &Inputs) -> anyhow::Result<Parts> {
-        let policies = Arc::new(PolicyStore::new(&inputs.policy_files(), &config.namespace)?);
+        let policies = Arc::new(match &inputs.snapshot {
+            Some(snapshot) => PolicyStore::of_snapshot(&inputs.policies, &snapshot.policies, &config.namespace)?,
+            None => PolicyStore::new(&inputs.policies, &config.namespace)?.awaiting(&Kind::ALL),
+        });
         let generation = policies.current();
         let (rules, overrides) = (*generation.policies.rules(), generation.overrides.clone());
         let index = Arc::new(match &inputs.snapshot {
@@ -263,6 +267,8 @@ impl Parts {
             tasks.spawn(kept.follow(self.certificates.clone()));
         }
         tasks.spawn(watch::pods(client.clone(), self.index.clone()));
+        let (documents, index, policies) = (client.clone(), self.index.clone(), self.policies.clone());
+        tasks.spawn(async move { watch::policies(documents, &policies, &index).await });
         let (nodes, index, policies) = (client.clone(), self.index.clone(), self.policies.clone());
         tasks.spawn(async move { watch::nodes(nodes, "", &index, &policies).await });
         tasks.spawn(watch::ledgers(client.clone(), self.index.clone()));
@@ -302,21 +308,14 @@ impl Inputs {
         Ok(Inputs { policies, snapshot })
     }
 
-    /// All policy files: those of the snapshot and those of the directory.
-    fn policy_files(&self) -> Files {
-        let found = self.snapshot.iter().flat_map(|snapshot| snapshot.policies.clone());
-        found.chain(self.policies.clone()).collect()
-    }
-
     /// Starts the task that follows the policy directory, and one that applies changed rules to a snapshot.
     ///
     /// The objects of a snapshot never change while it is served, but the rules that they are counted by may.
     fn follow(&self, config: &Config, parts: &Parts, tasks: &mut JoinSet<()>) {
         let Parts { policies, index, .. } = parts;
         if let Some(directory) = config.policies.clone() {
-            let fixed: Files = self.snapshot.iter().flat_map(|snapshot| snapshot.policies.clone()).collect();
-            let (store, seen) = (policies.clone(), self.policy_files());
-            tasks.spawn(async move { store.follow(&directory, &fixed, seen).await });
+            let (store, seen) = (policies.clone(), self.policies.clone());
+            tasks.spawn(async move { store.follow(&directory, seen).await });
         }
         if let Some(snapshot) = &self.snapshot {
             let (store, index, nodes) = (policies.clone(), index.clone(), snapshot.nodes.clone());

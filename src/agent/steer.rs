@@ -37,6 +37,7 @@ use crate::capacity::observation::observer::Steering as Steered;
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
+use crate::state;
 use crate::state::index::Index;
 use crate::state::policies::PolicyStore;
 
@@ -325,6 +326,7 @@ pub async fn run_in_cluster(
         tokio::join!(
             inputs::follow_pods(client.clone(), &node, &index, &pods),
             inputs::follow_node(client.clone(), &node, &index, &policies),
+            state::watch::policies_of_nodes(client.clone(), &policies, &index),
             inputs::follow_ledger(client.clone(), &node, &index),
             inputs::send_node(&index, &pods, &node, sender),
         )

@@ -20,7 +20,8 @@ use super::node::Node;
 use super::report;
 use super::steer::metrics::Counters;
 use super::steer::{self, Answer, Ended, Health, Outputs};
-use crate::state::policies::{self, Files, PolicyStore};
+use crate::k8s::document::resource::Kind;
+use crate::state::policies::{self, PolicyStore};
 
 /// Time limit for the last report. Without it the device plugin is not handed back.
 const LAST_REPORT: Duration = Duration::from_secs(5);
@@ -72,7 +73,8 @@ impl Part {
     ) -> anyhow::Result<Part> {
         let files = config.policies.as_deref().map(policies::files_of).transpose()?.unwrap_or_default();
         // The namespace matters for whole policies only. Here their rules for nodes are used.
-        let store = Arc::new(PolicyStore::new(&files, "")?);
+        let store = PolicyStore::new(&files, "")?.awaiting(&[Kind::Cluster, Kind::Inventory]);
+        let store = Arc::new(store);
         let (answers, answered) = mpsc::channel(ANSWERS);
         let (health, changed) = watch::channel(Health::default());
         let outputs = Outputs { answers, counters, health };
@@ -81,7 +83,7 @@ impl Part {
         others.spawn(tell(changed, node.clone()));
         if let Some(directory) = config.policies {
             let store = store.clone();
-            others.spawn(async move { store.follow(&directory, &Files::new(), files).await });
+            others.spawn(async move { store.follow(&directory, files).await });
         }
         let mut settings = steer::Config::new(kubelet);
         if let Some(file) = config.kubelet_configuration {

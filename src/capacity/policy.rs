@@ -1,7 +1,8 @@
 //! Policy in force: the value of each field, its default, and the namespaces in which it holds.
 //!
-//! `layer` has the documents as they are written, `merge` decides which value wins, and [`Setting`] says where each
-//! value comes from. `k8s::document` parses the documents, and `state::policies` reads their files.
+//! `layer` has the documents as they are written, `scope` decides between a file and a resource, `merge` which value
+//! wins, and [`Setting`] says where each value comes from. `k8s::document` parses the documents, and `state::policies`
+//! reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,9 +16,11 @@ use crate::capacity::vram::Vram;
 mod layer;
 mod merge;
 mod origin;
+mod scope;
 
 pub use layer::{ClusterPolicy, Field, Layer};
 pub use origin::{Origin, PassedOver, Setting, Why};
+pub use scope::{DocumentState, Scope};
 
 /// What happens to a pod that violates the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ mod never_fits;
 mod node;
 mod observation;
 mod plugin_config;
+mod policy;
 mod reason;
 mod recommendation;
 mod rerouted;
@@ -42,6 +43,7 @@ pub use observation::{
     uses_far_less, uses_more, uses_undeclared,
 };
 pub use plugin_config::{NoPluginConfig, SelectedBy};
+pub use policy::not_in_force;
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
 pub use rerouted::Rerouted;

@@ -291,6 +291,11 @@ pub(super) async fn read(source: &Source, wanted: Wanted<'_>) -> Result<Found, F
     origin.gaps.extend(reader.unread().iter().map(unread));
     found.extend(reader.policies().iter().cloned());
     let configuration = policies_of(source, &found)?;
+    let unreadable = configuration.unreadable().map(|error| Gap {
+        what: "policies".to_owned(),
+        why: format!("{error}; it is not used, and the policy of the cluster takes its place"),
+    });
+    origin.gaps.extend(unreadable);
     let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
     let observed = if wanted.observed { reader.observed() } else { Observed::default() };
     let scene = reader.finish(policies, &configuration.overrides);
@@ -364,19 +369,18 @@ const BUFFER: usize = 1 << 20;
 
 /// The policy documents: of `--policies`, else those that were found.
 fn policies_of(source: &Source, found: &[(String, String)]) -> Result<Configuration, Failure> {
-    let files = match &source.policies {
-        Some(directory) => {
-            let files = policies::files_of(directory).map_err(|error| Failure::Input(error.into()))?;
-            if files.is_empty() {
-                let error = anyhow!("{}: holds no policy files (.yaml, .yml or .json)", directory.display());
-                return Err(Failure::Input(error));
-            }
-            files
-        }
-        None => found.to_vec(),
+    fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+        files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+    let Some(directory) = &source.policies else {
+        return document::read_with([], texts(found)).map_err(errors);
     };
-    let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
-    document::read(texts).map_err(errors)
+    let files = policies::files_of(directory).map_err(|error| Failure::Input(error.into()))?;
+    if files.is_empty() {
+        let error = anyhow!("{}: holds no policy files (.yaml, .yml or .json)", directory.display());
+        return Err(Failure::Input(error));
+    }
+    document::read(texts(&files)).map_err(errors)
 }
 
 /// The most errors that are printed; the others are counted.

@@ -21,7 +21,7 @@ use crate::k8s::snapshot;
 use crate::keys;
 use crate::metrics::Metrics;
 use crate::state::index::Index;
-use crate::state::policies::PolicyStore;
+use crate::state::policies::{Files, PolicyStore};
 use crate::tls::{self, CertificateStore, Pair};
 use crate::webhook::client::ReviewClient;
 use crate::webhook::server::Server;
@@ -89,7 +89,7 @@ struct Demo {
 impl Demo {
     async fn start() -> anyhow::Result<Demo> {
         let snapshot = snapshot::read([("demo", CLUSTER)]).expect("the embedded cluster is read by a test");
-        let policies = Arc::new(PolicyStore::new(&snapshot.policies, keys::NAMESPACE)?);
+        let policies = Arc::new(PolicyStore::of_snapshot(&Files::new(), &snapshot.policies, keys::NAMESPACE)?);
         let generation = policies.current();
         let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
         let index = Arc::new(index);

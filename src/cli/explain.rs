@@ -8,7 +8,7 @@ use anyhow::anyhow;
 
 use super::outputs::{self, Output};
 use super::{Failure, files, live};
-use crate::k8s::document::{self, DocumentError};
+use crate::k8s::document::{self, DocumentError, resource};
 use crate::k8s::manifest::{self, Manifest};
 use crate::k8s::snapshot::{self, Snapshot};
 use crate::report::explanation::{self, Question, table};
@@ -82,12 +82,16 @@ async fn read_live(args: &Args) -> Result<Snapshot, Failure> {
     let chosen = live::Chosen { kubeconfig: args.kubeconfig.as_deref(), context: args.context.as_deref() };
     let (objects, _) = live::connect(chosen, args.namespace.as_deref()).await?;
     let mut snapshot = Snapshot::default();
-    let kinds = |kind: &str| matches!(kind, "Node" | "Pod" | "GpuLedger" | "ResourceQuota");
+    // A folder takes the place of the cluster's policies, of files and of resources.
+    let is_policy = |kind: &str| resource::Kind::ALL.iter().any(|known| known.name() == kind);
+    let kinds = |kind: &str| {
+        matches!(kind, "Node" | "Pod" | "GpuLedger" | "ResourceQuota") || args.policies.is_none() && is_policy(kind)
+    };
     let read = objects.read_kinds(kinds, &|_, _| {}, &mut |object| snapshot.push(object)).await;
     let mut gaps = read.map_err(live::failure)?;
     if args.policies.is_none() {
         match objects.policies().await {
-            Ok(files) => snapshot.policies = files,
+            Ok(files) => snapshot.policies.extend(files),
             Err(gap) => gaps.push(gap),
         }
     }
@@ -99,14 +103,13 @@ async fn read_live(args: &Args) -> Result<Snapshot, Failure> {
 
 fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
     let manifest = args.pod.as_ref().map(|path| read_manifest(path, args.namespace.as_deref())).transpose()?;
-    let mut documents = args.policies.as_deref().map_or_else(|| Ok(Vec::new()), policies::files_of)?;
-    if let (Some(folder), true) = (&args.policies, documents.is_empty()) {
+    let files = args.policies.as_deref().map_or_else(|| Ok(Vec::new()), policies::files_of)?;
+    if let (Some(folder), true) = (&args.policies, files.is_empty()) {
         return Err(anyhow!("{}: holds no policy files (.yaml, .yml or .json)", folder.display()));
     }
-    documents.extend(cluster.iter().flat_map(|cluster| cluster.policies.clone()));
-    let texts = || documents.iter().map(|(file, text)| (file.as_str(), text.as_str()));
-    let configuration = document::read(texts()).map_err(|errors| all(&errors))?;
-    let sources = document::sources(texts());
+    let found = cluster.as_ref().map_or(&[][..], |cluster| &cluster.policies);
+    let configuration = document::read_with(texts(&files), texts(found)).map_err(|errors| all(&errors))?;
+    let sources = document::sources(texts(&files).chain(texts(found)));
     let of_pod = |manifest: &Manifest| manifest.pod["metadata"]["namespace"].as_str().map(str::to_owned);
     let namespace = args.namespace.clone().or_else(|| manifest.as_ref().and_then(of_pod));
     let question = Question {
@@ -122,6 +125,10 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
         Format::Table => table::render(&explanation, look.coloured),
         Format::Json => explanation.json(),
     })
+}
+
+fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().map(|(file, text)| (file.as_str(), text.as_str()))
 }
 
 fn read_manifest(path: &std::path::Path, namespace: Option<&str>) -> anyhow::Result<Manifest> {

@@ -24,6 +24,7 @@ pub mod certificate;
 mod events;
 pub mod lease;
 mod ledger;
+mod policies;
 mod preflight;
 mod publish;
 mod queue;
@@ -107,6 +108,7 @@ impl Controller {
         tasks.spawn(waiting::run(self.clone()));
         tasks.spawn(rerouted::run(self.clone()));
         tasks.spawn(quota::run(self.clone()));
+        tasks.spawn(policies::run(self.clone()));
         tasks.spawn(preflight::run(self.clone()));
         if let Some(audits) = self.audits.clone() {
             tasks.spawn(audit::run(self.clone(), audits));

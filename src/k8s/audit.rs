@@ -237,9 +237,9 @@ impl Reader {
                 Ok(())
             }
             Reads::Policy => {
-                let file = place.map_or_else(|| "cluster".to_owned(), |place| place.file.to_string());
-                let name = described(id);
-                self.policies.push((format!("{file} ({})", name.trim_end_matches(": ")), object.to_string()));
+                let name = described(id).trim_end_matches(": ").to_owned();
+                let name = place.map_or_else(|| name.clone(), |place| format!("{} ({name})", place.file));
+                self.policies.push((name, object.to_string()));
                 Ok(())
             }
             Reads::PolicyFiles => self.policy_files(place.as_ref(), object),
@@ -292,7 +292,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The policy documents among the objects, as file and JSON text, for [`super::document::read`].
+    /// The policy documents among the objects, as file and JSON text, for [`super::document::read_with`].
     pub fn policies(&self) -> &[(String, String)] {
         &self.policies
     }

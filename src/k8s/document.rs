@@ -1,19 +1,22 @@
-//! Policy documents (`ClusterVramPolicy`, `VramPolicy` and `GpuInventory`), parsed strictly. Owns their schema, which
-//! the future custom resources share, and errors that name file, line and field. It reads no files; the `policies`
-//! shell does.
+//! Policy documents (`ClusterVramPolicy`, `VramPolicy` and `GpuInventory`), parsed strictly. Owns their schema, which files
+//! and custom resources share, and errors that name file, line and field. It reads no files; the `policies` shell does.
+//!
+//! A document that the API server has stored has a uid and is a resource; any other is a file. The difference matters
+//! for precedence, and because one resource that cannot be read must not keep the others from being read.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::node::Override;
 use super::wording;
-use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
+use crate::capacity::policy::{ClusterPolicy, Documents, Layer, Scope};
 use crate::keys;
 
 mod pool;
+pub mod resource;
 mod schema;
 mod sources;
 
@@ -25,7 +28,8 @@ pub use sources::{Source, Sources, sources};
 pub struct DocumentError {
     /// File, as the caller named it.
     pub file: String,
-    /// Line, from 1; the first line of the document if the document as a whole is wrong.
+    /// Line, from 1; the first line of the document if the document as a whole is wrong. 0 for a resource, which has no
+    /// lines.
     pub line: u64,
     /// Field, such as `spec.declaration.min`; empty if the error is not about a field.
     pub field: String,
@@ -33,13 +37,20 @@ pub struct DocumentError {
     pub what: String,
 }
 
+impl DocumentError {
+    /// The field and the problem, without the file.
+    pub fn reason(&self) -> String {
+        if self.field.is_empty() { self.what.clone() } else { format!("{}: {}", self.field, self.what) }
+    }
+}
+
 impl fmt::Display for DocumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
+        match self.line {
+            0 => write!(f, "{}: ", self.file)?,
+            line => write!(f, "{}:{line}: ", self.file)?,
         }
-        f.write_str(&self.what)
+        f.write_str(&self.reason())
     }
 }
 
@@ -50,9 +61,27 @@ impl std::error::Error for DocumentError {}
 pub struct Configuration {
     /// The ClusterVramPolicy and the VramPolicies.
     pub documents: Documents,
-    /// The entries of all `GpuInventory` documents, in the order of files and entries; the first that describes a node
-    /// counts.
+    /// The entries of all `GpuInventory` documents, in the order of files and entries, and those of resources last; the
+    /// first that describes a node counts.
     pub overrides: Vec<Override>,
+    /// The resources among the documents, in the order in which they were read.
+    pub resources: Vec<Resource>,
+}
+
+/// A document that is a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Name, as the caller named its text.
+    pub name: String,
+    /// What it applies to, and the file that is in force in its place, if there is one; or why it cannot be read.
+    pub read: Result<(Scope, Option<String>), DocumentError>,
+}
+
+impl Configuration {
+    /// Why resources cannot be read. They are not in force.
+    pub fn unreadable(&self) -> impl Iterator<Item = &DocumentError> {
+        self.resources.iter().filter_map(|resource| resource.read.as_ref().err())
+    }
 }
 
 /// Reads the documents of several files, given as name and text.
@@ -60,15 +89,39 @@ pub struct Configuration {
 /// # Errors
 /// At least one document is wrong. The list has one error for each wrong document.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Configuration, Vec<DocumentError>> {
+    read_with(files, [])
+}
+
+/// Reads the documents of several files, and those that were found in a cluster or a snapshot of one: resources, and
+/// files of a ConfigMap. A resource that cannot be read is no error; it is listed as such.
+///
+/// # Errors
+/// At least one file is wrong. The list has one error for each wrong document.
+pub fn read_with<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    found: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Configuration, Vec<DocumentError>> {
     let mut reader = Reader::default();
     for (file, text) in files {
         for (line, document) in split(text) {
-            if let Err(error) = reader.read(file, line, document) {
-                reader.errors.push(error);
+            reader.file(file, line, document);
+        }
+    }
+    for (name, text) in found {
+        for (line, document) in split(text) {
+            if is_resource(document) {
+                reader.resource(name, document);
+            } else {
+                reader.file(name, line, document);
             }
         }
     }
-    if reader.errors.is_empty() { Ok(reader.configuration) } else { Err(reader.errors) }
+    reader.finish()
+}
+
+/// Whether the API server has stored this document.
+fn is_resource(document: &str) -> bool {
+    parse::<Head>("", 0, document).is_ok_and(|head| head.metadata.is_some_and(|metadata| metadata.uid.is_some()))
 }
 
 /// Splits a YAML stream into its documents, each with the number of lines before it. Empty documents are left out.
@@ -92,12 +145,22 @@ pub fn split(text: &str) -> Vec<(u64, &str)> {
     documents
 }
 
+/// The documents of files, or those that are resources.
+#[derive(Default)]
+struct Read {
+    documents: Documents,
+    overrides: Vec<Override>,
+    /// The file or resource in which each document that may exist only once was first found.
+    seen: BTreeMap<Scope, String>,
+}
+
 #[derive(Default)]
 struct Reader {
-    configuration: Configuration,
+    files: Read,
+    resources: Read,
+    /// The resources in their order, with their scope, or why they cannot be read.
+    listed: Vec<(String, Result<Scope, DocumentError>)>,
     errors: Vec<DocumentError>,
-    /// The file in which each document that may exist only once was first found.
-    seen: BTreeMap<String, String>,
 }
 
 /// The fields that every document has.
@@ -106,10 +169,48 @@ struct Reader {
 struct Head {
     api_version: String,
     kind: String,
+    #[serde(default)]
+    metadata: Option<HeadMetadata>,
+}
+
+/// What is read of the metadata of any document.
+#[derive(Deserialize)]
+struct HeadMetadata {
+    #[serde(default)]
+    uid: Option<IgnoredAny>,
 }
 
 impl Reader {
-    fn read(&mut self, file: &str, line: u64, text: &str) -> Result<(), DocumentError> {
+    fn file(&mut self, file: &str, line: u64, text: &str) {
+        self.errors.extend(self.files.read(file, line, text).err());
+    }
+
+    fn resource(&mut self, name: &str, text: &str) {
+        let read = self.resources.read(name, 0, text).map_err(|error| DocumentError { line: 0, ..error });
+        self.listed.push((name.to_owned(), read));
+    }
+
+    fn finish(self) -> Result<Configuration, Vec<DocumentError>> {
+        let Reader { files, resources, listed, errors } = self;
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let in_its_place = |scope: Scope| {
+            let file = files.seen.get(&scope).cloned();
+            (scope, file)
+        };
+        let listed = listed.into_iter().map(|(name, read)| Resource { name, read: read.map(in_its_place) });
+        Ok(Configuration {
+            resources: listed.collect(),
+            documents: files.documents.or(resources.documents),
+            overrides: [files.overrides, resources.overrides].concat(),
+        })
+    }
+}
+
+impl Read {
+    /// Reads one document that has `line` lines before it. Returns what it applies to.
+    fn read(&mut self, file: &str, line: u64, text: &str) -> Result<Scope, DocumentError> {
         let at = |field: &str, what: String| DocumentError {
             file: file.to_owned(),
             line: line + 1,
@@ -123,41 +224,40 @@ impl Reader {
         match head.kind.as_str() {
             "ClusterVramPolicy" => {
                 let document: schema::Document<schema::ClusterSpec> = parse(file, line, text)?;
-                self.only_one(&at, "the ClusterVramPolicy", file)?;
+                self.only_one(&at, &Scope::Cluster, file)?;
                 let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
-                self.configuration.documents.cluster = Some(policy);
+                self.documents.cluster = Some(policy);
+                Ok(Scope::Cluster)
             }
             "VramPolicy" => {
                 let document: schema::Document<schema::NamespaceSpec> = parse(file, line, text)?;
                 let namespace = document.metadata.namespace.map(|namespace| namespace.0);
                 let namespace = namespace
                     .ok_or_else(|| at("metadata.namespace", "is missing; a VramPolicy is for one namespace".into()))?;
-                self.only_one(&at, &format!("the VramPolicy of namespace {namespace:?}"), file)?;
+                let scope = Scope::Namespace(namespace.clone());
+                self.only_one(&at, &scope, file)?;
                 let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
-                self.configuration.documents.namespaces.insert(namespace, layer);
+                self.documents.namespaces.insert(namespace, layer);
+                Ok(scope)
             }
             "GpuInventory" => {
                 let document: schema::Document<schema::InventorySpec> = parse(file, line, text)?;
-                self.configuration
-                    .overrides
-                    .extend(document.spec.overrides().map_err(|(field, what)| at(&field, what))?);
+                self.overrides.extend(document.spec.overrides().map_err(|(field, what)| at(&field, what))?);
+                Ok(Scope::Nodes)
             }
-            other => {
-                return Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory")));
-            }
+            other => Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"))),
         }
-        Ok(())
     }
 
     fn only_one(
         &mut self,
         at: &impl Fn(&str, String) -> DocumentError,
-        what: &str,
+        scope: &Scope,
         file: &str,
     ) -> Result<(), DocumentError> {
-        match self.seen.insert(what.to_owned(), file.to_owned()) {
+        match self.seen.insert(scope.clone(), file.to_owned()) {
             None => Ok(()),
-            Some(first) => Err(at("", format!("{what} is there twice, the first time in {first}; keep one"))),
+            Some(first) => Err(at("", format!("{scope} is there twice, the first time in {first}; keep one"))),
         }
     }
 }

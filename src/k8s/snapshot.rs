@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub quotas: Vec<Limit>,
     /// Number of pods on nodes whose GPU memory HAMi allocated. Its records are not read here.
     pub of_hami: usize,
-    /// Policy documents found among the objects, as file and JSON text, for [`document::read`].
+    /// Policy documents found among the objects, as file and JSON text, for [`document::read_with`].
     pub policies: Vec<(String, String)>,
 }
 
@@ -156,12 +156,12 @@ fn items(mut value: Value) -> Result<Vec<Value>, String> {
 }
 
 impl Snapshot {
-    /// Adds a Node, a Pod or a GpuLedger of a cluster that is read.
+    /// Adds an object of a cluster that is read.
     ///
     /// # Errors
     /// The object cannot be read; the text names it.
     pub fn push(&mut self, object: Value) -> Result<(), String> {
-        self.add("cluster", object, &mut BTreeSet::new())
+        self.add("", object, &mut BTreeSet::new())
     }
 
     fn add(&mut self, file: &str, object: Value, seen: &mut BTreeSet<String>) -> Result<(), String> {
@@ -175,7 +175,10 @@ impl Snapshot {
             (keys::API_VERSION, _) => true,
             _ => return Ok(()),
         };
-        let id = format!("{kind} {}/{name}", text("/metadata/namespace"));
+        let id = match text("/metadata/namespace") {
+            namespace if namespace.is_empty() => format!("{kind} {name}"),
+            namespace => format!("{kind} {namespace}/{name}"),
+        };
         if known && !seen.insert(id.clone()) {
             return Err(format!("{id} is there twice"));
         }
@@ -195,7 +198,11 @@ impl Snapshot {
             "ResourceQuota" => {
                 self.quotas.extend(resource_quota::limit(&ResourceQuota::deserialize(object).map_err(unreadable)?))
             }
-            _ => self.policies.push((format!("{file} ({id})"), object.to_string())),
+            _ => {
+                // An object of a cluster that is read has no file.
+                let name = if file.is_empty() { id } else { format!("{file} ({id})") };
+                self.policies.push((name, object.to_string()));
+            }
         }
         Ok(())
     }

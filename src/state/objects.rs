@@ -8,6 +8,7 @@ use kube::Client;
 use serde_json::{Value, json};
 
 use super::watch::stream::{Source, StreamError};
+use crate::k8s::document::resource::Kind;
 use crate::keys::{self, POLICIES};
 use crate::report::ReportApi;
 use crate::report::document::Gap;
@@ -41,16 +42,17 @@ const BATCH: &str = "/apis/batch/v1";
 const OWNERS: Option<&str> = Some("templates of this kind are not checked, and its pods may be named one by one");
 const DRA: Option<&str> = Some("GPUs that claims share are missing");
 
+const OURS: &str = "/apis/vramguard.dev/v1alpha1";
+const OWN_POLICIES: Option<&str> =
+    Some("policies that are resources are missing, so others may be used in their place");
+
 /// All resources, in the order in which they are read: nodes before pods, and owners before what they own.
-const RESOURCES: [Resource; 17] = [
+const RESOURCES: [Resource; 20] = [
     of("/api/v1", "Node", "nodes", false, None),
-    of(
-        "/apis/vramguard.dev/v1alpha1",
-        "GpuLedger",
-        "gpuledgers",
-        false,
-        Some("reservations and agents' reports are missing"),
-    ),
+    of(OURS, "GpuLedger", "gpuledgers", false, Some("reservations and agents' reports are missing")),
+    of(OURS, Kind::Cluster.name(), Kind::Cluster.plural(), false, OWN_POLICIES),
+    of(OURS, Kind::Namespace.name(), Kind::Namespace.plural(), true, OWN_POLICIES),
+    of(OURS, Kind::Inventory.name(), Kind::Inventory.plural(), false, Some("descriptions of nodes are missing")),
     of(APPS, "Deployment", "deployments", true, OWNERS),
     of(APPS, "ReplicaSet", "replicasets", true, OWNERS),
     of(APPS, "StatefulSet", "statefulsets", true, OWNERS),

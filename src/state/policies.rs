@@ -1,5 +1,6 @@
 //! The policies in force: reads `--policies DIR`, keeps the last valid set, and notices changes. Owns files and time;
-//! `k8s::document` knows what the documents mean, and `capacity::policy` decides which field wins.
+//! [`resources`] has the documents that are resources, `k8s::document` knows what all of them mean, and
+//! `capacity::policy` decides which document and which field wins.
 //!
 //! The directory is read again every second and compared by content. That costs next to nothing at the size of
 //! policies, and it notices what file events miss: the kubelet's symlink swap, editors that replace files, network file
@@ -11,11 +12,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use crate::capacity::policy::{EXEMPT_BY_DEFAULT, Policies, Policy};
+use crate::k8s::document::resource::Kind;
 use crate::k8s::document::{self, Configuration, DocumentError};
 use crate::k8s::node::Override;
+
+pub mod resources;
+use resources::{Resources, State};
 
 /// How soon a changed file is in force.
 const POLL: Duration = Duration::from_secs(1);
@@ -59,6 +65,25 @@ pub struct PolicyStore {
     changed: watch::Sender<u64>,
     reload_errors: AtomicU64,
     own_namespace: String,
+    /// What the policies in force were read from. The lock is held while a change is put in force.
+    inputs: Mutex<Inputs>,
+    /// Whether every resource is in force, for their status.
+    states: watch::Sender<Arc<Vec<State>>>,
+    resources_changed: Notify,
+    /// Whether no kind of resource is awaited.
+    known: watch::Sender<bool>,
+}
+
+/// Everything that policies are read from.
+#[derive(Debug, Default)]
+struct Inputs {
+    /// The last files that could be read.
+    files: Files,
+    /// The documents of a static snapshot.
+    snapshot: Files,
+    resources: Resources,
+    /// The kinds of resources that must be listed before any change is put in force; empty once they were.
+    awaited: Vec<Kind>,
 }
 
 /// Why policies could not be loaded.
@@ -87,21 +112,53 @@ pub enum LoadError {
 pub type Files = Vec<(String, String)>;
 
 impl PolicyStore {
-    /// Creates a store with these documents in force. Without any documents the built-in default is in force.
+    /// Creates a store with these files in force. Without any documents the built-in default is in force.
     ///
     /// # Errors
     /// [`LoadError::Documents`] if a document has errors.
     pub fn new(files: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
-        let configuration = parse(files)?;
+        PolicyStore::of_snapshot(files, &Files::new(), own_namespace)
+    }
+
+    /// Creates a store with these files, and the documents of a static snapshot of a cluster. A resource in a snapshot
+    /// has a uid.
+    ///
+    /// # Errors
+    /// [`LoadError::Documents`] if a document has errors.
+    pub fn of_snapshot(files: &Files, snapshot: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
+        let configuration = document::read_with(texts(files), texts(snapshot)).map_err(LoadError::Documents)?;
+        let unreadable: Vec<DocumentError> = configuration.unreadable().cloned().collect();
+        if !unreadable.is_empty() {
+            return Err(LoadError::Documents(unreadable));
+        }
         let policies = Policies::new(&configuration.documents, own_namespace);
         report(&policies);
         let generation = Generation { number: 1, policies, earlier: Vec::new(), overrides: configuration.overrides };
+        let inputs = Inputs { files: files.clone(), snapshot: snapshot.clone(), ..Inputs::default() };
         Ok(PolicyStore {
             current: ArcSwap::from_pointee(generation),
             changed: watch::Sender::new(1),
             reload_errors: AtomicU64::new(0),
             own_namespace: own_namespace.to_owned(),
+            inputs: Mutex::new(inputs),
+            states: watch::Sender::new(Arc::default()),
+            resources_changed: Notify::new(),
+            known: watch::Sender::new(true),
         })
+    }
+
+    /// The store of a server that follows these kinds of resources too. Until all of them have been listed, it knows the
+    /// files alone, and must not answer.
+    #[must_use]
+    pub fn awaiting(mut self, kinds: &[Kind]) -> PolicyStore {
+        self.inputs.get_mut().awaited = kinds.to_vec();
+        self.known.send_replace(kinds.is_empty());
+        self
+    }
+
+    /// Waits until no kind of resource is awaited.
+    pub async fn known(&self) {
+        _ = self.known.subscribe().wait_for(|known| *known).await;
     }
 
     /// The generation in force.
@@ -119,31 +176,49 @@ impl PolicyStore {
         self.reload_errors.load(Ordering::Relaxed)
     }
 
-    /// Puts other documents in force. Without a change in content there is no new generation.
+    /// Puts other files in force. Without a change in content there is no new generation.
     ///
     /// # Errors
     /// [`LoadError::Documents`] if a document has errors; the policies in force then stay.
     pub fn replace(&self, files: &Files) -> Result<(), LoadError> {
-        let configuration = parse(files)?;
-        let policies = Policies::new(&configuration.documents, &self.own_namespace);
-        let before = self.current();
-        if before.policies == policies && before.overrides == configuration.overrides {
-            return Ok(());
-        }
-        report(&policies);
-        let number = before.number + 1;
-        let last = Earlier { policies: before.policies.clone(), until: Instant::now() };
-        let still = before.earlier.iter().filter(|earlier| earlier.until.elapsed() < GRACE).cloned();
-        let earlier = std::iter::once(last).chain(still).take(MAX_EARLIER).collect();
-        let overrides = configuration.overrides;
-        self.current.store(Arc::new(Generation { number, policies, earlier, overrides }));
-        self.changed.send_replace(number);
-        tracing::info!(generation = number, "policies changed");
+        let mut inputs = self.inputs.lock();
+        let configuration = inputs.read(files).map_err(LoadError::Documents)?;
+        inputs.files.clone_from(files);
+        self.put_in_force(configuration, &mut inputs);
         Ok(())
     }
 
-    /// Follows the directory until cancelled. The `fixed` files (from snapshots) are added to those of the directory.
-    pub async fn follow(&self, directory: &Path, fixed: &Files, mut seen: Files) {
+    /// Puts the documents in force that were read of `inputs`. Without a change in content there is no new generation.
+    fn put_in_force(&self, configuration: Configuration, inputs: &mut Inputs) {
+        let policies = Policies::new(&configuration.documents, &self.own_namespace);
+        self.states.send_replace(Arc::new(inputs.resources.states(&configuration.resources, &policies)));
+        let is_first = !inputs.awaited.is_empty();
+        if is_first && !inputs.resources.are_complete(&inputs.awaited, configuration.documents.cluster.is_some()) {
+            return;
+        }
+        inputs.awaited.clear();
+        let before = self.current();
+        if before.policies == policies && before.overrides == configuration.overrides {
+            self.known.send_replace(true);
+            return;
+        }
+        report(&policies);
+        let (number, mut earlier) = (before.number + 1, Vec::new());
+        // What was known of the policies before the resources were listed has never been in force.
+        if !is_first {
+            earlier.push(Earlier { policies: before.policies.clone(), until: Instant::now() });
+            earlier.extend(before.earlier.iter().filter(|earlier| earlier.until.elapsed() < GRACE).cloned());
+            earlier.truncate(MAX_EARLIER);
+        }
+        let overrides = configuration.overrides;
+        self.current.store(Arc::new(Generation { number, policies, earlier, overrides }));
+        self.changed.send_replace(number);
+        self.known.send_replace(true);
+        tracing::info!(generation = number, "policies changed");
+    }
+
+    /// Follows the directory until cancelled. `seen` are its files as they were last read.
+    pub async fn follow(&self, directory: &Path, mut seen: Files) {
         let mut ticks = tokio::time::interval(POLL);
         let mut complained = None;
         loop {
@@ -152,7 +227,7 @@ impl PolicyStore {
             let read =
                 tokio::task::spawn_blocking(move || files_of(&owned)).await.expect("reading files does not panic");
             let files = match read {
-                Ok(files) => [fixed.clone(), files].concat(),
+                Ok(files) => files,
                 Err(error) => {
                     // The same error is reported once, not every second.
                     if complained.as_ref() != Some(&error.to_string()) {
@@ -178,6 +253,13 @@ impl PolicyStore {
         for line in error.to_string().lines() {
             tracing::error!("policy error, the last good policies stay in force: {line}");
         }
+    }
+}
+
+impl Inputs {
+    /// Reads all documents, with these files.
+    fn read(&self, files: &Files) -> Result<Configuration, Vec<DocumentError>> {
+        document::read_with(texts(files), texts(&self.snapshot).chain(self.resources.texts()))
     }
 }
 
@@ -226,8 +308,8 @@ pub fn files_of(directory: &Path) -> Result<Files, LoadError> {
     Ok(files)
 }
 
-fn parse(files: &Files) -> Result<Configuration, LoadError> {
-    document::read(files.iter().map(|(name, text)| (name.as_str(), text.as_str()))).map_err(LoadError::Documents)
+fn texts(files: &Files) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
 }
 
 /// Logs what is written in the policies and is ignored, and which settings are risky.
@@ -248,86 +330,4 @@ fn report(policies: &Policies) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capacity::policy::Mode;
-
-    fn cluster(mode: &str) -> String {
-        format!(
-            "apiVersion: vramguard.dev/v1alpha1\nkind: ClusterVramPolicy\nmetadata: {{name: c}}\nspec: {{mode: {mode}}}\n"
-        )
-    }
-
-    fn store(directory: &Path) -> PolicyStore {
-        PolicyStore::new(&files_of(directory).unwrap(), "own").unwrap()
-    }
-
-    fn mode(store: &PolicyStore) -> Mode {
-        store.current().of("ml").unwrap().0.mode
-    }
-
-    #[test]
-    fn a_broken_file_leaves_the_last_good_policies_in_force() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("cluster.yaml");
-        std::fs::write(&file, cluster("Warn")).unwrap();
-        let store = store(directory.path());
-        std::fs::write(&file, cluster("Wran")).unwrap();
-        let error = store.replace(&files_of(directory.path()).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("cluster.yaml:4: spec.mode"), "{error}");
-        assert_eq!((mode(&store), store.current().number), (Mode::Warn, 1));
-    }
-
-    #[test]
-    fn the_policies_of_the_last_two_minutes_are_remembered_the_last_one_first() {
-        let store = PolicyStore::new(&vec![("c".into(), cluster("Warn"))], "own").unwrap();
-        for mode in ["Audit", "Enforce"] {
-            store.replace(&vec![("c".into(), cluster(mode))]).unwrap();
-        }
-        let current = store.current();
-        let (now, before) = current.of("ml").unwrap();
-        let modes: Vec<Mode> = before.iter().map(|policy| policy.mode).collect();
-        assert_eq!((now.mode, &modes[..]), (Mode::Enforce, &[Mode::Audit, Mode::Warn][..]));
-        assert!(current.of("kube-system").is_none());
-        for number in 0..20 {
-            store.replace(&vec![("c".into(), cluster(["Warn", "Audit"][number % 2]))]).unwrap();
-        }
-        assert_eq!(store.current().earlier.len(), MAX_EARLIER);
-    }
-
-    #[test]
-    fn the_same_content_is_no_new_generation() {
-        let store = PolicyStore::new(&vec![("c".into(), cluster("Warn"))], "own").unwrap();
-        store.replace(&vec![("other-name".into(), format!("# a comment\n{}", cluster("Warn")))]).unwrap();
-        assert_eq!(store.current().number, 1);
-    }
-
-    #[test]
-    fn a_directory_that_is_missing_is_an_error_and_not_an_empty_one() {
-        assert!(files_of(Path::new("/nonexistent/policies")).is_err());
-    }
-
-    #[tokio::test]
-    async fn the_kubelets_symlink_swap_is_noticed() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().to_owned();
-        for (version, mode) in [("..1", "Warn"), ("..2", "Audit")] {
-            std::fs::create_dir(root.join(version)).unwrap();
-            std::fs::write(root.join(version).join("cluster.yaml"), cluster(mode)).unwrap();
-        }
-        std::os::unix::fs::symlink("..1", root.join("..data")).unwrap();
-        std::os::unix::fs::symlink("..data/cluster.yaml", root.join("cluster.yaml")).unwrap();
-        let files = files_of(&root).unwrap();
-        let store = Arc::new(PolicyStore::new(&files, "own").unwrap());
-        let mut changed = store.subscribe();
-        let follower = tokio::spawn({
-            let (store, root) = (store.clone(), root.clone());
-            async move { store.follow(&root, &Files::new(), files).await }
-        });
-        std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
-        std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), changed.changed()).await.expect("a new generation").unwrap();
-        assert_eq!(mode(&store), Mode::Audit);
-        follower.abort();
-    }
-}
+mod tests;

@@ -1,12 +1,14 @@
-//! The streams that feed the index: nodes, pods and ledgers of the whole cluster, on every replica. Owns which objects
-//! are followed; [`stream`] owns how, and the index knows what an object means.
+//! The streams that feed the index and the policies: nodes, pods, ledgers and policy documents of the whole cluster, on
+//! every replica. Owns which objects are followed; [`stream`] owns how, and the index knows what an object means.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use tokio::sync::watch::Receiver;
 
+use crate::k8s::document::resource::{ClusterKind, InventoryKind, NamespaceKind, OfKind, PolicyObject};
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::object::{NodeObject, PodObject};
 use crate::k8s::pod;
@@ -83,7 +85,10 @@ pub(crate) async fn ledgers_of(source: Source, index: &Index) {
 }
 
 /// Follows the nodes until cancelled. Starts again with a new list whenever the policies describe nodes differently.
+///
+/// It waits until the policies are known. An index without nodes is not synced, so nobody gets an answer by then.
 pub async fn nodes(client: Client, fields: &str, index: &Index, policies: &PolicyStore) {
+    policies.known().await;
     let mut changed = policies.subscribe();
     // The policies may have changed since the index was created from them.
     changed.mark_changed();
@@ -129,4 +134,52 @@ async fn nodes_of(source: Source, index: &Index) {
         }
     };
     source.follow(tell).await;
+}
+
+/// Follows the policy documents that are resources until cancelled. An API server without their definitions has none.
+pub async fn policies(client: Client, store: &PolicyStore, index: &Index) {
+    let source = Source::new(client, "");
+    tokio::join!(
+        policies_of::<ClusterKind>(source.clone(), store, index),
+        policies_of::<NamespaceKind>(source.clone(), store, index),
+        policies_of::<InventoryKind>(source, store, index),
+        store.settle(),
+    );
+}
+
+/// Duration of a watch of policies by a node agent. There is one agent for each node, and policies rarely change.
+const WATCH_OF_AGENTS: Duration = Duration::from_secs(290);
+
+/// Follows the policy documents that concern nodes until cancelled, for a node agent: those of the cluster, and
+/// inventories.
+pub async fn policies_of_nodes(client: Client, store: &PolicyStore, index: &Index) {
+    let source = Source { watch: WATCH_OF_AGENTS, ..Source::new(client, "") };
+    tokio::join!(
+        policies_of::<ClusterKind>(source.clone(), store, index),
+        policies_of::<InventoryKind>(source, store, index),
+        store.settle(),
+    );
+}
+
+/// Folds the documents of one kind into a store until cancelled.
+async fn policies_of<K: OfKind>(source: Source, store: &PolicyStore, index: &Index) {
+    let mut listed = BTreeSet::new();
+    let tell = |event| {
+        if !matches!(event, Event::ListBegins) {
+            index.heard(K::KIND.into());
+        }
+        match event {
+            Event::ListBegins => listed.clear(),
+            Event::Listed(object) => {
+                let object: PolicyObject<K> = object;
+                store.apply(&object);
+                listed.insert(object.resource_name());
+            }
+            Event::ListEnds => store.listed(K::KIND, &std::mem::take(&mut listed)),
+            Event::Applied(object) => store.apply(&object),
+            Event::Deleted(object) => store.delete(&object.resource_name()),
+            Event::Heard => {}
+        }
+    };
+    Source { optional: true, ..source }.follow(tell).await;
 }

@@ -96,7 +96,8 @@ pub fn limited(routes: Router) -> Router {
 
 /// The response before all lists are complete. Sums over a part of a list are too small to decide on.
 fn not_synced() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "not ready: nodes, pods and ledgers have not been listed yet").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: policies, nodes, pods and ledgers have not been listed yet")
+        .into_response()
 }
 
 /// A parsed review with its share of the memory budget, which is returned on drop.

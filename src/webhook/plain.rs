@@ -122,7 +122,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.stopping.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
     } else if !health.index.is_synced() {
-        (StatusCode::SERVICE_UNAVAILABLE, "nodes, pods and GpuLedgers have not been listed yet\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "policies, nodes, pods and GpuLedgers have not been listed yet; the log says what fails\n",
+        )
     } else if health.index.is_cut_off() {
         (StatusCode::SERVICE_UNAVAILABLE, "the API server has been silent for minutes\n")
     } else if health.certificates.not_after().is_none() {

@@ -108,9 +108,13 @@ impl Reader<'_> {
                 }
             }
         }
+        let read = document::read_with(texts(&files), texts(&objects.policies)).and_then(|read| {
+            // A suite that tests a policy must not pass without it.
+            let unreadable: Vec<DocumentError> = read.unreadable().cloned().collect();
+            if unreadable.is_empty() { Ok(read) } else { Err(unreadable) }
+        });
+        let configuration = read.unwrap_or_else(|errors| self.relabelled(errors));
         files.extend(objects.policies.iter().cloned());
-        let borrowed = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));
-        let configuration = document::read(borrowed).unwrap_or_else(|errors| self.relabelled(errors));
         // A document that cannot be read is an error already.
         let read = |(file, text): &(String, String)| snapshot::objects(file, text).unwrap_or_default();
         (files.iter().flat_map(read).map(|(_, document)| document).collect(), configuration)
@@ -247,6 +251,10 @@ impl Reader<'_> {
         }
         T::default()
     }
+}
+
+fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().map(|(file, text)| (file.as_str(), text.as_str()))
 }
 
 /// Nodes that an error names.

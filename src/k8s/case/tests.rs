@@ -186,8 +186,8 @@ cases:
 ";
     let errors = errors_with(text, NO_FILES);
     let starts = [
-        "suite.yaml:6: cluster[0]: Node /gpu is there twice",
-        "suite.yaml:7: cluster[1]: Node /gpu is there twice",
+        "suite.yaml:6: cluster[0]: Node gpu is there twice",
+        "suite.yaml:7: cluster[1]: Node gpu is there twice",
         "suite.yaml:8: cluster[2]: holds no Kubernetes object: kind is missing",
         "suite.yaml:4: policies[1].spec.mode: \"On\" is not one of",
         "suite.yaml:12: cases[0].pod.spec.containers: is the number 3",
@@ -261,7 +261,7 @@ cases:
     let starts = [
         "suite.yaml:3: snapshot[0]: broken.yaml:1: List holds no list of items",
         "suite.yaml:5: snapshot[2]: missing.yaml: no such file",
-        "suite.yaml:4: snapshot[1]: twice.yaml:3: Node /gpu is there twice",
+        "suite.yaml:4: snapshot[1]: twice.yaml:3: Node gpu is there twice",
         "suite.yaml:6: policies[0]: policy.yaml:4: spec.mode: \"On\" is not one of",
         "suite.yaml:9: cases[0].pod: pods.yaml: holds 2 objects; a case is about one pod",
         "suite.yaml:11: cases[1].pod: gone.yaml: no such file",

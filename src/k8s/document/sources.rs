@@ -1,5 +1,5 @@
 //! Where each field of the policy documents is written, for explanations. Owns the search for its line; the documents
-//! themselves are read by [`super::read`].
+//! themselves are read by [`super::read_with`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{Head, parse, split};
+use super::{Head, is_resource, parse, split};
 
 /// The documents that set policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Source {
     pub lines: BTreeMap<String, u64>,
 }
 
-/// Finds the fields in documents that [`super::read`] has read. What cannot be read has no source.
+/// Finds the fields in documents that [`super::read_with`] has read. What cannot be read has no source.
 pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sources {
     #[derive(Deserialize)]
     struct Named {
@@ -39,7 +39,7 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
     struct Metadata {
         namespace: Option<String>,
     }
-    let mut sources = Sources::default();
+    let (mut sources, mut resources) = (Sources::default(), Sources::default());
     for (file, text) in files {
         for (line, text) in split(text) {
             let (Ok(head), Ok(named)) = (parse::<Head>(file, line, text), parse::<Named>(file, line, text)) else {
@@ -50,6 +50,7 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
                 named.spec.collect("", line, &mut lines);
             }
             let source = Source { file: file.to_owned(), lines };
+            let sources = if is_resource(text) { &mut resources } else { &mut sources };
             match (head.kind.as_str(), named.metadata.namespace) {
                 ("ClusterVramPolicy", _) => sources.cluster = Some(source),
                 ("VramPolicy", Some(namespace)) => _ = sources.namespaces.insert(namespace, source),
@@ -57,7 +58,10 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
             }
         }
     }
-    sources
+    // A file is in force before a resource, as in `read_with`.
+    let Sources { cluster, namespaces } = sources;
+    resources.namespaces.extend(namespaces);
+    Sources { cluster: cluster.or(resources.cluster), namespaces: resources.namespaces }
 }
 
 /// The fields of an object with their positions; empty for another value.

@@ -17,10 +17,10 @@ use crate::capacity::pod::Pod as CorePod;
 use crate::capacity::pod::demand::{Basis, Role};
 use crate::capacity::pod::placement::{Affinity, Requirement, Reroute};
 use crate::capacity::pod::software::Framework;
-use crate::capacity::policy::{self, Documents, Mode, Policies, Policy, Why};
-use crate::capacity::verdict::{self, Advice, Counts, Verdict};
+use crate::capacity::policy::{self, DocumentState, Documents, Mode, Policies, Policy, Scope, Why};
+use crate::capacity::verdict::{self, Advice, Condition, Counts, Verdict};
 use crate::capacity::vram::Vram;
-use crate::k8s::document::{Configuration, Sources};
+use crate::k8s::document::{Configuration, Resource, Sources};
 use crate::k8s::manifest::Manifest;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod_review::{self, Subject};
@@ -71,6 +71,7 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
     if configuration.documents == Documents::default() {
         explanation.notes.push(verdict::NO_POLICY.to_owned());
     }
+    explanation.notes.extend(not_in_force(configuration, &policies, namespace));
     let (Some(manifest), Some(policy)) = (manifest, policies.of(namespace).cloned()) else {
         return Ok(explanation);
     };
@@ -115,6 +116,25 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         explanation.notes.push(verdict::not_held_back(policy.mode));
     }
     Ok(explanation)
+}
+
+/// The policy resources for this namespace that are not in force, and why.
+fn not_in_force(configuration: &Configuration, policies: &Policies, namespace: &str) -> Vec<String> {
+    let of_resource = |resource: &Resource| {
+        let (scope, file) = match &resource.read {
+            Ok(read) => read,
+            Err(error) => return Some(verdict::not_in_force(&resource.name, &error.reason())),
+        };
+        let concerns_it = match scope {
+            Scope::Cluster => true,
+            Scope::Namespace(of) => of == namespace,
+            Scope::Nodes => false,
+        };
+        let state = policies.state_of(scope, file.as_deref());
+        let why = || verdict::not_in_force(&resource.name, &Condition::in_force(&state).message);
+        (concerns_it && !matches!(state, DocumentState::InForce { .. })).then(why)
+    };
+    configuration.resources.iter().filter_map(of_resource).collect()
 }
 
 fn quota(limit: &Limit) -> Quota {

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::k8s::document::resource;
 use crate::state::watch::stream::WATCH;
 
 /// A kind of object that is watched.
@@ -15,11 +16,28 @@ pub enum Kind {
     Nodes,
     /// `GpuLedger` objects.
     Ledgers,
+    /// `ClusterVramPolicy` objects.
+    ClusterPolicies,
+    /// `VramPolicy` objects.
+    NamespacePolicies,
+    /// `GpuInventory` objects.
+    Inventories,
+}
+
+impl From<resource::Kind> for Kind {
+    fn from(kind: resource::Kind) -> Kind {
+        match kind {
+            resource::Kind::Cluster => Kind::ClusterPolicies,
+            resource::Kind::Namespace => Kind::NamespacePolicies,
+            resource::Kind::Inventory => Kind::Inventories,
+        }
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 3] = [Kind::Pods, Kind::Nodes, Kind::Ledgers];
+    pub const ALL: [Kind; 6] =
+        [Kind::Pods, Kind::Nodes, Kind::Ledgers, Kind::ClusterPolicies, Kind::NamespacePolicies, Kind::Inventories];
 
     /// The plural name of the resource in the API.
     pub fn plural(self) -> &'static str {
@@ -27,6 +45,9 @@ impl Kind {
             Kind::Pods => "pods",
             Kind::Nodes => "nodes",
             Kind::Ledgers => "gpuledgers",
+            Kind::ClusterPolicies => resource::Kind::Cluster.plural(),
+            Kind::NamespacePolicies => resource::Kind::Namespace.plural(),
+            Kind::Inventories => resource::Kind::Inventory.plural(),
         }
     }
 }

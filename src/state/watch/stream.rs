@@ -72,6 +72,11 @@ impl StreamError {
     fn is_gone(&self) -> bool {
         matches!(self, StreamError::Refused(status) if status.code == 410)
     }
+
+    /// Whether the API server does not serve this kind (404 Not Found).
+    fn is_not_served(&self) -> bool {
+        matches!(self, StreamError::Refused(status) if status.code == 404)
+    }
 }
 
 /// A kind that can be listed and watched.
@@ -89,12 +94,14 @@ pub struct Source {
     pub fields: Cow<'static, str>,
     /// Duration of one watch. Its end is a sign of life; many clients should not renew their watches often.
     pub watch: Duration,
+    /// Whether an API server that does not serve this kind counts as one without objects of it.
+    pub optional: bool,
 }
 
 impl Source {
     /// The objects that a field selector matches, with watches of [`WATCH`]. An empty selector matches all objects.
     pub fn new(client: Client, fields: impl Into<Cow<'static, str>>) -> Source {
-        Source { client, namespace: None, fields: fields.into(), watch: WATCH }
+        Source { client, namespace: None, fields: fields.into(), watch: WATCH, optional: false }
     }
 
     /// Lists and watches until cancelled. After an error the watch continues from the last version seen, or, if the API
@@ -102,6 +109,7 @@ impl Source {
     pub async fn follow<K: Watched>(&self, mut tell: impl FnMut(Event<K>)) {
         let mut pause = BACK_OFF.0;
         let mut version: Option<String> = None;
+        let mut is_served = true;
         loop {
             let (went_on_from, started) = (version.clone(), Instant::now());
             let attempt = match &mut version {
@@ -114,8 +122,22 @@ impl Source {
             match attempt {
                 // A list leads to its watch, and one watch to the next. A watch that ends at once is treated as an
                 // error.
-                Ok(()) if version != went_on_from || started.elapsed() > BACK_OFF.1 => continue,
+                Ok(()) if version != went_on_from || started.elapsed() > BACK_OFF.1 => {
+                    is_served = true;
+                    continue;
+                }
                 Ok(()) => {}
+                Err(error) if self.optional && error.is_not_served() => {
+                    if std::mem::replace(&mut is_served, false) {
+                        tracing::warn!(
+                            "{} is not served: its custom resource definition is not installed",
+                            K::kind(&())
+                        );
+                    }
+                    (version, pause) = (None, BACK_OFF.1);
+                    tell(Event::ListBegins);
+                    tell(Event::ListEnds);
+                }
                 Err(error) => {
                     let kind = K::kind(&());
                     tracing::warn!("watching {kind}: {error}; going on in {} ms", pause.as_millis());
