@@ -14,6 +14,7 @@
 //! | `preflight` | `vramguard preflight`, as a user starts it |
 //! | `plan`, `convert` | these commands, as a user starts them, and the commands of their pages |
 //! | `quota` | ResourceQuotas on a real control plane |
+//! | `policies` | policies as resources on a real control plane |
 //! | `recommend` | `vramguard recommend` on a snapshot, and its patches on a real API server |
 //! | `estimate` | `vramguard estimate` on files of each format, and against published measurements |
 //! | `demo` | the demo and the command line, as a user starts them |
@@ -56,6 +57,7 @@ mod kubelet;
 mod ledger;
 mod outputs;
 mod plan;
+mod policies;
 mod preflight;
 mod publishing;
 mod quota;
