@@ -13,9 +13,12 @@ use super::wording;
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer};
 use crate::keys;
 
+#[cfg(test)]
+mod crd;
 mod pool;
 mod schema;
 mod sources;
+mod values;
 
 pub(super) use schema::GpuResource;
 pub use sources::{Source, Sources, sources};
