@@ -71,6 +71,10 @@ typos:
 links:
     cargo test --locked --test it -- docs::
 
+# Writes the CustomResourceDefinitions of the policies from their types; run it after a change of a field
+crds:
+    VRAMGUARD_WRITE_CRDS=1 cargo test --locked --lib -- crd::
+
 # Builds the control plane for the tests, once, and prints its folder
 controlplane:
     tests/controlplane/build

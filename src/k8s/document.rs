@@ -15,10 +15,13 @@ use super::wording;
 use crate::capacity::policy::{ClusterPolicy, Documents, Layer, Scope};
 use crate::keys;
 
+#[cfg(test)]
+mod crd;
 mod pool;
 pub mod resource;
 mod schema;
 mod sources;
+mod values;
 
 pub(super) use schema::GpuResource;
 pub use sources::{Source, Sources, sources};

@@ -6,6 +6,7 @@ mod clients;
 mod combinations;
 mod flow;
 mod ledgers;
+mod policies;
 mod served;
 
 use crate::support::{ControlPlane, Finished};

@@ -11,9 +11,9 @@ use crate::keys;
 
 /// Most pools. A pod gets a node affinity with an alternative for each of them.
 /// Each pool has half the weight of the one before, and the sixth has the smallest weight that there is.
-const MAX_POOLS: usize = 6;
+pub(super) const MAX_POOLS: usize = 6;
 /// Most labels of a pool.
-const MAX_LABELS: usize = 4;
+pub(super) const MAX_LABELS: usize = 4;
 
 /// The pools, in the order in which pods prefer them.
 #[derive(Default)]
@@ -30,17 +30,19 @@ impl<'de> Deserialize<'de> for Pools {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(
     deny_unknown_fields,
     rename_all = "camelCase",
     expecting = "a pool, as in {matchLabels: {nvidia.com/gpu.product: NVIDIA-L40S}}"
 )]
-struct Pool {
+pub(super) struct Pool {
+    /// Labels that all nodes of the pool have, and no other nodes; 1 to 4 of them.
     match_labels: Labels,
 }
 
 /// The labels that name a pool.
-struct Labels(BTreeMap<String, String>);
+pub(super) struct Labels(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Labels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Labels, D::Error> {

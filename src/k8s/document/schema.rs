@@ -1,22 +1,21 @@
-//! The schema of the policy documents: their fields and the form of each value. Owns which fields exist; an unknown
-//! field is an error.
+//! The schema of the policy documents: their fields, and which of them go together. Owns which fields exist; an unknown
+//! field is an error. The comment on a field is its description in the custom resource, which `kubectl explain` prints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::num::NonZeroU32;
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::node::{MAX_GPU, Override};
 use super::pool::Pools;
-use crate::capacity::gpu::{DriverReserve, Overcommit, Resource, Sharing};
-use crate::capacity::pod::software::Framework;
-use crate::capacity::policy::{
-    ClusterPolicy, Field, FrameworkPolicy, Layer, Mode, OnConflict, OnShortfall, OnUnaccounted,
+pub(crate) use super::values::GpuResource;
+use super::values::{
+    Amount, ClusterOnly, DriverReserveText, FieldText, FrameworkText, HARD_MIG, HARD_MPS, ModeText, NO_NODE,
+    NamespaceName, OnConflictText, OnShortfallText, OnUnaccountedText, OvercommitText, Percent, Removed, SharingText,
+    ZERO_GPU, too_large_gpu,
 };
-use crate::capacity::vram::Vram;
-use crate::keys;
+use crate::capacity::gpu::Sharing;
+use crate::capacity::policy::{ClusterPolicy, Layer};
 
 /// A policy document of any kind.
 #[derive(Deserialize)]
@@ -40,32 +39,66 @@ pub(super) struct Metadata {
     pub namespace: Option<NamespaceName>,
 }
 
+/// The policy of the cluster: the defaults for all namespaces, and what only the cluster decides.
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterSpec {
+    /// What follows a violation of the policy. Enforce: VRAM becomes a request, and the pod is refused. Warn: as Enforce,
+    /// but the pod is created with a warning. Audit: pods are not changed, and violations are recorded. Off: nothing.
+    /// Default: Enforce; Audit if there is no ClusterVramPolicy.
     mode: Option<ModeText>,
+    /// What happens to a pod that no node has room for now. Wait: it stays pending until there is room. Deny: it is
+    /// refused. Reroute: as Wait, but it may also use the pools of reroute. Default: Wait.
     on_shortfall: Option<OnShortfallText>,
+    /// What pods must declare, and how much they may.
     declaration: Declaration,
+    /// Bound on what the pods of each namespace hold together, kept as a ResourceQuota. A VramPolicy can only lower it.
+    /// Default: none.
     quota: Option<Amount>,
+    /// Amounts by name: what the annotation vramguard.dev/model of a pod declares. A VramPolicy can add names and replace
+    /// amounts.
     models: BTreeMap<String, Amount>,
+    /// What the frameworks in containers are told about their budget.
     environment: Environment,
+    /// Further pools of nodes for onShortfall Reroute.
     reroute: Reroute,
+    /// Added to a declaration for each CUDA process of the pod, for its CUDA context. Default: 720Mi.
     per_process_overhead: Option<Amount>,
+    /// Memory that is kept free on each GPU.
     headroom: Headroom,
+    /// Factor on the memory of a GPU that can be promised, in quotes, from "0.001" to "10.0". Above "1.0", pods may hold
+    /// more than the GPU has. Default: "1.0".
     overcommit: Option<OvercommitText>,
+    /// How pods start on a shared GPU.
     startup: Startup,
+    /// Namespaces whose pods vramguard never changes or refuses. The list replaces the default, which has kube-system, the
+    /// usual namespaces of the GPU stack and vramguard's own.
     exempt_namespaces: Option<BTreeSet<NamespaceName>>,
+    /// Paths of fields, such as environment.onConflict. A VramPolicy that sets one of them is ignored in that field.
     locked: BTreeSet<FieldText>,
 }
 
+/// The policy of one namespace. A field that is not set has the value of the ClusterVramPolicy.
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct NamespaceSpec {
+    /// What follows a violation of the policy. Enforce: VRAM becomes a request, and the pod is refused. Warn: as Enforce,
+    /// but the pod is created with a warning. Audit: pods are not changed, and violations are recorded. Off: nothing.
     mode: Option<ModeText>,
+    /// What happens to a pod that no node has room for now. Wait: it stays pending until there is room. Deny: it is
+    /// refused. Reroute: as Wait, but it may also use the pools of the ClusterVramPolicy.
     on_shortfall: Option<OnShortfallText>,
+    /// What pods must declare, and how much they may.
     declaration: Declaration,
+    /// Bound on what the pods of the namespace hold together, kept as a ResourceQuota. The lower one of cluster and
+    /// namespace is in force.
     quota: Option<Amount>,
+    /// Amounts by name: what the annotation vramguard.dev/model of a pod declares. They are added to those of the
+    /// ClusterVramPolicy, and replace amounts of the same name.
     models: BTreeMap<String, Amount>,
+    /// What the frameworks in containers are told about their budget.
     environment: Environment,
     #[serde(rename = "reroute")]
     _reroute: ClusterOnly,
@@ -84,61 +117,98 @@ pub struct NamespaceSpec {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Declaration {
+    /// true: a GPU pod that declares nothing is refused. false: it counts as one slot, with a warning. A slot is the
+    /// memory of a GPU divided by its replicas. Default: false.
     required: Option<bool>,
+    /// What happens to a pod that declares VRAM while no node says how it shares the pod's GPUs. Deny: it is refused.
+    /// Warn: it is created with a warning, and may use memory that is promised to other pods. Default: Deny.
     on_unaccounted: Option<OnUnaccountedText>,
+    /// Amount for containers that declare nothing. If it is set, required has no effect. Default: none.
     default: Option<Amount>,
+    /// Smallest amount that a container may declare. The stricter one of cluster and namespace is in force.
+    /// Default: none.
     min: Option<Amount>,
+    /// Largest amount that a container may declare. The stricter one of cluster and namespace is in force.
+    /// Default: none.
     max: Option<Amount>,
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Environment {
+    /// Which framework a container is told its budget for. Auto: the one that is recognised. None: no framework. A name:
+    /// the framework of containers in which none is recognised. Default: Auto.
     framework: Option<FrameworkText>,
     visible_devices: Option<Removed>,
+    /// What happens if the user has set an injected variable to a value that allows more. Warn: it is kept, with a
+    /// warning. Deny: the pod is refused. Default: Warn.
     on_conflict: Option<OnConflictText>,
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 struct Reroute {
+    /// The pools, in the order in which pods prefer them; at most 6.
     pools: Pools,
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Headroom {
+    /// Share of the total memory of a GPU that is kept free, in percent. The larger one of percent and minimum is in
+    /// force. Default: 1.
     percent: Option<Percent>,
+    /// Amount that is kept free on each GPU, at least. Default: 256Mi.
     minimum: Option<Amount>,
+    /// What the driver keeps for itself, subtracted in addition. Auto: what the node agent reports, otherwise 0.6 % of the
+    /// total, at least 450Mi. An amount replaces both. Default: Auto.
     driver_reserve: Option<DriverReserveText>,
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Startup {
+    /// true: while a pod starts on a GPU, no second pod starts there until the first is Ready or 10 minutes have passed.
+    /// Default: false.
     serialize_per_gpu: Option<bool>,
 }
 
+/// GPUs that the labels of nodes do not describe.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct InventorySpec {
+    /// Nodes with equal GPUs behind one resource. If several entries select a node, the first one counts.
     nodes: Vec<InventoryEntry>,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct InventoryEntry {
+    /// Names of nodes. names, matchLabels or both are required.
     #[serde(default)]
     names: BTreeSet<String>,
+    /// Labels. They select the nodes that have all of them.
     #[serde(default)]
     match_labels: BTreeMap<String, String>,
+    /// Resource of the GPUs: nvidia.com/gpu, nvidia.com/gpu.NAME, nvidia.com/gpu-NAME or nvidia.com/mig-PROFILE.
     resource: GpuResource,
+    /// How pods share a GPU. If absent, the label nvidia.com/gpu.sharing-strategy of the node decides.
     #[serde(default)]
     sharing: Option<SharingText>,
+    /// Number of replicas of each GPU.
     replicas: NonZeroU32,
+    /// Total memory of each GPU, in the order of their index.
     gpus: Vec<Amount>,
+    /// true: these nodes enforce a limit of GPU memory for each container. Not for MIG and MPS.
     #[serde(default)]
     hard_limits: bool,
 }
@@ -212,34 +282,22 @@ impl InventorySpec {
         let entries = self.nodes.into_iter().enumerate().map(|(index, entry)| {
             let field = |name: &str| format!("spec.nodes[{index}]{name}");
             if entry.names.is_empty() && entry.match_labels.is_empty() {
-                return Err((field(""), "describes no node; write names or matchLabels".to_owned()));
+                return Err((field(""), NO_NODE.to_owned()));
             }
             if entry.gpus.is_empty() {
                 return Err((field(".gpus"), "is empty; write the total memory of each GPU".to_owned()));
             }
             if let Some(large) = entry.gpus.iter().position(|amount| amount.0 > MAX_GPU) {
-                return Err((
-                    field(&format!(".gpus[{large}]")),
-                    format!("is more than {MAX_GPU}; no GPU is that large"),
-                ));
+                return Err((field(&format!(".gpus[{large}]")), too_large_gpu()));
             }
             if let Some(zero) = entry.gpus.iter().position(|amount| amount.0.is_zero()) {
-                return Err((
-                    field(&format!(".gpus[{zero}]")),
-                    "is zero; write the total memory of the GPU".to_owned(),
-                ));
+                return Err((field(&format!(".gpus[{zero}]")), ZERO_GPU.to_owned()));
             }
             if entry.hard_limits && entry.resource.0.is_mig() {
-                return Err((
-                    field(".hardLimits"),
-                    "does not hold for MIG devices, whose size is their limit; remove it".to_owned(),
-                ));
+                return Err((field(".hardLimits"), HARD_MIG.to_owned()));
             }
             if entry.hard_limits && matches!(entry.sharing, Some(SharingText::Mps)) {
-                return Err((
-                    field(".hardLimits"),
-                    "does not hold under MPS, which has limits of its own; remove it".to_owned(),
-                ));
+                return Err((field(".hardLimits"), HARD_MPS.to_owned()));
             }
             Ok(Override {
                 names: entry.names,
@@ -252,227 +310,5 @@ impl InventorySpec {
             })
         });
         entries.collect()
-    }
-}
-
-/// Declares an enum with the names used in documents, and its conversion to an enum of the core.
-macro_rules! text_of {
-    ($text:ident => $core:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
-        #[derive(Clone, Copy, Deserialize)]
-        enum $text {
-            $(#[serde(rename = $name)] $variant,)+
-        }
-        impl From<$text> for $core {
-            fn from(text: $text) -> $core {
-                match text {
-                    $($text::$variant => $core::$variant,)+
-                }
-            }
-        }
-    };
-}
-text_of!(ModeText => Mode { Enforce = "Enforce", Warn = "Warn", Audit = "Audit", Off = "Off" });
-text_of!(OnShortfallText => OnShortfall { Wait = "Wait", Deny = "Deny", Reroute = "Reroute" });
-text_of!(OnConflictText => OnConflict { Warn = "Warn", Deny = "Deny" });
-text_of!(SharingText => Sharing { TimeSlicing = "TimeSlicing", Mps = "MPS" });
-text_of!(OnUnaccountedText => OnUnaccounted { Warn = "Warn", Deny = "Deny" });
-
-/// `Auto`, `None` or the name of a framework.
-#[derive(Clone, Copy)]
-struct FrameworkText(FrameworkPolicy);
-
-impl<'de> Deserialize<'de> for FrameworkText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FrameworkText, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let named = Framework::ALL.map(FrameworkPolicy::Named);
-        let mut all = [FrameworkPolicy::Auto, FrameworkPolicy::None].into_iter().chain(named);
-        let is_it = |framework: &FrameworkPolicy| framework.to_string() == text;
-        all.find(is_it).map(FrameworkText).ok_or_else(|| {
-            let names = Framework::ALL.map(Framework::name).join(", ");
-            D::Error::custom(format_args!("{text:?} is not a framework; write Auto, None or one of {names}"))
-        })
-    }
-}
-
-/// A field that only the ClusterVramPolicy may set: if it is present, reading it fails.
-#[derive(Default)]
-struct ClusterOnly;
-
-impl<'de> Deserialize<'de> for ClusterOnly {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClusterOnly, D::Error> {
-        IgnoredAny::deserialize(deserializer)?;
-        Err(D::Error::custom("is for the whole cluster: only the ClusterVramPolicy may set it"))
-    }
-}
-
-/// `environment.visibleDevices`, which no longer exists: if it is present, reading it fails.
-///
-/// It let an annotation decide the GPU. A container runtime that uses CDI ignores that, and where the annotation did
-/// take effect, it made the kubelet's record of the GPU wrong.
-struct Removed;
-
-impl<'de> Deserialize<'de> for Removed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Removed, D::Error> {
-        IgnoredAny::deserialize(deserializer)?;
-        Err(D::Error::custom(
-            "no longer exists; remove the line. The node agent chooses the GPU instead, by steering the device plugin: \
-             see docs/several-gpus.md",
-        ))
-    }
-}
-
-/// `Auto`, an amount of VRAM with a unit, or 0.
-struct DriverReserveText(DriverReserve);
-
-impl<'de> Deserialize<'de> for DriverReserveText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<DriverReserveText, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = DriverReserveText;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("Auto, an amount of VRAM with a unit, as in 512Mi, or 0")
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<DriverReserveText, E> {
-                match text {
-                    "Auto" => Ok(DriverReserveText(DriverReserve::Auto)),
-                    "0" => self.visit_u64(0),
-                    _ => text
-                        .parse()
-                        .map(|amount| DriverReserveText(DriverReserve::Amount(amount)))
-                        .map_err(|error| E::custom(format_args!("{text:?} is not Auto and {error}"))),
-                }
-            }
-            fn visit_u64<E: Error>(self, number: u64) -> Result<DriverReserveText, E> {
-                match number {
-                    0 => Ok(DriverReserveText(DriverReserve::Amount(Vram::ZERO))),
-                    other => self.visit_str(&other.to_string()),
-                }
-            }
-            fn visit_i64<E: Error>(self, number: i64) -> Result<DriverReserveText, E> {
-                self.visit_str(&number.to_string())
-            }
-            fn visit_f64<E: Error>(self, number: f64) -> Result<DriverReserveText, E> {
-                self.visit_str(&number.to_string())
-            }
-        }
-        deserializer.deserialize_any(Text)
-    }
-}
-
-/// An amount of VRAM. Unlike a declaration, it may be 0 without a unit.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
-struct Amount(Vram);
-
-impl<'de> Deserialize<'de> for Amount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Amount;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an amount of VRAM with a unit, as in 8Gi, or 0")
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<Amount, E> {
-                if text == "0" {
-                    return Ok(Amount(Vram::ZERO));
-                }
-                text.parse().map(Amount).map_err(|error| E::custom(format_args!("{text:?} {error}")))
-            }
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Amount, E> {
-                if number == 0 { Ok(Amount(Vram::ZERO)) } else { self.visit_str(&number.to_string()) }
-            }
-            fn visit_i64<E: Error>(self, number: i64) -> Result<Amount, E> {
-                self.visit_str(&number.to_string())
-            }
-            fn visit_f64<E: Error>(self, number: f64) -> Result<Amount, E> {
-                self.visit_str(&number.to_string())
-            }
-        }
-        deserializer.deserialize_any(Text)
-    }
-}
-
-/// A whole number from 0 to 100.
-struct Percent(u8);
-
-impl<'de> Deserialize<'de> for Percent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Percent, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        let percent = u8::try_from(number).ok().filter(|percent| *percent <= 100);
-        percent
-            .map(Percent)
-            .ok_or_else(|| D::Error::invalid_value(Unexpected::Signed(number), &"a whole number from 0 to 100"))
-    }
-}
-
-/// A decimal number in quotes, from 0.001 to 10.0, with at most three decimals.
-struct OvercommitText(Overcommit);
-
-impl<'de> Deserialize<'de> for OvercommitText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OvercommitText, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let parsed = thousandths(&text).and_then(Overcommit::from_thousandths);
-        parsed.map(OvercommitText).ok_or_else(|| {
-            D::Error::custom(format_args!(
-                "{text:?} is not a number from \"0.001\" to \"10.0\" with at most 3 decimals"
-            ))
-        })
-    }
-}
-
-fn thousandths(text: &str) -> Option<u32> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > 3 {
-        return None;
-    }
-    format!("{whole}{fraction:0<3}").parse().ok()
-}
-
-/// A valid name of a namespace. The name becomes a value of a webhook's namespace selector. The API server would refuse
-/// a selector with an invalid value, and so every other change of that selector too.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct NamespaceName(pub String);
-
-impl<'de> Deserialize<'de> for NamespaceName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NamespaceName, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let ends = !name.starts_with('-') && !name.ends_with('-');
-        if !name.is_empty() && name.len() <= 63 && ends && name.bytes().all(inner) {
-            return Ok(NamespaceName(name));
-        }
-        Err(D::Error::custom(format_args!("{name:?} is not the name of a namespace (a-z, 0-9 and -, at most 63)")))
-    }
-}
-
-/// A field that can be locked, by its path.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct FieldText(Field);
-
-impl<'de> Deserialize<'de> for FieldText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FieldText, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let field = Field::ALL.into_iter().find(|field| field.path() == text);
-        field.map(FieldText).ok_or_else(|| {
-            let known = Field::ALL.map(Field::path).join(", ");
-            D::Error::custom(format_args!("{text:?} is not a field that can be locked; those are {known}"))
-        })
-    }
-}
-
-/// The name of a GPU resource, such as `nvidia.com/gpu`.
-pub(crate) struct GpuResource(pub Resource);
-
-impl<'de> Deserialize<'de> for GpuResource {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<GpuResource, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        if keys::is_gpu_resource(&name) {
-            return Ok(GpuResource(Resource(name.into())));
-        }
-        Err(D::Error::custom(format_args!(
-            "{name:?} is not a GPU resource; those are {0}, {0}.<name>, {0}-<name> and {1}<profile>",
-            keys::GPU_RESOURCE,
-            keys::MIG_RESOURCE_OF
-        )))
     }
 }

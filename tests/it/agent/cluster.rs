@@ -24,7 +24,7 @@ pub(super) async fn start() -> ControlPlane {
     for name in ["gpu-0", "gpu-1"] {
         plane.add_gpu_node(&GpuNode { gpus: 2, ..GpuNode::new(name) }).await;
     }
-    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base/customresourcedefinition-gpuledgers.yaml");
+    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/crds/customresourcedefinition-gpuledgers.yaml");
     plane.apply(&std::fs::read_to_string(crd).expect("it is shipped")).await;
     plane
         .kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/gpuledgers.vramguard.dev"])

@@ -184,7 +184,7 @@ async fn vram_is_requested_with_a_gpu_only_and_other_controllers_go_on() {
     eventually("the expressions to be checked", PATIENCE, async || {
         let found = kubectl(&plane, warnings, "").await.stdout;
         ensure!(
-            found == "vramguard-annotations={}vramguard-devices={}vramguard-requests={}vramguard-serviceaccount={}",
+            found == "vramguard-annotations={}vramguard-devices={}vramguard-policies={}vramguard-requests={}vramguard-serviceaccount={}",
             "{found}"
         );
         Ok(())

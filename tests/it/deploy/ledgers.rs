@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::kubectl;
 use crate::support::ControlPlane;
 
-const FILE: &str = "deploy/base/customresourcedefinition-gpuledgers.yaml";
+const FILE: &str = "deploy/crds/customresourcedefinition-gpuledgers.yaml";
 
 fn definition() -> Value {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE)).expect("it is shipped");

@@ -44,7 +44,7 @@ impl Answered {
 impl Agent {
     /// Describes the agent of the real node, whose kubelet has started, and applies the manifests for it.
     pub(super) async fn new(plane: &ControlPlane, node: &RealNode) -> Agent {
-        let definition = include_str!("../../../deploy/base/customresourcedefinition-gpuledgers.yaml");
+        let definition = include_str!("../../../deploy/crds/customresourcedefinition-gpuledgers.yaml");
         plane.apply(definition).await;
         let mut objects = manifests(plane, "deploy/agent-steering").await;
         // The agent is a process beside the kubelet here.
