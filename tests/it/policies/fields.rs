@@ -8,8 +8,9 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::json;
 
 use super::*;
+use crate::support::GpuNode;
+use crate::support::guard::configurations_reread;
 use crate::support::objects::{VRAM, cluster_policy};
-use crate::support::{GpuNode, pause};
 
 /// What shows that a field has an effect: this part of the answers differs from those without the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,9 @@ enum Shown {
 /// A policy that sets one field, with what the field needs to have an effect.
 struct Policy {
     field: &'static str,
+    /// Fields of the ClusterVramPolicy, in flow style.
     cluster: &'static str,
+    /// `spec` of the VramPolicy, in flow style.
     namespace: Option<&'static str>,
     shown: Shown,
 }
@@ -38,54 +41,43 @@ const fn policy(field: &'static str, shown: Shown, cluster: &'static str, namesp
 
 /// Every field of both documents. `each_field_has_a_policy` compares the list with the settings that `explain` prints.
 const POLICIES: [Policy; 20] = [
-    policy("mode", Shown::Pods, "{mode: Enforce}", Some("{mode: \"Off\"}")),
-    policy("onShortfall", Shown::Pods, "{mode: Enforce}", Some("{onShortfall: Deny}")),
-    policy("declaration.required", Shown::Pods, "{mode: Enforce}", Some("{declaration: {required: true}}")),
-    policy("declaration.onUnaccounted", Shown::Pods, "{mode: Enforce}", Some("{declaration: {onUnaccounted: Warn}}")),
-    policy("declaration.default", Shown::Pods, "{mode: Enforce}", Some("{declaration: {default: 3Gi}}")),
-    policy(
-        "declaration.min",
-        Shown::Pods,
-        "{mode: Enforce, declaration: {min: 1Gi}}",
-        Some("{declaration: {min: 9Gi}}"),
-    ),
-    policy(
-        "declaration.max",
-        Shown::Pods,
-        "{mode: Enforce, declaration: {max: 20Gi}}",
-        Some("{declaration: {max: 5Gi}}"),
-    ),
-    policy("quota", Shown::Quota, "{mode: Enforce, quota: 40Gi}", Some("{quota: 15Gi}")),
-    policy("models", Shown::Pods, "{mode: Enforce, models: {small: 2Gi}}", Some("{models: {small: 3Gi, large: 9Gi}}")),
-    policy("environment.framework", Shown::Pods, "{mode: Enforce}", Some("{environment: {framework: None}}")),
-    policy("environment.onConflict", Shown::Pods, "{mode: Enforce}", Some("{environment: {onConflict: Deny}}")),
+    policy("mode", Shown::Pods, "", Some("{mode: \"Off\"}")),
+    policy("onShortfall", Shown::Pods, "", Some("{onShortfall: Deny}")),
+    policy("declaration.required", Shown::Pods, "", Some("{declaration: {required: true}}")),
+    policy("declaration.onUnaccounted", Shown::Pods, "", Some("{declaration: {onUnaccounted: Warn}}")),
+    policy("declaration.default", Shown::Pods, "", Some("{declaration: {default: 3Gi}}")),
+    policy("declaration.min", Shown::Pods, "declaration: {min: 1Gi}", Some("{declaration: {min: 9Gi}}")),
+    policy("declaration.max", Shown::Pods, "declaration: {max: 20Gi}", Some("{declaration: {max: 5Gi}}")),
+    policy("quota", Shown::Quota, "quota: 40Gi", Some("{quota: 15Gi}")),
+    policy("models", Shown::Pods, "models: {small: 2Gi}", Some("{models: {small: 3Gi, large: 9Gi}}")),
+    policy("environment.framework", Shown::Pods, "", Some("{environment: {framework: None}}")),
     policy(
         "reroute.pools",
         Shown::Pods,
-        "{mode: Enforce, reroute: {pools: [{matchLabels: {nvidia.com/gpu.product: NVIDIA-L40S-SHARED}}]}}",
+        "reroute: {pools: [{matchLabels: {nvidia.com/gpu.product: NVIDIA-L40S-SHARED}}]}",
         Some("{onShortfall: Reroute}"),
     ),
-    policy("perProcessOverhead", Shown::Pods, "{mode: Enforce, perProcessOverhead: 1Gi}", None),
-    policy("headroom.percent", Shown::Published, "{mode: Enforce, headroom: {percent: 20}}", None),
-    policy("headroom.minimum", Shown::Published, "{mode: Enforce, headroom: {minimum: 3Gi}}", None),
-    policy("headroom.driverReserve", Shown::Published, "{mode: Enforce, headroom: {driverReserve: 0}}", None),
-    policy("overcommit", Shown::Published, "{mode: Enforce, overcommit: \"1.5\"}", None),
-    policy("startup.serializePerGpu", Shown::Explained, "{mode: Enforce, startup: {serializePerGpu: true}}", None),
-    policy("exemptNamespaces", Shown::Pods, "{mode: Enforce, exemptNamespaces: [kube-system, ml]}", None),
-    policy(
-        "locked",
-        Shown::Explained,
-        "{mode: Enforce, locked: [declaration.required]}",
-        Some("{declaration: {required: true}}"),
-    ),
+    policy("perProcessOverhead", Shown::Pods, "perProcessOverhead: 1Gi", None),
+    policy("headroom.percent", Shown::Published, "headroom: {percent: 20}", None),
+    policy("headroom.minimum", Shown::Published, "headroom: {minimum: 3Gi}", None),
+    policy("headroom.driverReserve", Shown::Published, "headroom: {driverReserve: 0}", None),
+    policy("overcommit", Shown::Published, "overcommit: \"1.5\"", None),
+    policy("startup.serializePerGpu", Shown::Explained, "startup: {serializePerGpu: true}", None),
+    policy("exemptNamespaces", Shown::Pods, "exemptNamespaces: [kube-system, ml]", None),
+    policy("locked", Shown::Explained, "locked: [declaration.required]", Some("{declaration: {required: true}}")),
+    // The last one: it is looser than the others in this.
+    policy("environment.onConflict", Shown::Pods, "", Some("{environment: {onConflict: Warn}}")),
 ];
 
-const BASE: Policy = policy("", Shown::Explained, "{mode: Enforce}", None);
+const BASE: Policy = policy("", Shown::Explained, "", None);
 
 impl Policy {
     fn documents(&self) -> String {
         let namespace = self.namespace.map(|spec| of_namespace("ml", spec));
-        [Some(cluster_policy(self.cluster)), namespace].into_iter().flatten().collect::<Vec<_>>().join("---\n")
+        // Each of them refuses values of the user's own: what a looser policy tolerates, the next one does for two minutes.
+        let cluster =
+            cluster_policy(&format!("{{mode: Enforce, environment: {{onConflict: Deny}}, {}}}", self.cluster));
+        [Some(cluster), namespace].into_iter().flatten().collect::<Vec<_>>().join("---\n")
     }
 }
 
@@ -148,19 +140,11 @@ async fn created(cluster: &GuardedCluster) -> Value {
     Value::Object(answers.into_iter().collect())
 }
 
-/// All answers under the policies in force. `folder` has them if they are files.
-async fn answers(cluster: &GuardedCluster, folder: Option<&str>) -> anyhow::Result<Value> {
-    let folder: Vec<&str> = folder.into_iter().flat_map(|folder| ["--policies", folder]).collect();
-    let json =
-        |arguments: &[&str]| serde_json::from_str::<Value>(&vramguard(cluster, &[arguments, &folder[..]].concat()));
-    let probe = cluster.plane.folder().join("probe.json");
-    std::fs::write(&probe, probes()[0].to_string())?;
-    let probe = probe.to_str().context("a plain path")?;
+/// What the cluster does under the policies in force.
+async fn effects(cluster: &GuardedCluster) -> anyhow::Result<Value> {
     let quotas: Api<ResourceQuota> = Api::namespaced(cluster.plane.client(), "ml");
     let mut all = json!({
         "pods": created(cluster).await,
-        "explain": json(&["explain", "-n", "ml", "--live", "--pod", probe, "--output", "json"])?,
-        "audit": json(&["audit", "--output", "json", "--fail-on", "never"])?,
         "published": [
             cluster.plane.published("a10-0", VRAM).await?,
             cluster.plane.published("l40s-0", VRAM).await?,
@@ -171,12 +155,28 @@ async fn answers(cluster: &GuardedCluster, folder: Option<&str>) -> anyhow::Resu
     Ok(all)
 }
 
+/// What the commands say about the policies in force. `folder` has them if they are files.
+async fn reports(cluster: &GuardedCluster, folder: Option<&str>) -> anyhow::Result<Value> {
+    let folder: Vec<&str> = folder.into_iter().flat_map(|folder| ["--policies", folder]).collect();
+    let json =
+        |arguments: &[&str]| serde_json::from_str::<Value>(&vramguard(cluster, &[arguments, &folder[..]].concat()));
+    let probe = cluster.plane.folder().join("probe.json");
+    std::fs::write(&probe, probes()[0].to_string())?;
+    let probe = probe.to_str().context("a plain path")?;
+    let mut all = json!({
+        "explain": json(&["explain", "-n", "ml", "--live", "--pod", probe, "--output", "json"])?,
+        "audit": json(&["audit", "--output", "json", "--fail-on", "never"])?,
+    });
+    without_places(&mut all);
+    Ok(all)
+}
+
 fn part(answers: &Value, shown: Shown) -> &Value {
     match shown {
         Shown::Pods => &answers["pods"],
         Shown::Published => &answers["published"],
         Shown::Quota => &answers["quota"],
-        Shown::Explained => &answers["explain"]["policy"],
+        Shown::Explained => &answers["nothing"],
     }
 }
 
@@ -204,45 +204,69 @@ fn differences(path: &str, one: &Value, other: &Value, found: &mut Vec<String>) 
 async fn a_policy_of_each_field_gives_one_answer_as_a_file_and_as_a_resource() {
     let l40s = GpuNode { memory_mib: 46_068, replicas: 2, product: "NVIDIA-L40S".to_owned(), ..GpuNode::new("l40s-0") };
     let nodes = [GpuNode::new("a10-0"), l40s];
-    let cluster = GuardedCluster::start(&nodes, &[("policies.yaml", &BASE.documents())]).await;
+    let mut cluster = GuardedCluster::start(&nodes, &[("policies.yaml", &BASE.documents())]).await;
     // The commands read it as the policy file of the cluster.
     let map = ["-n", "vramguard-system", "delete", "configmap", "vramguard-policies"];
     cluster.plane.kubectl(&map).await.expect_success();
     // A pod that holds most of the A10, so that the fields about shortfall matter.
-    let holder = crate::support::objects::gpu_pod("ml", "holder", "{vramguard.dev/vram: 12Gi}", "nodeName: a10-0,");
+    let holder = crate::support::objects::gpu_pod(
+        "ml",
+        "holder",
+        "{vramguard.dev/vram: 12Gi}",
+        "nodeSelector: {kubernetes.io/hostname: a10-0},",
+    );
     cluster.plane.apply(&holder).await;
     cluster.bound("ml", "holder").await;
     let folder = cluster.guard.policies.to_str().expect("a plain path").to_owned();
-    let base = answers(&cluster, Some(&folder)).await.expect("the answers under the base policy");
+    let base = effects(&cluster).await.expect("the effects of the base policy");
+    let base_reports = reports(&cluster, Some(&folder)).await.expect("the reports under the base policy");
 
     let mut as_files = Vec::new();
     for policy in &POLICIES {
         cluster.guard.policy("policies.yaml", &policy.documents()).await;
-        let answers = eventually(&format!("{} to have an effect", policy.field), PATIENCE, async || {
-            // The API server follows the webhook configurations by a watch of its own.
-            pause(Duration::from_secs(2)).await;
-            let answers = answers(&cluster, Some(&folder)).await?;
-            ensure!(part(&answers, policy.shown) != part(&base, policy.shown), "{}", part(&answers, policy.shown));
+        if ["mode", "exemptNamespaces"].contains(&policy.field) {
+            configurations_reread().await;
+        }
+        let effects = eventually(&format!("{} to have an effect", policy.field), PATIENCE, async || {
+            let effects = effects(&cluster).await?;
+            let is_shown =
+                policy.shown == Shown::Explained || part(&effects, policy.shown) != part(&base, policy.shown);
+            ensure!(is_shown, "as without it: {}", part(&effects, policy.shown));
             for other in [Shown::Published, Shown::Quota].into_iter().filter(|other| *other != policy.shown) {
-                ensure!(part(&answers, other) == part(&base, other), "{other:?} of the policy before");
+                ensure!(part(&effects, other) == part(&base, other), "{other:?} of the policy before");
             }
-            Ok(answers)
+            Ok(effects)
         })
         .await;
-        as_files.push(answers);
+        let reports = reports(&cluster, Some(&folder)).await.expect("reports");
+        let settings = |reports: &Value| reports["explain"]["policy"].clone();
+        assert_ne!(settings(&reports), settings(&base_reports), "{} is not explained", policy.field);
+        as_files.push((effects, reports));
     }
 
-    cluster.guard.policy("policies.yaml", "# none\n").await;
-    for (policy, expected) in POLICIES.iter().zip(as_files) {
+    // A server that starts remembers no earlier policy.
+    cluster.guard.server.stop();
+    std::fs::write(cluster.guard.policies.join("policies.yaml"), "# none\n").expect("a policy file");
+    cluster.guard.server.start();
+    cluster.guard.ready(&cluster.plane).await;
+    for (policy, (expected_effects, expected_reports)) in POLICIES.iter().zip(as_files) {
         if policy.namespace.is_none() {
             let delete = ["delete", "vrampolicy", "default", "-n", "ml", "--ignore-not-found"];
             cluster.plane.kubectl(&delete).await.expect_success();
         }
         cluster.plane.apply(&policy.documents()).await;
-        eventually(&format!("one answer about {}", policy.field), PATIENCE, async || {
+        let what = format!("one answer about {}", policy.field);
+        eventually(&what, PATIENCE, async || {
             let mut found = Vec::new();
-            differences("", &expected, &answers(&cluster, None).await?, &mut found);
+            differences("", &expected_effects, &effects(&cluster).await?, &mut found);
             ensure!(found.is_empty(), "file | resource\n{}{}", found.join("\n"), cluster.guard.server.log_tail());
+            Ok(())
+        })
+        .await;
+        eventually(&what, PATIENCE, async || {
+            let mut found = Vec::new();
+            differences("", &expected_reports, &reports(&cluster, None).await?, &mut found);
+            ensure!(found.is_empty(), "file | resource\n{}", found.join("\n"));
             Ok(())
         })
         .await;
