@@ -35,6 +35,15 @@ async fn admits(cluster: &GuardedCluster, namespace: &str) {
 
 const REQUIRED: &str = "{mode: Enforce, declaration: {required: true}}";
 
+/// Replaces the policy file by a resource that requires declarations. The resource comes first, as the documentation says:
+/// in between, the built-in policy would be in force.
+async fn required_by_resource(cluster: &GuardedCluster) {
+    cluster.plane.apply(&cluster_policy(REQUIRED)).await;
+    in_force(cluster, CLUSTER, "FileInForce").await;
+    std::fs::remove_file(cluster.guard.policies.join("cluster.yaml")).expect("the policy file");
+    in_force(cluster, CLUSTER, "InForce").await;
+}
+
 #[tokio::test]
 async fn a_file_is_in_force_before_a_resource_and_each_says_so() {
     let file = cluster_policy("{mode: Enforce}");
@@ -97,9 +106,7 @@ async fn a_file_is_in_force_before_a_resource_and_each_says_so() {
 async fn a_server_whose_policy_is_a_resource_never_starts_under_the_built_in_one() {
     let mut cluster =
         GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", &cluster_policy("{mode: Enforce}"))]).await;
-    std::fs::remove_file(cluster.guard.policies.join("cluster.yaml")).expect("the policy file");
-    cluster.plane.apply(&cluster_policy(REQUIRED)).await;
-    in_force(&cluster, CLUSTER, "InForce").await;
+    required_by_resource(&cluster).await;
     refuses(&cluster, "ml").await;
     let selector = async || {
         let path = "jsonpath={.webhooks[*].namespaceSelector}";
@@ -142,10 +149,8 @@ async fn accept_anything(cluster: &GuardedCluster) {
 async fn a_document_that_cannot_be_read_leaves_its_last_version_in_force_and_holds_no_other_up() {
     let mut cluster =
         GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", &cluster_policy("{mode: Enforce}"))]).await;
-    std::fs::remove_file(cluster.guard.policies.join("cluster.yaml")).expect("the policy file");
     cluster.namespace("other").await;
-    cluster.plane.apply(&cluster_policy(REQUIRED)).await;
-    in_force(&cluster, CLUSTER, "InForce").await;
+    required_by_resource(&cluster).await;
     accept_anything(&cluster).await;
     let newer = "{mode: Enforce, declaration: {required: true}, fromTheFuture: 1}";
     eventually("the looser definition to be in effect", PATIENCE, async || {
