@@ -342,7 +342,11 @@ impl Collector for State {
         gauge("policy_generation", "Number of the policy generation in force; each change adds one", number)?;
         let overcommit = i64::from(generation.policies.rules().overcommit.is_on());
         gauge("overcommit_enabled", "1 if the policies overcommit VRAM", overcommit)?;
-        gauge("index_synced", "1 once nodes, pods and ledgers have been listed", i64::from(self.index.is_synced()))?;
+        gauge(
+            "index_synced",
+            "1 once policies, nodes, pods and ledgers have been listed",
+            i64::from(self.index.is_synced()),
+        )?;
         let oversized = i64::try_from(self.index.oversized_pods()).unwrap_or(i64::MAX);
         gauge("oversized_pods", "Pods that may hold a GPU and are too large to be read completely", oversized)?;
         if let Some(not_after) = self.certificates.not_after() {

@@ -204,7 +204,7 @@ struct Parts {
 impl Parts {
     fn new(config: &Config, inputs: &Inputs) -> anyhow::Result<Parts> {
         let policies = Arc::new(match &inputs.snapshot {
-            Some(snapshot) => PolicyStore::of_snapshot(&inputs.policies, &snapshot.policies, &config.namespace)?,
+            Some(snapshot) => PolicyStore::of_snapshot(&inputs.policies, snapshot, &config.namespace)?,
             None => PolicyStore::new(&inputs.policies, &config.namespace)?.awaiting(&Kind::ALL),
         });
         let generation = policies.current();

@@ -73,7 +73,7 @@ impl Part {
     ) -> anyhow::Result<Part> {
         let files = config.policies.as_deref().map(policies::files_of).transpose()?.unwrap_or_default();
         // The namespace matters for whole policies only. Here their rules for nodes are used.
-        let store = PolicyStore::new(&files, "")?.awaiting(&[Kind::Cluster, Kind::Inventory]);
+        let store = PolicyStore::new(&files, "")?.following_status().awaiting(&[Kind::Cluster, Kind::Inventory]);
         let store = Arc::new(store);
         let (answers, answered) = mpsc::channel(ANSWERS);
         let (health, changed) = watch::channel(Health::default());

@@ -176,23 +176,54 @@ impl Policies {
     ///
     /// `own_namespace` is exempt whatever the documents say: a guard that guards itself cannot start.
     pub fn new(documents: &Documents, own_namespace: &str) -> Policies {
+        Policies::after(None, documents, own_namespace)
+    }
+
+    /// As [`Policies::new`], sharing each policy that is equal to the one before. `before` are the previous documents and
+    /// policies; without a change of the ClusterVramPolicy, only namespaces whose own document changed are computed.
+    pub fn after(before: Option<(&Documents, &Policies)>, documents: &Documents, own_namespace: &str) -> Policies {
         let built_in = ClusterPolicy::default();
         let cluster = documents.cluster.as_ref().unwrap_or(&built_in);
         let rules = rules(cluster);
         let mut exempt = cluster.exempt_namespaces.clone().unwrap_or_else(exempt_by_default);
         exempt.insert(own_namespace.to_owned());
-        let merge = |layer: &Layer| Arc::new(merge::merge(documents, layer, &rules).0);
-        let namespaces = documents.namespaces.iter().map(|(name, layer)| (name.clone(), merge(layer))).collect();
+        let shared = |policy: Policy, before: Option<&Arc<Policy>>| match before {
+            Some(before) if **before == policy => before.clone(),
+            _ => Arc::new(policy),
+        };
+        let merge = |layer: &Layer| merge::merge(documents, layer, &rules).0;
+        let unchanged = before.filter(|(written, _)| written.cluster == documents.cluster);
+        let namespaces = documents.namespaces.iter().map(|(name, layer)| {
+            let known = before.and_then(|(_, policies)| policies.namespaces.get(name));
+            let same = unchanged.and_then(|(written, _)| written.namespaces.get(name)).is_some_and(|was| was == layer);
+            let policy = match known.filter(|_| same) {
+                Some(known) => known.clone(),
+                None => shared(merge(layer), known),
+            };
+            (name.clone(), policy)
+        });
+        let namespaces = namespaces.collect();
+        let everywhere = shared(merge(&Layer::default()), before.map(|(_, policies)| &policies.everywhere));
         let ignored = documents.namespaces.iter().flat_map(|(name, layer)| {
             let locked = layer.set_fields().into_iter().filter(|field| cluster.locked.contains(field));
             locked.map(|field| (name.clone(), field))
         });
-        Policies { rules, exempt, everywhere: merge(&Layer::default()), namespaces, ignored: ignored.collect() }
+        Policies { rules, exempt, everywhere, namespaces, ignored: ignored.collect() }
     }
 
     /// The policy in force in a namespace, or `None` if it is exempt.
     pub fn of(&self, namespace: &str) -> Option<&Arc<Policy>> {
         (!self.exempt.contains(namespace)).then(|| self.namespaces.get(namespace).unwrap_or(&self.everywhere))
+    }
+
+    /// The policy in force in every namespace without a VramPolicy.
+    pub fn everywhere(&self) -> &Arc<Policy> {
+        &self.everywhere
+    }
+
+    /// The namespaces that have a VramPolicy.
+    pub fn with_own(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
     }
 
     /// The rules from which allocatable memory and demands are computed.

@@ -16,9 +16,10 @@ use crate::capacity::audit::{self as core, Assumption, scene::Scene};
 use crate::capacity::name::Name;
 use crate::capacity::policy::{Mode, Policies};
 use crate::capacity::recommend::Observed;
+use crate::capacity::verdict;
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
-use crate::k8s::document::{self, Configuration, DocumentError};
+use crate::k8s::document::{self, Configuration, DocumentError, PolicyResource, texts};
 use crate::k8s::{manifests, pod, wording};
 use crate::keys;
 use crate::report::assemble::{self, Origin};
@@ -290,10 +291,10 @@ pub(super) async fn read(source: &Source, wanted: Wanted<'_>) -> Result<Found, F
     };
     origin.gaps.extend(reader.unread().iter().map(unread));
     found.extend(reader.policies().iter().cloned());
-    let configuration = policies_of(source, &found)?;
+    let configuration = policies_of(source, &found, reader.policy_resources())?;
     let unreadable = configuration.unreadable().map(|error| Gap {
         what: "policies".to_owned(),
-        why: format!("{error}; it is not used, and the policy of the cluster takes its place"),
+        why: verdict::unreadable_policy(&error.file, &error.reason()),
     });
     origin.gaps.extend(unreadable);
     let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
@@ -368,12 +369,13 @@ fn read_files(source: &Source, reader: &mut Reader, progress: &Progress) -> Resu
 const BUFFER: usize = 1 << 20;
 
 /// The policy documents: of `--policies`, else those that were found.
-fn policies_of(source: &Source, found: &[(String, String)]) -> Result<Configuration, Failure> {
-    fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
-        files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
-    }
+fn policies_of(
+    source: &Source,
+    files: &[(String, String)],
+    resources: &[PolicyResource],
+) -> Result<Configuration, Failure> {
     let Some(directory) = &source.policies else {
-        return document::read_with([], texts(found)).map_err(errors);
+        return document::read_with(texts(files), resources).map_err(errors);
     };
     let files = policies::files_of(directory).map_err(|error| Failure::Input(error.into()))?;
     if files.is_empty() {

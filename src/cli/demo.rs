@@ -89,7 +89,7 @@ struct Demo {
 impl Demo {
     async fn start() -> anyhow::Result<Demo> {
         let snapshot = snapshot::read([("demo", CLUSTER)]).expect("the embedded cluster is read by a test");
-        let policies = Arc::new(PolicyStore::of_snapshot(&Files::new(), &snapshot.policies, keys::NAMESPACE)?);
+        let policies = Arc::new(PolicyStore::of_snapshot(&Files::new(), &snapshot, keys::NAMESPACE)?);
         let generation = policies.current();
         let index = Index::of_snapshot(&snapshot, *generation.policies.rules(), generation.overrides.clone());
         let index = Arc::new(index);

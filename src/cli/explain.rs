@@ -8,7 +8,7 @@ use anyhow::anyhow;
 
 use super::outputs::{self, Output};
 use super::{Failure, files, live};
-use crate::k8s::document::{self, DocumentError, resource};
+use crate::k8s::document::{self, DocumentError, resource, texts};
 use crate::k8s::manifest::{self, Manifest};
 use crate::k8s::snapshot::{self, Snapshot};
 use crate::report::explanation::{self, Question, table};
@@ -107,9 +107,13 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
     if let (Some(folder), true) = (&args.policies, files.is_empty()) {
         return Err(anyhow!("{}: holds no policy files (.yaml, .yml or .json)", folder.display()));
     }
-    let found = cluster.as_ref().map_or(&[][..], |cluster| &cluster.policies);
-    let configuration = document::read_with(texts(&files), texts(found)).map_err(|errors| all(&errors))?;
-    let sources = document::sources(texts(&files).chain(texts(found)));
+    let (mut files, mut resources) = (files, Vec::new());
+    if let Some(cluster) = &cluster {
+        files.extend(cluster.policies.iter().cloned());
+        resources.extend(cluster.policy_resources.iter().cloned());
+    }
+    let configuration = document::read_with(texts(&files), &resources).map_err(|errors| all(&errors))?;
+    let sources = document::sources(texts(&files), &resources);
     let of_pod = |manifest: &Manifest| manifest.pod["metadata"]["namespace"].as_str().map(str::to_owned);
     let namespace = args.namespace.clone().or_else(|| manifest.as_ref().and_then(of_pod));
     let question = Question {
@@ -125,10 +129,6 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
         Format::Table => table::render(&explanation, look.coloured),
         Format::Json => explanation.json(),
     })
-}
-
-fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
-    files.iter().map(|(file, text)| (file.as_str(), text.as_str()))
 }
 
 fn read_manifest(path: &std::path::Path, namespace: Option<&str>) -> anyhow::Result<Manifest> {

@@ -18,6 +18,7 @@ use crate::capacity::gpu::Resource;
 use crate::capacity::plan::{self, EqualPools, Plan, Wanted};
 use crate::capacity::pod::demand::Demand;
 use crate::capacity::policy::Policies;
+use crate::capacity::verdict;
 use crate::capacity::vram::Vram;
 use crate::k8s::device_plugin::fleet::{self, Change, Fleet};
 use crate::k8s::device_plugin::lint::{self, Finding, Linted, Severity};
@@ -317,11 +318,21 @@ fn read_policies(
     };
     let is_policy = |object: &&Located| object.2.get("apiVersion").and_then(Value::as_str) == Some(keys::API_VERSION);
     let is_document = |object: &&Located| object.2.get("kind").and_then(Value::as_str) != Some("GpuLedger");
-    let found = objects.iter().filter(is_policy).filter(is_document);
-    files.extend(found.map(|(file, line, object)| (format!("{file}:{line}"), object.to_string())));
-    let read = document::read(files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    let mut resources = Vec::new();
+    for (file, line, object) in objects.iter().filter(is_policy).filter(is_document) {
+        let name = format!("{file}:{line}");
+        if document::is_resource(object) {
+            resources.push(document::read_resource(&name, object));
+        } else {
+            files.push((name, object.to_string()));
+        }
+    }
+    let read = document::read_with(document::texts(&files), &resources);
     let configuration =
         read.map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    for error in configuration.unreadable() {
+        eprintln!("warning: {}", verdict::unreadable_policy(&error.file, &error.reason()));
+    }
     let layers = configuration.documents.cluster.iter().map(|cluster| &cluster.layer);
     let layers = layers.chain(configuration.documents.namespaces.values());
     let models = layers.flat_map(|layer| layer.models.clone()).collect();

@@ -18,6 +18,7 @@ use super::{Controller, now};
 use crate::capacity::audit;
 use crate::capacity::time::Moment;
 use crate::k8s::audit::Reader;
+use crate::k8s::document::resource;
 use crate::report;
 use crate::report::assemble::{self, Origin};
 use crate::report::document::{Gap, Report};
@@ -97,7 +98,9 @@ async fn look(controller: &Controller, with_page: bool) -> anyhow::Result<Audit>
         reader.add(None, &object).unwrap_or_else(|error| unread.note(&error));
         held.count(&object, reader.subjects())
     };
-    let mut gaps = objects.read(&|_, _| {}, &mut add).await?;
+    // The store has the policies already.
+    let is_read = |kind: &str| resource::Kind::ALL.iter().all(|policy| policy.name() != kind);
+    let mut gaps = objects.read_kinds(is_read, &|_, _| {}, &mut add).await?;
     let left_out = unread.gap();
     if let Some(Gap { why, .. }) = &left_out {
         tracing::warn!("audit: {why:?}");

@@ -70,7 +70,7 @@ const RETRY: Duration = Duration::from_secs(2);
 
 impl Controller {
     /// Leads while this replica holds the Lease, until `stop`; then gives the Lease back. It does not compete for the
-    /// Lease before nodes, pods and ledgers have been listed. A replica without state leaves the lead to others, and
+    /// Lease before policies, nodes, pods and ledgers have been listed. A replica without state leaves the lead to others, and
     /// directs no API server to a webhook that cannot answer.
     pub async fn run(self, stop: CancellationToken) {
         let mut changed = self.index.subscribe();

@@ -1,6 +1,7 @@
 //! Writes into the status of each policy document that is a resource whether it is in force. Owns the writes; the store
 //! of policies knows which documents there are, and `capacity::policy` decides which are in force.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kube::Api;
@@ -19,23 +20,23 @@ const MAX_FAILURES: usize = 3;
 /// Keeps the status until the task is aborted.
 pub(super) async fn run(controller: Controller) {
     let mut states = controller.policies.states();
-    states.mark_changed();
+    let mut failed = BTreeSet::new();
     loop {
-        let failed = {
-            let current = states.borrow_and_update().clone();
-            pass(&controller, &current).await
-        };
+        let current = states.borrow_and_update().clone();
+        pass(&controller, &current, &mut failed).await;
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(RETRY), if !failed.is_empty() => {}
         }
     }
 }
 
-/// Writes each status that is not up to date. Returns whether one could not be written.
-async fn pass(controller: &Controller, states: &Arc<Vec<State>>) -> bool {
+/// Writes each status that is not up to date. Those that have failed before come last, so that they keep no others waiting.
+async fn pass(controller: &Controller, states: &Arc<Vec<State>>, failed: &mut BTreeSet<ResourceName>) {
     let mut failures = 0;
-    for State { name, generation, state, conditions } in states.iter() {
+    let before = std::mem::take(failed);
+    let (last, first): (Vec<&State>, Vec<&State>) = states.iter().partition(|state| before.contains(&state.name));
+    for State { name, generation, state, conditions } in first.into_iter().chain(last) {
         let Some(patch) = resource::status_patch(name.kind, state, *generation, conditions, now()) else { continue };
         match write(controller, name, patch).await {
             Ok(()) => {}
@@ -43,6 +44,7 @@ async fn pass(controller: &Controller, states: &Arc<Vec<State>>) -> bool {
             Err(error) if is_gone(&error) => {}
             Err(error) => {
                 tracing::warn!("the status of {name}: {error:#}; trying again");
+                failed.insert(name.clone());
                 failures += 1;
                 if failures == MAX_FAILURES {
                     break;
@@ -50,7 +52,6 @@ async fn pass(controller: &Controller, states: &Arc<Vec<State>>) -> bool {
             }
         }
     }
-    failures > 0
 }
 
 async fn write(controller: &Controller, name: &ResourceName, patch: Value) -> anyhow::Result<()> {

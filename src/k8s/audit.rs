@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::document::{self, PolicyResource};
 use super::gpu_ledger::GpuLedger;
 use super::node::{self, Override};
 use super::object::NodeObject;
@@ -65,6 +66,7 @@ pub struct Reader {
     nodes: Vec<SeenNode>,
     ledgers: Vec<GpuLedger>,
     policies: Vec<(String, String)>,
+    policy_resources: Vec<PolicyResource>,
     /// Whether the ConfigMap with the policies of the cluster was among the objects, which may be empty.
     has_policy_files: bool,
     pods: pods::Pods,
@@ -124,6 +126,7 @@ impl Reader {
             nodes: Vec::new(),
             ledgers: Vec::new(),
             policies: Vec::new(),
+            policy_resources: Vec::new(),
             has_policy_files: false,
             pods: pods::Pods::default(),
             owners: owners::Owners::default(),
@@ -239,7 +242,11 @@ impl Reader {
             Reads::Policy => {
                 let name = described(id).trim_end_matches(": ").to_owned();
                 let name = place.map_or_else(|| name.clone(), |place| format!("{} ({name})", place.file));
-                self.policies.push((name, object.to_string()));
+                if document::is_resource(object) {
+                    self.policy_resources.push(document::read_resource(&name, object));
+                } else {
+                    self.policies.push((name, object.to_string()));
+                }
                 Ok(())
             }
             Reads::PolicyFiles => self.policy_files(place.as_ref(), object),
@@ -292,14 +299,19 @@ impl Reader {
         Ok(())
     }
 
-    /// The policy documents among the objects, as file and JSON text, for [`super::document::read_with`].
+    /// The policy documents among the objects that are files, as name and text, for [`document::read_with`].
     pub fn policies(&self) -> &[(String, String)] {
         &self.policies
     }
 
+    /// The policy documents among the objects that the API server has stored.
+    pub fn policy_resources(&self) -> &[PolicyResource] {
+        &self.policy_resources
+    }
+
     /// Whether the policies of the cluster are among the objects.
     pub fn has_policies(&self) -> bool {
-        self.has_policy_files || !self.policies.is_empty()
+        self.has_policy_files || !self.policies.is_empty() || !self.policy_resources.is_empty()
     }
 
     /// Whether there are nodes and no pods at all, so that nobody knows what the nodes hold.

@@ -1,14 +1,15 @@
 //! Policy documents (`ClusterVramPolicy`, `VramPolicy` and `GpuInventory`), parsed strictly. Owns their schema, which files
 //! and custom resources share, and errors that name file, line and field. It reads no files; the `policies` shell does.
 //!
-//! A document that the API server has stored has a uid and is a resource; any other is a file. The difference matters
-//! for precedence, and because one resource that cannot be read must not keep the others from being read.
+//! A document that the API server has stored is a resource. It is an object already, and is never parsed as text: one
+//! resource that cannot be read must not keep the others, or the files, from being read.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::node::Override;
 use super::wording;
@@ -62,29 +63,55 @@ impl std::error::Error for DocumentError {}
 /// The content of all policy documents together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
-    /// The ClusterVramPolicy and the VramPolicies.
+    /// The ClusterVramPolicy and the VramPolicies that are in force.
     pub documents: Documents,
     /// The entries of all `GpuInventory` documents, in the order of files and entries, and those of resources last; the
     /// first that describes a node counts.
     pub overrides: Vec<Override>,
-    /// The resources among the documents, in the order in which they were read.
-    pub resources: Vec<Resource>,
+    /// What became of the resources, in their order.
+    pub resources: Vec<Placed>,
 }
 
-/// A document that is a resource.
+/// What became of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// Name, as the caller named its text.
+pub struct Placed {
+    /// Name of the resource.
     pub name: String,
-    /// What it applies to, and the file that is in force in its place, if there is one; or why it cannot be read.
-    pub read: Result<(Scope, Option<String>), DocumentError>,
+    /// What it applies to.
+    pub scope: Scope,
+    /// The file that is in force in its place, if there is one; or why it cannot be read.
+    pub file: Result<Option<String>, DocumentError>,
 }
 
-impl Configuration {
-    /// Why resources cannot be read. They are not in force.
-    pub fn unreadable(&self) -> impl Iterator<Item = &DocumentError> {
-        self.resources.iter().filter_map(|resource| resource.read.as_ref().err())
-    }
+/// The documents of files.
+#[derive(Clone, Debug, Default)]
+pub struct FileDocuments {
+    documents: Documents,
+    overrides: Vec<Override>,
+    /// The file of each document that may exist only once.
+    files: BTreeMap<Scope, String>,
+}
+
+/// A document that is a resource, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyResource {
+    /// Kind, namespace and name, and the file of a snapshot that has it.
+    pub name: String,
+    /// What it applies to, or would apply to if it could be read.
+    pub scope: Scope,
+    /// Its content.
+    pub content: Result<Content, DocumentError>,
+}
+
+/// The content of one document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A ClusterVramPolicy.
+    Cluster(Box<ClusterPolicy>),
+    /// A VramPolicy.
+    Namespace(Box<Layer>),
+    /// The entries of a GpuInventory.
+    Inventory(Vec<Override>),
 }
 
 /// Reads the documents of several files, given as name and text.
@@ -92,39 +119,82 @@ impl Configuration {
 /// # Errors
 /// At least one document is wrong. The list has one error for each wrong document.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Configuration, Vec<DocumentError>> {
-    read_with(files, [])
+    Ok(Configuration::of(&read_files(files)?, []))
 }
 
-/// Reads the documents of several files, and those that were found in a cluster or a snapshot of one: resources, and
-/// files of a ConfigMap. A resource that cannot be read is no error; it is listed as such.
+/// As [`read`], together with documents that are resources. One that cannot be read is no error; it is listed as such.
 ///
 /// # Errors
-/// At least one file is wrong. The list has one error for each wrong document.
+/// As [`read`].
 pub fn read_with<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
-    found: impl IntoIterator<Item = (&'a str, &'a str)>,
+    resources: &[PolicyResource],
 ) -> Result<Configuration, Vec<DocumentError>> {
-    let mut reader = Reader::default();
-    for (file, text) in files {
-        for (line, document) in split(text) {
-            reader.file(file, line, document);
-        }
-    }
-    for (name, text) in found {
-        for (line, document) in split(text) {
-            if is_resource(document) {
-                reader.resource(name, document);
-            } else {
-                reader.file(name, line, document);
-            }
-        }
-    }
-    reader.finish()
+    Ok(Configuration::of(&read_files(files)?, resources))
 }
 
-/// Whether the API server has stored this document.
-fn is_resource(document: &str) -> bool {
-    parse::<Head>("", 0, document).is_ok_and(|head| head.metadata.is_some_and(|metadata| metadata.uid.is_some()))
+/// Reads the documents of several files, given as name and text.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_files<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<FileDocuments, Vec<DocumentError>> {
+    let (mut read, mut errors) = (FileDocuments::default(), Vec::new());
+    for (file, text) in files {
+        for (line, document) in split(text) {
+            errors.extend(read.add(file, line, document).err());
+        }
+    }
+    if errors.is_empty() { Ok(read) } else { Err(errors) }
+}
+
+/// Reads a document that the API server has stored.
+pub fn read_resource(name: &str, object: &Value) -> PolicyResource {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let scope = match text("/kind").as_str() {
+        "ClusterVramPolicy" => Scope::Cluster,
+        "VramPolicy" => Scope::Namespace(text("/metadata/namespace")),
+        _ => Scope::Nodes,
+    };
+    let content = content(&Written::Object { name, object });
+    PolicyResource { name: name.to_owned(), scope, content: content.map(|(_, content)| content) }
+}
+
+/// Whether the API server has stored this object. Only such an object has a uid.
+pub fn is_resource(object: &Value) -> bool {
+    object.pointer("/metadata/uid").is_some_and(Value::is_string)
+}
+
+/// Name and text of files, for [`read`].
+pub fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+}
+
+impl Configuration {
+    /// Puts files and resources together: a file is in force before a resource of the same scope.
+    pub fn of<'a>(files: &FileDocuments, resources: impl IntoIterator<Item = &'a PolicyResource>) -> Configuration {
+        let FileDocuments { documents, overrides, files } = files;
+        let (mut overrides, mut others, mut placed) = (overrides.clone(), Documents::default(), Vec::new());
+        for PolicyResource { name, scope, content } in resources {
+            match (content, scope) {
+                (Ok(Content::Cluster(policy)), _) => others.cluster = Some((**policy).clone()),
+                (Ok(Content::Namespace(layer)), Scope::Namespace(namespace)) => {
+                    others.namespaces.insert(namespace.clone(), (**layer).clone());
+                }
+                (Ok(Content::Inventory(entries)), _) => overrides.extend(entries.iter().cloned()),
+                (Ok(Content::Namespace(_)) | Err(_), _) => {}
+            }
+            let file = content.as_ref().map(|_| files.get(scope).cloned()).map_err(Clone::clone);
+            placed.push(Placed { name: name.clone(), scope: scope.clone(), file });
+        }
+        Configuration { documents: documents.clone().or(others), overrides, resources: placed }
+    }
+
+    /// Why resources cannot be read.
+    pub fn unreadable(&self) -> impl Iterator<Item = &DocumentError> {
+        self.resources.iter().filter_map(|resource| resource.file.as_ref().err())
+    }
 }
 
 /// Splits a YAML stream into its documents, each with the number of lines before it. Empty documents are left out.
@@ -148,120 +218,91 @@ pub fn split(text: &str) -> Vec<(u64, &str)> {
     documents
 }
 
-/// The documents of files, or those that are resources.
-#[derive(Default)]
-struct Read {
-    documents: Documents,
-    overrides: Vec<Override>,
-    /// The file or resource in which each document that may exist only once was first found.
-    seen: BTreeMap<Scope, String>,
-}
-
-#[derive(Default)]
-struct Reader {
-    files: Read,
-    resources: Read,
-    /// The resources in their order, with their scope, or why they cannot be read.
-    listed: Vec<(String, Result<Scope, DocumentError>)>,
-    errors: Vec<DocumentError>,
-}
-
 /// The fields that every document has.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
     api_version: String,
     kind: String,
-    #[serde(default)]
-    metadata: Option<HeadMetadata>,
 }
 
-/// What is read of the metadata of any document.
-#[derive(Deserialize)]
-struct HeadMetadata {
-    #[serde(default)]
-    uid: Option<IgnoredAny>,
+/// A document as it is written.
+enum Written<'a> {
+    /// In a file, with this number of lines before it.
+    File { file: &'a str, line: u64, text: &'a str },
+    /// As an object that the API server has stored.
+    Object { name: &'a str, object: &'a Value },
 }
 
-impl Reader {
-    fn file(&mut self, file: &str, line: u64, text: &str) {
-        self.errors.extend(self.files.read(file, line, text).err());
-    }
-
-    fn resource(&mut self, name: &str, text: &str) {
-        let read = self.resources.read(name, 0, text).map_err(|error| DocumentError { line: 0, ..error });
-        self.listed.push((name.to_owned(), read));
-    }
-
-    fn finish(self) -> Result<Configuration, Vec<DocumentError>> {
-        let Reader { files, resources, listed, errors } = self;
-        if !errors.is_empty() {
-            return Err(errors);
+impl Written<'_> {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, DocumentError> {
+        match self {
+            Written::File { file, line, text } => parse(file, *line, text),
+            Written::Object { object, .. } => serde_path_to_error::deserialize(*object).map_err(|error| {
+                let field = error.path().to_string();
+                self.error(if field == "." { "" } else { &field }, wording::json(error.inner()))
+            }),
         }
-        let in_its_place = |scope: Scope| {
-            let file = files.seen.get(&scope).cloned();
-            (scope, file)
+    }
+
+    /// An error about a field; of a file, in the first line of the document.
+    fn error(&self, field: &str, what: String) -> DocumentError {
+        let (file, line) = match self {
+            Written::File { file, line, .. } => (file, line + 1),
+            Written::Object { name, .. } => (name, 0),
         };
-        let listed = listed.into_iter().map(|(name, read)| Resource { name, read: read.map(in_its_place) });
-        Ok(Configuration {
-            resources: listed.collect(),
-            documents: files.documents.or(resources.documents),
-            overrides: [files.overrides, resources.overrides].concat(),
-        })
+        DocumentError { file: (*file).to_owned(), line, field: field.to_owned(), what }
     }
 }
 
-impl Read {
-    /// Reads one document that has `line` lines before it. Returns what it applies to.
-    fn read(&mut self, file: &str, line: u64, text: &str) -> Result<Scope, DocumentError> {
-        let at = |field: &str, what: String| DocumentError {
-            file: file.to_owned(),
-            line: line + 1,
-            field: field.to_owned(),
-            what,
-        };
-        let head: Head = parse(file, line, text)?;
-        if head.api_version != keys::API_VERSION {
-            return Err(at("apiVersion", format!("{:?} is not {}", head.api_version, keys::API_VERSION)));
-        }
-        match head.kind.as_str() {
-            "ClusterVramPolicy" => {
-                let document: schema::Document<schema::ClusterSpec> = parse(file, line, text)?;
-                self.only_one(&at, &Scope::Cluster, file)?;
-                let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
-                self.documents.cluster = Some(policy);
-                Ok(Scope::Cluster)
-            }
-            "VramPolicy" => {
-                let document: schema::Document<schema::NamespaceSpec> = parse(file, line, text)?;
-                let namespace = document.metadata.namespace.map(|namespace| namespace.0);
-                let namespace = namespace
-                    .ok_or_else(|| at("metadata.namespace", "is missing; a VramPolicy is for one namespace".into()))?;
-                let scope = Scope::Namespace(namespace.clone());
-                self.only_one(&at, &scope, file)?;
-                let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
-                self.documents.namespaces.insert(namespace, layer);
-                Ok(scope)
-            }
-            "GpuInventory" => {
-                let document: schema::Document<schema::InventorySpec> = parse(file, line, text)?;
-                self.overrides.extend(document.spec.overrides().map_err(|(field, what)| at(&field, what))?);
-                Ok(Scope::Nodes)
-            }
-            other => Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"))),
-        }
+/// Reads one document. Returns what it applies to, and its content.
+fn content(written: &Written<'_>) -> Result<(Scope, Content), DocumentError> {
+    let at = |field: &str, what: String| written.error(field, what);
+    let head: Head = written.parse()?;
+    if head.api_version != keys::API_VERSION {
+        return Err(at("apiVersion", format!("{:?} is not {}", head.api_version, keys::API_VERSION)));
     }
-
-    fn only_one(
-        &mut self,
-        at: &impl Fn(&str, String) -> DocumentError,
-        scope: &Scope,
-        file: &str,
-    ) -> Result<(), DocumentError> {
-        match self.seen.insert(scope.clone(), file.to_owned()) {
-            None => Ok(()),
-            Some(first) => Err(at("", format!("{scope} is there twice, the first time in {first}; keep one"))),
+    match head.kind.as_str() {
+        "ClusterVramPolicy" => {
+            let document: schema::Document<schema::ClusterSpec> = written.parse()?;
+            let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
+            Ok((Scope::Cluster, Content::Cluster(Box::new(policy))))
         }
+        "VramPolicy" => {
+            let document: schema::Document<schema::NamespaceSpec> = written.parse()?;
+            let namespace = document.metadata.namespace.map(|namespace| namespace.0);
+            let namespace = namespace
+                .ok_or_else(|| at("metadata.namespace", "is missing; a VramPolicy is for one namespace".into()))?;
+            let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
+            Ok((Scope::Namespace(namespace), Content::Namespace(Box::new(layer))))
+        }
+        "GpuInventory" => {
+            let document: schema::Document<schema::InventorySpec> = written.parse()?;
+            let entries = document.spec.overrides().map_err(|(field, what)| at(&field, what))?;
+            Ok((Scope::Nodes, Content::Inventory(entries)))
+        }
+        other => Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"))),
+    }
+}
+
+impl FileDocuments {
+    fn add(&mut self, file: &str, line: u64, text: &str) -> Result<(), DocumentError> {
+        let written = Written::File { file, line, text };
+        let (scope, content) = content(&written)?;
+        if scope != Scope::Nodes
+            && let Some(first) = self.files.insert(scope.clone(), file.to_owned())
+        {
+            return Err(written.error("", format!("{scope} is there twice, the first time in {first}; keep one")));
+        }
+        match (content, scope) {
+            (Content::Cluster(policy), _) => self.documents.cluster = Some(*policy),
+            (Content::Namespace(layer), Scope::Namespace(namespace)) => {
+                self.documents.namespaces.insert(namespace, *layer);
+            }
+            (Content::Namespace(_), Scope::Cluster | Scope::Nodes) => unreachable!("a VramPolicy has a namespace"),
+            (Content::Inventory(entries), _) => self.overrides.extend(entries),
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::document::{self, DocumentError};
+use super::document::{self, DocumentError, PolicyResource};
 use super::gpu_ledger::GpuLedger;
 use super::object::{NodeObject, PodObject};
 use super::resource_quota::{self, Limit};
@@ -28,8 +28,10 @@ pub struct Snapshot {
     pub quotas: Vec<Limit>,
     /// Number of pods on nodes whose GPU memory HAMi allocated. Its records are not read here.
     pub of_hami: usize,
-    /// Policy documents found among the objects, as file and JSON text, for [`document::read_with`].
+    /// Policy documents among the objects that are files, as name and JSON text, for [`document::read_with`].
     pub policies: Vec<(String, String)>,
+    /// Policy documents among the objects that the API server has stored.
+    pub policy_resources: Vec<PolicyResource>,
 }
 
 /// Reads several files, given as name and text.
@@ -201,7 +203,11 @@ impl Snapshot {
             _ => {
                 // An object of a cluster that is read has no file.
                 let name = if file.is_empty() { id } else { format!("{file} ({id})") };
-                self.policies.push((name, object.to_string()));
+                if document::is_resource(&object) {
+                    self.policy_resources.push(document::read_resource(&name, &object));
+                } else {
+                    self.policies.push((name, object.to_string()));
+                }
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! policies, and it notices what file events miss: the kubelet's symlink swap, editors that replace files, network file
 //! systems.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +16,11 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::capacity::policy::{EXEMPT_BY_DEFAULT, Policies, Policy};
+use crate::capacity::policy::{Documents, EXEMPT_BY_DEFAULT, Policies, Policy};
 use crate::k8s::document::resource::Kind;
-use crate::k8s::document::{self, Configuration, DocumentError};
+use crate::k8s::document::{self, Configuration, DocumentError, FileDocuments, PolicyResource, texts};
 use crate::k8s::node::Override;
+use crate::k8s::snapshot::Snapshot;
 
 pub mod resources;
 use resources::{Resources, State};
@@ -30,7 +32,7 @@ const POLL: Duration = Duration::from_secs(1);
 /// which the kubelet has not brought the changed files yet.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// Previous generations that are remembered: edits within the time that files take to reach every replica.
+/// Previous policies of one namespace that are remembered: edits within the time that files take to reach every replica.
 const MAX_EARLIER: usize = 8;
 
 /// Bytes of all policy files together. The bound exists because they are read every second.
@@ -43,19 +45,28 @@ pub struct Generation {
     pub number: u64,
     /// The policies in force in this generation.
     pub policies: Policies,
-    /// Policies of previous generations, the latest first.
-    pub earlier: Vec<Earlier>,
     /// What operators state about nodes in `GpuInventory` documents.
     pub overrides: Vec<Override>,
+    /// The policies that were in force lately.
+    earlier: Earlier,
 }
 
-/// The policies of a previous generation.
+/// Policies that were in force lately, the latest first. They are kept for each namespace, so that changes in one use up
+/// nothing of what is remembered of another.
+#[derive(Clone, Debug, Default)]
+struct Earlier {
+    /// Of namespaces without a VramPolicy.
+    everywhere: Vec<Past>,
+    /// Of namespaces that have a VramPolicy, or had one.
+    namespaces: BTreeMap<String, Vec<Past>>,
+}
+
+/// A policy that was in force.
 #[derive(Clone, Debug)]
-pub struct Earlier {
-    /// The policies.
-    pub policies: Policies,
-    /// When the next generation replaced them.
-    pub until: Instant,
+struct Past {
+    policy: Arc<Policy>,
+    /// When another one replaced it.
+    until: Instant,
 }
 
 /// The policies in force, shared by all parts of a server.
@@ -77,13 +88,14 @@ pub struct PolicyStore {
 /// Everything that policies are read from.
 #[derive(Debug, Default)]
 struct Inputs {
-    /// The last files that could be read.
-    files: Files,
-    /// The documents of a static snapshot.
-    snapshot: Files,
+    /// The last files that could be read, those of a static snapshot included.
+    files: FileDocuments,
+    fixed: Fixed,
     resources: Resources,
     /// The kinds of resources that must be listed before any change is put in force; empty once they were.
     awaited: Vec<Kind>,
+    /// The documents in force.
+    documents: Documents,
 }
 
 /// Why policies could not be loaded.
@@ -111,36 +123,55 @@ pub enum LoadError {
 /// Name and text of each policy file.
 pub type Files = Vec<(String, String)>;
 
+/// The documents of a static snapshot.
+#[derive(Debug, Default)]
+struct Fixed {
+    files: Files,
+    resources: Vec<PolicyResource>,
+}
+
+impl Fixed {
+    /// Reads these files and those of the snapshot.
+    fn read(&self, files: &Files) -> Result<FileDocuments, LoadError> {
+        document::read_files(texts(files).chain(texts(&self.files))).map_err(LoadError::Documents)
+    }
+}
+
 impl PolicyStore {
     /// Creates a store with these files in force. Without any documents the built-in default is in force.
     ///
     /// # Errors
     /// [`LoadError::Documents`] if a document has errors.
     pub fn new(files: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
-        PolicyStore::of_snapshot(files, &Files::new(), own_namespace)
+        PolicyStore::with(files, Fixed::default(), own_namespace)
     }
 
-    /// Creates a store with these files, and the documents of a static snapshot of a cluster. A resource in a snapshot
-    /// has a uid.
+    /// Creates a store with the files of a directory, and the documents of a static snapshot of a cluster.
     ///
     /// # Errors
     /// [`LoadError::Documents`] if a document has errors.
-    pub fn of_snapshot(files: &Files, snapshot: &Files, own_namespace: &str) -> Result<PolicyStore, LoadError> {
-        let configuration = document::read_with(texts(files), texts(snapshot)).map_err(LoadError::Documents)?;
+    pub fn of_snapshot(files: &Files, snapshot: &Snapshot, own_namespace: &str) -> Result<PolicyStore, LoadError> {
+        let fixed = Fixed { files: snapshot.policies.clone(), resources: snapshot.policy_resources.clone() };
+        PolicyStore::with(files, fixed, own_namespace)
+    }
+
+    fn with(files: &Files, fixed: Fixed, own_namespace: &str) -> Result<PolicyStore, LoadError> {
+        let files = fixed.read(files)?;
+        let configuration = Configuration::of(&files, &fixed.resources);
         let unreadable: Vec<DocumentError> = configuration.unreadable().cloned().collect();
         if !unreadable.is_empty() {
             return Err(LoadError::Documents(unreadable));
         }
-        let policies = Policies::new(&configuration.documents, own_namespace);
-        report(&policies);
-        let generation = Generation { number: 1, policies, earlier: Vec::new(), overrides: configuration.overrides };
-        let inputs = Inputs { files: files.clone(), snapshot: snapshot.clone(), ..Inputs::default() };
+        let Configuration { documents, overrides, .. } = configuration;
+        let policies = Policies::new(&documents, own_namespace);
+        report(&policies, None);
+        let generation = Generation { number: 1, policies, overrides, earlier: Earlier::default() };
         Ok(PolicyStore {
             current: ArcSwap::from_pointee(generation),
             changed: watch::Sender::new(1),
             reload_errors: AtomicU64::new(0),
             own_namespace: own_namespace.to_owned(),
-            inputs: Mutex::new(inputs),
+            inputs: Mutex::new(Inputs { files, fixed, documents, ..Inputs::default() }),
             states: watch::Sender::new(Arc::default()),
             resources_changed: Notify::new(),
             known: watch::Sender::new(true),
@@ -153,6 +184,14 @@ impl PolicyStore {
     pub fn awaiting(mut self, kinds: &[Kind]) -> PolicyStore {
         self.inputs.get_mut().awaited = kinds.to_vec();
         self.known.send_replace(kinds.is_empty());
+        self
+    }
+
+    /// The store of a node agent: a ClusterVramPolicy that is a resource counts if its status says that it is in force,
+    /// and then before any file. Only the server knows all files; the agent may have a copy of them, or none.
+    #[must_use]
+    pub fn following_status(mut self) -> PolicyStore {
+        self.inputs.get_mut().resources.follow_status();
         self
     }
 
@@ -182,39 +221,32 @@ impl PolicyStore {
     /// [`LoadError::Documents`] if a document has errors; the policies in force then stay.
     pub fn replace(&self, files: &Files) -> Result<(), LoadError> {
         let mut inputs = self.inputs.lock();
-        let configuration = inputs.read(files).map_err(LoadError::Documents)?;
-        inputs.files.clone_from(files);
-        self.put_in_force(configuration, &mut inputs);
+        inputs.files = inputs.fixed.read(files)?;
+        self.put_in_force(&mut inputs);
         Ok(())
     }
 
-    /// Puts the documents in force that were read of `inputs`. Without a change in content there is no new generation.
-    fn put_in_force(&self, configuration: Configuration, inputs: &mut Inputs) {
-        let policies = Policies::new(&configuration.documents, &self.own_namespace);
-        self.states.send_replace(Arc::new(inputs.resources.states(&configuration.resources, &policies)));
-        let is_first = !inputs.awaited.is_empty();
-        if is_first && !inputs.resources.are_complete(&inputs.awaited, configuration.documents.cluster.is_some()) {
-            return;
-        }
-        inputs.awaited.clear();
+    /// Puts all documents in force. Without a change in content there is no new generation.
+    fn put_in_force(&self, inputs: &mut Inputs) {
+        let Configuration { documents, overrides, resources } = inputs.read();
         let before = self.current();
-        if before.policies == policies && before.overrides == configuration.overrides {
-            self.known.send_replace(true);
+        let policies = Policies::after(Some((&inputs.documents, &before.policies)), &documents, &self.own_namespace);
+        self.states.send_replace(Arc::new(inputs.resources.states(resources, &policies)));
+        if !inputs.resources.are_complete(&inputs.awaited, documents.cluster.is_some()) {
             return;
         }
-        report(&policies);
-        let (number, mut earlier) = (before.number + 1, Vec::new());
-        // What was known of the policies before the resources were listed has never been in force.
-        if !is_first {
-            earlier.push(Earlier { policies: before.policies.clone(), until: Instant::now() });
-            earlier.extend(before.earlier.iter().filter(|earlier| earlier.until.elapsed() < GRACE).cloned());
-            earlier.truncate(MAX_EARLIER);
+        let is_first = !std::mem::take(&mut inputs.awaited).is_empty();
+        inputs.documents = documents;
+        if before.policies != policies || before.overrides != overrides {
+            report(&policies, Some(&before.policies));
+            // What was known of the policies before the resources were listed has never been in force.
+            let earlier = if is_first { Earlier::default() } else { before.earlier.after(&before.policies, &policies) };
+            let number = before.number + 1;
+            self.current.store(Arc::new(Generation { number, policies, overrides, earlier }));
+            self.changed.send_replace(number);
+            tracing::info!(generation = number, "policies changed");
         }
-        let overrides = configuration.overrides;
-        self.current.store(Arc::new(Generation { number, policies, earlier, overrides }));
-        self.changed.send_replace(number);
         self.known.send_replace(true);
-        tracing::info!(generation = number, "policies changed");
     }
 
     /// Follows the directory until cancelled. `seen` are its files as they were last read.
@@ -257,9 +289,13 @@ impl PolicyStore {
 }
 
 impl Inputs {
-    /// Reads all documents, with these files.
-    fn read(&self, files: &Files) -> Result<Configuration, Vec<DocumentError>> {
-        document::read_with(texts(files), texts(&self.snapshot).chain(self.resources.texts()))
+    /// Puts all documents together.
+    fn read(&self) -> Configuration {
+        let mut read = Configuration::of(&self.files, self.fixed.resources.iter().chain(self.resources.readable()));
+        if let Some(cluster) = self.resources.cluster_by_status() {
+            read.documents.cluster = Some(cluster.clone());
+        }
+        read
     }
 }
 
@@ -268,9 +304,39 @@ impl Generation {
     /// namespace is exempt.
     pub fn of(&self, namespace: &str) -> Option<(&Policy, Vec<&Policy>)> {
         let current = self.policies.of(namespace)?;
-        let lately = self.earlier.iter().filter(|earlier| earlier.until.elapsed() < GRACE);
-        let policies = lately.filter_map(|earlier| earlier.policies.of(namespace));
-        Some((current, policies.filter(|earlier| *earlier != current).map(Arc::as_ref).collect()))
+        let own = self.earlier.namespaces.get(namespace).into_iter().flatten();
+        let has_own = self.policies.with_own().any(|name| name == namespace);
+        let of_all = (!has_own).then_some(&self.earlier.everywhere).into_iter().flatten();
+        let lately = own.chain(of_all).filter(|past| past.until.elapsed() < GRACE).map(|past| past.policy.as_ref());
+        Some((current, lately.filter(|past| *past != current.as_ref()).collect()))
+    }
+}
+
+impl Earlier {
+    /// What is remembered once `policies` have replaced `before`.
+    fn after(&self, before: &Policies, policies: &Policies) -> Earlier {
+        let mut earlier = self.clone();
+        let names: BTreeSet<&str> = before.with_own().chain(policies.with_own()).collect();
+        for name in names {
+            let past = before.of(name).filter(|past| Some(*past) != policies.of(name));
+            if let Some(past) = past {
+                let known = earlier.namespaces.entry(name.to_owned());
+                // A namespace without a policy of its own had that of all others, and their earlier ones.
+                let known = known.or_insert_with(|| {
+                    if before.with_own().any(|own| own == name) { Vec::new() } else { self.everywhere.clone() }
+                });
+                known.insert(0, Past { policy: past.clone(), until: Instant::now() });
+            }
+        }
+        if before.everywhere() != policies.everywhere() {
+            earlier.everywhere.insert(0, Past { policy: before.everywhere().clone(), until: Instant::now() });
+        }
+        for pasts in earlier.namespaces.values_mut().chain([&mut earlier.everywhere]) {
+            pasts.retain(|past| past.until.elapsed() < GRACE);
+            pasts.truncate(MAX_EARLIER);
+        }
+        earlier.namespaces.retain(|_, pasts| !pasts.is_empty());
+        earlier
     }
 }
 
@@ -308,23 +374,21 @@ pub fn files_of(directory: &Path) -> Result<Files, LoadError> {
     Ok(files)
 }
 
-fn texts(files: &Files) -> impl Iterator<Item = (&str, &str)> {
-    files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
-}
-
-/// Logs what is written in the policies and is ignored, and which settings are risky.
-fn report(policies: &Policies) {
-    for (namespace, field) in policies.ignored() {
-        let field = field.path();
+/// Logs what is written in the policies and is ignored, and which settings are risky, unless `before` was the same.
+fn report(policies: &Policies, before: Option<&Policies>) {
+    let known = before.map_or(&[][..], Policies::ignored);
+    for ignored in policies.ignored().iter().filter(|ignored| !known.contains(ignored)) {
+        let (namespace, field) = (&ignored.0, ignored.1.path());
         tracing::warn!("VramPolicy of namespace {namespace:?}: {field} is locked by the ClusterVramPolicy and ignored");
     }
-    for name in EXEMPT_BY_DEFAULT.iter().filter(|name| !policies.exempt().contains(**name)) {
+    let is_new = |name: &str| before.is_none_or(|before| before.exempt().contains(name));
+    for name in EXEMPT_BY_DEFAULT.iter().filter(|name| !policies.exempt().contains(**name) && is_new(name)) {
         tracing::warn!(
             "exemptNamespaces leaves out {name:?}: pods of Kubernetes or of the GPU stack may be refused there"
         );
     }
     let overcommit = policies.rules().overcommit;
-    if overcommit.is_on() {
+    if overcommit.is_on() && before.is_none_or(|before| before.rules().overcommit != overcommit) {
         tracing::warn!("overcommit is {overcommit}: more VRAM is promised than there is, pods may run out of memory");
     }
 }

@@ -86,7 +86,7 @@ pub(crate) async fn ledgers_of(source: Source, index: &Index) {
 
 /// Follows the nodes until cancelled. Starts again with a new list whenever the policies describe nodes differently.
 ///
-/// It waits until the policies are known. An index without nodes is not synced, so nobody gets an answer by then.
+/// It waits until the policies are known. An index without nodes is not synced, so nobody gets an answer before that.
 pub async fn nodes(client: Client, fields: &str, index: &Index, policies: &PolicyStore) {
     policies.known().await;
     let mut changed = policies.subscribe();

@@ -9,6 +9,11 @@ pub fn not_in_force(document: &str, why: &str) -> String {
     format!("{document} is not in force: {why}")
 }
 
+/// A policy document that is a resource and cannot be read by this version.
+pub fn unreadable_policy(document: &str, why: &str) -> String {
+    format!("{document} cannot be read by this version: {why}; it is not used here")
+}
+
 impl Condition {
     /// The condition `InForce` of a policy document.
     pub fn in_force(state: &DocumentState) -> Condition {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::format::{self, CaseText, Lines, ObjectOrReference, Reference};
 use super::{Case, Load, Suite};
-use crate::k8s::document::{self, Configuration, DocumentError};
+use crate::k8s::document::{self, Configuration, DocumentError, texts};
 use crate::k8s::manifest::check_pod;
 use crate::k8s::snapshot::{self, Collector, Snapshot};
 use crate::k8s::{strict, tree};
@@ -108,13 +108,13 @@ impl Reader<'_> {
                 }
             }
         }
-        let read = document::read_with(texts(&files), texts(&objects.policies)).and_then(|read| {
+        files.extend(objects.policies.iter().cloned());
+        let read = document::read_with(texts(&files), &objects.policy_resources).and_then(|read| {
             // A suite that tests a policy must not pass without it.
             let unreadable: Vec<DocumentError> = read.unreadable().cloned().collect();
             if unreadable.is_empty() { Ok(read) } else { Err(unreadable) }
         });
         let configuration = read.unwrap_or_else(|errors| self.relabelled(errors));
-        files.extend(objects.policies.iter().cloned());
         // A document that cannot be read is an error already.
         let read = |(file, text): &(String, String)| snapshot::objects(file, text).unwrap_or_default();
         (files.iter().flat_map(read).map(|(_, document)| document).collect(), configuration)
@@ -251,10 +251,6 @@ impl Reader<'_> {
         }
         T::default()
     }
-}
-
-fn texts(files: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
-    files.iter().map(|(file, text)| (file.as_str(), text.as_str()))
 }
 
 /// Nodes that an error names.

@@ -10,6 +10,7 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
+use super::{DocumentError, PolicyResource};
 use crate::capacity::policy::DocumentState;
 use crate::capacity::verdict::Condition;
 use crate::k8s::publication;
@@ -91,6 +92,13 @@ impl OfKind for InventoryKind {
     type Scope = ClusterResourceScope;
 }
 
+impl PolicyResource {
+    /// Makes the document one that cannot be read.
+    pub fn refuse(&mut self, what: String) {
+        self.content = Err(DocumentError { file: self.name.clone(), line: 0, field: String::new(), what });
+    }
+}
+
 /// Kind, namespace and name of a document. Displays as `VramPolicy ml/default`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResourceName {
@@ -117,8 +125,10 @@ impl fmt::Display for ResourceName {
 pub struct PolicyObject<K> {
     /// Name, namespace, uid, generation and resourceVersion; nothing else is kept.
     pub metadata: ObjectMeta,
-    /// The document as JSON text, for [`super::read_with`]; the problem with its size if it is too large to be read.
-    pub text: Result<String, String>,
+    /// The document as it was read.
+    pub document: PolicyResource,
+    /// Size of the document as JSON, in bytes.
+    pub bytes: usize,
     /// `status.conditions`.
     pub conditions: Vec<Value>,
     kind: PhantomData<K>,
@@ -150,18 +160,19 @@ impl<'de, K: OfKind> Deserialize<'de> for PolicyObject<K> {
             "metadata": { "name": name, "namespace": namespace, "uid": uid },
             "spec": spec,
         });
-        let (text, most) = (document.to_string(), K::KIND.max_bytes());
-        let text = if text.len() <= most {
-            Ok(text)
-        } else {
-            Err(format!("has {} bytes; at most {most} are read", text.len()))
-        };
+        let (bytes, most) = (document.to_string().len(), K::KIND.max_bytes());
+        let named =
+            ResourceName { kind: K::KIND, namespace: namespace.clone(), name: name.clone().unwrap_or_default() };
+        let mut document = super::read_resource(&named.to_string(), &document);
+        if bytes > most {
+            document.refuse(format!("has {bytes} bytes; at most {most} are read"));
+        }
         let conditions = match status.get_mut("conditions").map(Value::take) {
             Some(Value::Array(conditions)) => conditions,
             _ => Vec::new(),
         };
         let metadata = ObjectMeta { name, namespace, uid, generation, resource_version, ..ObjectMeta::default() };
-        Ok(PolicyObject { metadata, text, conditions, kind: PhantomData })
+        Ok(PolicyObject { metadata, document, bytes, conditions, kind: PhantomData })
     }
 }
 
@@ -188,6 +199,11 @@ impl<K: OfKind> k8s_openapi::Metadata for PolicyObject<K> {
 const IN_FORCE: &str = "InForce";
 /// Type of the condition that says whether fields are ignored because the ClusterVramPolicy locks them.
 const LOCKED_FIELDS_IGNORED: &str = "LockedFieldsIgnored";
+
+/// Whether the conditions of a document say that it is in force.
+pub fn is_in_force(conditions: &[Value]) -> bool {
+    conditions.iter().any(|condition| condition["type"] == IN_FORCE && condition["status"] == "True")
+}
 
 /// The merge patch that brings the status of a document up to date; `None` if it is. `generation` is the one that was
 /// read, and `current` are its present conditions. The time of a transition is kept while the status of a condition is.
@@ -234,9 +250,8 @@ mod tests {
     fn an_item_of_a_list_becomes_a_document_that_is_known_to_be_a_resource() {
         let object = object(json!({"mode": "Warn"}));
         assert_eq!(object.resource_name().to_string(), "VramPolicy ml/default");
-        let text = object.text.unwrap();
-        let read = super::super::read_with([], [("VramPolicy ml/default", text.as_str())]).unwrap();
-        assert_eq!(read.resources.len(), 1);
+        let read = super::super::read_with([], &[object.document]).unwrap();
+        assert_eq!((read.resources.len(), read.unreadable().count()), (1, 0));
         assert!(read.documents.namespaces["ml"].mode.is_some());
         assert_eq!(object.conditions, [json!({"type": "X"})]);
         assert!(object.metadata.labels.is_none() && object.metadata.managed_fields.is_none());
@@ -246,8 +261,21 @@ mod tests {
     fn a_document_of_a_tenant_that_is_too_large_is_not_kept() {
         let models: serde_json::Map<String, Value> =
             (0..8000).map(|number| (format!("model-{number}"), json!("1Gi"))).collect();
-        let error = object(json!({ "models": models })).text.unwrap_err();
+        let error = object(json!({ "models": models })).document.content.unwrap_err().to_string();
+        assert!(error.starts_with("VramPolicy ml/default: has "), "{error}");
         assert!(error.ends_with("bytes; at most 65536 are read"), "{error}");
+    }
+
+    #[test]
+    fn names_that_no_yaml_file_could_have_are_read_or_refused_and_nothing_else_happens() {
+        for name in ["a\u{7f}", "a\u{80}", "a\u{ffff}", "\u{0}", "---", "- a: b"] {
+            let document = object(json!({ "models": { name: "1Gi" } })).document;
+            assert!(document.content.is_ok(), "{name:?}: {:?}", document.content);
+        }
+        let long = "x".repeat(1100);
+        let document = object(json!({ "models": { long: "1Gi" } })).document;
+        let error = document.content.unwrap_err().to_string();
+        assert!(error.starts_with("VramPolicy ml/default: spec.models"), "{error}");
     }
 
     #[test]

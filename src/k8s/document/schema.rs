@@ -213,6 +213,9 @@ struct InventoryEntry {
     hard_limits: bool,
 }
 
+/// Most characters of the name of a model.
+pub(super) const MAX_MODEL_NAME: usize = 253;
+
 /// A field and the problem with it.
 type Wrong<F> = (F, String);
 
@@ -261,6 +264,10 @@ fn layer(
         && (min.is_some_and(|min| default < min) || max.is_some_and(|max| default > max))
     {
         return Err(("spec.declaration.default", format!("{} is outside of min and max", default.0)));
+    }
+    if let Some(name) = models.keys().find(|name| name.chars().count() > MAX_MODEL_NAME) {
+        let name: String = name.chars().take(40).collect();
+        return Err(("spec.models", format!("{name:?}… is a name of more than {MAX_MODEL_NAME} characters")));
     }
     Ok(Layer {
         mode: mode.map(Into::into),

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{Head, is_resource, parse, split};
+use super::{Head, PolicyResource, parse, split};
+use crate::capacity::policy::Scope;
 
 /// The documents that set policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Source {
 }
 
 /// Finds the fields in documents that [`super::read_with`] has read. What cannot be read has no source.
-pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sources {
+pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>, resources: &[PolicyResource]) -> Sources {
     #[derive(Deserialize)]
     struct Named {
         metadata: Metadata,
@@ -39,7 +40,16 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
     struct Metadata {
         namespace: Option<String>,
     }
-    let (mut sources, mut resources) = (Sources::default(), Sources::default());
+    let mut sources = Sources::default();
+    for resource in resources.iter().filter(|resource| resource.content.is_ok()) {
+        let source = Source { file: resource.name.clone(), lines: BTreeMap::new() };
+        match &resource.scope {
+            Scope::Cluster => sources.cluster = Some(source),
+            Scope::Namespace(namespace) => _ = sources.namespaces.insert(namespace.clone(), source),
+            Scope::Nodes => {}
+        }
+    }
+    // Files are last, because a file is in force before a resource.
     for (file, text) in files {
         for (line, text) in split(text) {
             let (Ok(head), Ok(named)) = (parse::<Head>(file, line, text), parse::<Named>(file, line, text)) else {
@@ -50,7 +60,6 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
                 named.spec.collect("", line, &mut lines);
             }
             let source = Source { file: file.to_owned(), lines };
-            let sources = if is_resource(text) { &mut resources } else { &mut sources };
             match (head.kind.as_str(), named.metadata.namespace) {
                 ("ClusterVramPolicy", _) => sources.cluster = Some(source),
                 ("VramPolicy", Some(namespace)) => _ = sources.namespaces.insert(namespace, source),
@@ -58,10 +67,7 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Sourc
             }
         }
     }
-    // A file is in force before a resource, as in `read_with`.
-    let Sources { cluster, namespaces } = sources;
-    resources.namespaces.extend(namespaces);
-    Sources { cluster: cluster.or(resources.cluster), namespaces: resources.namespaces }
+    sources
 }
 
 /// The fields of an object with their positions; empty for another value.

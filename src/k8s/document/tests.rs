@@ -201,7 +201,7 @@ fn each_field_of_a_document_has_a_file_and_a_line() {
     let text = format!("# two documents\n---\n{of_cluster}---\n{}", namespaced("quota: 0"));
     let one_line =
         "{apiVersion: vramguard.dev/v1alpha1, kind: VramPolicy, metadata: {name: p, namespace: b}, spec: {mode: Warn}}";
-    let sources = sources([("p.yaml", text.as_str()), ("q.yaml", one_line)]);
+    let sources = sources([("p.yaml", text.as_str()), ("q.yaml", one_line)], &[]);
     let cluster = sources.cluster.unwrap();
     let line = |field: &str| cluster.lines.get(field).copied();
     assert_eq!(

@@ -20,7 +20,7 @@ use crate::capacity::pod::software::Framework;
 use crate::capacity::policy::{self, DocumentState, Documents, Mode, Policies, Policy, Scope, Why};
 use crate::capacity::verdict::{self, Advice, Condition, Counts, Verdict};
 use crate::capacity::vram::Vram;
-use crate::k8s::document::{Configuration, Resource, Sources};
+use crate::k8s::document::{Configuration, Placed, Sources};
 use crate::k8s::manifest::Manifest;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod_review::{self, Subject};
@@ -68,7 +68,7 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
     };
     let quotas = cluster.iter().flat_map(|cluster| &cluster.quotas).filter(|quota| quota.namespace == namespace);
     explanation.quotas = quotas.map(quota).collect();
-    if configuration.documents == Documents::default() {
+    if configuration.documents == Documents::default() && configuration.resources.is_empty() {
         explanation.notes.push(verdict::NO_POLICY.to_owned());
     }
     explanation.notes.extend(not_in_force(configuration, &policies, namespace));
@@ -120,17 +120,18 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
 
 /// The policy resources for this namespace that are not in force, and why.
 fn not_in_force(configuration: &Configuration, policies: &Policies, namespace: &str) -> Vec<String> {
-    let of_resource = |resource: &Resource| {
-        let (scope, file) = match &resource.read {
-            Ok(read) => read,
-            Err(error) => return Some(verdict::not_in_force(&resource.name, &error.reason())),
-        };
-        let concerns_it = match scope {
-            Scope::Cluster => true,
+    let of_resource = |resource: &Placed| {
+        let concerns_it = match &resource.scope {
+            Scope::Cluster | Scope::Nodes => true,
             Scope::Namespace(of) => of == namespace,
-            Scope::Nodes => false,
         };
-        let state = policies.state_of(scope, file.as_deref());
+        let file = match &resource.file {
+            Ok(file) => file,
+            Err(error) => {
+                return concerns_it.then(|| verdict::unreadable_policy(&resource.name, &error.reason()));
+            }
+        };
+        let state = policies.state_of(&resource.scope, file.as_deref());
         let why = || verdict::not_in_force(&resource.name, &Condition::in_force(&state).message);
         (concerns_it && !matches!(state, DocumentState::InForce { .. })).then(why)
     };

@@ -44,7 +44,7 @@ fn pod(annotations: &str, more: &str) -> String {
 
 fn explain_with(policies: &[(&str, &str)], namespace: &str, pod: Option<&str>, nodes: Option<&str>) -> Explanation {
     let configuration = document::read(policies.iter().copied()).unwrap();
-    let sources = document::sources(policies.iter().copied());
+    let sources = document::sources(policies.iter().copied(), &[]);
     let manifest: Option<Manifest> = pod.map(|text| manifest::read("pod.yaml", text, Some(namespace)).unwrap());
     let cluster: Option<Snapshot> = nodes.map(|text| snapshot::read([("nodes.yaml", text)]).unwrap());
     let (manifest, cluster) = (manifest.as_ref(), cluster.as_ref());

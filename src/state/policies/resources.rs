@@ -10,15 +10,17 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::PolicyStore;
-use crate::capacity::policy::{DocumentState, Policies};
-use crate::k8s::document::resource::{Kind, OfKind, PolicyObject, ResourceName};
-use crate::k8s::document::{self, DocumentError, Resource};
+use crate::capacity::policy::{ClusterPolicy, DocumentState, Policies};
+use crate::k8s::document::resource::{self, Kind, OfKind, PolicyObject, ResourceName};
+use crate::k8s::document::{Content, Placed, PolicyResource};
 
 /// Time in which several changes become one generation.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Time between two generations. A document that changes all the time must not use up what is remembered of earlier
-/// policies, nor the processor.
+/// Time between two generations, so that a document that changes all the time does not use up the processor.
 const PACE: Duration = Duration::from_secs(1);
+
+/// Bytes of all documents together, as JSON. One namespace has at most a small part of that.
+const MAX_BYTES: usize = 16 << 20;
 
 /// The documents that are resources.
 #[derive(Debug, Default)]
@@ -26,18 +28,24 @@ pub(super) struct Resources {
     known: BTreeMap<ResourceName, Known>,
     /// Kinds whose list has been complete once.
     listed: BTreeSet<Kind>,
+    /// What became of the readable documents when all were last put together.
+    placed: Vec<Placed>,
+    /// Whether a document has changed since then.
+    have_changed: bool,
+    /// Whether a ClusterVramPolicy counts only if its status says that it is in force.
+    follow_status: bool,
 }
 
 /// One document.
 #[derive(Clone, Debug, PartialEq)]
 struct Known {
-    /// Kind, namespace and name, as messages write them.
-    label: String,
     /// Its `metadata.generation`.
     generation: i64,
-    /// Its last readable version, as JSON text.
-    readable: Option<String>,
-    /// Why the present version cannot be read.
+    /// Its last readable version.
+    readable: Option<PolicyResource>,
+    /// Size of its present version, in bytes.
+    bytes: usize,
+    /// Why its present version cannot be read.
     error: Option<String>,
     /// Its present conditions.
     conditions: Vec<Value>,
@@ -57,26 +65,49 @@ pub struct State {
 }
 
 impl Resources {
-    /// The last readable version of each document, as name and JSON text.
-    pub(super) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.known.values().filter_map(|known| Some((known.label.as_str(), known.readable.as_deref()?)))
+    pub(super) fn follow_status(&mut self) {
+        self.follow_status = true;
     }
 
-    /// Whether each document is in force, given what was read of [`Resources::texts`] and the policies in force.
-    pub(super) fn states(&self, read: &[Resource], policies: &Policies) -> Vec<State> {
-        let read: BTreeMap<&str, &Resource> = read.iter().map(|resource| (resource.name.as_str(), resource)).collect();
+    /// The last readable version of each document, without a ClusterVramPolicy that counts by its status.
+    pub(super) fn readable(&self) -> impl Iterator<Item = &PolicyResource> {
+        let counts = |name: &ResourceName| !(self.follow_status && name.kind == Kind::Cluster);
+        self.known.iter().filter(move |(name, _)| counts(name)).filter_map(|(_, known)| known.readable.as_ref())
+    }
+
+    /// The ClusterVramPolicy whose status says that it is in force, if its status decides.
+    pub(super) fn cluster_by_status(&self) -> Option<&ClusterPolicy> {
+        let counts = self.known.iter().filter(|(name, known)| self.counts_by_status(name, known));
+        let mut readable = counts.filter_map(|(_, known)| known.readable.as_ref());
+        readable.find_map(|readable| match &readable.content {
+            Ok(Content::Cluster(policy)) => Some(policy.as_ref()),
+            _ => None,
+        })
+    }
+
+    fn counts_by_status(&self, name: &ResourceName, known: &Known) -> bool {
+        self.follow_status && name.kind == Kind::Cluster && resource::is_in_force(&known.conditions)
+    }
+
+    /// Whether each document is in force, given what became of the readable ones and the policies in force.
+    pub(super) fn states(&mut self, placed: Vec<Placed>, policies: &Policies) -> Vec<State> {
+        (self.placed, self.have_changed) = (placed, false);
+        self.states_now(policies)
+    }
+
+    /// As [`Resources::states`], if no document has changed since.
+    fn states_now(&self, policies: &Policies) -> Vec<State> {
+        let placed: BTreeMap<&str, &Placed> = self.placed.iter().map(|placed| (placed.name.as_str(), placed)).collect();
         let state = |(name, known): (&ResourceName, &Known)| {
-            let of_readable = read.get(known.label.as_str()).map(|resource| &resource.read);
-            let state = match (&known.error, of_readable) {
-                (Some(why), of_readable) => {
-                    // An earlier version that a file replaces is not in force either.
-                    let earlier_in_force = matches!(of_readable, Some(Ok((_, None))));
+            let placed = known.readable.as_ref().and_then(|readable| placed.get(readable.name.as_str()));
+            let of_readable = placed.and_then(|placed| Some((&placed.scope, placed.file.as_ref().ok()?)));
+            let of_readable = of_readable.map(|(scope, file)| policies.state_of(scope, file.as_deref()));
+            let state = match &known.error {
+                None => of_readable?,
+                Some(why) => {
+                    let earlier_in_force = matches!(of_readable, Some(DocumentState::InForce { .. }));
                     DocumentState::Unreadable { why: why.clone(), earlier_in_force }
                 }
-                (None, Some(Ok((scope, file)))) => policies.state_of(scope, file.as_deref()),
-                (None, Some(Err(error))) => DocumentState::Unreadable { why: error.reason(), earlier_in_force: false },
-                // Changed since the documents were read; the next reading is due.
-                (None, None) => return None,
             };
             let (name, conditions) = (name.clone(), known.conditions.clone());
             Some(State { name, generation: known.generation, state, conditions })
@@ -84,19 +115,20 @@ impl Resources {
         self.known.iter().filter_map(state).collect()
     }
 
+    /// Whether these kinds have been listed, and the policy of the cluster is known. If it is there and cannot be read,
+    /// its absence would put the built-in policy in force, which refuses nothing.
+    pub(super) fn are_complete(&self, awaited: &[Kind], has_cluster_policy: bool) -> bool {
+        let is_unknown = |(name, known): (&ResourceName, &Known)| {
+            let counts = if self.follow_status { self.counts_by_status(name, known) } else { !has_cluster_policy };
+            name.kind == Kind::Cluster && known.readable.is_none() && counts
+        };
+        awaited.iter().all(|kind| self.listed.contains(kind)) && !self.known.iter().any(is_unknown)
+    }
+
     /// The documents of a kind.
     #[cfg(test)]
     pub(super) fn names(&self, kind: Kind) -> BTreeSet<ResourceName> {
         self.known.keys().filter(|name| name.kind == kind).cloned().collect()
-    }
-
-    /// Whether these kinds have been listed, and the policy of the cluster is known: its absence would put the built-in
-    /// policy in force, which refuses nothing.
-    pub(super) fn are_complete(&self, expected: &[Kind], has_cluster_policy: bool) -> bool {
-        let is_unknown = |(name, known): (&ResourceName, &Known)| {
-            name.kind == Kind::Cluster && known.readable.is_none() && !has_cluster_policy
-        };
-        expected.iter().all(|kind| self.listed.contains(kind)) && !self.known.iter().any(is_unknown)
     }
 }
 
@@ -110,53 +142,51 @@ impl PolicyStore {
     ///
     /// A version that cannot be read leaves the last readable one in force, and is logged.
     pub fn apply<K: OfKind>(&self, object: &PolicyObject<K>) {
-        let name = object.resource_name();
-        let label = name.to_string();
-        let read = object.text.clone().and_then(|text| {
-            let read = document::read_with([], [(label.as_str(), text.as_str())]);
-            let first = read.as_ref().ok().and_then(|read| read.unreadable().next().map(DocumentError::reason));
-            match first {
-                Some(error) => Err(error),
-                None => Ok(text),
-            }
-        });
+        let (name, mut document) = (object.resource_name(), object.document.clone());
         let mut inputs = self.inputs.lock();
-        let before = inputs.resources.known.get(&name);
-        let (readable, error) = match read {
-            Ok(text) => (Some(text), None),
-            Err(error) => (before.and_then(|before| before.readable.clone()), Some(error)),
+        let resources = &mut inputs.resources;
+        let others: usize =
+            resources.known.iter().filter(|(other, _)| **other != name).map(|(_, known)| known.bytes).sum();
+        if others + object.bytes > MAX_BYTES {
+            document.refuse(format!("exceeds {} MiB together with all other policies", MAX_BYTES >> 20));
+        }
+        let before = resources.known.get(&name);
+        let (readable, error) = match &document.content {
+            Ok(_) => (Some(document), None),
+            Err(error) => (before.and_then(|before| before.readable.clone()), Some(error.reason())),
         };
         let generation = object.metadata.generation.unwrap_or_default();
-        let known = Known { label, generation, readable, error, conditions: object.conditions.clone() };
+        let known = Known { generation, readable, bytes: object.bytes, error, conditions: object.conditions.clone() };
         if before == Some(&known) {
             return;
         }
-        if let Some(error) =
-            known.error.as_ref().filter(|error| before.is_none_or(|before| before.error.as_ref() != Some(error)))
-        {
+        let was_the_error = before.and_then(|before| before.error.as_ref());
+        if let Some(error) = known.error.as_ref().filter(|error| was_the_error != Some(error)) {
             self.reload_errors.fetch_add(1, Ordering::Relaxed);
-            let then = if known.readable.is_some() {
-                "its last readable version stays in force"
-            } else {
-                "it is not in force"
-            };
-            tracing::error!("policy error, {then}: {}: {error}", known.label);
+            let then = if known.readable.is_some() { "its last readable version is used" } else { "it is not used" };
+            tracing::error!("policy error, {then}: {name}: {error}");
         }
-        inputs.resources.known.insert(name, known);
+        // The leader writes conditions after each change, and they put nothing in force but what counts by its status.
+        let is_same = |before: &Known| (&before.readable, &before.error) == (&known.readable, &known.error);
+        resources.have_changed |= resources.follow_status || before.is_none_or(|before| !is_same(before));
+        resources.known.insert(name, known);
         self.resources_changed.notify_one();
     }
 
     /// Forgets a document that was deleted.
     pub fn delete(&self, name: &ResourceName) {
-        self.inputs.lock().resources.known.remove(name);
+        let mut inputs = self.inputs.lock();
+        inputs.resources.have_changed |= inputs.resources.known.remove(name).is_some();
         self.resources_changed.notify_one();
     }
 
     /// Forgets the documents of a kind that a complete list did not name.
     pub fn listed(&self, kind: Kind, names: &BTreeSet<ResourceName>) {
         let mut inputs = self.inputs.lock();
-        inputs.resources.known.retain(|name, _| name.kind != kind || names.contains(name));
-        inputs.resources.listed.insert(kind);
+        let resources = &mut inputs.resources;
+        let (before, is_first) = (resources.known.len(), resources.listed.insert(kind));
+        resources.known.retain(|name, _| name.kind != kind || names.contains(name));
+        resources.have_changed |= is_first || resources.known.len() != before;
         self.resources_changed.notify_one();
     }
 
@@ -170,15 +200,14 @@ impl PolicyStore {
         }
     }
 
-    /// Reads all documents, and puts them in force.
+    /// Puts all documents in force, if one has changed. Otherwise only what their status says has changed.
     pub(super) fn put_resources_in_force(&self) {
         let mut inputs = self.inputs.lock();
-        match inputs.read(&inputs.files) {
-            Ok(configuration) => self.put_in_force(configuration, &mut inputs),
-            Err(errors) => {
-                // Cannot happen: these files were read before, and a resource is no error here.
-                errors.iter().for_each(|error| tracing::error!("policy error: {error}"));
-            }
+        if inputs.resources.have_changed {
+            self.put_in_force(&mut inputs);
+        } else {
+            let states = inputs.resources.states_now(&self.current().policies);
+            self.states.send_replace(Arc::new(states));
         }
     }
 }

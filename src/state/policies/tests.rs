@@ -43,7 +43,7 @@ fn the_policies_of_the_last_two_minutes_are_remembered_the_last_one_first() {
     for number in 0..20 {
         store.replace(&vec![("c".into(), cluster(["Warn", "Audit"][number % 2]))]).unwrap();
     }
-    assert_eq!(store.current().earlier.len(), MAX_EARLIER);
+    assert_eq!(store.current().earlier.everywhere.len(), MAX_EARLIER);
 }
 
 #[test]
@@ -226,15 +226,129 @@ mod resources {
     }
 
     #[test]
+    fn changes_in_one_namespace_use_up_nothing_of_what_is_remembered_of_others() {
+        let store = following(&file("Warn"));
+        list_ends(&store);
+        store.put_resources_in_force();
+        store.replace(&file("Enforce")).unwrap();
+        for number in 0..40 {
+            let mode = ["Audit", "Warn"][number % 2];
+            store.apply(&object::<NamespaceKind>(
+                "default",
+                Some("a"),
+                json!({"mode": mode, "quota": format!("{number}Gi")}),
+            ));
+            store.put_resources_in_force();
+        }
+        let current = store.current();
+        let modes = |namespace: &str| -> Vec<Mode> {
+            current.of(namespace).unwrap().1.iter().map(|policy| policy.mode).collect()
+        };
+        assert_eq!(modes("ml"), [Mode::Warn], "the policy of the last two minutes");
+        assert_eq!(modes("a").len(), MAX_EARLIER);
+    }
+
+    #[test]
+    fn a_namespace_that_gets_a_policy_of_its_own_remembers_those_it_had_before() {
+        let store = following(&file("Warn"));
+        list_ends(&store);
+        store.put_resources_in_force();
+        store.replace(&file("Audit")).unwrap();
+        store.apply(&of_ml(json!({"mode": "Enforce"})));
+        store.put_resources_in_force();
+        let current = store.current();
+        let before: Vec<Mode> = current.of("ml").unwrap().1.iter().map(|policy| policy.mode).collect();
+        assert_eq!(before, [Mode::Audit, Mode::Warn]);
+    }
+
+    #[test]
+    fn a_change_shares_the_policies_that_it_does_not_change() {
+        let store = following(&file("Warn"));
+        store.apply(&object::<NamespaceKind>("default", Some("a"), json!({"quota": "1Gi"})));
+        list_ends(&store);
+        store.put_resources_in_force();
+        let of_a = |store: &PolicyStore| store.current().policies.of("a").unwrap().clone();
+        let before = of_a(&store);
+        store.apply(&of_ml(json!({"quota": "2Gi"})));
+        store.put_resources_in_force();
+        assert!(Arc::ptr_eq(&before, &of_a(&store)));
+        store.replace(&vec![("cluster.yaml".into(), cluster("Warn, models: {m: 1Gi}"))]).unwrap();
+        assert!(!Arc::ptr_eq(&before, &of_a(&store)), "the catalogue of the cluster is part of it");
+    }
+
+    #[test]
+    fn all_documents_together_are_bounded_and_those_that_were_there_stay() {
+        let store = following(&file("Warn"));
+        let models: serde_json::Map<String, Value> =
+            (0..900).map(|number| (format!("{number}-{}", "x".repeat(40)), json!("1Gi"))).collect();
+        for number in 0..400 {
+            let namespace = format!("n{number}");
+            store.apply(&object::<NamespaceKind>(
+                "default",
+                Some(&namespace),
+                json!({"mode": "Audit", "models": models}),
+            ));
+        }
+        list_ends(&store);
+        store.put_resources_in_force();
+        let unreadable =
+            states(&store).iter().filter(|state| matches!(state, DocumentState::Unreadable { .. })).count();
+        assert!((1..400).contains(&unreadable), "{unreadable}");
+        assert_eq!(store.current().policies.of("n0").unwrap().mode, Mode::Audit);
+    }
+
+    #[test]
+    fn a_cluster_policy_that_is_made_anew_and_cannot_be_read_changes_nothing() {
+        let store = following(&Files::new());
+        store.apply(&cluster_policy(json!({"mode": "Enforce"})));
+        list_ends(&store);
+        store.put_resources_in_force();
+        // Both within one reading, so its absence was never in force.
+        store.delete(&cluster_policy(json!({})).resource_name());
+        store.apply(&cluster_policy(json!({"mode": "Odd"})));
+        store.put_resources_in_force();
+        assert_eq!(mode(&store), Mode::Enforce);
+    }
+
+    #[test]
+    fn an_agent_takes_the_policy_that_is_in_force_on_the_server() {
+        let with_status = |status: &str| {
+            let mut policy = cluster_policy(json!({"mode": "Audit"}));
+            policy.conditions = vec![json!({"type": "InForce", "status": status})];
+            policy
+        };
+        let copy = file("Warn");
+        let agent = |files: &Files| {
+            PolicyStore::new(files, "").unwrap().following_status().awaiting(&[Kind::Cluster, Kind::Inventory])
+        };
+        let (without, with) = (agent(&Files::new()), agent(&copy));
+        for store in [&without, &with] {
+            store.apply(&with_status("False"));
+            list_ends(store);
+            store.put_resources_in_force();
+        }
+        assert_eq!(mode(&with), Mode::Warn, "the server has a file, and this is its copy");
+        assert!(
+            without.current().policies == Policies::new(&Default::default(), ""),
+            "the server has a file that is not known here"
+        );
+        for store in [&without, &with] {
+            store.apply(&with_status("True"));
+            store.put_resources_in_force();
+            assert_eq!(mode(store), Mode::Audit, "a copy of a file that the server no longer has");
+        }
+    }
+
+    #[test]
     fn a_resource_in_a_snapshot_has_a_uid_and_a_file_is_in_force_before_it() {
-        let resource = |mode: &str| cluster(mode).replace("{name: c}", "{name: cluster, uid: u}");
+        let resource = |mode: &str| cluster(mode).replace("{name: c}", "{name: cluster, uid: u-1}");
         let of = |snapshot: &[String]| {
-            let snapshot: Files = snapshot.iter().map(|text| ("s.yaml".to_owned(), text.clone())).collect();
+            let snapshot = crate::k8s::snapshot::read(snapshot.iter().map(|text| ("s.yaml", text.as_str()))).unwrap();
             PolicyStore::of_snapshot(&Files::new(), &snapshot, "own")
         };
         assert_eq!(mode(&of(&[resource("Audit")]).unwrap()), Mode::Audit);
         assert_eq!(mode(&of(&[resource("Audit"), cluster("Warn")]).unwrap()), Mode::Warn);
         let error = of(&[resource("Odd")]).unwrap_err().to_string();
-        assert!(error.starts_with("s.yaml: spec.mode: "), "{error}");
+        assert!(error.starts_with("s.yaml (ClusterVramPolicy cluster): spec.mode: "), "{error}");
     }
 }

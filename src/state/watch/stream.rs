@@ -94,7 +94,7 @@ pub struct Source {
     pub fields: Cow<'static, str>,
     /// Duration of one watch. Its end is a sign of life; many clients should not renew their watches often.
     pub watch: Duration,
-    /// Whether an API server that does not serve this kind counts as one without objects of it.
+    /// Whether an API server that has never served this kind counts as one without objects of it.
     pub optional: bool,
 }
 
@@ -109,7 +109,7 @@ impl Source {
     pub async fn follow<K: Watched>(&self, mut tell: impl FnMut(Event<K>)) {
         let mut pause = BACK_OFF.0;
         let mut version: Option<String> = None;
-        let mut is_served = true;
+        let (mut was_served, mut was_told) = (false, false);
         loop {
             let (went_on_from, started) = (version.clone(), Instant::now());
             let attempt = match &mut version {
@@ -123,18 +123,18 @@ impl Source {
                 // A list leads to its watch, and one watch to the next. A watch that ends at once is treated as an
                 // error.
                 Ok(()) if version != went_on_from || started.elapsed() > BACK_OFF.1 => {
-                    is_served = true;
+                    was_served = true;
                     continue;
                 }
                 Ok(()) => {}
-                Err(error) if self.optional && error.is_not_served() => {
-                    if std::mem::replace(&mut is_served, false) {
-                        tracing::warn!(
-                            "{} is not served: its custom resource definition is not installed",
-                            K::kind(&())
-                        );
+                // Objects that have been listed may still exist, as when a version is no longer served. If they were
+                // deleted with their definition, the watch has said so.
+                Err(error) if self.optional && error.is_not_served() && !was_served => {
+                    if !std::mem::replace(&mut was_told, true) {
+                        let kind = K::kind(&());
+                        tracing::warn!("{kind} is not served: its custom resource definition is not installed");
                     }
-                    (version, pause) = (None, BACK_OFF.1);
+                    pause = self.watch / 6;
                     tell(Event::ListBegins);
                     tell(Event::ListEnds);
                 }

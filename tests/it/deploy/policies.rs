@@ -316,6 +316,7 @@ impl Tenants {
             (json!({"declaration": {"required": false}}), "spec.declaration.required: false"),
             (json!({"declaration": {"onUnaccounted": "Warn"}}), "spec.declaration.onUnaccounted: Warn"),
             (json!({"environment": {"onConflict": "Warn"}}), "spec.environment.onConflict: Warn"),
+            (json!({"environment": {"framework": "None"}}), "spec.environment.framework: None"),
         ];
         eventually("the policy to be in force", PATIENCE, async || {
             ensure!(!write(&self.editor, loose[0].0.clone()).await.status.success());

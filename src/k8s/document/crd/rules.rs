@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::schema::MAX_MODEL_NAME;
 use super::super::values::{CLUSTER_ONLY, HARD_MIG, HARD_MPS, NO_NODE, REMOVED};
 use super::structural::at;
 use crate::keys;
@@ -75,6 +76,13 @@ pub(super) fn layer() -> Vec<Rule> {
         bound("min", at_most("min", "max"), "is above max"),
         bound("default", at_most("min", "default"), "is below min"),
         bound("default", at_most("default", "max"), "is above max"),
+        Rule {
+            object: "models",
+            field: "",
+            rule: format!("self.all(name, size(name) <= {MAX_MODEL_NAME})"),
+            message: "has a name of more than 253 characters",
+            reason: "FieldValueInvalid",
+        },
         Rule {
             object: "environment",
             field: "visibleDevices",

@@ -67,7 +67,12 @@ fn values() -> Vec<Case> {
     add(&POLICIES, "declaration.required", json!([true, false, 1, {}, "maybe"]));
     add(&POLICIES, "declaration.onUnaccounted", json!(["Warn", "Deny", "Wait", 0]));
     add(&POLICIES, "declaration.surprise", json!([1]));
-    add(&POLICIES, "models", json!([{}, {"a": "1Gi", "B/c_d": "2Gi"}, [], "x"]));
+    let named = |length: usize| json!({"x".repeat(length): "1Gi"});
+    add(
+        &POLICIES,
+        "models",
+        json!([{}, {"a": "1Gi", "B/c_d": "2Gi"}, [], "x", named(253), named(254), {"é\u{7f}\u{ffff}": "1Gi"}]),
+    );
     let frameworks = ["Auto", "None", "PyTorch", "vLLM", "SGLang", "TGI", "JAX", "TensorFlow", "llama.cpp", "Ollama"];
     add(&POLICIES, "environment.framework", json!(frameworks));
     add(&POLICIES, "environment.framework", json!(["Triton", "pytorch", "vllm", "", 1, {}]));
