@@ -8,6 +8,7 @@ use anyhow::anyhow;
 
 use super::outputs::{self, Output};
 use super::{Failure, files, live};
+use crate::capacity::verdict;
 use crate::k8s::document::{self, DocumentError, resource, texts};
 use crate::k8s::manifest::{self, Manifest};
 use crate::k8s::snapshot::{self, Snapshot};
@@ -113,6 +114,10 @@ fn explain(args: &Args, cluster: Option<Snapshot>) -> anyhow::Result<()> {
         resources.extend(cluster.policy_resources.iter().cloned());
     }
     let configuration = document::read_with(texts(&files), &resources).map_err(|errors| all(&errors))?;
+    if let Some(error) = configuration.unreadable_cluster_policy() {
+        // Its absence would say that nothing is refused.
+        return Err(anyhow!(verdict::unreadable_policy(&error.file, &error.reason())));
+    }
     let sources = document::sources(texts(&files), &resources);
     let of_pod = |manifest: &Manifest| manifest.pod["metadata"]["namespace"].as_str().map(str::to_owned);
     let namespace = args.namespace.clone().or_else(|| manifest.as_ref().and_then(of_pod));

@@ -191,6 +191,13 @@ impl Configuration {
         Configuration { documents: documents.clone().or(others), overrides, resources: placed }
     }
 
+    /// Why the ClusterVramPolicy cannot be read, if there is one, and no file in its place.
+    pub fn unreadable_cluster_policy(&self) -> Option<&DocumentError> {
+        let mut unreadable = self.resources.iter().filter(|resource| resource.scope == Scope::Cluster);
+        let error = unreadable.find_map(|resource| resource.file.as_ref().err());
+        error.filter(|_| self.documents.cluster.is_none())
+    }
+
     /// Why resources cannot be read.
     pub fn unreadable(&self) -> impl Iterator<Item = &DocumentError> {
         self.resources.iter().filter_map(|resource| resource.file.as_ref().err())

@@ -173,8 +173,11 @@ async fn a_document_that_cannot_be_read_leaves_its_last_version_in_force_and_hol
     refuses(&cluster, "ml").await;
     let map = ["-n", "vramguard-system", "delete", "configmap", "vramguard-policies"];
     cluster.plane.kubectl(&map).await.expect_success();
-    let explained = vramguard(&cluster, &["explain", "-n", "ml", "--live"]);
-    assert!(explained.contains("note: VramPolicy ml/default is not in force: spec.fromTheFuture"), "{explained}");
+    let mut explain = Command::new(env!("CARGO_BIN_EXE_vramguard"));
+    explain.args(["explain", "-n", "ml", "--live"]).env("KUBECONFIG", cluster.plane.admin_kubeconfig());
+    let error = run(&mut explain, PATIENCE).expect_failure();
+    let expected = "ClusterVramPolicy cluster cannot be read by this version: spec.fromTheFuture";
+    assert!(error.contains(expected), "{error}");
 
     // A replica that starts now knows no earlier version. It must not answer as if there were no policy.
     cluster.guard.server.stop();
@@ -190,6 +193,11 @@ async fn a_document_that_cannot_be_read_leaves_its_last_version_in_force_and_hol
     cluster.plane.apply(&cluster_policy(REQUIRED)).await;
     cluster.guard.ready(&cluster.plane).await;
     refuses(&cluster, "ml").await;
+    let explained = vramguard(&cluster, &["explain", "-n", "ml", "--live"]);
+    let expected = "note: VramPolicy ml/default cannot be read by this version: spec.fromTheFuture";
+    assert!(explained.contains(expected), "{explained}");
+    let explained = vramguard(&cluster, &["explain", "-n", "other", "--live"]);
+    assert!(!explained.contains("note:"), "{explained}");
 }
 
 #[tokio::test]

@@ -24,6 +24,11 @@ fn events(events: &[(&str, Value)]) -> (u16, String) {
 
 /// Follows nodes until the script ends. Returns the queries of the requests, and the events.
 async fn follow(script: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
+    follow_with(script, |_| {}).await
+}
+
+/// As [`follow`], with a source that is changed.
+async fn follow_with(script: Vec<(u16, String)>, change: fn(&mut Source)) -> (Vec<String>, Vec<String>) {
     let script = Arc::new(Mutex::new(script.into_iter()));
     let (asked, told) = (Arc::new(Mutex::new(Vec::new())), Mutex::new(Vec::new()));
     let done = Arc::new(Notify::new());
@@ -43,7 +48,8 @@ async fn follow(script: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
             }
         })
     };
-    let source = Source::new(Client::new(service, "default"), "");
+    let mut source = Source::new(Client::new(service, "default"), "");
+    change(&mut source);
     let tell = |event: Event<NodeObject>| {
         let text = match event {
             Event::ListBegins => "list".to_owned(),
@@ -123,6 +129,22 @@ async fn a_watch_that_fails_goes_on_from_what_it_saw() {
 }
 
 /// An object that a broken list does not name must not count as deleted.
+#[tokio::test]
+async fn a_kind_that_was_never_served_has_no_objects_and_one_that_was_keeps_them() {
+    let optional = |source: &mut Source| {
+        source.optional = true;
+        source.watch = Duration::from_millis(60);
+    };
+    let not_served = || (404, json!({ "kind": "Status", "code": 404 }).to_string());
+    let (_, told) = follow_with(vec![not_served(), page(&["a"], "7", "")], optional).await;
+    assert_eq!(told, ["list", "list", "whole", "list", "listed a", "whole"], "none, until the definition is there");
+    let script = vec![page(&["a"], "7", ""), not_served(), events(&[("ADDED", node("b", "8"))]), not_served()];
+    let (_, told) = follow_with(script, optional).await;
+    assert_eq!(told, ["list", "listed a", "whole", "applied b"]);
+    let (_, told) = follow_with(vec![not_served(), page(&["a"], "7", "")], |_| {}).await;
+    assert_eq!(told, ["list", "list", "listed a", "whole"], "a kind that must be there is not empty without it");
+}
+
 #[tokio::test]
 async fn a_list_that_breaks_off_is_never_whole() {
     let (status, body) = page(&["a", "b"], "7", "");
