@@ -41,6 +41,8 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// The kubelet's configuration file; `None` for the one in its directory.
     pub kubelet_configuration: Option<PathBuf>,
+    /// Whether a device plugin that registers with the kubelet is taken over.
+    pub takeover: bool,
 }
 
 /// The task that writes reports.
@@ -87,8 +89,10 @@ impl Part {
         if let Some(file) = config.kubelet_configuration {
             settings.kubelet_configuration = file;
         }
+        settings.takeover = config.takeover;
+        let version = node.kubelet_version.subscribe();
         let (stop, name, mut steering) = (CancellationToken::new(), node.name.clone(), JoinSet::new());
-        steering.spawn(steer::run_in_cluster(settings, client, name, store, outputs, stop.clone()));
+        steering.spawn(steer::run_in_cluster(settings, client, name, store, version, outputs, stop.clone()));
         Ok(Part { stop, steering, others })
     }
 
