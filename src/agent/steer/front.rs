@@ -248,7 +248,8 @@ impl Front {
             .health
             .send_if_modified(|health| std::mem::replace(&mut health.takeover, takeover) != takeover);
         if self.shared.may_take_over() {
-            return;
+            // The next look is later than it has to be.
+            return self.find().await;
         }
         let is_found = |running: &Running| running.plugin.is_found();
         let found: Vec<String> = self
