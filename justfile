@@ -35,7 +35,7 @@ chaos rounds="3":
 steering:
     cargo test --locked --test it -- --ignored --nocapture steering::long
 
-# Takes over an unchanged device plugin on a real kubelet 1.37, which is built once: two minutes, and ten for the build
+# Takes over an unchanged device plugin on a real kubelet 1.37, which is built once: five minutes, and some more for the build
 takeover:
     VRAMGUARD_KUBELET="$(tests/controlplane/newer-kubelet/build)/kubelet" \
         cargo test --locked --test it -- --ignored --nocapture steering::takeover

@@ -265,7 +265,7 @@ impl Front {
                 "the kubelet is too old for a takeover; the device plugin gets its registration back"
             );
             running.end(true).await;
-            self.shared.outputs.health.send_modify(|health| drop(health.resources.remove(&resource)));
+            self.shared.outputs.health.send_modify(|health| _ = health.resources.remove(&resource));
         }
     }
 

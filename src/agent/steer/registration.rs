@@ -65,8 +65,8 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
         if plugin.is_found()
             && let Some(last) = current.take()
         {
-            last.end(&plugin).await;
             plugin.shared.update_health(&plugin.resource.0, |health| health.registered = false);
+            last.end(&plugin).await;
         }
         let times = *plugin.overtaken.borrow();
         tokio::select! {
@@ -193,6 +193,9 @@ pub(super) async fn hand_back(plugin: &Plugin) {
         return;
     }
     tokio::time::sleep(AFTER_END).await;
+    if plugin.is_registered_itself().await {
+        return tracing::info!(resource = %plugin.resource, "the kubelet still has the device plugin's own registration");
+    }
     let announcement = plugin.announced.borrow().clone();
     match device_plugin::register(&plugin.shared.config.kubelet, announcement.request, PATIENCE).await {
         Ok(()) => tracing::info!(resource = %plugin.resource, "handed the device plugin back to the kubelet"),

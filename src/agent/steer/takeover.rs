@@ -16,6 +16,7 @@ use super::plugin::{Plugin, Source};
 use super::{Shared, WaitsFor};
 use crate::agent::kubelet::checkpoint;
 use crate::agent::kubelet::messages::ListAndWatchResponse;
+use crate::capacity::steering::takeover::Takeover;
 use crate::k8s::checkpoint::Checkpoint;
 
 /// Pause after the plugin has answered, before the agent's registration ends. A plugin that has started registers within
@@ -30,6 +31,8 @@ const EAGER: Duration = Duration::from_secs(10);
 /// Time between two answers of the kubelet that must agree. A kubelet that answers twice has processed the end of the last
 /// registration.
 const BETWEEN: Duration = Duration::from_millis(100);
+/// The number of answers that must show a registration of the plugin before it is not repeated.
+const LOOKS: u32 = 3;
 /// Time limit of one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -95,6 +98,22 @@ impl Plugin {
             }
             sleep(if begun.elapsed() < EAGER { POLL } else { LATER_POLL }).await;
         }
+    }
+
+    /// Whether the kubelet has a registration of the plugin itself, of an earlier hand-back, now that the agent's has ended.
+    ///
+    /// Kubelet 1.37 refuses to repeat it, and then no longer notices the end of the plugin.
+    pub(super) async fn is_registered_itself(&self) -> bool {
+        if !Takeover::of(*self.shared.inputs.kubelet_version.borrow()).is_allowed() {
+            return false;
+        }
+        for _ in 0..LOOKS {
+            if !self.kubelet_lists_devices().await {
+                return false;
+            }
+            sleep(BETWEEN).await;
+        }
+        true
     }
 
     /// Whether the kubelet lists exactly the healthy devices of the plugin. Without a registration of the agent, it has them

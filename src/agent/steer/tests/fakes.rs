@@ -203,6 +203,9 @@ impl FakeKubelet {
                     if let Some(refusal) = refusals.lock().pop() {
                         return Err(refusal);
                     }
+                    if endpoints.lock().stack && endpoints.lock().counts(&request.endpoint) {
+                        return Err(format!("device plugin already connected: {}", request.endpoint));
+                    }
                     let (client, devices) = (DevicePluginClient::new(folder.join(&request.endpoint)), devices.clone());
                     let (endpoints, own) = (endpoints.clone(), request.endpoint.clone());
                     endpoints.lock().connects(&own);

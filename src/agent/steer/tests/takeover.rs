@@ -227,3 +227,26 @@ async fn a_plugin_with_the_variable_registers_with_the_agent_also_where_takeover
     stage.steers().await;
     assert!(!claims.is_finished(), "{:?}", claims.await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_the_kubelet_still_has_is_not_handed_back_again() {
+    let mut stage = Stage::new(|_| {});
+    stage.kubelet.endpoints.lock().stack = true;
+    stage.agent.kubelet_version.send_replace(ALLOWS);
+    stage.plugin.serve();
+    stage.plugin.register().await;
+    stage.steers().await;
+    stage.agent.stop.cancel();
+    assert_eq!(stage.agent.task.await.unwrap().unwrap(), Ended::Stopped);
+    until("the hand-back", || stage.kubelet.endpoints.lock().connected == ["nvidia-gpu.sock"]).await;
+
+    let again = start(Config::new(stage.kubelet.directory.clone()), node(&[]), unread());
+    again.kubelet_version.send_replace(ALLOWS);
+    until("the health", || again.health.borrow().steers()).await;
+    again.stop.cancel();
+    assert_eq!(again.task.await.unwrap().unwrap(), Ended::Stopped);
+    until("the plugin", || stage.kubelet.endpoints.lock().connected == ["nvidia-gpu.sock"]).await;
+    let registered = stage.kubelet.registered.lock().iter().filter(|request| **request == registration()).count();
+    assert_eq!(registered, 1, "a kubelet that is told twice loses track of the plugin");
+    assert_eq!(stage.kubelet.healthy().map(|ids| ids.len()), Some(4));
+}
