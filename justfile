@@ -35,6 +35,11 @@ chaos rounds="3":
 steering:
     cargo test --locked --test it -- --ignored --nocapture steering::long
 
+# Takes over an unchanged device plugin on a real kubelet 1.37, which is built once: five minutes, and some more for the build
+takeover:
+    VRAMGUARD_KUBELET="$(tests/controlplane/newer-kubelet/build)/kubelet" \
+        cargo test --locked --test it -- --ignored --nocapture steering::takeover
+
 # Attacks a server under the shipped memory limit, alone and on a control plane with 5,000 nodes: some ten minutes
 hostile nodes="5000":
     VRAMGUARD_NODES={{ nodes }} cargo test --release --locked --test it -- --include-ignored --nocapture --test-threads 1 hostile::

@@ -54,6 +54,9 @@ pub(super) async fn node(client: Client, node: Arc<Node>) {
         let capacity = capacity
             .filter_map(|(name, count)| Some((Resource(name.as_str().into()), quantity::count(&count.0)?)))
             .collect();
+        if let Some(version) = object.status.node_info.kubelet() {
+            node.kubelet_version.send_if_modified(|known| known.replace(version) != Some(version));
+        }
         let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(keys::DEVICE_PLUGIN_CONFIG));
         node.update(|state| {
             (state.uid, state.capacity) = (object.metadata.uid.clone(), capacity);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::PolicyName;
 use super::plugin_config::PluginConfig;
@@ -26,6 +26,8 @@ pub(super) struct Node {
     pub pods_changed: Notify,
     /// Wakes the task that writes.
     pub changed: Notify,
+    /// Major and minor version of the kubelet; `None` as long as the Node object does not tell it.
+    pub kubelet_version: watch::Sender<Option<(u32, u32)>>,
 }
 
 /// What is known of the node.
@@ -79,7 +81,13 @@ impl Node {
             kubelet: Err("the kubelet was not asked yet".to_owned()),
             kubelet_answered: false,
         };
-        Node { name, state: Mutex::new(state), pods_changed: Notify::new(), changed: Notify::new() }
+        Node {
+            name,
+            state: Mutex::new(state),
+            pods_changed: Notify::new(),
+            changed: Notify::new(),
+            kubelet_version: watch::Sender::new(None),
+        }
     }
 
     /// Changes the state, and wakes the task that writes.

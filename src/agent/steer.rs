@@ -1,7 +1,8 @@
 //! Steering: the agent between NVIDIA's device plugin and the kubelet. Owns the connections to both and their order.
 //!
 //! The device plugin registers with the agent (its `KUBELET_SOCKET` names the agent's socket), and the agent registers
-//! with the kubelet in its place. All calls and all device lists are passed on as the bytes that arrived. One call is
+//! with the kubelet in its place. With a takeover the plugin registers with the kubelet, and the agent after it: the
+//! kubelet then uses the agent, and the plugin when the agent ends. All calls and all device lists are passed on as the bytes that arrived. One call is
 //! answered here: `GetPreferredAllocation`, by [`crate::capacity::steering`]. So the kubelet, its PodResources API and
 //! its checkpoint record the GPU that the binding guard reserved.
 //!
@@ -16,11 +17,13 @@
 //! | `front` | where device plugins register with the agent, or are found |
 //! | `plugin` | the connection to one device plugin, and the list of its devices |
 //! | `registration` | the registration of that plugin with the kubelet |
+//! | `takeover` | when a registration is the newest, of a plugin that registers with the kubelet itself |
 //! | `service` | the calls of the kubelet |
 //! | `answer` | the answer to `GetPreferredAllocation`, in time |
 //! | `placement` | whether the kubelet did what it was answered |
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,7 @@ use crate::agent::kubelet::pod_resources::PodResourcesClient;
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::observation::observer::Steering as Steered;
 use crate::capacity::pod::PodName;
+use crate::capacity::steering::takeover::Takeover;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
 use crate::state;
@@ -50,6 +54,7 @@ mod placement;
 mod plugin;
 mod registration;
 mod service;
+mod takeover;
 
 pub use front::Ended;
 use inputs::NodePods;
@@ -65,21 +70,10 @@ pub struct Config {
     /// How long a device plugin may be away before its devices count as unhealthy. A restart of the plugin takes a
     /// second. The kubelet's allocations wait meanwhile.
     pub hold: Duration,
-    /// What the kubelet does with a second plugin of a resource.
-    pub second_plugin: SecondPlugin,
+    /// Whether a plugin of NVIDIA that registers with the kubelet itself is taken over, if the kubelet allows it.
+    pub takeover: bool,
     /// What becomes of the device plugins when the agent is told to stop.
     pub at_stop: AtStop,
-}
-
-/// What a kubelet does when a second plugin registers a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecondPlugin {
-    /// Kubelets up to 1.36: the first is replaced, and when it ends the second is dropped too. The device plugin must be
-    /// configured to register with the agent.
-    Replaces,
-    /// Kubelets since 1.37: the newest is used, and when it ends the other one is. The agent also interposes itself
-    /// before a plugin of NVIDIA that registered with the kubelet.
-    Stacks,
 }
 
 /// What the agent does with its device plugins when it is told to stop.
@@ -98,7 +92,7 @@ impl Config {
             kubelet_configuration: kubelet.configuration(),
             kubelet,
             hold: Duration::from_secs(3),
-            second_plugin: SecondPlugin::Replaces,
+            takeover: false,
             at_stop: AtStop::HandBack,
         }
     }
@@ -117,6 +111,8 @@ pub struct Inputs {
     pub node: watch::Receiver<Arc<KnownNode>>,
     /// Reads a pod that is missing in `node`. Its caller waits at most 100 ms.
     pub read_pod: ReadPod,
+    /// Major and minor version of the kubelet, for takeovers; `None` as long as it is not known.
+    pub kubelet_version: watch::Receiver<Option<(u32, u32)>>,
 }
 
 /// Where the results go.
@@ -154,12 +150,14 @@ pub struct Health {
     pub resources: BTreeMap<String, ResourceHealth>,
     /// How the kubelet's topology manager chooses devices.
     pub topology: TopologyPolicy,
+    /// Whether the kubelet allows takeovers; `None` if the agent was not told to take over.
+    pub takeover: Option<Takeover>,
 }
 
 impl Default for Health {
     fn default() -> Health {
         let topology = TopologyPolicy::Unknown("it has not been read yet".to_owned());
-        Health { resources: BTreeMap::new(), topology }
+        Health { resources: BTreeMap::new(), topology, takeover: None }
     }
 }
 
@@ -170,6 +168,10 @@ pub struct ResourceHealth {
     pub plugin_connected: bool,
     /// Whether the kubelet has registered the agent and follows its list of devices.
     pub registered: bool,
+    /// Whether the plugin may have registered with the kubelet after the agent. Then the kubelet asks the plugin.
+    pub overtaken: bool,
+    /// What the next registration waits for; `None` if for nothing.
+    pub waits_for: Option<WaitsFor>,
     /// Whether each of the latest answers is what the kubelet then allocated; `None` before the first one.
     pub placements_match: Option<bool>,
     /// Allocations that the kubelet made without asking, and that no init container explains.
@@ -183,6 +185,26 @@ pub struct ResourceHealth {
     pub why_passed_on: Option<Fallback>,
 }
 
+/// What a registration after the device plugin's own waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The end of another agent. When that ends later, the kubelet may choose the plugin.
+    OtherAgent,
+    /// The kubelet, which does not list the devices that the plugin has: the plugin has not registered yet.
+    Devices,
+}
+
+impl fmt::Display for WaitsFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WaitsFor::OtherAgent => "another agent is still registered with the kubelet",
+            WaitsFor::Devices => {
+                "the kubelet does not list the devices of the device plugin, which has to register first"
+            }
+        })
+    }
+}
+
 /// Answers in a row without the ledger with which a resource no longer counts as steered. A single one may be due to a busy
 /// moment, or to a static pod.
 const MAX_PASSED_ON: u32 = 2;
@@ -192,8 +214,12 @@ impl ResourceHealth {
     fn missing(&self) -> Option<String> {
         if !self.plugin_connected {
             Some("the device plugin is not connected".to_owned())
+        } else if let Some(what) = self.waits_for {
+            Some(what.to_string())
         } else if !self.registered {
             Some("the kubelet has not registered the agent".to_owned())
+        } else if self.overtaken {
+            Some("the device plugin may have registered with the kubelet after the agent".to_owned())
         } else if self.placements_match == Some(false) {
             Some("the kubelet allocated other devices than it was answered".to_owned())
         } else if self.unasked > 0 {
@@ -219,7 +245,16 @@ impl Health {
                  asking"
             )),
         };
-        let none = || self.resources.is_empty().then(|| "no device plugin has registered with the agent".to_owned());
+        let none = || {
+            self.resources.is_empty().then(|| match self.takeover {
+                None => "no device plugin has registered with the agent".to_owned(),
+                Some(Takeover::Allowed) => {
+                    "no device plugin of NVIDIA was found in the kubelet's directory, and none has registered with the agent"
+                        .to_owned()
+                }
+                Some(why) => format!("no device plugin has registered with the agent; {why}"),
+            })
+        };
         let of = |(name, health): (&String, &ResourceHealth)| Some(format!("{name}: {}", health.missing()?));
         let missing = policy.clone().or_else(none).or_else(|| self.resources.iter().find_map(of));
         let steered = self.resources.iter().filter(|(_, health)| policy.is_none() && health.missing().is_none());
@@ -247,6 +282,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether a plugin that registers with the kubelet may be taken over; `None` if the agent was not told to.
+    fn takeover(&self) -> Option<Takeover> {
+        self.config.takeover.then(|| Takeover::of(*self.inputs.kubelet_version.borrow()))
+    }
+
+    fn may_take_over(&self) -> bool {
+        self.takeover().is_some_and(Takeover::is_allowed)
+    }
+
     fn update_health(&self, resource: &str, change: impl FnOnce(&mut ResourceHealth)) {
         self.outputs.health.send_if_modified(|health| {
             let before = health.clone();
@@ -305,7 +349,7 @@ async fn read_topology(file: &Path) -> TopologyPolicy {
 /// As [`run`], with inputs from the API server: it follows the Node `node`, its pods and its `GpuLedger`.
 ///
 /// `policies` have the rules by which amounts are counted; the sizes of GPUs come from the node's labels and the agent's
-/// own report.
+/// own report. `kubelet_version` is that of the node, as [`Inputs`] has it.
 ///
 /// # Errors
 /// As [`run`].
@@ -314,6 +358,7 @@ pub async fn run_in_cluster(
     client: kube::Client,
     node: String,
     policies: Arc<PolicyStore>,
+    kubelet_version: watch::Receiver<Option<(u32, u32)>>,
     outputs: Outputs,
     stop: CancellationToken,
 ) -> std::io::Result<Ended> {
@@ -321,7 +366,8 @@ pub async fn run_in_cluster(
     let index = Arc::new(Index::new(*generation.policies.rules(), generation.overrides.clone()));
     let pods = Arc::new(NodePods::default());
     let (sender, receiver) = watch::channel(Arc::new(KnownNode::default()));
-    let inputs = Inputs { node: receiver, read_pod: inputs::read_pod(client.clone(), node.clone(), index.clone()) };
+    let read_pod = inputs::read_pod(client.clone(), node.clone(), index.clone());
+    let inputs = Inputs { node: receiver, read_pod, kubelet_version };
     let follow = async {
         tokio::join!(
             inputs::follow_pods(client.clone(), &node, &index, &pods),

@@ -2,7 +2,7 @@
 //!
 //! The server counts a node as steered as long as the report says so, and the kubelet gets its devices from the agent. So
 //! an agent that stops first reports that it no longer steers, and only then hands the device plugin back to the kubelet,
-//! which lets it choose the GPUs.
+//! which lets it choose the GPUs. The kubelet goes back to a device plugin that was taken over by itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +42,8 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// The kubelet's configuration file; `None` for the one in its directory.
     pub kubelet_configuration: Option<PathBuf>,
+    /// Whether a device plugin that registers with the kubelet is taken over.
+    pub takeover: bool,
 }
 
 /// The task that writes reports.
@@ -89,8 +91,10 @@ impl Part {
         if let Some(file) = config.kubelet_configuration {
             settings.kubelet_configuration = file;
         }
+        settings.takeover = config.takeover;
+        let version = node.kubelet_version.subscribe();
         let (stop, name, mut steering) = (CancellationToken::new(), node.name.clone(), JoinSet::new());
-        steering.spawn(steer::run_in_cluster(settings, client, name, store, outputs, stop.clone()));
+        steering.spawn(steer::run_in_cluster(settings, client, name, store, version, outputs, stop.clone()));
         Ok(Part { stop, steering, others })
     }
 
@@ -124,8 +128,9 @@ impl Part {
         if timeout(LAST_REPORT, last).await.is_err() {
             // The server would go on to reserve GPUs that nobody gives.
             tracing::warn!(
-                "it cannot be reported within {} s that this node is no longer steered; the device plugin is not handed back, \
-                 and the node has no GPUs until an agent runs here or the device plugin restarts without its KUBELET_SOCKET",
+                "it cannot be reported within {} s that this node is no longer steered; a device plugin that registers with the \
+                 agent is not handed back, and the node has no GPUs until an agent runs here or the plugin restarts without \
+                 its KUBELET_SOCKET; one that was taken over chooses the GPUs itself",
                 LAST_REPORT.as_secs()
             );
             return;

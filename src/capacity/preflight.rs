@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::gpu::{Accounting, Sharing};
 use super::pod::PodName;
+use super::steering::takeover::Takeover;
 
 /// The first version of NVIDIA's device plugin that can register with another process than the kubelet.
 const FIRST_PLUGIN: (u32, u32) = (0, 17);
@@ -14,10 +15,12 @@ const FIRST_PLUGIN: (u32, u32) = (0, 17);
 pub struct Candidate {
     /// How each of its GPU resources is shared and counted. Without any, the node has no GPU.
     pub pools: Vec<(Sharing, Accounting)>,
+    /// Major and minor version of its kubelet; `None` if the node does not tell it.
+    pub kubelet: Option<(u32, u32)>,
     /// Pods of NVIDIA's device plugin on the node.
     pub plugins: Vec<Plugin>,
-    /// Whether each pod of an agent on the node was told to steer.
-    pub agents: Vec<bool>,
+    /// Pods of an agent on the node.
+    pub agents: Vec<Agent>,
     /// The report of its agent; `None` if there is none.
     pub report: Option<Reported>,
 }
@@ -31,6 +34,15 @@ pub struct Plugin {
     pub version: Option<(u32, u32)>,
     /// Where it registers; `None` if that is not set, and it registers with the kubelet.
     pub socket: Option<String>,
+}
+
+/// What a pod of an agent was told to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// Whether it steers.
+    pub steers: bool,
+    /// Whether it also takes over a device plugin that registers with the kubelet.
+    pub takes_over: bool,
 }
 
 /// What a report says about steering.
@@ -58,10 +70,16 @@ pub enum Readiness {
 pub enum Missing {
     /// No agent runs on the node.
     Agent,
+    /// The same on a node whose kubelet, of this version, lets an agent take over the device plugin.
+    AgentThatTakesOver((u32, u32)),
     /// The device plugin registers with an agent, and none runs on the node.
     AgentOfPlugin(PodName),
     /// The agent observes only.
     Steer,
+    /// The agent does not take over the device plugin, which registers with a kubelet of this version that would allow it.
+    Takeover(PodName, (u32, u32)),
+    /// The agent would take over the device plugin, which the kubelet does not allow.
+    Kubelet(PodName, Takeover),
     /// No pod of NVIDIA's device plugin runs on the node.
     Plugin,
     /// The device plugin is too old.
@@ -84,6 +102,22 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Missing::Agent => write!(f, "no agent runs on it: apply deploy/agent-steering/"),
+            Missing::AgentThatTakesOver((major, minor)) => write!(
+                f,
+                "no agent runs on it: apply deploy/agent-takeover/. Its kubelet v{major}.{minor} needs no change of the device \
+                 plugin"
+            ),
+            Missing::Takeover(plugin, (major, minor)) => write!(
+                f,
+                "the device plugin {plugin} registers with the kubelet: apply deploy/agent-takeover/, which kubelet \
+                 v{major}.{minor} allows, or set its KUBELET_SOCKET"
+            ),
+            Missing::Kubelet(plugin, why) => {
+                write!(
+                    f,
+                    "the device plugin {plugin} registers with the kubelet, and its agent cannot take it over: {why}"
+                )
+            }
             Missing::AgentOfPlugin(plugin) => write!(
                 f,
                 "the device plugin {plugin} registers with an agent and none runs on the node, so it has no GPUs: apply \
@@ -120,6 +154,11 @@ impl fmt::Display for Missing {
 }
 
 impl Candidate {
+    /// Whether an agent that is told to may take over a device plugin.
+    fn takeover(&self) -> Takeover {
+        Takeover::of(self.kubelet)
+    }
+
     /// Decides; `socket` is the path at which device plugins find the agent. `None` for a node without GPUs.
     pub fn readiness(&self, socket: &str) -> Option<Readiness> {
         let not_needed = |(sharing, accounting): &(Sharing, Accounting)| match (sharing, accounting) {
@@ -140,9 +179,17 @@ impl Candidate {
         if self.plugins.is_empty() {
             missing.push(Missing::Plugin);
         }
-        let steers = self.agents.contains(&true);
-        if !steers && !missing.iter().any(|missing| matches!(missing, Missing::AgentOfPlugin(_))) {
-            missing.insert(0, if self.agents.is_empty() { Missing::Agent } else { Missing::Steer });
+        let waits_for_agent = missing.iter().any(|missing| matches!(missing, Missing::AgentOfPlugin(_)));
+        if !self.is_steering() && !waits_for_agent {
+            let registers_with_kubelet = self.plugins.iter().any(|plugin| plugin.socket.is_none());
+            missing.insert(
+                0,
+                match self.kubelet.filter(|_| self.takeover().is_allowed() && registers_with_kubelet) {
+                    _ if !self.agents.is_empty() => Missing::Steer,
+                    Some(version) => Missing::AgentThatTakesOver(version),
+                    None => Missing::Agent,
+                },
+            );
         }
         if missing.is_empty() {
             missing.push(match &self.report {
@@ -154,13 +201,25 @@ impl Candidate {
         Some(Readiness::Missing(missing))
     }
 
+    fn is_steering(&self) -> bool {
+        self.agents.iter().any(|agent| agent.steers)
+    }
+
     fn of_plugin(&self, plugin: &Plugin, socket: &str) -> Option<Missing> {
         let pod = plugin.pod.clone();
+        if let (None, Some(kubelet), true) = (&plugin.socket, self.kubelet, self.takeover().is_allowed()) {
+            // A plugin of any version can be taken over. Without a steering agent, that alone is missing.
+            let steers_only = self.is_steering() && !self.agents.iter().any(|agent| agent.takes_over);
+            return steers_only.then_some(Missing::Takeover(pod, kubelet));
+        }
         match (plugin.version, &plugin.socket) {
             (Some(version), _) if version < FIRST_PLUGIN => Some(Missing::Version(pod, version)),
+            (_, None) if self.agents.iter().any(|agent| agent.takes_over) => {
+                Some(Missing::Kubelet(pod, self.takeover()))
+            }
             (_, None) => Some(Missing::Variable(pod)),
             (_, Some(its)) if its != socket => Some(Missing::OtherSocket(pod, its.clone())),
-            (_, Some(_)) => (!self.agents.contains(&true)).then_some(Missing::AgentOfPlugin(pod)),
+            (_, Some(_)) => (!self.is_steering()).then_some(Missing::AgentOfPlugin(pod)),
         }
     }
 }
@@ -169,6 +228,9 @@ impl Candidate {
 mod tests {
     use super::*;
 
+    const STEERS: Agent = Agent { steers: true, takes_over: false };
+    const TAKES_OVER: Agent = Agent { steers: true, takes_over: true };
+    const OBSERVES: Agent = Agent { steers: false, takes_over: false };
     const SOCKET: &str = "/var/lib/kubelet/device-plugins/vramguard.sock";
 
     fn name() -> PodName {
@@ -180,7 +242,8 @@ mod tests {
         Candidate {
             pools: vec![(Sharing::TimeSlicing, Accounting::Slot)],
             plugins: vec![Plugin { pod: name(), version: Some((0, 18)), socket: Some(SOCKET.to_owned()) }],
-            agents: vec![true],
+            agents: vec![STEERS],
+            kubelet: Some((1, 36)),
             report: Some(Reported::default()),
         }
     }
@@ -200,16 +263,16 @@ mod tests {
 
     #[test]
     fn each_condition_that_does_not_hold_is_named() {
-        assert_eq!(missing(|node| node.agents = vec![false]), [Missing::AgentOfPlugin(name())]);
-        let unset = |agents: Vec<bool>| {
+        assert_eq!(missing(|node| node.agents = vec![OBSERVES]), [Missing::AgentOfPlugin(name())]);
+        let unset = |agents: Vec<Agent>| {
             missing(|node| {
                 node.agents = agents;
                 node.plugins[0].socket = None;
             })
         };
         assert_eq!(unset(Vec::new()), [Missing::Agent, Missing::Variable(name())]);
-        assert_eq!(unset(vec![false]), [Missing::Steer, Missing::Variable(name())]);
-        assert_eq!(unset(vec![true]), [Missing::Variable(name())]);
+        assert_eq!(unset(vec![OBSERVES]), [Missing::Steer, Missing::Variable(name())]);
+        assert_eq!(unset(vec![STEERS]), [Missing::Variable(name())]);
         assert_eq!(missing(|node| node.plugins.clear()), [Missing::Plugin]);
         assert_eq!(plugin(|plugin| plugin.version = Some((0, 16))), [Missing::Version(name(), (0, 16))]);
         let other = || "/elsewhere.sock".to_owned();
@@ -220,6 +283,28 @@ mod tests {
         assert_eq!(missing(|node| node.report = report(false, Some("why"))), [Missing::Reported("why".to_owned())]);
         assert_eq!(missing(|_| {}), [Missing::NotYet]);
         assert_eq!(plugin(|plugin| plugin.version = None), [Missing::NotYet], "a digest tells no version");
+    }
+
+    #[test]
+    fn a_device_plugin_that_registers_with_the_kubelet_can_be_taken_over_from_kubelet_1_37_on() {
+        let unset = |kubelet, agents: &[Agent], version| {
+            missing(|node| {
+                (node.kubelet, node.agents) = (kubelet, agents.to_vec());
+                (node.plugins[0].socket, node.plugins[0].version) = (None, Some(version));
+            })
+        };
+        let (old, new, plugin) = (Some((1, 36)), Some((1, 37)), (0, 18));
+        assert_eq!(unset(new, &[TAKES_OVER], plugin), [Missing::NotYet], "nothing of the plugin is missing");
+        assert_eq!(unset(new, &[TAKES_OVER], (0, 14)), [Missing::NotYet], "its version does not matter");
+        assert_eq!(unset(new, &[STEERS], plugin), [Missing::Takeover(name(), (1, 37))]);
+        assert_eq!(unset(new, &[], plugin), [Missing::AgentThatTakesOver((1, 37))]);
+        assert_eq!(unset(new, &[OBSERVES], plugin), [Missing::Steer]);
+        assert_eq!(unset(old, &[TAKES_OVER], plugin), [Missing::Kubelet(name(), Takeover::TooOld((1, 36)))]);
+        assert_eq!(unset(None, &[TAKES_OVER], plugin), [Missing::Kubelet(name(), Takeover::VersionUnknown)]);
+        assert_eq!(unset(old, &[TAKES_OVER], (0, 14)), [Missing::Version(name(), (0, 14))]);
+        assert_eq!(unset(old, &[], plugin), [Missing::Agent, Missing::Variable(name())]);
+        // A plugin with the variable needs no takeover.
+        assert_eq!(missing(|node| node.agents = vec![TAKES_OVER]), [Missing::NotYet]);
     }
 
     #[test]

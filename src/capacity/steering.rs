@@ -16,6 +16,7 @@ use crate::capacity::vram::{Balance, Vram};
 pub mod identify;
 pub mod known;
 pub mod pick;
+pub mod takeover;
 
 use self::identify::{Allocations, Caller, Identity, identify};
 use self::pick::{Asker, Choice, Question, pick};

@@ -90,6 +90,11 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "once")]
     steer: bool,
 
+    /// Steer a device plugin that registers with the kubelet too. It needs no change of the plugin, and kubelet v1.37 or newer:
+    /// on older ones the agent says so and only observes
+    #[arg(long, requires = "steer")]
+    takeover: bool,
+
     /// Directory of policy files, the same as the server has. Their rules count when a GPU must be chosen for a pod without
     /// a reservation
     #[arg(long, value_name = "DIR", env = "VRAMGUARD_AGENT_POLICIES", requires = "steer")]
@@ -147,9 +152,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         allocation_policy: policy,
         overhead: args.per_process_overhead,
         listen: args.listen,
-        steering: args
-            .steer
-            .then_some(steering::Config { policies: args.policies, kubelet_configuration: args.kubelet_config }),
+        steering: args.steer.then_some(steering::Config {
+            policies: args.policies,
+            kubelet_configuration: args.kubelet_config,
+            takeover: args.takeover,
+        }),
     };
     Ok(agent::run(config, client).await?)
 }

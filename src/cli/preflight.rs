@@ -130,13 +130,14 @@ impl Seen {
             let view = state.cluster.node(node.name());
             let pools = view.iter().flat_map(|view| view.facts.pools.iter().zip(&view.usage.pools));
             let pools = pools.map(|(pool, usage)| (pool.sharing, usage.accounting)).collect();
-            candidates.insert(node.name().to_owned(), Candidate { pools, ..Candidate::default() });
+            let kubelet = node.status.node_info.kubelet();
+            candidates.insert(node.name().to_owned(), Candidate { pools, kubelet, ..Candidate::default() });
         }
         for (node, part) in self.parts {
             let Some(candidate) = candidates.get_mut(&node) else { continue };
             match part {
                 Part::Plugin(plugin) => candidate.plugins.push(plugin),
-                Part::Agent(steers) => candidate.agents.push(steers),
+                Part::Agent(agent) => candidate.agents.push(agent),
             }
         }
         for ledger in &self.snapshot.ledgers {

@@ -367,6 +367,26 @@ pub struct NodeStatus {
     /// Conditions of the node.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<Condition>,
+    /// What the kubelet tells about itself.
+    #[serde(rename = "nodeInfo", deserialize_with = "null_as_default")]
+    pub node_info: NodeInfo,
+}
+
+/// `status.nodeInfo` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeInfo {
+    /// Version of the kubelet, such as `v1.37.2` or `v1.37.1-gke.100`.
+    #[serde(rename = "kubeletVersion")]
+    pub kubelet_version: String,
+}
+
+impl NodeInfo {
+    /// Major and minor version of the kubelet; `None` if the node does not tell it.
+    pub fn kubelet(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.kubelet_version.strip_prefix('v')?.split(|other: char| !other.is_ascii_digit());
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
 }
 
 /// Reads `null` as the default. Go writes an empty list or map as `null` if the field is not `omitempty`.

@@ -7,7 +7,7 @@ use super::gpu_ledger::GpuLedger;
 use super::pod::moment;
 use crate::capacity::cluster::REPORT_DEADLINE;
 use crate::capacity::pod::PodName;
-use crate::capacity::preflight::{Plugin, Reported};
+use crate::capacity::preflight::{Agent, Plugin, Reported};
 use crate::capacity::time::Moment;
 
 /// A pod that steering needs.
@@ -15,8 +15,8 @@ use crate::capacity::time::Moment;
 pub enum Part {
     /// NVIDIA's device plugin.
     Plugin(Plugin),
-    /// An agent, and whether it was told to steer.
-    Agent(bool),
+    /// An agent.
+    Agent(Agent),
 }
 
 /// The part that a pod is, and the node that it runs on; `None` if it is another pod, or does not run.
@@ -31,7 +31,8 @@ pub fn part_of(pod: &Value) -> Option<(String, Part)> {
     }
     let containers = pod.pointer("/spec/containers")?.as_array()?;
     if let Some(agent) = containers.iter().find(|container| is_agent(container)) {
-        return Some((node, Part::Agent(arguments(agent).any(|argument| argument == "--steer"))));
+        let has = |flag: &str| arguments(agent).any(|argument| argument == flag);
+        return Some((node, Part::Agent(Agent { steers: has("--steer"), takes_over: has("--takeover") })));
     }
     let plugin = containers.iter().find(|container| is_device_plugin(container))?;
     let flag = arguments(plugin).find_map(|argument| argument.strip_prefix("--kubelet-socket="));
@@ -135,8 +136,10 @@ mod tests {
     #[test]
     fn an_agent_is_recognised_with_what_it_was_told() {
         let agent = |arguments: &Value| part_of(&pod(&json!({"image": "x/vramguard:1", "args": arguments})));
-        assert_eq!(agent(&json!(["agent", "--steer"])), Some(("n".to_owned(), Part::Agent(true))));
-        assert_eq!(agent(&json!(["agent"])), Some(("n".to_owned(), Part::Agent(false))));
+        let told = |steers, takes_over| Some(("n".to_owned(), Part::Agent(Agent { steers, takes_over })));
+        assert_eq!(agent(&json!(["agent", "--steer", "--takeover"])), told(true, true));
+        assert_eq!(agent(&json!(["agent", "--steer"])), told(true, false));
+        assert_eq!(agent(&json!(["agent"])), told(false, false));
         assert_eq!(agent(&json!(["serve"])), None);
     }
 

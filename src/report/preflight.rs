@@ -81,7 +81,10 @@ impl Preflight {
         }
         columns(&mut text, &["NODE", "STEERED", "WHY"], rows, &[]);
         if missing > 0 {
-            let _ = writeln!(text, "\nThe agent comes first, and then the device plugin's variable: docs/steering.md.");
+            let _ = writeln!(
+                text,
+                "\nThe agent comes first, and then the device plugin's variable if it needs one: docs/steering.md."
+            );
         }
         text
     }

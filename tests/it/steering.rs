@@ -8,6 +8,7 @@
 mod guarded;
 mod node;
 mod process;
+mod takeover;
 
 use std::time::Duration;
 

@@ -14,10 +14,13 @@
 //! A device plugin restarts as a whole when `vramguard.sock` is created. So an agent that starts again keeps the link,
 //! and the plugin notices nothing. A kubelet that starts removes the link, and then the plugin must restart anyway.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
@@ -35,10 +38,12 @@ const LINK_TARGET: &str = "vramguard/registry.sock";
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
     plugins: PathBuf,
+    /// Sockets of this process that the kubelet was told, by file name.
+    own: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// Identity of a file. The number of an inode alone is soon used again; a socket's time of modification never changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
@@ -64,11 +69,14 @@ struct StoredPlugin {
     endpoint: String,
     pre_start_required: bool,
     preferred_allocation: bool,
+    /// The plugin's socket when it registered. A plugin that has started again since has another one.
+    #[serde(default)]
+    socket: Option<FileId>,
 }
 
 impl Directory {
     pub(super) fn new(kubelet: &KubeletDirectory) -> Directory {
-        Directory { plugins: kubelet.device_plugins() }
+        Directory { plugins: kubelet.device_plugins(), own: Arc::default() }
     }
 
     fn folder(&self) -> PathBuf {
@@ -130,6 +138,7 @@ impl Directory {
     /// Kubelet 1.37 refuses a name for which it still has a connection, and then forever.
     pub(super) fn bind_endpoint(&self, start: i64, number: u64) -> io::Result<(UnixListener, String)> {
         let endpoint = format!("{ENDPOINT_OF}{start:x}-{number}.sock");
+        self.own.lock().insert(endpoint.clone());
         Ok((UnixListener::bind(self.socket(&endpoint))?, endpoint))
     }
 
@@ -138,48 +147,68 @@ impl Directory {
         if let Err(error) = remove_if_exists(&self.socket(endpoint)) {
             tracing::warn!(endpoint, "the socket cannot be removed: {error}");
         }
+        self.own.lock().remove(endpoint);
+    }
+
+    /// Whether another process listens at a socket that a kubelet was told by an agent.
+    pub(super) fn has_other_endpoints(&self) -> bool {
+        let own = self.own.lock().clone();
+        self.endpoints().iter().any(|name| !own.contains(name) && self.is_listening(name))
+    }
+
+    /// The sockets that agents told the kubelet, by file name.
+    fn endpoints(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.plugins).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(ENDPOINT_OF) && name.ends_with(".sock")).collect()
+    }
+
+    fn is_listening(&self, endpoint: &str) -> bool {
+        std::os::unix::net::UnixStream::connect(self.socket(endpoint)).is_ok()
+    }
+
+    /// Identity of a file in the directory; `None` if it does not exist.
+    pub(super) fn id_of(&self, name: &str) -> Option<FileId> {
+        file_id(&self.socket(name)).ok()
     }
 
     /// Removes the sockets that earlier processes told the kubelet, if nobody listens there any more.
     pub(super) fn sweep(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.plugins) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let is_endpoint = name.starts_with(ENDPOINT_OF) && name.ends_with(".sock");
-            if is_endpoint && std::os::unix::net::UnixStream::connect(&path).is_err() {
-                self.remove_endpoint(&name);
-            }
-        }
+        self.endpoints().iter().filter(|name| !self.is_listening(name)).for_each(|name| self.remove_endpoint(name));
     }
 
-    /// The device plugins that registered with an earlier process.
-    pub(super) fn stored_plugins(&self) -> Vec<RegisterRequest> {
+    /// The device plugins that registered with an earlier process, each with the identity of its socket then.
+    pub(super) fn stored_plugins(&self) -> Vec<(RegisterRequest, Option<FileId>)> {
         let Ok(text) = std::fs::read(self.store()) else { return Vec::new() };
         let stored: Vec<StoredPlugin> = serde_json::from_slice(&text).unwrap_or_else(|error| {
             tracing::warn!("{}: {error}; device plugins have to register again", self.store().display());
             Vec::new()
         });
-        let request = |plugin: StoredPlugin| RegisterRequest {
-            version: API_VERSION.to_owned(),
-            endpoint: plugin.endpoint,
-            resource_name: plugin.resource,
-            options: Some(DevicePluginOptions {
-                pre_start_required: plugin.pre_start_required,
-                get_preferred_allocation_available: plugin.preferred_allocation,
-            }),
+        let request = |plugin: StoredPlugin| {
+            let request = RegisterRequest {
+                version: API_VERSION.to_owned(),
+                endpoint: plugin.endpoint,
+                resource_name: plugin.resource,
+                options: Some(DevicePluginOptions {
+                    pre_start_required: plugin.pre_start_required,
+                    get_preferred_allocation_available: plugin.preferred_allocation,
+                }),
+            };
+            (request, plugin.socket)
         };
         stored.into_iter().map(request).collect()
     }
 
     /// Stores the device plugins that registered.
-    pub(super) fn store_plugins<'p>(&self, plugins: impl Iterator<Item = &'p RegisterRequest>) -> io::Result<()> {
-        let stored = |plugin: &RegisterRequest| StoredPlugin {
+    pub(super) fn store_plugins(&self, plugins: &[(RegisterRequest, Option<FileId>)]) -> io::Result<()> {
+        let stored = |(plugin, socket): &(RegisterRequest, Option<FileId>)| StoredPlugin {
+            socket: *socket,
             resource: plugin.resource_name.clone(),
             endpoint: plugin.endpoint.clone(),
             pre_start_required: plugin.options.is_some_and(|options| options.pre_start_required),
             preferred_allocation: plugin.options.is_some_and(|options| options.get_preferred_allocation_available),
         };
-        let stored: Vec<StoredPlugin> = plugins.map(stored).collect();
+        let stored: Vec<StoredPlugin> = plugins.iter().map(stored).collect();
         let unnamed = self.folder().join("plugins.new");
         std::fs::create_dir_all(self.folder())?;
         std::fs::write(&unnamed, serde_json::to_vec(&stored)?)?;
@@ -251,8 +280,15 @@ mod tests {
             resource_name: "nvidia.com/gpu".into(),
             options: Some(options),
         };
-        directory.store_plugins([&plugin].into_iter()).unwrap();
-        assert_eq!(directory.stored_plugins(), [plugin]);
+        let _socket = UnixListener::bind(directory.socket("nvidia-gpu.sock")).unwrap();
+        let id = directory.id_of("nvidia-gpu.sock");
+        assert!(id.is_some());
+        directory.store_plugins(&[(plugin.clone(), id)]).unwrap();
+        assert_eq!(directory.stored_plugins(), [(plugin, id)]);
+        let older = r#"[{"resource":"nvidia.com/gpu","endpoint":"nvidia-gpu.sock","preStartRequired":false,
+            "preferredAllocation":true}]"#;
+        std::fs::write(folder.path().join("device-plugins/vramguard/plugins.json"), older).unwrap();
+        assert_eq!(directory.stored_plugins()[0].1, None, "an older agent stored it");
         std::fs::write(folder.path().join("device-plugins/vramguard/plugins.json"), "{").unwrap();
         assert!(directory.stored_plugins().is_empty());
     }
@@ -267,7 +303,11 @@ mod tests {
         directory.sweep();
         assert!(directory.socket(&live_name).exists());
         assert!(!directory.socket(&dead_name).exists());
+        assert!(!directory.has_other_endpoints(), "this process listens there");
+        let another = Directory { own: Arc::default(), ..directory };
+        assert!(another.has_other_endpoints());
         drop(live);
+        assert!(!another.has_other_endpoints());
     }
 
     #[tokio::test]

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{Directory, FileId, Link};
 use super::plugin::{Announcement, Plugin, Source};
-use super::{AtStop, SecondPlugin, Shared, is_known, registration};
-use crate::agent::kubelet::messages::RegisterRequest;
+use super::{AtStop, Shared, is_known, registration, takeover};
+use crate::agent::kubelet::device_plugin::DevicePluginClient;
+use crate::agent::kubelet::messages::{DevicePluginOptions, RegisterRequest};
 use crate::agent::kubelet::registry;
 
 /// Time between two looks at the link, and at the sockets of plugins.
@@ -27,6 +28,13 @@ const LOOK: Duration = Duration::from_millis(500);
 const LINK_LAST: Duration = Duration::from_secs(3);
 /// The largest number of connections at the agent's socket, and of device plugins.
 const MAX_CONNECTIONS: usize = 16;
+/// How long a plugin that registered with the agent may take to do so again after it has started again. Then it counts as
+/// one that registers with the kubelet.
+const REGISTERS_AGAIN: Duration = Duration::from_secs(2);
+/// File in which the kubelet records the devices that it has allocated.
+const CHECKPOINT: &str = "kubelet_internal_checkpoint";
+/// Time limit for a plugin that was found to tell its options.
+const OPTIONS: Duration = Duration::from_secs(1);
 
 /// Why steering ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub enum Ended {
 /// A plugin with its tasks, which end when it is dropped.
 struct Running {
     plugin: Arc<Plugin>,
+    /// The plugin's socket when it registered with the agent, or was found.
+    socket: Option<FileId>,
     follow: JoinSet<()>,
     registration: JoinSet<()>,
     stop: CancellationToken,
@@ -51,8 +61,10 @@ struct Front {
     socket: FileId,
     /// The plugins by resource.
     plugins: BTreeMap<String, Running>,
-    /// Sockets of plugins that were announced because they were found, by file name.
-    found: BTreeMap<String, FileId>,
+    /// Sockets of plugins that have not registered with the agent since they were made, by file name.
+    unregistered: BTreeMap<String, (FileId, Instant)>,
+    /// The kubelet's record of devices at the last look.
+    records: Option<FileId>,
     missing_since: Option<Instant>,
     start: i64,
 }
@@ -62,7 +74,11 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
     let directory = Directory::new(&shared.config.kubelet);
     directory.sweep();
     let (mut listener, socket) = directory.bind_registry()?;
-    let stored = directory.stored_plugins();
+    let mut stored = directory.stored_plugins();
+    if shared.config.takeover {
+        // Another socket is of a plugin that has started since, and that may have registered with the kubelet.
+        stored.retain(|(request, socket)| socket.is_some() && directory.id_of(&request.endpoint) == *socket);
+    }
     if stored.is_empty() || !directory.has_link() {
         directory.make_link()?;
     }
@@ -71,12 +87,15 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
         directory,
         socket,
         plugins: BTreeMap::new(),
-        found: BTreeMap::new(),
+        unregistered: BTreeMap::new(),
+        records: None,
         missing_since: None,
         start: Timestamp::now().as_millisecond(),
     };
-    stored.into_iter().for_each(|request| front.announce(request, Source::Registered));
+    stored.into_iter().for_each(|(request, _)| front.announce(request, Source::Registered));
 
+    let mut kubelet_version = front.shared.inputs.kubelet_version.clone();
+    kubelet_version.mark_changed();
     let (announce, mut announcements) = mpsc::channel(MAX_CONNECTIONS);
     let mut connections = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
@@ -98,6 +117,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
                 front.store();
             }
             Some(_) = connections.join_next() => {}
+            Ok(()) = kubelet_version.changed() => front.follow_version().await,
             _ = look.tick() => match front.look().await? {
                 Look::Fine => {}
                 Look::Rebound(bound) => listener = bound,
@@ -133,13 +153,17 @@ impl Front {
     /// Starts a plugin, or tells the running one that it was announced again.
     fn announce(&mut self, request: RegisterRequest, source: Source) {
         let resource = request.resource_name.clone();
-        if let Some(running) = self.plugins.get(&resource) {
+        let socket = self.directory.id_of(&request.endpoint);
+        self.unregistered.remove(&request.endpoint);
+        if let Some(running) = self.plugins.get_mut(&resource) {
+            running.socket = socket;
+            let other_source = running.plugin.announced.borrow().source != source;
             let other_options = running.plugin.options().pre_start_required
                 != request.options.is_some_and(|options| options.pre_start_required);
             running.plugin.announced.send_modify(|last| {
                 *last = Announcement { request, source, number: last.number + 1 };
             });
-            if other_options {
+            if other_options || (other_source && source == Source::Found) {
                 running.plugin.register_again.notify_one();
             }
             return;
@@ -155,26 +179,28 @@ impl Front {
         let (stop, mut follow, mut registration) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
         let following = plugin.clone();
         follow.spawn(async move { following.follow().await });
-        follow.spawn(registration::stay_newest(plugin.clone()));
         // Two plugins may start within the same millisecond.
         let start = self.start + i64::try_from(self.plugins.len()).unwrap_or_default();
         registration.spawn(registration::keep(plugin.clone(), start, stop.clone()));
-        self.plugins.insert(resource, Running { plugin, follow, registration, stop });
+        self.plugins.insert(resource, Running { plugin, socket, follow, registration, stop });
     }
 
     /// Stores the plugins that registered, for the next start of the agent.
     fn store(&self) {
-        let announced = self.plugins.values().map(|running| running.plugin.announced.borrow().clone());
-        let registered: Vec<Announcement> =
-            announced.filter(|announcement| announcement.source == Source::Registered).collect();
-        if let Err(error) = self.directory.store_plugins(registered.iter().map(|announcement| &announcement.request)) {
+        let registered = self.plugins.values().filter(|running| !running.plugin.is_found());
+        let registered: Vec<(RegisterRequest, Option<FileId>)> =
+            registered.map(|running| (running.plugin.announced.borrow().request.clone(), running.socket)).collect();
+        if let Err(error) = self.directory.store_plugins(&registered) {
             tracing::warn!("device plugins cannot be stored: {error}; they restart when the agent restarts");
         }
     }
 
     async fn look(&mut self) -> io::Result<Look> {
-        if self.shared.config.second_plugin == SecondPlugin::Stacks {
+        if self.shared.may_take_over() {
             self.find().await;
+            let (records, now) = (&mut self.records, self.directory.id_of(CHECKPOINT));
+            let plugins = self.plugins.values().map(|running| &*running.plugin);
+            takeover::look_at_records(&self.shared, plugins, (records, now)).await;
         }
         match self.directory.look_at_link(self.socket) {
             Link::Ours => self.missing_since = None,
@@ -197,42 +223,104 @@ impl Front {
         self.shared.outputs.health.borrow().resources.values().all(|health| health.registered)
     }
 
-    /// Announces plugins of NVIDIA that are not configured to register with the agent.
+    /// Announces plugins of NVIDIA that register with the kubelet.
     async fn find(&mut self) {
         for (resource, endpoint, socket) in self.directory.nvidia_sockets() {
-            let registers = |running: &Running| running.plugin.announced.borrow().source == Source::Registered;
-            if self.plugins.get(&resource).is_some_and(registers) || self.found.get(&endpoint) == Some(&socket) {
+            if let Some(running) = self.plugins.get(&resource)
+                && !running.is_news(&mut self.unregistered, &endpoint, socket)
+            {
                 continue;
             }
-            let client =
-                crate::agent::kubelet::device_plugin::DevicePluginClient::new(self.directory.socket(&endpoint));
-            let Ok(options) = client.options().await else { continue };
+            let client = DevicePluginClient::new(self.directory.socket(&endpoint));
+            let Ok(Ok(options)) = tokio::time::timeout(OPTIONS, client.options()).await else { continue };
             tracing::info!(resource, endpoint, "found a device plugin");
-            self.found.insert(endpoint.clone(), socket);
-            let request = RegisterRequest {
-                version: registry::API_VERSION.to_owned(),
-                endpoint,
-                resource_name: resource,
-                options: Some(options),
-            };
+            let request = found(resource, endpoint, options);
             self.announce(request, Source::Found);
+        }
+    }
+
+    /// Takes the version of the kubelet into account. One that is too old after all gets its device plugins back: the end of
+    /// the agent would drop them for good.
+    async fn follow_version(&mut self) {
+        let takeover = self.shared.takeover();
+        self.shared
+            .outputs
+            .health
+            .send_if_modified(|health| std::mem::replace(&mut health.takeover, takeover) != takeover);
+        if self.shared.may_take_over() {
+            // The next look is later than it has to be.
+            return self.find().await;
+        }
+        let is_found = |running: &Running| running.plugin.is_found();
+        let found: Vec<String> = self
+            .plugins
+            .iter()
+            .filter(|(_, running)| is_found(running))
+            .map(|(resource, _)| resource.clone())
+            .collect();
+        for resource in found {
+            let Some(running) = self.plugins.remove(&resource) else { continue };
+            tracing::warn!(
+                resource,
+                "the kubelet is too old for a takeover; the device plugin gets its registration back"
+            );
+            running.end(true).await;
+            self.shared.outputs.health.send_modify(|health| _ = health.resources.remove(&resource));
         }
     }
 
     /// Ends all registrations, and hands the plugins back to the kubelet if so configured.
     async fn end(self) {
         let mut ending = JoinSet::new();
-        for mut running in self.plugins.into_values() {
-            running.stop.cancel();
-            let hand_back = self.shared.config.at_stop == AtStop::HandBack;
-            ending.spawn(async move {
-                while running.registration.join_next().await.is_some() {}
-                if hand_back && running.plugin.announced.borrow().source == Source::Registered {
-                    registration::hand_back(&running.plugin).await;
-                }
-                running.follow.shutdown().await;
-            });
+        for running in self.plugins.into_values() {
+            // A kubelet that was taken over has the plugin's own registration still.
+            let hand_back = self.shared.config.at_stop == AtStop::HandBack && !running.plugin.is_found();
+            ending.spawn(running.end(hand_back));
         }
         while ending.join_next().await.is_some() {}
+    }
+}
+
+impl Running {
+    /// Whether a socket shows something new of the plugin. `unregistered` remembers sockets without a registration.
+    fn is_news(&self, unregistered: &mut BTreeMap<String, (FileId, Instant)>, endpoint: &str, socket: FileId) -> bool {
+        let plugin = &self.plugin;
+        let announced = plugin.announced.borrow().clone();
+        match announced.source {
+            Source::Found => plugin.is_connected_by_another(socket),
+            Source::Registered if announced.request.endpoint != endpoint => false,
+            Source::Registered if self.socket == Some(socket) => {
+                // It is the plugin that registered with the agent, even if its connection was lost meanwhile.
+                plugin.shared.update_health(&plugin.resource.0, |health| health.overtaken = false);
+                false
+            }
+            Source::Registered => {
+                let seen = unregistered.entry(endpoint.to_owned()).or_insert((socket, Instant::now()));
+                if seen.0 != socket {
+                    *seen = (socket, Instant::now());
+                }
+                seen.1.elapsed() >= REGISTERS_AGAIN
+            }
+        }
+    }
+
+    /// Ends the registration, and hands the plugin back to the kubelet.
+    async fn end(mut self, hand_back: bool) {
+        self.stop.cancel();
+        while self.registration.join_next().await.is_some() {}
+        if hand_back {
+            registration::hand_back(&self.plugin).await;
+        }
+        self.follow.shutdown().await;
+    }
+}
+
+/// The registration that a plugin made with the kubelet.
+fn found(resource: String, endpoint: String, options: DevicePluginOptions) -> RegisterRequest {
+    RegisterRequest {
+        version: registry::API_VERSION.to_owned(),
+        endpoint,
+        resource_name: resource,
+        options: Some(options),
     }
 }

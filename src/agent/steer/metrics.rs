@@ -21,6 +21,7 @@ pub struct Counters {
     pub(super) matched: Counter,
     pub(super) mismatched: Counter,
     pub(super) unasked: Counter,
+    pub(super) bypassed: Counter,
 }
 
 /// Label of a fallback.
@@ -51,6 +52,7 @@ impl Default for Counters {
             matched: Counter::default(),
             mismatched: Counter::default(),
             unasked: Counter::default(),
+            bypassed: Counter::default(),
         }
     }
 }
@@ -89,6 +91,11 @@ impl Counters {
             "steer_placements_mismatched",
             "Answers in place of which the kubelet allocated or recorded other devices",
             self.mismatched.clone(),
+        );
+        registry.register(
+            "steer_bypassed",
+            "Allocations by a device plugin that was taken over, while the agent took its own registration for the newest",
+            self.bypassed.clone(),
         );
         registry.register("steer_unasked", "Allocations that the kubelet made without asking", self.unasked.clone());
     }

@@ -11,6 +11,7 @@ use super::Shared;
 use super::plugin::Plugin;
 use crate::agent::kubelet::checkpoint;
 use crate::agent::kubelet::messages::ListPodResourcesResponse;
+use crate::agent::node;
 use crate::capacity::gpu::Resource;
 use crate::capacity::steering::CallerName;
 use crate::k8s::checkpoint::Checkpoint;
@@ -21,6 +22,8 @@ const LATEST: usize = 8;
 const AFTER: Duration = Duration::from_millis(500);
 /// How long the kubelet's records are read for an allocation. A pod that was rejected or deleted never appears there.
 const GIVE_UP: Duration = Duration::from_secs(10);
+/// How long after a registration an allocation may belong to a question before it.
+const JUST_REGISTERED: Duration = Duration::from_secs(2);
 /// Time limit of one list.
 const LIST: Duration = Duration::from_secs(2);
 /// The largest number of allocations that wait for a comparison.
@@ -53,10 +56,16 @@ struct Pending {
 /// Notes an allocation that succeeded.
 pub(super) async fn allocated(plugin: &Plugin, ids: BTreeSet<String>) {
     let shared = &plugin.shared;
+    plugin.allocated.lock().passes(ids.clone(), node::now());
     let Some(asked) = plugin.asked.lock().take() else {
         // An app container may use the devices of its init container again, and then the kubelet does not ask.
         let recorded = checkpoint::read(&shared.config.kubelet).await.ok().flatten().unwrap_or_default();
         let recorded: BTreeSet<&String> = recorded.of(&plugin.resource).flat_map(|entry| &entry.devices).collect();
+        // The kubelet may have asked the plugin a moment before the agent registered after it.
+        let just_registered = plugin.registered_at.lock().is_some_and(|at| at.elapsed() < JUST_REGISTERED);
+        if plugin.is_found() && just_registered {
+            return;
+        }
         if !ids.iter().all(|id| recorded.contains(id)) {
             tracing::warn!(resource = %plugin.resource, ?ids, "the kubelet allocated devices without asking");
             shared.outputs.counters.unasked.inc();

@@ -11,11 +11,12 @@ use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, Streaming};
 
 use super::Shared;
-use super::directory::Directory;
+use super::directory::{Directory, FileId};
 use super::placement::Asked;
 use crate::agent::kubelet::device_plugin::DevicePluginClient;
 use crate::agent::kubelet::messages::{DevicePluginOptions, ListAndWatchResponse, RegisterRequest};
 use crate::capacity::gpu::Resource;
+use crate::capacity::steering::takeover::Allocated;
 
 /// Pause between attempts to reach a device plugin that is away.
 const RETRY: Duration = Duration::from_millis(200);
@@ -56,6 +57,25 @@ pub(super) struct Plugin {
     pub(super) register_again: Notify,
     /// The last question of the kubelet.
     pub(super) asked: parking_lot::Mutex<Option<Asked>>,
+    /// How often the plugin may have registered with the kubelet after the agent.
+    pub(super) overtaken: watch::Sender<u64>,
+    /// Allocations that the agent passed on, and those that the kubelet recorded.
+    pub(super) allocated: parking_lot::Mutex<Allocated>,
+    /// When the agent registered last.
+    pub(super) registered_at: parking_lot::Mutex<Option<Instant>>,
+    /// Calls of the kubelet that are not answered yet.
+    pub(super) calls: watch::Sender<usize>,
+    /// The socket at which the plugin was reached last.
+    socket: parking_lot::Mutex<Option<FileId>>,
+}
+
+/// A call of the kubelet, until it is answered.
+pub(super) struct Call<'p>(&'p Plugin);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.calls.send_modify(|calls| *calls -= 1);
+    }
 }
 
 impl Plugin {
@@ -69,7 +89,28 @@ impl Plugin {
             devices: watch::Sender::new(None),
             register_again: Notify::new(),
             asked: parking_lot::Mutex::new(None),
+            overtaken: watch::Sender::new(0),
+            allocated: parking_lot::Mutex::default(),
+            registered_at: parking_lot::Mutex::default(),
+            calls: watch::Sender::new(0),
+            socket: parking_lot::Mutex::default(),
         }
+    }
+
+    /// Notes that a call of the kubelet has arrived.
+    pub(super) fn called(&self) -> Call<'_> {
+        self.calls.send_modify(|calls| *calls += 1);
+        Call(self)
+    }
+
+    /// Whether the plugin is connected by another socket than this one, which was made since.
+    pub(super) fn is_connected_by_another(&self, socket: FileId) -> bool {
+        self.client.borrow().is_some() && *self.socket.lock() != Some(socket)
+    }
+
+    /// Waits until the plugin is connected.
+    pub(super) async fn connected(&self) {
+        _ = self.client.subscribe().wait_for(Option::is_some).await;
     }
 
     /// The plugin's own options.
@@ -96,7 +137,7 @@ impl Plugin {
                 Err(error) => {
                     tracing::debug!(resource = %self.resource, "the device plugin does not answer: {}", error.message());
                     if away_since.elapsed() >= self.shared.config.hold {
-                        self.tell_unhealthy();
+                        self.stays_away();
                     }
                     let left = self.shared.config.hold.saturating_sub(away_since.elapsed());
                     let pause = if left.is_zero() { RETRY * 5 } else { RETRY.min(left) };
@@ -107,6 +148,7 @@ impl Plugin {
     }
 
     async fn connect(&self, announcement: &Announcement) -> Result<(DevicePluginClient, Streaming<Bytes>), Status> {
+        *self.socket.lock() = self.directory.id_of(&announcement.request.endpoint);
         let client = DevicePluginClient::new(self.directory.socket(&announcement.request.endpoint));
         let list = client.list_and_watch().await?;
         Ok((client, list))
@@ -134,6 +176,19 @@ impl Plugin {
         tracing::info!(resource = %self.resource, "the device plugin is gone: {why}");
         self.client.send_replace(None);
         self.shared.update_health(&self.resource.0, |health| health.plugin_connected = false);
+        // Where the plugin registers when it is back is seen only then.
+        self.may_be_newest();
+    }
+
+    /// Takes the devices from the kubelet after the hold.
+    fn stays_away(&self) {
+        if !self.is_found() {
+            return self.tell_unhealthy();
+        }
+        // The agent may be the one that is cut off. Without a list, its registration ends.
+        if self.devices.send_replace(None).is_some() {
+            tracing::warn!(resource = %self.resource, "the device plugin stays away; the kubelet is left to its own knowledge");
+        }
     }
 
     /// Tells the kubelet that no device is healthy, as it would conclude itself from the end of the plugin.

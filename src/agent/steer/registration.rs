@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::transport::Server;
 
-use super::plugin::{Plugin, Source};
+use super::plugin::Plugin;
 use super::service::KubeletService;
 use crate::agent::kubelet::device_plugin;
 use crate::agent::kubelet::messages::{DevicePluginOptions, RegisterRequest};
@@ -27,31 +29,51 @@ const MAX_RETRY: Duration = Duration::from_secs(1);
 const AFTER_END: Duration = Duration::from_millis(50);
 /// Time limit for the kubelet to register a plugin, and again to follow its devices.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// When to register again after a plugin that registers itself with the kubelet. The second time is for a slow plugin.
-const AFTER_PLUGIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(4)];
+/// The longest time for the kubelet to make no call before a registration ends.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// One registration in force. Its socket and its streams end when it is dropped.
 struct Registered {
     /// The number of streams of devices that the kubelet has open.
     streams: watch::Receiver<usize>,
-    _server: DropGuard,
+    /// Ends the streams, and not the server.
+    end: CancellationToken,
+    server: JoinHandle<()>,
+    stop: DropGuard,
+}
+
+impl Registered {
+    /// Ends it, and returns when the kubelet has forgotten it. A call that the kubelet has begun is awaited, because the
+    /// kubelet breaks it off when it forgets the registration, and fails the pod.
+    async fn end(self, plugin: &Plugin) {
+        _ = timeout(IDLE, idle(plugin)).await;
+        self.end.cancel();
+        tokio::time::sleep(AFTER_END).await;
+        drop(self.stop);
+        _ = timeout(AFTER_END, self.server).await;
+    }
 }
 
 /// Keeps the plugin registered. `start` makes the names of the sockets unique among the agent's processes.
 ///
 /// When `stop` is cancelled, it ends the registration and returns.
 pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToken) {
-    let mut devices = plugin.devices.subscribe();
     let mut pause = RETRY;
     let mut current: Option<Registered> = None;
     for number in 1_u64.. {
-        let ready = async {
-            _ = devices.wait_for(Option::is_some).await;
-            kubelet_listens(&plugin).await;
-        };
+        let mut announced = plugin.announced.subscribe();
+        if plugin.is_found()
+            && let Some(last) = current.take()
+        {
+            plugin.shared.update_health(&plugin.resource.0, |health| health.registered = false);
+            last.end(&plugin).await;
+        }
+        let times = *plugin.overtaken.borrow();
         tokio::select! {
-            () = ready => {}
-            () = stop.cancelled() => return,
+            () = ready(&plugin) => {}
+            // It may have registered with the agent now, or with the kubelet.
+            _ = announced.changed() => continue,
+            () = stop.cancelled() => break,
         }
         match register(&plugin, start, number).await {
             Ok(registered) => {
@@ -59,6 +81,9 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
                 plugin.shared.outputs.counters.registrations.inc();
                 // The older registration ends only now.
                 let mut streams = current.insert(registered).streams.clone();
+                if plugin.is_found() {
+                    plugin.is_in_force(times).await;
+                }
                 plugin.shared.update_health(&plugin.resource.0, |health| health.registered = true);
                 pause = RETRY;
                 tokio::select! {
@@ -69,7 +94,8 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
                         tokio::time::sleep(AFTER_END).await;
                     }
                     () = plugin.register_again.notified() => {}
-                    () = stop.cancelled() => return,
+                    () = plugin.must_register_again(times), if plugin.is_found() => {}
+                    () = stop.cancelled() => break,
                 }
             }
             Err(error) => {
@@ -78,11 +104,35 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
                 tracing::warn!(resource = %plugin.resource, "not registered with the kubelet: {}", error.message());
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => break,
                 }
             }
         }
     }
+    if let Some(last) = current {
+        last.end(&plugin).await;
+    }
+}
+
+/// Waits until the kubelet makes no call. A question and the allocation that follows are a millisecond apart.
+async fn idle(plugin: &Plugin) {
+    let mut calls = plugin.calls.subscribe();
+    loop {
+        _ = calls.wait_for(|calls| *calls == 0).await;
+        if timeout(AFTER_END, calls.changed()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until the plugin can be registered.
+async fn ready(plugin: &Plugin) {
+    _ = plugin.devices.subscribe().wait_for(Option::is_some).await;
+    kubelet_listens(plugin).await;
+    if plugin.is_found() {
+        plugin.will_be_newest().await;
+    }
+    plugin.shared.update_health(&plugin.resource.0, |health| health.waits_for = None);
 }
 
 /// Waits until the kubelet has closed all streams, or the server behind them has ended.
@@ -98,33 +148,17 @@ async fn kubelet_listens(plugin: &Plugin) {
     }
 }
 
-/// Asks for registrations after those of a plugin that registers itself with the kubelet.
-pub(super) async fn stay_newest(plugin: Arc<Plugin>) {
-    let mut announced = plugin.announced.subscribe();
-    loop {
-        if announced.borrow_and_update().source == Source::Found {
-            for pause in AFTER_PLUGIN {
-                tokio::time::sleep(pause).await;
-                plugin.register_again.notify_one();
-            }
-        }
-        if announced.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Registers once: a new socket, a server behind it, and the call. Returns when the kubelet follows the devices.
 async fn register(plugin: &Arc<Plugin>, start: i64, number: u64) -> Result<Registered, Status> {
     let kubelet = &plugin.shared.config.kubelet;
     let bound = plugin.directory.bind_endpoint(start, number);
     let (listener, endpoint) = bound.map_err(|error| Status::internal(format!("no socket: {error}")))?;
     let stop = CancellationToken::new();
-    let registered = stop.clone().drop_guard();
+    let (end, guard) = (stop.child_token(), stop.clone().drop_guard());
     let (open, mut streams) = watch::channel(0);
-    let service = KubeletService::new(plugin.clone(), open, stop.clone());
+    let service = KubeletService::new(plugin.clone(), open, end.clone());
     let (directory, socket) = (plugin.directory.clone(), endpoint.clone());
-    tokio::spawn(async move {
+    let server = tokio::spawn(async move {
         let server = Server::builder().serve_with_incoming_shutdown(
             service,
             UnixListenerStream::new(listener),
@@ -136,11 +170,11 @@ async fn register(plugin: &Arc<Plugin>, start: i64, number: u64) -> Result<Regis
         directory.remove_endpoint(&socket);
     });
     device_plugin::register(kubelet, request(plugin, endpoint), PATIENCE).await?;
-    let followed = tokio::time::timeout(PATIENCE, streams.wait_for(|open| *open > 0)).await;
+    let followed = timeout(PATIENCE, streams.wait_for(|open| *open > 0)).await;
     if !followed.is_ok_and(|open| open.is_ok()) {
         return Err(Status::deadline_exceeded("the kubelet does not follow the devices"));
     }
-    Ok(Registered { streams, _server: registered })
+    Ok(Registered { streams, end, server, stop: guard })
 }
 
 fn request(plugin: &Plugin, endpoint: String) -> RegisterRequest {
@@ -159,6 +193,9 @@ pub(super) async fn hand_back(plugin: &Plugin) {
         return;
     }
     tokio::time::sleep(AFTER_END).await;
+    if plugin.is_registered_itself().await {
+        return tracing::info!(resource = %plugin.resource, "the kubelet still has the device plugin's own registration");
+    }
     let announcement = plugin.announced.borrow().clone();
     match device_plugin::register(&plugin.shared.config.kubelet, announcement.request, PATIENCE).await {
         Ok(()) => tracing::info!(resource = %plugin.resource, "handed the device plugin back to the kubelet"),

@@ -75,7 +75,10 @@ impl KubeletService {
                 let plugin = self.plugin;
                 let answer = move |question: Request<Bytes>| {
                     let plugin = plugin.clone();
-                    async move { Ok::<_, Status>(Response::new(answer::preferred(&plugin, question.into_inner()).await)) }
+                    async move {
+                        let _call = plugin.called();
+                        Ok::<_, Status>(Response::new(answer::preferred(&plugin, question.into_inner()).await))
+                    }
                 };
                 unary(answer, request).await
             }
@@ -128,6 +131,7 @@ where
 
 /// Passes an allocation on, and notes whether it is what was answered before.
 async fn allocate(plugin: &Plugin, question: Bytes) -> Result<Bytes, Status> {
+    let _call = plugin.called();
     let call = plugin.call(|client| {
         let question = question.clone();
         async move { client.allocate(question).await }

@@ -14,6 +14,7 @@ use crate::capacity::steering::{GpuContainer, GpuRoom, Phase};
 use crate::capacity::vram::Vram;
 
 mod fakes;
+mod takeover;
 
 use fakes::{Behaviour, FakeKubelet, FakePlugin, UNKNOWN_FIELD, device_list, id_list, registration, until};
 
@@ -48,6 +49,7 @@ struct Agent {
     answers: mpsc::Receiver<Answer>,
     health: watch::Receiver<Health>,
     _node: watch::Sender<Arc<KnownNode>>,
+    kubelet_version: watch::Sender<Option<(u32, u32)>>,
 }
 
 fn start(config: Config, node: KnownNode, read_pod: ReadPod) -> Agent {
@@ -56,8 +58,10 @@ fn start(config: Config, node: KnownNode, read_pod: ReadPod) -> Agent {
     let (health, health_seen) = watch::channel(Health::default());
     let stop = CancellationToken::new();
     let outputs = Outputs { answers, counters: Arc::default(), health };
-    let task = tokio::spawn(run(config, Inputs { node, read_pod }, outputs, stop.clone()));
-    Agent { stop, task, answers: received, health: health_seen, _node: sender }
+    let (kubelet_version, seen) = watch::channel(None);
+    let inputs = Inputs { node, read_pod, kubelet_version: seen };
+    let task = tokio::spawn(run(config, inputs, outputs, stop.clone()));
+    Agent { stop, task, answers: received, health: health_seen, _node: sender, kubelet_version }
 }
 
 fn unread() -> ReadPod {
@@ -166,7 +170,7 @@ async fn a_defect_in_the_decision_fails_no_pod() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fields_that_are_not_known_pass_in_both_directions() {
     let mut stage = Stage::connected(|_| {}).await;
-    assert_eq!(stage.kubelet.devices.lock().clone(), Some(device_list()));
+    until("the list of devices", || stage.kubelet.devices.lock().clone() == Some(device_list())).await;
     let question: Bytes = [&id_list(&["GPU-a::0"])[..], UNKNOWN_FIELD].concat().into();
     assert_eq!(stage.endpoint().allocate(question.clone()).await.unwrap(), UNKNOWN_FIELD);
     assert_eq!(stage.plugin.allocated.recv().await.unwrap(), question);
@@ -251,22 +255,6 @@ async fn an_agent_that_stops_hands_its_plugin_back_to_the_kubelet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_that_registers_with_the_kubelet_is_overtaken_after_each_of_its_registrations() {
-    let mut stage = Stage::new(|config| config.second_plugin = SecondPlugin::Stacks);
-    stage.plugin.serve();
-    // At once, and again after a plugin that may be slow.
-    until("three registrations", || stage.kubelet.registered.lock().len() == 3).await;
-    until("the health", || stage.agent.health.borrow().steers()).await;
-    stage.kubelet.admit("on-a");
-    assert_eq!(stage.ask().await.0, ["GPU-a::0"]);
-    stage.plugin.stop();
-    stage.plugin.serve();
-    until("registrations after the restart", || stage.kubelet.registered.lock().len() > 3).await;
-    let agents = stage.kubelet.registered.lock().iter().all(|request| request.endpoint.starts_with("vramguard-"));
-    assert!(agents, "the plugin registers itself");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_hangs_delays_an_answer_and_prevents_none() {
     let folder = tempfile::tempdir().unwrap();
     let kubelet = FakeKubelet::start(folder.path());
@@ -288,11 +276,13 @@ async fn an_api_server_that_hangs_delays_an_answer_and_prevents_none() {
 fn a_kubelet_that_aligns_devices_is_not_steered() {
     let steered = ResourceHealth { plugin_connected: true, registered: true, known: true, ..ResourceHealth::default() };
     let with = |topology, resource: ResourceHealth| {
-        Health { topology, resources: BTreeMap::from([("nvidia.com/gpu".to_owned(), resource)]) }.steers()
+        let resources = BTreeMap::from([("nvidia.com/gpu".to_owned(), resource)]);
+        Health { topology, resources, takeover: None }.steers()
     };
     assert!(with(TopologyPolicy::None, steered.clone()));
     assert!(!with(TopologyPolicy::Unknown("no such file".into()), steered.clone()));
     assert!(!with(TopologyPolicy::Aligned("restricted".to_owned()), steered.clone()));
+    assert!(!with(TopologyPolicy::None, ResourceHealth { overtaken: true, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { unasked: 1, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { placements_match: Some(false), ..steered.clone() }));
     let passed_on = |times| ResourceHealth { passed_on: times, why_passed_on: Some(Fallback::Late), ..steered.clone() };

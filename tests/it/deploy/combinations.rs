@@ -95,6 +95,18 @@ fn the_agent_that_steers_has_the_device_plugins_directory_and_the_one_that_obser
 }
 
 #[test]
+fn the_agent_that_takes_over_differs_from_the_one_that_steers_in_one_argument() {
+    let kubectl = assets::program("kubectl").expect("the programs of the control plane");
+    let build = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
+        run(Command::new(&kubectl).arg("kustomize").arg(&folder), Duration::from_secs(60)).expect_success()
+    };
+    let (steering, takeover) = (build("agent-steering"), build("agent-takeover"));
+    assert_eq!(takeover.replace("        - --takeover\n", ""), steering);
+    assert_ne!(takeover, steering);
+}
+
+#[test]
 fn the_agent_that_reads_an_exporter_needs_no_gpu_and_finds_it_on_its_own_node() {
     let kubectl = assets::program("kubectl").expect("the programs of the control plane");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/agent-dcgm");

@@ -26,11 +26,11 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn start() -> Option<Cluster> {
+    /// A cluster with these further arguments of device plugin and agent, once the node is steered.
+    async fn start(plugin: &[&str], agent: &[&str]) -> Option<Cluster> {
         let plane = ControlPlane::start().await;
         let gpus = GpuNode { gpus: 2, ..GpuNode::new(RealNode::NAME) };
-        let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
-        let mut node = match RealNode::try_launch(&plane, &gpus, &[socket, "--preferred-allocation"]).await {
+        let mut node = match RealNode::try_launch(&plane, &gpus, plugin).await {
             Ok(node) => node,
             Err(skip) => {
                 println!("{skip}");
@@ -38,7 +38,7 @@ impl Cluster {
             }
         };
         let guard = Guard::start(&plane, &[("cluster.yaml", ENFORCE)]).await;
-        let mut agent = Agent::new(&plane, &node).await;
+        let mut agent = Agent::new(&plane, &node, agent).await;
         agent.process.start();
         node.ready(&plane).await;
         node.label(&plane, gpus.labels()).await;
@@ -142,7 +142,13 @@ impl Cluster {
 
 #[tokio::test]
 async fn pods_larger_than_a_slot_run_while_the_agent_steers_and_wait_while_it_does_not() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
+    runs_pods_larger_than_a_slot(&[socket, "--preferred-allocation"], &[]).await;
+}
+
+/// Runs pods that are larger than a slot, with and without an agent, which has these further arguments as the plugin has.
+pub(super) async fn runs_pods_larger_than_a_slot(plugin: &[&str], agent: &[&str]) {
+    let Some(mut cluster) = Cluster::start(plugin, agent).await else { return };
     // A GPU of 24 GiB has room for two pods of 10960Mi. A slot is 5967Mi.
     cluster.create(&["p0", "p1", "p2", "p3", "p4"]).await;
     let running = cluster.settles(4, 1).await;

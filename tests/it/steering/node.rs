@@ -145,22 +145,34 @@ pub(super) async fn hang_agent(node: &SteeredNode) {
 }
 
 impl SteeredNode {
+    /// A node whose device plugin registers with the agent.
     pub(super) async fn start() -> Option<SteeredNode> {
+        let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
+        SteeredNode::start_with(&[socket, "--preferred-allocation"], &[]).await
+    }
+
+    /// A node with these further arguments of device plugin and agent, once the agent steers.
+    pub(super) async fn start_with(plugin: &[&str], agent: &[&str]) -> Option<SteeredNode> {
+        let node = SteeredNode::launch(plugin, agent).await?;
+        node.steers().await;
+        Some(node)
+    }
+
+    /// As [`SteeredNode::start_with`], once the kubelet has its devices, and whether the agent steers or not.
+    pub(super) async fn launch(plugin: &[&str], agent: &[&str]) -> Option<SteeredNode> {
         let plane = ControlPlane::start().await;
         let gpus = GpuNode { gpus: 2, replicas: REPLICAS, ..GpuNode::new(RealNode::NAME) };
-        let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
-        let node = match RealNode::try_launch(&plane, &gpus, &[socket, "--preferred-allocation"]).await {
+        let node = match RealNode::try_launch(&plane, &gpus, plugin).await {
             Ok(node) => node,
             Err(skip) => {
                 println!("{skip}");
                 return None;
             }
         };
-        let mut node = SteeredNode { agent: Agent::new(&plane, &node).await, node, plane };
+        let mut node = SteeredNode { agent: Agent::new(&plane, &node, agent).await, node, plane };
         node.start_agent();
         node.ready().await;
         node.node.label(&node.plane, gpus.labels()).await;
-        node.steers().await;
         Some(node)
     }
 
@@ -177,10 +189,15 @@ impl SteeredNode {
         self.node.ready(&self.plane).await;
     }
 
+    /// What the agent reports.
+    pub(super) async fn report(&self) -> anyhow::Result<Value> {
+        Ok(self.ledger().await?["status"]["agent"].clone())
+    }
+
     /// Waits until the agent reports that it steers.
     pub(super) async fn steers(&self) {
         eventually("the agent to steer", PATIENCE, async || {
-            let section = self.ledger().await?["status"]["agent"].clone();
+            let section = self.report().await?;
             ensure!(section["allocationPolicy"] == "Steered", "{}{}", section["notSteered"], self.logs());
             Ok(())
         })
@@ -191,6 +208,24 @@ impl SteeredNode {
         let found = self.plane.kubectl(&["get", "gpuledger", RealNode::NAME, "-o", "json"]).await;
         ensure!(found.status.success(), "{}{}", found.stderr, self.logs());
         Ok(serde_json::from_str(&found.stdout)?)
+    }
+
+    /// The agent is killed and not started again.
+    pub(super) fn lose_agent(&mut self) {
+        self.agent.process.stop();
+    }
+
+    /// The device plugin, which is killed and started again after a pause.
+    pub(super) async fn restart_device_plugin(&mut self, pause_of: Duration) {
+        self.node.stop_device_plugin();
+        pause(pause_of).await;
+        self.node.start_device_plugin();
+    }
+
+    /// Version of the kubelet, as it tells the API server.
+    pub(super) async fn kubelet_version(&self) -> String {
+        let path = "jsonpath={.status.nodeInfo.kubeletVersion}";
+        self.plane.kubectl(&["get", "node", RealNode::NAME, "-o", path]).await.expect_success()
     }
 
     pub(super) fn kill_runtime(&self) {
@@ -253,6 +288,16 @@ impl SteeredNode {
             pods.iter().map(|pod| outcome(pod, &objects, &checkpoint)).collect()
         })
         .await
+    }
+
+    /// What the kubelet says of each of the pods that it rejected.
+    pub(super) async fn rejections(&self, pods: &[Wanted]) -> Vec<String> {
+        let objects = self.objects().await.expect("the pods can be listed");
+        let statuses = pods.iter().filter_map(|pod| objects.get(&pod.name)?.status.clone());
+        statuses
+            .filter(|status| status.phase.as_deref() == Some("Failed"))
+            .filter_map(|status| status.message)
+            .collect()
     }
 
     /// Devices by uid of the pod and name of the container, from the kubelet's checkpoint.
@@ -338,28 +383,33 @@ impl SteeredNode {
             *fallbacks.entry(&answer.fallback).or_default() += 1;
         }
         write!(text, "; {fallbacks:?}").expect("a text takes all");
-        let mut starts = self.starts();
+        // A pod that the kubelet admits before fails.
+        let mut starts = self.between("watching", "registered with the kubelet");
         starts.sort_by(f64::total_cmp);
         write!(text, "; from a start of the agent to its registration with the kubelet: {starts:.0?} ms")
             .expect("a text takes all");
         text
     }
 
-    /// From each start of the agent to its first registration, in ms. A pod that the kubelet admits before fails.
-    fn starts(&self) -> Vec<f64> {
-        let (mut starts, mut started) = (Vec::new(), None);
+    /// How often agents of this node have registered with the kubelet.
+    pub(super) fn registrations(&self) -> usize {
+        self.agent_log().lines().filter(|line| line.contains(r#""message":"registered with the kubelet""#)).count()
+    }
+
+    /// From each message of the agent that begins with `from` to the next one that begins with `to`, in ms.
+    pub(super) fn between(&self, from: &str, to: &str) -> Vec<f64> {
+        let (mut times, mut since) = (Vec::new(), None);
         for line in self.agent_log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let at = line["timestamp"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-            match line["message"].as_str() {
-                Some("watching") => started = at,
-                Some("registered with the kubelet") => {
-                    let both = started.take().zip(at);
-                    starts.extend(both.map(|(from, to)| to.duration_since(from).as_millis_f64()));
-                }
-                _ => {}
+            let message = line["message"].as_str().unwrap_or_default();
+            if message.starts_with(from) {
+                since = at;
+            } else if message.starts_with(to) {
+                let both = since.take().zip(at);
+                times.extend(both.map(|(from, to)| to.duration_since(from).as_millis_f64()));
             }
         }
-        starts
+        times
     }
 
     pub(super) fn logs(&self) -> String {

@@ -42,8 +42,9 @@ impl Answered {
 }
 
 impl Agent {
-    /// Describes the agent of the real node, whose kubelet has started, and applies the manifests for it.
-    pub(super) async fn new(plane: &ControlPlane, node: &RealNode) -> Agent {
+    /// Describes the agent of the real node, whose kubelet has started, and applies the manifests for it. `further` are
+    /// arguments.
+    pub(super) async fn new(plane: &ControlPlane, node: &RealNode, further: &[&str]) -> Agent {
         let definition = include_str!("../../../deploy/crds/customresourcedefinition-gpuledgers.yaml");
         plane.apply(definition).await;
         let mut objects = manifests(plane, "deploy/agent-steering").await;
@@ -69,6 +70,7 @@ impl Agent {
         let (name, value) = machine.variable();
         let process = Process::new("agent", Path::new(env!("CARGO_BIN_EXE_vramguard")), plane.folder())
             .args(["agent", "--steer", "--node-name", RealNode::NAME, "--log-format", "json"])
+            .args(further)
             .args(["--interval-ms", "200", "--listen", &format!("127.0.0.1:{http}")])
             .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
             .args(["--kubelet-config".as_ref(), node.kubelet_configuration().as_os_str()])

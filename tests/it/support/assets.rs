@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// Variable with the path of another kubelet.
+const OTHER_KUBELET: &str = "VRAMGUARD_KUBELET";
+
 const CONTROL_PLANE: [&str; 5] = ["etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl"];
 
 /// The path of a program.
@@ -14,6 +17,9 @@ const CONTROL_PLANE: [&str; 5] = ["etcd", "kube-apiserver", "kube-scheduler", "k
 /// # Errors
 /// If the program is neither found nor built.
 pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
+    if let (Some(path), true) = (other_kubelet(), name == "kubelet") {
+        return if path.is_file() { Ok(path) } else { Err(format!("{OTHER_KUBELET}: {} is missing", path.display())) };
+    }
     if let Some(folder) = given_folder() {
         let path = folder.join(name);
         if path.is_file() {
@@ -22,6 +28,11 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
     }
     let path = built_folder()?.join(name);
     if path.is_file() { Ok(path) } else { Err(format!("{} is missing", path.display())) }
+}
+
+/// Path of the kubelet that a test runs in place of the pinned one; `None` if it should run that one.
+pub(crate) fn other_kubelet() -> Option<PathBuf> {
+    std::env::var_os(OTHER_KUBELET).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The folder of locks and builds: one per user, shared by all checkouts.

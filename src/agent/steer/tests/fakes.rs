@@ -13,7 +13,7 @@ use prost::Message as _;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tonic::body::Body;
@@ -92,18 +92,56 @@ fn serve(socket: &Path, methods: Methods, tasks: &mut JoinSet<()>) {
     });
 }
 
+/// The registrations of a resource that are in force.
+#[derive(Debug, Default)]
+pub(super) struct Endpoints {
+    /// Whether earlier ones stay in force, as in a kubelet from 1.37 on.
+    pub(super) stack: bool,
+    /// Their sockets, oldest first.
+    pub(super) connected: Vec<String>,
+    /// The one that is asked.
+    pub(super) asked: Option<String>,
+}
+
+impl Endpoints {
+    fn connects(&mut self, endpoint: &str) {
+        if !self.stack {
+            self.connected.clear();
+        }
+        self.connected.push(endpoint.to_owned());
+        self.asked = Some(endpoint.to_owned());
+    }
+
+    /// Whether the list of an endpoint counts.
+    fn counts(&self, endpoint: &str) -> bool {
+        self.connected.iter().any(|connected| connected == endpoint)
+    }
+
+    /// Forgets an endpoint that has ended. Returns whether none is left.
+    fn disconnects(&mut self, endpoint: &str) -> bool {
+        let counted = self.counts(endpoint);
+        self.connected.retain(|connected| connected != endpoint);
+        // A kubelet takes any of those that are left, whichever ended. The oldest is never what the agent would like.
+        self.asked = self.connected.first().cloned();
+        counted && self.connected.is_empty()
+    }
+}
+
 /// A kubelet in a folder.
 pub(super) struct FakeKubelet {
     pub(super) directory: KubeletDirectory,
     /// Registrations in their order.
     pub(super) registered: Arc<Mutex<Vec<RegisterRequest>>>,
-    /// The latest list of devices of the newest registration.
+    /// The latest list of devices of the newest registration; if plugins stack, of any of them.
     pub(super) devices: Arc<Mutex<Option<Bytes>>>,
+    /// What happens to the earlier registrations of a resource.
+    pub(super) endpoints: Arc<Mutex<Endpoints>>,
     /// What the next registrations are answered with, if not Ok.
     pub(super) refusals: Arc<Mutex<Vec<String>>>,
     /// What PodResources lists.
     pub(super) pods: Arc<Mutex<(Behaviour, ListPodResourcesResponse)>>,
     tasks: JoinSet<()>,
+    listens: Option<AbortHandle>,
     /// Streams of devices that this kubelet follows.
     streams: Arc<Mutex<JoinSet<()>>>,
 }
@@ -115,13 +153,19 @@ impl FakeKubelet {
             directory: KubeletDirectory::new(folder),
             registered: Arc::default(),
             devices: Arc::default(),
+            endpoints: Arc::default(),
             refusals: Arc::default(),
             pods: Arc::new(Mutex::new((Behaviour::Answers, ListPodResourcesResponse::default()))),
             tasks: JoinSet::new(),
+            listens: None,
             streams: Arc::default(),
         };
-        let pods = kubelet.pods.clone();
-        let list = Method(Arc::new(move |_: String, _: Bytes| {
+        let (pods, devices) = (kubelet.pods.clone(), kubelet.devices.clone());
+        let list = Method(Arc::new(move |path: String, _: Bytes| {
+            if path.ends_with("GetAllocatableResources") {
+                let answer = allocatable(devices.lock().clone());
+                return async move { Ok(answer.encode_to_vec().into()) }.boxed();
+            }
             let (behaviour, list) = pods.lock().clone();
             if let Behaviour::Refuses(times) = behaviour {
                 pods.lock().0 = times.checked_sub(1).map_or(Behaviour::Answers, Behaviour::Refuses);
@@ -147,47 +191,83 @@ impl FakeKubelet {
         let listener = UnixListener::bind(socket).unwrap();
         let (registered, refusals) = (self.registered.clone(), self.refusals.clone());
         let (devices, streams, folder) = (self.devices.clone(), self.streams.clone(), self.directory.device_plugins());
-        self.tasks.spawn(async move {
+        let endpoints = self.endpoints.clone();
+        let listens = self.tasks.spawn(async move {
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
                 let (registered, refusals) = (registered.clone(), refusals.clone());
                 let (devices, streams, folder) = (devices.clone(), streams.clone(), folder.clone());
+                let endpoints = endpoints.clone();
                 let register = move |request: RegisterRequest| {
                     registered.lock().push(request.clone());
                     if let Some(refusal) = refusals.lock().pop() {
                         return Err(refusal);
                     }
+                    if endpoints.lock().stack && endpoints.lock().counts(&request.endpoint) {
+                        return Err(format!("device plugin already connected: {}", request.endpoint));
+                    }
                     let (client, devices) = (DevicePluginClient::new(folder.join(&request.endpoint)), devices.clone());
-                    let (all, own) = (registered.clone(), request.endpoint.clone());
+                    let (endpoints, own) = (endpoints.clone(), request.endpoint.clone());
+                    endpoints.lock().connects(&own);
                     streams.lock().spawn(async move {
-                        // What an older registration still says does not count.
-                        let tell = |list| {
-                            if all.lock().last().is_some_and(|newest| newest.endpoint == own) {
-                                *devices.lock() = list;
+                        let mut lists = client.list_and_watch().await.unwrap();
+                        while let Some(Ok(list)) = lists.next().await {
+                            if endpoints.lock().counts(&own) {
+                                *devices.lock() = Some(list);
                             }
-                        };
-                        let mut list = client.list_and_watch().await.unwrap();
-                        while let Some(Ok(list)) = list.next().await {
-                            tell(Some(list));
                         }
-                        tell(None);
+                        if endpoints.lock().disconnects(&own) {
+                            *devices.lock() = None;
+                        }
                     });
                     Ok(())
                 };
                 tokio::spawn(registry::serve(connection, register));
             }
         });
+        self.listens = Some(listens);
     }
 
     /// Ends the streams of devices, as the kubelet does with a plugin that it drops.
     pub(super) async fn end_streams(&self) {
         let mut streams = std::mem::take(&mut *self.streams.lock());
         streams.shutdown().await;
+        {
+            let mut endpoints = self.endpoints.lock();
+            endpoints.connected.clear();
+            endpoints.asked = None;
+        }
         *self.devices.lock() = None;
     }
 
+    /// Starts again, as after a crash: all sockets are removed.
+    pub(super) async fn restart(&mut self) {
+        self.listens.take().unwrap().abort();
+        self.end_streams().await;
+        for entry in std::fs::read_dir(self.directory.device_plugins()).unwrap().flatten() {
+            if !entry.path().is_dir() {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        self.listen();
+    }
+
+    /// Records devices of one container for each pod, and writes the checkpoint as the kubelet does.
+    pub(super) fn record(&self, pods: &[(&str, &str)]) {
+        let entry = |(uid, id): &(&str, &str)| {
+            serde_json::json!({ "PodUID": uid, "ContainerName": "main", "ResourceName": "nvidia.com/gpu",
+                "DeviceIDs": { "-1": [id] } })
+        };
+        let entries: Vec<_> = pods.iter().map(entry).collect();
+        let text = serde_json::json!({ "Data": { "PodDeviceEntries": entries, "RegisteredDevices": {} } }).to_string();
+        let unnamed = self.directory.device_plugins().join("checkpoint.new");
+        std::fs::write(&unnamed, text).unwrap();
+        std::fs::rename(unnamed, self.directory.checkpoint()).unwrap();
+    }
+
+    /// The endpoint that is asked.
     pub(super) fn endpoint(&self) -> DevicePluginClient {
-        let endpoint = self.registered.lock().last().unwrap().endpoint.clone();
+        let endpoint = self.endpoints.lock().asked.clone().unwrap();
         DevicePluginClient::new(self.directory.device_plugins().join(endpoint))
     }
 
@@ -287,12 +367,28 @@ impl FakePlugin {
         device_plugin::register(&directory, registration(), Duration::from_secs(5)).await.unwrap();
     }
 
+    /// Registers with the kubelet, as a plugin without `KUBELET_SOCKET` does.
+    pub(super) async fn register_with_kubelet(&self, kubelet: &FakeKubelet) {
+        device_plugin::register(&kubelet.directory, registration(), Duration::from_secs(5)).await.unwrap();
+    }
+
     pub(super) fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
         _ = std::fs::remove_file(&self.socket);
     }
+}
+
+fn allocatable(devices: Option<Bytes>) -> AllocatableResourcesResponse {
+    let list = devices.map(|list| ListAndWatchResponse::decode(list).unwrap()).unwrap_or_default();
+    let healthy = list.devices.into_iter().filter(|device| device.health == "Healthy");
+    let one = |device: Device| ContainerDevices {
+        resource_name: "nvidia.com/gpu".into(),
+        device_ids: vec![device.id],
+        topology: None,
+    };
+    AllocatableResourcesResponse { devices: healthy.map(one).collect() }
 }
 
 pub(super) fn options() -> DevicePluginOptions {

@@ -1,0 +1,167 @@
+//! A device plugin that registers with the kubelet itself, and the agent after it. Owns when a registration of the agent is
+//! the newest one, and the look at what shows that it is not.
+//!
+//! The kubelet uses the newest registration of a resource. When any of them ends, it uses any of those that are left, so
+//! the agent never has two: it ends the last one, and registers anew when the plugin is the only one. The plugin has
+//! registered if the kubelet then lists its devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use prost::Message as _;
+use tokio::time::{Instant, sleep};
+
+use super::directory::FileId;
+use super::plugin::{Plugin, Source};
+use super::{Shared, WaitsFor};
+use crate::agent::kubelet::checkpoint;
+use crate::agent::kubelet::messages::ListAndWatchResponse;
+use crate::capacity::steering::takeover::Takeover;
+use crate::k8s::checkpoint::Checkpoint;
+
+/// Pause after the plugin has answered, before the agent's registration ends. A plugin that has started registers within
+/// milliseconds, and the node has no devices if the agent ends before that.
+const SETTLE: Duration = Duration::from_millis(250);
+/// Pause between looks at what the kubelet lists.
+const POLL: Duration = Duration::from_millis(50);
+/// The same once a look has been in vain for [`EAGER`].
+const LATER_POLL: Duration = Duration::from_millis(500);
+/// How long looks follow each other soon.
+const EAGER: Duration = Duration::from_secs(10);
+/// Time between two answers of the kubelet that must agree. A kubelet that answers twice has processed the end of the last
+/// registration.
+const BETWEEN: Duration = Duration::from_millis(100);
+/// The number of answers that must show a registration of the plugin before it is not repeated.
+const LOOKS: u32 = 3;
+/// Time limit of one answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+impl Plugin {
+    /// Whether the plugin registers with the kubelet.
+    pub(super) fn is_found(&self) -> bool {
+        self.announced.borrow().source == Source::Found
+    }
+
+    /// Notes that the plugin may have registered with the kubelet after the agent, or is about to.
+    pub(super) fn may_be_newest(&self) {
+        if self.shared.may_take_over() {
+            self.overtaken.send_modify(|times| *times += 1);
+            self.shared.update_health(&self.resource.0, |health| health.overtaken = true);
+        }
+    }
+
+    /// Notes that the agent has registered after the plugin, unless the plugin may have done so again since `times`.
+    pub(super) async fn is_in_force(&self, times: u64) {
+        *self.registered_at.lock() = Some(Instant::now());
+        // An answer to a question before the last registration has nothing to do with the next allocation.
+        *self.asked.lock() = None;
+        self.allocated.lock().begins();
+        if let Ok(recorded) = checkpoint::read(&self.shared.config.kubelet).await {
+            self.look_at(&recorded.unwrap_or_default());
+        }
+        let overtaken = *self.overtaken.borrow() != times;
+        self.shared.update_health(&self.resource.0, |health| health.overtaken = overtaken);
+    }
+
+    /// Waits until the agent has to register again: the plugin may have registered since `times` and answers, or it is away
+    /// for good.
+    pub(super) async fn must_register_again(&self, times: u64) {
+        let (mut overtaken, mut devices) = (self.overtaken.subscribe(), self.devices.subscribe());
+        let answers = async {
+            _ = overtaken.wait_for(|now| *now != times).await;
+            self.connected().await;
+            sleep(SETTLE).await;
+        };
+        tokio::select! {
+            () = answers => {}
+            // Without the agent, the kubelet decides by what it knows of the plugin itself.
+            _ = devices.wait_for(Option::is_none) => {}
+        }
+    }
+
+    /// Waits until the next registration will be the newest. The last one of this agent must have ended.
+    pub(super) async fn will_be_newest(&self) {
+        let begun = Instant::now();
+        let mut agreed: Option<Instant> = None;
+        loop {
+            let waits_for = if self.directory.has_other_endpoints() {
+                Some(WaitsFor::OtherAgent)
+            } else {
+                (!self.kubelet_lists_devices().await).then_some(WaitsFor::Devices)
+            };
+            self.shared.update_health(&self.resource.0, |health| health.waits_for = waits_for);
+            match (waits_for, agreed) {
+                (None, Some(since)) if since.elapsed() >= BETWEEN => return,
+                (None, Some(_)) => {}
+                (None, None) => agreed = Some(Instant::now()),
+                (Some(_), _) => agreed = None,
+            }
+            sleep(if begun.elapsed() < EAGER { POLL } else { LATER_POLL }).await;
+        }
+    }
+
+    /// Whether the kubelet has a registration of the plugin itself, of an earlier hand-back, now that the agent's has ended.
+    ///
+    /// Kubelet 1.37 refuses to repeat it, and then no longer notices the end of the plugin.
+    pub(super) async fn is_registered_itself(&self) -> bool {
+        if !Takeover::of(*self.shared.inputs.kubelet_version.borrow()).is_allowed() {
+            return false;
+        }
+        for _ in 0..LOOKS {
+            if !self.kubelet_lists_devices().await {
+                return false;
+            }
+            sleep(BETWEEN).await;
+        }
+        true
+    }
+
+    /// Whether the kubelet lists exactly the healthy devices of the plugin. Without a registration of the agent, it has them
+    /// from the plugin, and the name of the resource is right.
+    async fn kubelet_lists_devices(&self) -> bool {
+        let Some(list) = self.devices.borrow().clone() else { return false };
+        let Ok(list) = ListAndWatchResponse::decode(list) else { return false };
+        let healthy: BTreeSet<String> =
+            list.devices.into_iter().filter(|device| device.health == "Healthy").map(|device| device.id).collect();
+        let Ok(listed) = self.shared.pod_resources.allocatable(ANSWER).await else { return false };
+        let of_resource = listed.devices.into_iter().filter(|devices| self.resource.0 == devices.resource_name);
+        let listed: BTreeSet<String> = of_resource.flat_map(|devices| devices.device_ids).collect();
+        !healthy.is_empty() && healthy == listed
+    }
+
+    /// Takes into account what the kubelet has recorded. Returns the number of allocations that bypassed the agent.
+    fn look_at(&self, recorded: &Checkpoint) -> usize {
+        let records: BTreeMap<_, _> = recorded
+            .of(&self.resource)
+            .map(|entry| ((entry.pod.clone(), entry.container.clone()), entry.devices.iter().cloned().collect()))
+            .collect();
+        self.allocated.lock().recorded(records).len()
+    }
+}
+
+/// Looks for allocations of plugins that are taken over and that the agent did not pass on, if the kubelet has recorded
+/// something since the last look.
+pub(super) async fn look_at_records<'p>(
+    shared: &Shared,
+    plugins: impl Iterator<Item = &'p Plugin>,
+    (last, now): (&mut Option<FileId>, Option<FileId>),
+) {
+    if *last == now {
+        return;
+    }
+    let recorded = match checkpoint::read(&shared.config.kubelet).await {
+        Ok(recorded) => recorded.unwrap_or_default(),
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    *last = now;
+    for plugin in plugins.filter(|plugin| plugin.is_found()) {
+        let bypassed = plugin.look_at(&recorded);
+        let claims = |health: &super::ResourceHealth| health.registered && !health.overtaken;
+        let claimed = shared.outputs.health.borrow().resources.get(plugin.resource.0.as_str()).is_some_and(claims);
+        if bypassed > 0 && claimed {
+            tracing::warn!(resource = %plugin.resource, bypassed, "the kubelet asked the device plugin in place of the agent");
+            shared.outputs.counters.bypassed.inc_by(bypassed as u64);
+            plugin.may_be_newest();
+        }
+    }
+}
