@@ -34,6 +34,14 @@ pub const FOREIGN_REQUEST: &str = ".gpu-memory.request";
 /// Suffix of a limit, see [`FOREIGN_OF`].
 pub const FOREIGN_LIMIT: &str = ".gpu-memory.limit";
 
+// LeaderWorkerSets, as their project names them.
+/// API group of LeaderWorkerSets.
+pub const LWS_GROUP: &str = "leaderworkerset.x-k8s.io";
+/// Kind of a workload that makes its pods in groups of one leader and its workers.
+pub const LWS_KIND: &str = "LeaderWorkerSet";
+/// Label of each pod of a LeaderWorkerSet, with the name of the LeaderWorkerSet.
+pub const LWS_NAME: &str = "leaderworkerset.sigs.k8s.io/name";
+
 // Declarations of other GPU sharing projects, which `k8s::foreign` reads.
 /// KAI: annotation with the memory of the pod's GPU in MiB.
 pub const KAI_GPU_MEMORY: &str = "gpu-memory";

@@ -12,7 +12,7 @@ use self::edit::{Edit, Path, Step};
 use super::document;
 use super::foreign::{self, Assumptions};
 use super::snapshot::{self, Booleans};
-use super::template;
+use super::template::{self, Template};
 use super::{tree, wording};
 use crate::capacity::policy::Policies;
 use crate::keys;
@@ -82,6 +82,18 @@ struct Change {
     used: Vec<(String, String)>,
     done: Vec<String>,
     lost: Vec<String>,
+}
+
+impl Change {
+    /// Adds what is changed in another template of the object. What is lost in both is said once.
+    fn append(&mut self, other: Change) {
+        self.edits.extend(other.edits);
+        self.documents.extend(other.documents);
+        self.used.extend(other.used);
+        self.done.extend(other.done);
+        let lost: Vec<String> = other.lost.into_iter().filter(|text| !self.lost.contains(text)).collect();
+        self.lost.extend(lost);
+    }
 }
 
 /// Why an object cannot be converted.
@@ -282,19 +294,29 @@ fn change(
     direction: Direction<'_>,
     claims: &dra::ClaimTemplates,
 ) -> Result<Option<Change>, Refused> {
-    let Some(found) = template::of(object) else { return unknown_kind(object, direction) };
-    let at = edit::under(path, found.kind.template);
+    let templates: Vec<Template<'_>> = template::all(object).collect();
+    if templates.is_empty() {
+        return unknown_kind(object, direction);
+    }
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
-    match direction {
-        Direction::FromForeign(assumptions) => ours::change(found.value, &at, assumptions),
-        Direction::ToClaims(policies) => match policies.of(namespace) {
-            Some(policy) => dra::to_claims(object, found.value, &at, policy),
-            None => Ok(None),
-        },
-        Direction::FromClaims(policies) => {
-            dra::from_claims(object, found.value, &at, policies.rules().per_process_overhead, claims)
+    let mut all: Option<Change> = None;
+    for found in templates {
+        let at = edit::under(path, found.kind.template);
+        let change = match direction {
+            Direction::FromForeign(assumptions) => ours::change(found.value, &at, assumptions),
+            Direction::ToClaims(policies) => match policies.of(namespace) {
+                Some(policy) => dra::to_claims(object, &found, &at, policy),
+                None => Ok(None),
+            },
+            Direction::FromClaims(policies) => {
+                dra::from_claims(object, found.value, &at, policies.rules().per_process_overhead, claims)
+            }
+        };
+        if let Some(change) = change? {
+            all.get_or_insert_default().append(change);
         }
     }
+    Ok(all)
 }
 
 /// A kind whose pods are not known here is left as it is, but not without a word if it declares something.
@@ -330,8 +352,10 @@ fn unused(documents: &[Document<'_>], changes: &[Vec<(Path, Change)>]) -> BTreeS
                 continue;
             }
             let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
-            let claims = template::of(object).and_then(|found| found.value.pointer("/spec/resourceClaims")?.as_array());
-            for claim in claims.into_iter().flatten() {
+            let claims = template::all(object)
+                .filter_map(|found| found.value.pointer("/spec/resourceClaims")?.as_array())
+                .flatten();
+            for claim in claims {
                 let name = claim.get("resourceClaimTemplateName").and_then(Value::as_str).unwrap_or_default();
                 unused.remove(&(namespace.to_owned(), name.to_owned()));
             }

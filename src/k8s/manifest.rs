@@ -120,7 +120,8 @@ mod tests {
         for manifest in [
             workload("Deployment", &template),
             workload("Job", &template),
-            workload("LeaderWorkerSet", &template),
+            workload("Rollout", &template),
+            workload("LeaderWorkerSet", &format!("{{leaderWorkerTemplate: {{workerTemplate: {TEMPLATE}}}}}")),
             workload("CronJob", &format!("{{jobTemplate: {{spec: {template}}}}}")),
         ] {
             assert_eq!(manifest.name, "w");

@@ -29,10 +29,10 @@ pub struct Template<'o> {
     pub value: &'o Value,
 }
 
-/// The pod template of an object; `None` for a kind that makes no pods.
-pub fn of(object: &Value) -> Option<Template<'_>> {
-    let kind = kinds::of(object)?;
-    object.pointer(kind.template).map(|value| Template { kind, value })
+/// The pod templates of an object: one for most kinds, and none for a kind that makes no pods.
+pub fn all(object: &Value) -> impl Iterator<Item = Template<'_>> {
+    let there = kinds::rows(object).filter(|kind| !kind.is_left_out(object));
+    there.filter_map(|kind| object.pointer(kind.template).map(|value| Template { kind, value }))
 }
 
 /// `Kind namespace/name` of an object, for messages.
@@ -93,19 +93,22 @@ pub fn demands(objects: &[Value], policies: &Policies) -> Demands {
     };
     let mut demands = Demands::default();
     for object in objects.iter().filter(|object| !owned(object)) {
-        let Some(template) = of(object) else { continue };
-        let copies = match template.kind.copies(object) {
-            Ok(copies) => copies,
-            Err(what) => {
-                demands.left_out.push(format!("{}: {what}", title(object)));
-                continue;
-            }
-        };
-        let ended = matches!(text(object, "/status/phase").as_deref(), Some("Succeeded" | "Failed"));
-        if ended || copies == Copies::Exactly(0) {
+        if matches!(text(object, "/status/phase").as_deref(), Some("Succeeded" | "Failed")) {
             continue;
         }
-        demands.of_template(object, template.value, copies, policies);
+        for Template { kind, value } in all(object) {
+            match kind.copies(object) {
+                Ok(Copies::Exactly(0)) => {}
+                Ok(copies) => demands.of_template(object, value, copies, policies),
+                Err(what) => {
+                    let what = format!("{}: {what}", title(object));
+                    // Several templates have the same numbers.
+                    if demands.left_out.last() != Some(&what) {
+                        demands.left_out.push(what);
+                    }
+                }
+            }
+        }
     }
     demands
 }

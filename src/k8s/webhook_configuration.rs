@@ -26,20 +26,23 @@ pub const DEVICES: &str = "devices.pods.vramguard.dev";
 /// Name of the validating entry with failurePolicy Ignore for all other namespaces.
 pub const REPORT: &str = "report.pods.vramguard.dev";
 
-/// Name of the validating entry for workloads, except CronJobs. It only warns, and has failurePolicy Ignore.
+/// Name of the validating entry for workloads whose template is in the usual place. It only warns, and has failurePolicy
+/// Ignore.
 pub const WORKLOADS: &str = "workloads.vramguard.dev";
 /// Name of the validating entry for CronJobs, whose template is in another place. It is otherwise as [`WORKLOADS`].
 pub const CRON_JOBS: &str = "cronjobs.vramguard.dev";
+/// Name of the validating entry for LeaderWorkerSets, which have up to two templates. It is otherwise as [`WORKLOADS`].
+pub const LEADER_WORKER_SETS: &str = "leaderworkersets.vramguard.dev";
 /// Name of the validating entry for autoscalers. It is otherwise as [`WORKLOADS`].
 pub const AUTOSCALERS: &str = "autoscalers.vramguard.dev";
 
-const OURS: [&str; 8] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT, WORKLOADS, CRON_JOBS, AUTOSCALERS];
+const OURS: [&str; 9] = [MUTATE, BIND, ENFORCE, DEVICES, REPORT, WORKLOADS, CRON_JOBS, LEADER_WORKER_SETS, AUTOSCALERS];
 
 /// The namespaceSelector that an entry must have; `None` for an entry that is not ours.
 pub fn selector(entry: &str, policies: &Policies) -> Option<LabelSelector> {
     let exempt = policies.exempt();
     match entry {
-        MUTATE | WORKLOADS | CRON_JOBS | AUTOSCALERS => Some(all_but(exempt)),
+        MUTATE | WORKLOADS | CRON_JOBS | LEADER_WORKER_SETS | AUTOSCALERS => Some(all_but(exempt)),
         BIND => Some(those(policies.injected())),
         ENFORCE | DEVICES => Some(those(policies.enforced())),
         REPORT => Some(match policies.enforced() {

@@ -13,6 +13,7 @@ use crate::capacity::admission::workload::{Scale, Workload, WorkloadJudgement};
 use crate::capacity::name::Name;
 use crate::capacity::policy::Mode;
 use crate::capacity::verdict::finding::Object;
+use crate::keys;
 
 mod object;
 
@@ -32,9 +33,20 @@ pub enum Asked {
     Unread(String),
 }
 
-/// Kinds of targets of autoscalers that are read, all of the API group `apps`, each with its plural.
-const TARGETS: [(&str, &str); 3] =
-    [("Deployment", "deployments"), ("StatefulSet", "statefulsets"), ("ReplicaSet", "replicasets")];
+/// A kind of targets of autoscalers that is read.
+struct Target {
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+}
+
+/// All of them. Each kind is in one group, so a target is known by its kind.
+const TARGETS: [Target; 4] = [
+    Target { group: "apps", kind: "Deployment", plural: "deployments" },
+    Target { group: "apps", kind: "StatefulSet", plural: "statefulsets" },
+    Target { group: "apps", kind: "ReplicaSet", plural: "replicasets" },
+    Target { group: keys::LWS_GROUP, kind: keys::LWS_KIND, plural: "leaderworkersets" },
+];
 
 /// A HorizontalPodAutoscaler. The template of its pods is in its target, which a review does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +68,13 @@ impl Autoscaler {
     /// The path of its target at the API server; `None` for a name that no object has.
     pub fn target_path(&self) -> Option<String> {
         let Object { kind, namespace, name } = &self.target;
-        let (_, plural) = TARGETS.iter().find(|(target, _)| *kind == **target)?;
+        let Target { group, plural, .. } = TARGETS.iter().find(|target| *kind == *target.kind)?;
         let is_plain = |text: &str| {
             let of_names = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
             text.bytes().all(of_names) && text.starts_with(|first: char| first.is_ascii_alphanumeric())
         };
-        (is_plain(namespace) && is_plain(name)).then(|| format!("/apis/apps/v1/namespaces/{namespace}/{plural}/{name}"))
+        (is_plain(namespace) && is_plain(name))
+            .then(|| format!("/apis/{group}/v1/namespaces/{namespace}/{plural}/{name}"))
     }
 
     /// Its target with the number of pods that this autoscaler may ask for, and no other. `None` if nothing is known of

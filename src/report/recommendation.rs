@@ -144,7 +144,7 @@ impl Recommendations {
             text.push_str("# no declaration needs a change\n");
         }
         for ((namespace, kind, name), rows) in of_objects {
-            let known = kinds::named(kind);
+            let known = kinds::named(kind).filter(|known| known.is_built_in());
             // Comments alone are no document.
             if known.is_some() {
                 let _ = writeln!(text, "---");
@@ -153,7 +153,7 @@ impl Recommendations {
                 let _ = writeln!(text, "# {}", row.comment());
             }
             let Some(known) = known else {
-                // Nobody knows where such an object has its pod template.
+                // Nobody knows where such an object has its pod template, or its API server takes no such patch.
                 let _ =
                     writeln!(text, "# {kind} {}: set in its pod template:", named(namespace, name), kind = clean(kind));
                 for (key, value) in annotations(&rows) {
@@ -336,6 +336,16 @@ mod tests {
             of(&[row("Deployment", "a", "main", Recommendation::Keep)]).patch(),
             "# no declaration needs a change\n"
         );
+    }
+
+    #[test]
+    fn a_custom_resource_is_named_in_a_comment_because_no_such_patch_changes_it() {
+        let text = of(&[row("LeaderWorkerSet", "vllm", "main", Recommendation::Raise(Vram::from_mib(64)))]).patch();
+        assert!(
+            text.contains("# LeaderWorkerSet ml/vllm: set in its pod template:\n#   \"vramguard.dev/vram\": \"64Mi\""),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.starts_with('#')), "{text}");
     }
 
     #[test]

@@ -47,12 +47,14 @@ const OWN_POLICIES: Option<&str> =
     Some("policies that are resources are missing, so others may be used in their place");
 
 /// All resources, in the order in which they are read: nodes before pods, and owners before what they own.
-const RESOURCES: [Resource; 20] = [
+const RESOURCES: [Resource; 21] = [
     of("/api/v1", "Node", "nodes", false, None),
     of(OURS, "GpuLedger", "gpuledgers", false, Some("reservations and agents' reports are missing")),
     of(OURS, Kind::Cluster.name(), Kind::Cluster.plural(), false, OWN_POLICIES),
     of(OURS, Kind::Namespace.name(), Kind::Namespace.plural(), true, OWN_POLICIES),
     of(OURS, Kind::Inventory.name(), Kind::Inventory.plural(), false, Some("descriptions of nodes are missing")),
+    // Only where its controller is installed.
+    of("/apis/leaderworkerset.x-k8s.io/v1", keys::LWS_KIND, "leaderworkersets", true, OWNERS),
     of(APPS, "Deployment", "deployments", true, OWNERS),
     of(APPS, "ReplicaSet", "replicasets", true, OWNERS),
     of(APPS, "StatefulSet", "statefulsets", true, OWNERS),

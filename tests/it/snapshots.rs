@@ -91,9 +91,12 @@ fn a_cluster_with_time_slicing_is_read_with_its_workloads() {
         .workloads
         .iter()
         .map(|w| {
-            let name = &scene.subjects[w.template].object.name;
+            let name = &scene.subjects[w.templates[0].subject].object.name;
             let autoscaler = w.autoscaler.as_ref().map(|(name, most)| format!(" {name} to {most}")).unwrap_or_default();
-            format!("{} {name}: {} + {}, {} bound{autoscaler}", w.object.kind, w.replicas, w.surge, w.bound)
+            format!(
+                "{} {name}: {} + {}, {} bound{autoscaler}",
+                w.object.kind, w.replicas, w.surge, w.templates[0].bound
+            )
         })
         .collect();
     let expected = [

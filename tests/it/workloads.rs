@@ -2,10 +2,13 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // a test starts programs
 
+use std::process::Command;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::support::objects::{ENFORCE, deployment};
-use crate::support::{GpuNode, GuardedCluster};
+use crate::support::{GpuNode, GuardedCluster, run};
 
 const AGENT: &str = "{vramguard.dev/vram: 8Gi}";
 const TEMPLATE: &str = "template: {metadata: {labels: {app: other}, annotations: {vramguard.dev/vram: 8Gi}}, spec: {restartPolicy: \
@@ -170,4 +173,102 @@ async fn a_cron_job_that_runs_counts_with_the_pods_of_its_run() {
     let what = "a run needs 3 pods at a time of 8912Mi; 1 run, and 1 more fit now; remedy: parallelism: 2";
     assert_eq!(told, warning("CronJob nightly", what));
     cluster.stays_settled("ml", 1, 0, Duration::from_secs(1)).await;
+}
+
+/// A definition of LeaderWorkerSets with no more of a schema than a test needs.
+const GROUPS: &str = "\
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: leaderworkersets.leaderworkerset.x-k8s.io}
+spec:
+  group: leaderworkerset.x-k8s.io
+  names: {kind: LeaderWorkerSet, listKind: LeaderWorkerSetList, plural: leaderworkersets, singular: leaderworkerset}
+  scope: Namespaced
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      subresources:
+        scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas}
+      schema:
+        openAPIV3Schema:
+          type: object
+          properties:
+            spec: {type: object, x-kubernetes-preserve-unknown-fields: true}
+";
+
+fn groups(replicas: u32, pods: &str) -> String {
+    format!(
+        "{{apiVersion: leaderworkerset.x-k8s.io/v1, kind: LeaderWorkerSet, metadata: {{name: vllm, namespace: ml}}, spec: {{replicas: \
+         {replicas}, leaderWorkerTemplate: {{{pods}}}}}}}"
+    )
+}
+
+#[tokio::test]
+async fn a_leader_worker_set_is_told_the_largest_number_of_groups_that_fit() {
+    // The entry for LeaderWorkerSets is in force before there is such a resource.
+    let cluster =
+        GuardedCluster::start(&[GpuNode::new("gpu-0"), GpuNode::new("gpu-1")], &[("cluster.yaml", ENFORCE)]).await;
+    let plane = &cluster.plane;
+    plane.kubectl_with_input(&["apply", "-f", "-"], GROUPS).await.expect_success();
+    let crd = "crd/leaderworkersets.leaderworkerset.x-k8s.io";
+    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", crd]).await.expect_success();
+
+    // Four pods fit: two groups of a leader and a worker.
+    let template = |gpu: &str| {
+        format!(
+            "{{metadata: {{annotations: {{vramguard.dev/vram: {gpu}}}}}, spec: {{containers: [{{name: main, image: none, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}"
+        )
+    };
+    let pairs = |replicas| groups(replicas, &format!("size: 2, workerTemplate: {}", template("8Gi")));
+    let told = |what: &str| warning("LeaderWorkerSet vllm", what);
+    let too_many = "it should have 3 groups with 6 pods of 8912Mi; 0 run, and 4 more fit now; remedy: replicas: 2";
+    assert_eq!(apply(&cluster, &pairs(3)).await, told(too_many));
+    assert_eq!(reviews(&cluster), 1);
+    assert_eq!(apply(&cluster, &pairs(2)).await, "", "fewer groups");
+    let leader = format!("size: 2, leaderTemplate: {}, workerTemplate: {}", template("12Gi"), template("8Gi"));
+    let leaders = "it should have 3 groups with 3 leaders of 13008Mi; 0 run, and 2 more fit now; remedy: replicas: 2  # or fewer: the other \
+                   pods of each group need room too";
+    assert_eq!(try_on(&cluster, &groups(3, &leader)).await, told(leaders));
+    let scaled = autoscaler("vllm", 9)
+        .replace("apps/v1, kind: Deployment", "leaderworkerset.x-k8s.io/v1, kind: LeaderWorkerSet");
+    let too_far = "HorizontalPodAutoscaler \"agents\" may scale it to 9 groups with 18 pods of 8912Mi; 0 run, and 4 more fit now; remedy: \
+                   maxReplicas: 2";
+    assert_eq!(try_on(&cluster, &scaled).await, told(too_far));
+
+    // Its StatefulSets, a set without a GPU and one that is no set at all are not even sent.
+    let before = reviews(&cluster);
+    let made = |owner: &str| {
+        let owner =
+            format!("ownerReferences: [{{apiVersion: v1, kind: {owner}, name: vllm, uid: x, controller: true}}]");
+        format!(
+            "{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: vllm, namespace: ml, {owner}}}, spec: {{replicas: 9, serviceName: \
+             s, selector: {{matchLabels: {{app: other}}}}, {}}}}}",
+            TEMPLATE.replace("restartPolicy: Never, ", "")
+        )
+    };
+    let plain = pairs(9).replace("nvidia.com/gpu: 1", "cpu: 1").replace("annotations: {vramguard.dev/vram: 8Gi}", "");
+    for silent in
+        [made("LeaderWorkerSet"), made("Pod"), plain, groups(9, "").replace("leaderWorkerTemplate: {}", "x: 1")]
+    {
+        assert_eq!(try_on(&cluster, &silent).await, "", "{silent}");
+    }
+    assert_eq!(reviews(&cluster), before);
+    assert_ne!(try_on(&cluster, &made("Operator")).await, "", "an operator's StatefulSet is one like any other");
+
+    // The audit reads the set with the rights of an administrator, and says the same.
+    plane.kubectl_with_input(&["replace", "-f", "-"], &pairs(3)).await.expect_success();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vramguard"));
+    command.args(["audit", "--output", "json"]).env("KUBECONFIG", plane.admin_kubeconfig());
+    let audit = run(&mut command, Duration::from_secs(120));
+    let report: Value = serde_json::from_str(&audit.stdout).unwrap_or_else(|error| panic!("{error}: {}", audit.stderr));
+    let workload = json!({ "kind": "LeaderWorkerSet", "namespace": "ml", "name": "vllm", "demandMib": 8912, "replicas": 6,
+        "maxReplicas": 6, "fitsMore": 4 });
+    assert_eq!(report["workloads"], json!([workload]));
+    let found = report["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .find(|finding| finding["reason"] == "ReplicasExceedRoom");
+    assert_eq!(found.expect("a finding")["remedy"], "replicas: 2");
 }

@@ -220,7 +220,7 @@ pub struct WorkloadState {
     pub object: Object,
     /// Demand of one pod; `None` if not known.
     pub demand: Option<Vram>,
-    /// Pods that it should have now.
+    /// Pods that it should have now. Of a workload that makes groups, these are the pods that decide how many fit.
     pub replicas: u64,
     /// The most that it may have.
     pub most: u64,

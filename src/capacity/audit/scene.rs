@@ -10,7 +10,7 @@ use crate::capacity::observation::{self, containers::ContainerKey};
 use crate::capacity::pod::Pod;
 use crate::capacity::policy::Policies;
 use crate::capacity::time::Moment;
-use crate::capacity::verdict::finding::{EnvironmentFault, ForeignDeclaration, Object, Place};
+use crate::capacity::verdict::finding::{EnvironmentFault, ForeignDeclaration, Members, Object, Place};
 use crate::capacity::vram::Vram;
 
 /// A cluster at one moment, or manifests that are to be applied to one.
@@ -144,14 +144,25 @@ pub enum Stage {
 pub struct Workload {
     /// The workload.
     pub object: Object,
-    /// Index of its template in [`Scene::subjects`].
-    pub template: usize,
-    /// Number of pods that it should have now.
+    /// Its templates: one, or those of the leaders and of the workers of its groups.
+    pub templates: Vec<Template>,
+    /// Number of replicas that it should have now: pods, or groups of pods.
     pub replicas: u64,
-    /// Number of pods that a rollout adds while it lasts; 0 if it replaces pods in place.
+    /// Number of replicas that a rollout adds while it lasts; 0 if it replaces them in place.
     pub surge: u64,
     /// `maxReplicas` and name of the HorizontalPodAutoscaler that scales it.
     pub autoscaler: Option<(Name, u64)>,
+}
+
+/// A template of a workload.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Its index in [`Scene::subjects`].
+    pub subject: usize,
+    /// Which pods of each group are made of it; `None` if the replicas are pods.
+    pub members: Option<Members>,
+    /// Number of pods in each replica that are made of it.
+    pub each: u64,
     /// Number of its pods that are bound now.
     pub bound: u64,
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 
 use super::outcome::{Audit, State};
-use super::scene::{DeviceClaim, Scene, SharedDevice, Stage, Subject, Workload};
+use super::scene::{DeviceClaim, Scene, SharedDevice, Stage, Subject, Template, Workload};
 use super::*;
 use crate::capacity::cluster::NodeFacts;
 use crate::capacity::gpu::{Pool, Sharing};
@@ -280,11 +280,10 @@ fn workload(scene: &mut Scene, declared: u64, replicas: u64, surge: u64, autosca
     scene.subject("", Some(declared), Stage::Template).object = object("Deployment", "agents");
     scene.workloads.push(Workload {
         object: object("Deployment", "agents"),
-        template: scene.subjects.len() - 1,
+        templates: vec![Template { subject: scene.subjects.len() - 1, members: None, each: 1, bound }],
         replicas,
         surge,
         autoscaler: autoscaler.map(|most| ("hpa".into(), most)),
-        bound,
     });
 }
 

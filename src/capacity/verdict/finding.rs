@@ -192,6 +192,8 @@ pub enum Matter {
         fits: u64,
         /// Whether no more than that fit. If not, which GPU a pod gets decides.
         is_exact: bool,
+        /// The groups in which it makes its pods; `None` if it makes them one by one.
+        groups: Option<Groups>,
     },
     /// No node with the resource is one that the pods of a workload may land on.
     KeptOff {
@@ -293,6 +295,28 @@ pub enum Growth {
     Replicas,
     /// The `parallelism` of a Job.
     Parallelism,
+}
+
+/// The groups in which a workload such as a LeaderWorkerSet makes its pods, as far as they are compared with the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Which pods of each group these are.
+    pub members: Members,
+    /// Number of these pods in each group; at least 1.
+    pub each: u64,
+    /// Whether the other pods of each group need room of a guarded resource too, which is compared apart.
+    pub others_need: bool,
+}
+
+/// Pods of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// All of them.
+    All,
+    /// Its first pod.
+    Leaders,
+    /// All but its first pod.
+    Workers,
 }
 
 impl Matter {

@@ -146,6 +146,11 @@ impl Reader {
         if stage == pod::Stage::Ended || has_ended(&object) {
             return Ok(());
         }
+        let owner = owners::controller(value, &id.namespace, &mut self.names);
+        if label(value, keys::LWS_NAME).is_some() {
+            // The workers of a group are owned by way of their leader.
+            self.owners.note(id, owner.clone());
+        }
         let uid = pod::uid(&object.metadata);
         let holder = match stage {
             pod::Stage::Holds(_, holder) => Some(holder),
@@ -167,7 +172,6 @@ impl Reader {
             return Ok(()); // KAI's own pod: who shares its GPU is the subject
         }
         let Some(about) = About::of(value, &object, &mut self.names) else { return Ok(()) };
-        let owner = owners::controller(value, &id.namespace, &mut self.names);
         if let Some(owner) = owner.as_ref().filter(|owner| owner.kind == "ReplicaSet")
             && let Some(hash) = label(value, "pod-template-hash")
         {

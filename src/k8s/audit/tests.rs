@@ -83,7 +83,7 @@ fn pods_count_for_the_workload_that_makes_them() {
     let scene = scene(&[pods[0].clone(), deployment, pods[1].clone()]);
     assert_eq!(owners(&scene), ["InferenceService llm"; 3]);
     let workload = &scene.workloads[0];
-    assert_eq!((workload.bound, workload.replicas, workload.surge), (2, 2, 1));
+    assert_eq!((workload.templates[0].bound, workload.replicas, workload.surge), (2, 2, 1));
 }
 
 #[test]

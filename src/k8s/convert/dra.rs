@@ -12,9 +12,10 @@ use super::edit::{Edit, Step, key, under};
 use super::ours::containers;
 use super::{Change, Refused};
 use crate::capacity::policy::Policy;
+use crate::capacity::verdict::finding::Members;
 use crate::capacity::vram::Vram;
 use crate::k8s::quantity::{self, Bytes};
-use crate::k8s::template;
+use crate::k8s::template::{self, Template};
 use crate::keys;
 
 /// What a claim needs, as a comment above it.
@@ -35,10 +36,11 @@ const LOST: [&str; 4] = [
 /// From declarations to claims; `None` if the template has no GPU or declares nothing for vramguard.
 pub(super) fn to_claims(
     object: &Value,
-    template: &Value,
+    found: &Template<'_>,
     at: &[Step],
     policy: &Policy,
 ) -> Result<Option<Change>, Refused> {
+    let template = found.value;
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
     let (demands, _) =
         template::container_demands(template, namespace.unwrap_or("default"), policy).map_err(Refused)?;
@@ -47,6 +49,8 @@ pub(super) fn to_claims(
     }
     let owner = ["/metadata/name", "/metadata/generateName"].iter().find_map(|name| object.pointer(name)?.as_str());
     let owner = owner.unwrap_or("pod").trim_end_matches(['-', '.']);
+    // The containers of leaders and workers often have the same names.
+    let of_leaders = if found.kind.members(object) == Some(Members::Leaders) { "-leader" } else { "" };
     let mut change = Change::default();
     let mut refused = Vec::new();
     let claims = template.pointer("/spec/resourceClaims").and_then(Value::as_array);
@@ -68,7 +72,7 @@ pub(super) fn to_claims(
             refused.push(format!("the pod has a claim named {name:?} already"));
             continue;
         }
-        let claim: String = format!("{owner}-{name}-vram").chars().take(253).collect();
+        let claim: String = format!("{owner}{of_leaders}-{name}-vram").chars().take(253).collect();
         change.documents.push(claim_template(&claim, namespace, demand.total, demand.declared, part.processes));
         pod_claims.push(json!({"name": name, "resourceClaimTemplateName": claim}));
         let container = all.iter().find(|(_, container)| container.get("name") == Some(&json!(name)));

@@ -383,3 +383,39 @@ fn a_comment_of_a_conversion_has_no_character_that_ends_or_turns_it() {
     let comments: Vec<&str> = converted.text.lines().filter(|line| line.starts_with(MARK)).collect();
     assert!(!comments.is_empty() && comments.iter().all(|line| !line.contains('\u{202e}')), "{comments:?}");
 }
+
+#[test]
+fn leaders_and_workers_of_a_group_are_both_converted() {
+    let set = |leader: &str, worker: &str| {
+        format!(
+            "apiVersion: leaderworkerset.x-k8s.io/v1\nkind: LeaderWorkerSet\nmetadata: {{name: vllm, namespace: ml}}\nspec:\n  \
+             leaderWorkerTemplate:\n    size: 2\n    leaderTemplate:\n      {leader}\n    workerTemplate:\n      {worker}\n"
+        )
+    };
+    let template = |annotations: &str, resources: &str| {
+        format!(
+            "metadata: {{annotations: {{{annotations}}}}}\n      spec:\n        containers:\n        - {{name: m, resources: \
+             {{limits: {{{resources}}}}}}}"
+        )
+    };
+    let of_hami = set(
+        &template("a: b", "nvidia.com/gpu: 1, nvidia.com/gpumem: 1000"),
+        &template("a: b", "nvidia.com/gpu: 1, nvidia.com/gpumem: 3000"),
+    );
+    let ours = foreign(&of_hami);
+    let objects = values(&ours.text);
+    let amount = |template: &str| {
+        let pointer = format!("/spec/leaderWorkerTemplate/{template}/metadata/annotations/vramguard.dev~1vram");
+        objects[0].pointer(&pointer).and_then(Value::as_str)
+    };
+    assert_eq!((amount("leaderTemplate"), amount("workerTemplate")), (Some("1000Mi"), Some("3000Mi")), "{}", ours.text);
+    let claims = to_claims(&ours.text);
+    let names: Vec<_> = values(&claims.text)
+        .iter()
+        .filter_map(|object| Some(object["metadata"]["name"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(names, ["vllm-m-vram", "vllm-leader-m-vram", "vllm"], "{}", claims.text);
+    assert_eq!(claims.text.matches("lost: kube-scheduler preempts").count(), 1, "{}", claims.text);
+    let back = values(&from_claims(&claims.text).text);
+    assert_eq!(back, objects);
+}

@@ -3,20 +3,37 @@
 
 use serde_json::Value;
 
-use super::kinds::{self, Copies, WorkloadKind};
+use super::kinds::{self, Copies, Rollout, WorkloadKind};
 use crate::k8s::object::PodObject;
 use crate::k8s::quantity;
 
-/// The number of pods that a workload should have, and how many a rollout adds; `None` if its nodes decide.
+/// The number of pods, or groups of pods, that a workload should have, and how many a rollout adds; `None` if its nodes
+/// decide.
 ///
 /// # Errors
 /// A field is no whole number, or no percentage where one may be. The text names the field.
 pub(in crate::k8s) fn numbers(kind: &WorkloadKind, object: &Value) -> Result<Option<(u64, u64)>, String> {
-    Ok(match kind.copies(object)? {
+    Ok(match kind.replicas(object)? {
         Copies::PerNode => None,
         Copies::Exactly(_) if kind.is_suspended(object) => Some((0, 0)),
-        Copies::Exactly(replicas) => Some((replicas, if kind.surges { surge(object, replicas)? } else { 0 })),
+        Copies::Exactly(replicas) => {
+            let surge = match kind.rollout {
+                Rollout::InPlace => 0,
+                Rollout::Pods => surge(object, replicas)?,
+                Rollout::Groups => surge_of_groups(object, replicas)?,
+            };
+            Some((replicas, surge))
+        }
     })
+}
+
+/// The groups that a rollout of a LeaderWorkerSet adds. Its controller makes them first and waits for them, also if other
+/// groups may be unavailable, so old ones make no room for them.
+fn surge_of_groups(object: &Value, replicas: u64) -> Result<u64, String> {
+    const FIELD: &str = "/spec/rolloutStrategy/rollingUpdateConfiguration/maxSurge";
+    let surge = IntOrPercent::of(object.pointer(FIELD), IntOrPercent::Int(0));
+    let surge = surge.map_err(|error| format!("{}: {error}", kinds::field(FIELD)))?;
+    Ok(surge.of_replicas(replicas, u64::div_ceil).min(replicas))
 }
 
 /// The pods for which a rollout of a Deployment needs room beside the old ones. Kubernetes never scales the new ReplicaSet
@@ -27,7 +44,10 @@ fn surge(object: &Value, replicas: u64) -> Result<u64, String> {
     if is_recreated || object.pointer("/spec/paused") == Some(&Value::Bool(true)) {
         return Ok(0);
     }
-    let bound = |field: &str| IntOrPercent::of(strategy.and_then(|strategy| strategy.get("rollingUpdate")?.get(field)));
+    let bound = |field: &str| {
+        let value = strategy.and_then(|strategy| strategy.get("rollingUpdate")?.get(field));
+        IntOrPercent::of(value, IntOrPercent::Percent(25))
+    };
     let bound = |field: &str| bound(field).map_err(|error| format!("spec.strategy.rollingUpdate.{field}: {error}"));
     let surge = bound("maxSurge")?.of_replicas(replicas, u64::div_ceil);
     let unavailable = bound("maxUnavailable")?.of_replicas(replicas, |share, all| share / all);
@@ -43,9 +63,9 @@ enum IntOrPercent {
 }
 
 impl IntOrPercent {
-    /// Reads a bound; 25 % if it is absent. A percentage that is too large for a number is the largest one.
-    fn of(value: Option<&Value>) -> Result<IntOrPercent, String> {
-        let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(IntOrPercent::Percent(25)) };
+    /// Reads a bound, which has a default. A percentage that is too large for a number is the largest one.
+    fn of(value: Option<&Value>, default: IntOrPercent) -> Result<IntOrPercent, String> {
+        let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(default) };
         let percent = |text: &str| {
             let digits = text.strip_suffix('%')?;
             let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

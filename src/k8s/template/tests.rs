@@ -38,14 +38,14 @@ fn every_kind_of_workload_has_its_template_and_its_number_of_pods() {
         ),
         (workload("v1", "Pod", &json!({})), "", 1),
     ] {
-        let kind = of(&object).unwrap().kind;
+        let kind = all(&object).next().unwrap().kind;
         assert_eq!((kind.template, kind.copies(&object)), (pointer, Ok(Copies::Exactly(copies))), "{object}");
     }
     let daemon_set = workload("apps/v1", "DaemonSet", &json!({"template": pod}));
-    assert_eq!(of(&daemon_set).unwrap().kind.copies(&daemon_set), Ok(Copies::PerNode));
-    assert!(of(&workload("v1", "Service", &json!({"template": pod}))).is_none());
-    assert!(of(&workload("serving.knative.dev/v1", "Deployment", &json!({"template": pod}))).is_none());
-    assert!(of(&json!(null)).is_none());
+    assert_eq!(all(&daemon_set).next().unwrap().kind.copies(&daemon_set), Ok(Copies::PerNode));
+    assert_eq!(all(&workload("v1", "Service", &json!({"template": pod}))).count(), 0);
+    assert_eq!(all(&workload("serving.knative.dev/v1", "Deployment", &json!({"template": pod}))).count(), 0);
+    assert_eq!(all(&json!(null)).count(), 0);
 }
 
 #[test]
@@ -53,17 +53,25 @@ fn an_object_without_an_api_version_is_known_by_its_kind() {
     let mut object = workload("batch/v1", "CronJob", &json!({}));
     object.as_object_mut().unwrap().remove("apiVersion");
     assert_eq!(kinds::of(&object).unwrap().template, "/spec/jobTemplate/spec/template");
-    assert_eq!(kinds::templates().collect::<Vec<_>>(), ["/spec/template", "/spec/jobTemplate/spec/template"]);
+    assert_eq!(
+        kinds::templates().collect::<Vec<_>>(),
+        [
+            "/spec/template",
+            "/spec/jobTemplate/spec/template",
+            "/spec/leaderWorkerTemplate/workerTemplate",
+            "/spec/leaderWorkerTemplate/leaderTemplate",
+        ]
+    );
 }
 
 #[test]
 fn a_suspended_job_is_planned_for_and_makes_no_pods_now() {
     let spec = json!({"suspend": true, "parallelism": 3, "template": template(&json!({"vramguard.dev/vram": "8Gi"}))});
     let job = workload("batch/v1", "Job", &spec);
-    assert!(of(&job).unwrap().kind.is_suspended(&job));
+    assert!(kinds::of(&job).unwrap().is_suspended(&job));
     assert_eq!(demands(&[job], &policies("")).declared[0].copies, Copies::Exactly(3));
     let idle = workload("apps/v1", "Deployment", &json!({"suspend": true, "template": {}}));
-    assert!(!of(&idle).unwrap().kind.is_suspended(&idle), "a Deployment has no such field");
+    assert!(!kinds::of(&idle).unwrap().is_suspended(&idle), "a Deployment has no such field");
 }
 
 #[test]
@@ -149,4 +157,68 @@ fn a_number_of_pods_that_cannot_be_read_is_named_and_is_not_one() {
         "{:?}",
         found.left_out
     );
+}
+
+/// A LeaderWorkerSet of three groups of four pods, whose leaders may have a template of their own.
+fn groups(leader: &Value) -> Value {
+    let worker = template(&json!({"vramguard.dev/vram": "8Gi"}));
+    let pods = json!({"size": 4, "leaderTemplate": leader, "workerTemplate": worker});
+    workload("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", &json!({"replicas": 3, "leaderWorkerTemplate": pods}))
+}
+
+#[test]
+fn the_leader_of_a_group_is_of_its_own_template_or_of_that_of_the_workers() {
+    let copies = |object: &Value| {
+        let of = |found: Template<'_>| (found.kind.template, found.kind.copies(object));
+        all(object).map(of).collect::<Vec<_>>()
+    };
+    let worker = "/spec/leaderWorkerTemplate/workerTemplate";
+    let leader = "/spec/leaderWorkerTemplate/leaderTemplate";
+    let own = groups(&template(&json!({})));
+    assert_eq!(copies(&own), [(worker, Ok(Copies::Exactly(9))), (leader, Ok(Copies::Exactly(3)))]);
+    assert_eq!(copies(&groups(&Value::Null)), [(worker, Ok(Copies::Exactly(12)))]);
+    let one = json!({"leaderWorkerTemplate": {"workerTemplate": template(&json!({}))}});
+    let one = workload("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", &one);
+    assert_eq!(copies(&one), [(worker, Ok(Copies::Exactly(1)))], "both numbers are 1 if they are absent");
+    assert_eq!(copies(&workload("example.com/v1", "LeaderWorkerSet", &own["spec"])), []);
+}
+
+#[test]
+fn a_plan_has_the_pods_of_both_templates_of_a_group() {
+    let found = |leader: &Value| demands(&[groups(leader)], &policies(""));
+    let of = |demands: Demands| {
+        let of = |declared: Declared| (declared.demand.mib(), declared.copies);
+        demands.declared.into_iter().map(of).collect::<Vec<_>>()
+    };
+    let small = template(&json!({"vramguard.dev/vram": "2Gi"}));
+    assert_eq!(of(found(&small)), [(8192 + 720, Copies::Exactly(9)), (2048 + 720, Copies::Exactly(3))]);
+    assert_eq!(of(found(&Value::Null)), [(8192 + 720, Copies::Exactly(12))]);
+    let mut odd = groups(&small);
+    odd["spec"]["leaderWorkerTemplate"]["size"] = json!("four");
+    let found = demands(&[odd], &policies(""));
+    assert_eq!(
+        found.left_out,
+        ["LeaderWorkerSet ml/w: spec.leaderWorkerTemplate.size: \"four\" is a text, expected a whole number"]
+    );
+    assert_eq!(of(found), []);
+}
+
+#[test]
+fn a_rollout_of_groups_adds_its_surge_whatever_may_be_unavailable() {
+    for (replicas, bounds, expected) in [
+        (4, json!({}), 0),
+        (4, json!({"maxSurge": 1, "maxUnavailable": 2}), 1),
+        (4, json!({"maxSurge": "30%"}), 2),
+        (4, json!({"maxSurge": 9}), 4),
+    ] {
+        let mut object = groups(&Value::Null);
+        object["spec"]["replicas"] = json!(replicas);
+        object["spec"]["rolloutStrategy"] = json!({"rollingUpdateConfiguration": bounds});
+        let numbers = scale::numbers(kinds::of(&object).unwrap(), &object);
+        assert_eq!(numbers, Ok(Some((replicas, expected))), "{bounds}");
+    }
+    let mut odd = groups(&Value::Null);
+    odd["spec"]["rolloutStrategy"] = json!({"rollingUpdateConfiguration": {"maxSurge": "many"}});
+    let error = scale::numbers(kinds::of(&odd).unwrap(), &odd).unwrap_err();
+    assert!(error.starts_with("spec.rolloutStrategy.rollingUpdateConfiguration.maxSurge: "), "{error}");
 }

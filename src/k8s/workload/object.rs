@@ -4,11 +4,11 @@
 use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::{Autoscaler, TARGETS};
-use crate::capacity::admission::workload::{Scale, Workload};
+use crate::capacity::admission::workload::{Scale, Template, Workload};
 use crate::capacity::verdict::finding::Object;
 use crate::k8s::bounded::{Bounded, Entry};
 use crate::k8s::object::bounds::MAX_NAME;
@@ -20,11 +20,8 @@ use crate::k8s::template::scale;
 /// Owners of an object that are read. The controller is the only one in practice.
 const MAX_OWNERS: usize = 64;
 
-/// Where a workload has its template, other than a CronJob.
-const TEMPLATE: &str = "/spec/template";
-
-/// A workload or autoscaler, reduced to the fields that are read. Serialized, it is the same object without its template
-/// and its owners.
+/// A workload or autoscaler, reduced to the fields that are read. Serialized, it is the same object without its templates,
+/// of which only the one that is optional leaves a mark, and without its owners.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct WorkloadObject {
@@ -49,6 +46,7 @@ struct Metadata {
 #[serde(default)]
 struct Owner {
     controller: Scalar,
+    kind: Scalar,
 }
 
 impl Entry for Owner {}
@@ -69,6 +67,10 @@ struct Spec {
     scale_target_ref: TargetReference,
     #[serde(deserialize_with = "null_as_default")]
     job_template: JobTemplate,
+    #[serde(deserialize_with = "null_as_default")]
+    leader_worker_template: LeaderWorkerTemplate,
+    #[serde(deserialize_with = "null_as_default")]
+    rollout_strategy: RolloutStrategy,
     #[serde(skip_serializing)]
     template: Option<PodObject>,
 }
@@ -87,6 +89,31 @@ struct Strategy {
 struct RollingUpdate {
     max_surge: Scalar,
     max_unavailable: Scalar,
+}
+
+/// The groups of a LeaderWorkerSet.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+struct LeaderWorkerTemplate {
+    size: Scalar,
+    #[serde(serialize_with = "mark")]
+    leader_template: Option<PodObject>,
+    #[serde(skip_serializing)]
+    worker_template: Option<PodObject>,
+}
+
+/// Says of a template only whether it is there.
+#[expect(clippy::ref_option, reason = "serde calls it")]
+fn mark<S: Serializer>(template: &Option<PodObject>, serializer: S) -> Result<S::Ok, S::Error> {
+    template.is_some().then_some(true).serialize(serializer)
+}
+
+/// How a LeaderWorkerSet replaces its groups.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RolloutStrategy {
+    #[serde(deserialize_with = "null_as_default")]
+    rolling_update_configuration: RollingUpdate,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -147,7 +174,7 @@ impl WorkloadObject {
         let object = self.numbers();
         let scale::Autoscaler { kind, name, most } = scale::Autoscaler::of(&object)?;
         let group = self.spec.scale_target_ref.api_version.text().split_once('/').map(|(group, _)| group);
-        if group != Some("apps") || !TARGETS.iter().any(|(target, _)| *target == kind) {
+        if !TARGETS.iter().any(|target| target.kind == kind && group == Some(target.group)) {
             return Ok(None);
         }
         let kind = kind.into();
@@ -161,22 +188,38 @@ impl WorkloadObject {
     ///
     /// # Errors
     /// A number or name cannot be read, or the template is missing. The text names the field.
-    pub(super) fn workload(self, namespace: &str) -> Result<Option<Workload>, String> {
+    pub(super) fn workload(mut self, namespace: &str) -> Result<Option<Workload>, String> {
         let numbers = self.numbers();
         let Some(kind) = kinds::of(&numbers).filter(|kind| !kind.template.is_empty()) else { return Ok(None) };
-        let is_controller = |owner: &Owner| owner.controller.0 == Value::Bool(true);
-        if kind.is_made && self.metadata.owner_references.iter().any(is_controller) {
+        let makes_it = |owner: &Owner| owner.controller.0 == Value::Bool(true) && kind.is_made_by(owner.kind.text());
+        if self.metadata.owner_references.iter().any(makes_it) {
             return Ok(None);
         }
         let Some((replicas, surge)) = scale::numbers(kind, &numbers)? else { return Ok(None) };
         let name = self.name()?.to_owned();
-        let Spec { template, job_template, .. } = self.spec;
-        let template = if kind.template == TEMPLATE { template } else { job_template.spec.template };
-        let mut template = template.ok_or_else(|| format!("{}: is missing", kinds::field(kind.template)))?;
-        scale::as_made_by(&mut template, namespace, &name);
-        let object = Object { kind: kind.kind.into(), namespace: namespace.into(), name: name.into() };
-        let scale = Scale { replicas, surge, autoscaler: None };
-        Ok(Some(Workload { object, pod: pod::translate(&template, Some(namespace), None), scale }))
+        let object = Object { kind: kind.kind.into(), namespace: namespace.into(), name: name.as_str().into() };
+        let mut templates = Vec::new();
+        for row in kinds::rows(&numbers).filter(|row| !row.is_left_out(&numbers)) {
+            let template = self.spec.take(row.template);
+            let mut template = template.ok_or_else(|| format!("{}: is missing", kinds::field(row.template)))?;
+            scale::as_made_by(&mut template, namespace, &name);
+            let pod = pod::translate(&template, Some(namespace), None);
+            templates.push(Template { members: row.members(&numbers), each: row.each(&numbers)?, pod });
+        }
+        Ok(Some(Workload { object, templates, scale: Scale { replicas, surge, autoscaler: None } }))
+    }
+}
+
+impl Spec {
+    /// Takes the template that is at this place of the object, of those places that [`kinds`] knows.
+    fn take(&mut self, pointer: &str) -> Option<PodObject> {
+        match pointer {
+            "/spec/template" => self.template.take(),
+            "/spec/jobTemplate/spec/template" => self.job_template.spec.template.take(),
+            "/spec/leaderWorkerTemplate/leaderTemplate" => self.leader_worker_template.leader_template.take(),
+            "/spec/leaderWorkerTemplate/workerTemplate" => self.leader_worker_template.worker_template.take(),
+            _ => None,
+        }
     }
 }
 

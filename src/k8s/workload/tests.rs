@@ -1,8 +1,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::capacity::admission::workload::Template;
 use crate::capacity::pod::VramRequest;
-use crate::capacity::verdict::finding::{Growth, Matter};
+use crate::capacity::verdict::finding::{Growth, Matter, Members};
 use crate::capacity::vram::Vram;
 use crate::k8s::review;
 
@@ -70,12 +71,51 @@ fn each_kind_is_read_with_its_numbers_and_its_template() {
         assert_eq!(scale(&asked), Some(expected), "{kind} {spec}: {asked:?}");
         let Asked::Workload(workload) = asked else { unreachable!("it has a scale") };
         assert_eq!(workload.object, Object { kind: kind.into(), namespace: "ml".into(), name: "agent".into() });
-        assert_eq!(workload.pod.name.to_string(), "\"ml/agent-*\"");
-        assert_eq!(workload.pod.placement.node_selector.get("zone").map(String::as_str), Some("a"));
-        assert_eq!(workload.pod.containers[0].vram_request, VramRequest::Absent);
-        let declared = workload.pod.declarations.pod.map(|written| written.amount);
+        assert_eq!(workload.templates[0].pod.name.to_string(), "\"ml/agent-*\"");
+        assert_eq!(workload.templates[0].pod.placement.node_selector.get("zone").map(String::as_str), Some("a"));
+        assert_eq!(workload.templates[0].pod.containers[0].vram_request, VramRequest::Absent);
+        let declared = workload.templates[0].pod.declarations.pod.as_ref().map(|written| written.amount.clone());
         assert_eq!(declared, Some(Ok(Vram::from_mib(8_192))));
     }
+}
+
+/// A LeaderWorkerSet of three groups.
+fn groups(pods: &Value) -> Value {
+    let spec = json!({ "replicas": 3, "leaderWorkerTemplate": pods,
+                       "rolloutStrategy": { "rollingUpdateConfiguration": { "maxSurge": "50%" } } });
+    json!({ "apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "metadata": { "name": "agent" },
+            "spec": spec })
+}
+
+#[test]
+fn a_leader_worker_set_is_read_with_the_templates_of_its_groups() {
+    let read = |pods: Value| {
+        let asked = ask(&groups(&pods), None);
+        assert_eq!(scale(&asked), Some((3, 2)), "{asked:?}");
+        let Asked::Workload(workload) = asked else { unreachable!("it has a scale") };
+        let declared = |template: &Template| {
+            let declared = template.pod.declarations.pod.as_ref().map(|written| written.amount.clone());
+            (template.members, template.each, declared)
+        };
+        workload.templates.iter().map(declared).collect::<Vec<_>>()
+    };
+    let declared = |mib| Some(Ok(Vram::from_mib(mib)));
+    let mut small = template();
+    small["metadata"]["annotations"]["vramguard.dev/vram"] = json!("2Gi");
+    assert_eq!(
+        read(json!({ "size": 4, "workerTemplate": template(), "leaderTemplate": small })),
+        [(Some(Members::Workers), 3, declared(8_192)), (Some(Members::Leaders), 1, declared(2_048))]
+    );
+    let alone = [(Some(Members::All), 4, declared(8_192))];
+    assert_eq!(read(json!({ "size": 4, "workerTemplate": template() })), alone);
+    assert_eq!(read(json!({ "size": 4, "workerTemplate": template(), "leaderTemplate": null })), alone);
+    let missing = "object: spec.leaderWorkerTemplate.workerTemplate: is missing".to_owned();
+    assert_eq!(ask(&groups(&json!({ "leaderTemplate": template() })), None), Asked::Unread(missing));
+
+    let before = groups(&json!({ "size": 4, "workerTemplate": template() }));
+    let larger = groups(&json!({ "size": 5, "workerTemplate": template() }));
+    assert_eq!(scale(&ask(&larger, Some(&before))), Some((3, 2)), "larger groups are more pods");
+    assert_eq!(ask(&before, Some(&before)), Asked::Nothing);
 }
 
 #[test]
@@ -103,7 +143,17 @@ fn what_makes_no_counted_pods_is_not_judged() {
     ] {
         assert_eq!(ask(&object, None), Asked::Nothing, "{object}");
     }
-    assert!(scale(&ask(&owned("Deployment", "apps/v1"), None)).is_some(), "an operator owns it, and it makes the pods");
+    for kind in ["Deployment", "StatefulSet"] {
+        assert!(
+            scale(&ask(&owned(kind, "apps/v1"), None)).is_some(),
+            "an operator owns the {kind}, which makes the pods"
+        );
+    }
+    for owner in ["LeaderWorkerSet", "Pod"] {
+        let mut set = owned("StatefulSet", "apps/v1");
+        set["metadata"]["ownerReferences"][1]["kind"] = json!(owner);
+        assert_eq!(ask(&set, None), Asked::Nothing, "the pods of a group");
+    }
     for changed in [json!({ "operation": "DELETE" }), json!({ "subResource": "scale" }), json!({ "object": null })] {
         let mut request = json!({ "uid": "u", "operation": "CREATE", "namespace": "ml", "object": deployment(9) });
         assert_ne!(ask_by(&request), Asked::Nothing);
@@ -189,6 +239,13 @@ fn the_path_of_a_target_is_that_of_its_kind_and_never_another_one() {
         other => panic!("{other:?}"),
     };
     assert_eq!(path("agent.v2-1").as_deref(), Some("/apis/apps/v1/namespaces/ml/deployments/agent.v2-1"));
+    let mut of_groups = autoscaler("vllm", 10);
+    of_groups["spec"]["scaleTargetRef"]["kind"] = json!("LeaderWorkerSet");
+    assert_eq!(ask(&of_groups, None), Asked::Nothing, "no kind of the group apps");
+    of_groups["spec"]["scaleTargetRef"]["apiVersion"] = json!("leaderworkerset.x-k8s.io/v1");
+    let Asked::Autoscaler(of_groups) = ask(&of_groups, None) else { panic!("an autoscaler") };
+    let expected = "/apis/leaderworkerset.x-k8s.io/v1/namespaces/ml/leaderworkersets/vllm";
+    assert_eq!(of_groups.target_path().as_deref(), Some(expected));
     for name in ["", "..", "a/b", "a?x=y", "a%2f", "A", "a b", "ä", "-a"] {
         assert_eq!(path(name), None, "{name:?}");
     }
@@ -207,7 +264,15 @@ fn a_target_is_scaled_as_far_as_its_autoscaler_may() {
 fn users_are_told_under_enforce_and_warn_and_the_audit_log_always() {
     let object = Object { kind: "Deployment".into(), namespace: "ml".into(), name: "agent".into() };
     let demand = Vram::from_mib(8_912);
-    let matter = Matter::ExceedsRoom { growth: Growth::Replicas, demand, bound: 0, wanted: 5, fits: 2, is_exact: true };
+    let matter = Matter::ExceedsRoom {
+        growth: Growth::Replicas,
+        demand,
+        bound: 0,
+        wanted: 5,
+        fits: 2,
+        is_exact: true,
+        groups: None,
+    };
     let warning =
         "Deployment \"ml/agent\": it should have 5 pods of 8912Mi; 0 run, and 2 more fit now; remedy: replicas: 2";
     for (mode, warns) in [(Mode::Enforce, true), (Mode::Warn, true), (Mode::Audit, false)] {

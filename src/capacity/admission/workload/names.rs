@@ -1,6 +1,8 @@
 //! The names that workloads give their pods, as the controllers of Kubernetes make them. Owns whether a name is one of
 //! them; a pod of another owner may have such a name too, which nothing here can tell.
 
+use crate::capacity::verdict::finding::Members;
+
 /// Characters that Kubernetes adds to a generated name.
 const RANDOM: usize = 5;
 /// Longest part of a generated name before its random characters. Kubernetes cuts what is longer.
@@ -28,6 +30,23 @@ pub(super) fn makes(kind: &str, workload: &str, pod: &str) -> bool {
         "CronJob" => is_of_run(base, workload),
         _ => is_cut(base, &format!("{workload}-")),
     }
+}
+
+/// Whether a LeaderWorkerSet of this name may have given a pod of its groups this name: `NAME-GROUP` for a leader, and
+/// `NAME-GROUP-WORKER` for the others, which are counted from 1.
+pub(super) fn makes_in_group(workload: &str, members: Members, pod: &str) -> bool {
+    let Some(rest) = pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else { return false };
+    let is_leader = is_number(rest);
+    let is_worker = || {
+        let numbers = rest.split_once('-');
+        numbers.is_some_and(|(group, worker)| is_number(group) && is_number(worker) && worker != "0")
+    };
+    !workload.is_empty()
+        && match members {
+            Members::All => is_leader || is_worker(),
+            Members::Leaders => is_leader,
+            Members::Workers => is_worker(),
+        }
 }
 
 fn is_safe(text: &str) -> bool {
@@ -119,6 +138,28 @@ mod tests {
         ] {
             assert_eq!(makes(kind, workload, pod), expected, "{kind} {workload} {pod}");
         }
+    }
+
+    #[test]
+    fn the_leader_and_the_workers_of_a_group_are_told_by_their_numbers() {
+        for (pod, is_leader, is_worker) in [
+            ("vllm-0", true, false),
+            ("vllm-12", true, false),
+            ("vllm-0-1", false, true),
+            ("vllm-12-10", false, true),
+            ("vllm-0-0", false, false),
+            ("vllm-0-01", false, false),
+            ("vllm-01-1", false, false),
+            ("vllm-0-1-2", false, false),
+            ("vllm-b-0", false, false),
+            ("vllm-", false, false),
+            ("vllm", false, false),
+        ] {
+            let makes = |members| makes_in_group("vllm", members, pod);
+            assert_eq!((makes(Members::Leaders), makes(Members::Workers)), (is_leader, is_worker), "{pod}");
+            assert_eq!(makes(Members::All), is_leader || is_worker, "{pod}");
+        }
+        assert!(!makes_in_group("", Members::All, "-0"));
     }
 
     #[test]

@@ -65,7 +65,11 @@ fn workload(kind: &str, declared: u64, scale: Scale) -> Workload {
         origin: Origin::Api,
         excess: None,
     };
-    Workload { object: Object { kind: kind.into(), namespace: "ml".into(), name: "agent".into() }, pod, scale }
+    Workload {
+        object: Object { kind: kind.into(), namespace: "ml".into(), name: "agent".into() },
+        templates: vec![Template { members: None, each: 1, pod }],
+        scale,
+    }
 }
 
 fn replicas(replicas: u64) -> Scale {
@@ -137,9 +141,9 @@ fn what_runs_of_a_workload_counts_as_fitting_and_what_runs_of_others_does_not() 
 #[test]
 fn only_the_nodes_that_the_pods_may_land_on_have_room_for_them() {
     let mut agent = workload("Deployment", 9_000, replicas(3));
-    agent.pod.placement.node_selector = [("zone".to_owned(), "a".to_owned())].into();
+    agent.templates[0].pod.placement.node_selector = [("zone".to_owned(), "a".to_owned())].into();
     assert!(warning(&agent, &cluster()).ends_with("remedy: replicas: 2"));
-    agent.pod.placement.node_selector = [("zone".to_owned(), "nowhere".to_owned())].into();
+    agent.templates[0].pod.placement.node_selector = [("zone".to_owned(), "nowhere".to_owned())].into();
     let kept_off = warning(&agent, &cluster());
     assert!(kept_off.contains("no node that has nvidia.com/gpu is one that its pods may land on"), "{kept_off}");
 }
@@ -156,15 +160,15 @@ fn nothing_is_said_without_pods_without_a_guarded_gpu_and_in_mode_off() {
         assert_eq!(judgement.mode, mode);
         assert_eq!(judgement.matter.map(|matter| matter.reason()), Some(Reason::ReplicasExceedRoom), "{mode}");
     }
-    agent.pod.containers[0].gpus.clear();
-    agent.pod.declarations = Declarations::default();
+    agent.templates[0].pod.containers[0].gpus.clear();
+    agent.templates[0].pod.declarations = Declarations::default();
     assert_eq!(judged(&agent, Mode::Enforce), None);
 }
 
 #[test]
 fn a_declaration_that_is_refused_has_no_demand_to_compare() {
     let mut agent = workload("Deployment", 9_000, replicas(9));
-    agent.pod.declarations.pod.as_mut().unwrap().amount = Err("is not an amount".into());
+    agent.templates[0].pod.declarations.pod.as_mut().unwrap().amount = Err("is not an amount".into());
     let judgement = judge(&agent, &policy(Mode::Enforce), &cluster()).expect("a judgement");
     assert_eq!((judgement.demand, judgement.matter), (None, None));
 }
@@ -192,4 +196,116 @@ fn a_count_beyond_any_number_is_not_an_overflow() {
     let all = Scale { replicas: u64::MAX, surge: u64::MAX, autoscaler: Some(("hpa".into(), u64::MAX)) };
     assert_eq!(all.most(), u64::MAX);
     assert!(warning(&workload("Deployment", 9_000, all), &cluster()).ends_with("remedy: replicas: 4"));
+}
+
+/// A LeaderWorkerSet whose groups have `workers` of 9,000, and a leader that declares this if it has a template of its own.
+fn groups(workers: u64, leader: Option<u64>, scale: Scale) -> Workload {
+    let mut set = workload("LeaderWorkerSet", 9_000, scale);
+    let members = |is_alone| if is_alone { Members::All } else { Members::Workers };
+    let each = workers + u64::from(leader.is_none());
+    (set.templates[0].members, set.templates[0].each) = (Some(members(leader.is_none())), each);
+    if let Some(declared) = leader {
+        let Workload { mut templates, .. } = workload("LeaderWorkerSet", declared, Scale::default());
+        set.templates.push(Template { members: Some(Members::Leaders), ..templates.remove(0) });
+    }
+    set
+}
+
+#[test]
+fn a_group_fits_if_all_its_pods_do() {
+    // Four pods of 9,000 fit, or two of more than 12,000.
+    for (workers, leader, count, expected) in [
+        (1, None, 2, ""),
+        (1, None, 3, "it should have 3 groups with 6 pods of 9000Mi; 0 run, and 4 more fit now; remedy: replicas: 2"),
+        (2, None, 2, "it should have 2 groups with 6 pods of 9000Mi; 0 run, and 4 more fit now; remedy: replicas: 1"),
+        (
+            4,
+            None,
+            1,
+            "it should have 1 group with 5 pods of 9000Mi; 0 run, and 4 more fit now; remedy: lower what it declares, or add \
+             room",
+        ),
+        // A leader with a template of its own that demands the same counts with the workers.
+        (1, Some(9_000), 2, ""),
+        (
+            2,
+            Some(9_000),
+            2,
+            "it should have 2 groups with 6 pods of 9000Mi; 0 run, and 4 more fit now; remedy: replicas: 1",
+        ),
+        // Each of them alone fits once for each group, which is all that is compared.
+        (2, Some(13_000), 2, ""),
+        (
+            1,
+            Some(13_000),
+            3,
+            "it should have 3 groups with 3 leaders of 13000Mi; 0 run, and 2 more fit now; remedy: replicas: 2  # or fewer: the \
+             other pods of each group need room too",
+        ),
+        (
+            3,
+            Some(13_000),
+            2,
+            "it should have 2 groups with 6 workers of 9000Mi; 0 run, and 4 more fit now; remedy: replicas: 1  # or fewer: the \
+             other pods of each group need room too",
+        ),
+        (0, Some(9_000), 4, ""),
+    ] {
+        let expected = match expected {
+            "" => String::new(),
+            expected => format!("LeaderWorkerSet \"ml/agent\": {expected}"),
+        };
+        assert_eq!(
+            warning(&groups(workers, leader, replicas(count)), &cluster()),
+            expected,
+            "{workers} {leader:?} {count}"
+        );
+    }
+}
+
+#[test]
+fn a_leader_without_a_gpu_needs_no_room() {
+    let mut set = groups(2, Some(9_000), replicas(3));
+    set.templates[1].pod.containers[0].gpus.clear();
+    set.templates[1].pod.declarations = Declarations::default();
+    assert_eq!(
+        warning(&set, &cluster()),
+        "LeaderWorkerSet \"ml/agent\": it should have 3 groups with 6 workers of 9000Mi; 0 run, and 4 more fit now; remedy: \
+         replicas: 2"
+    );
+}
+
+#[test]
+fn a_leader_that_never_fits_is_told_before_the_number_of_groups() {
+    let never = warning(&groups(8, Some(30_000), replicas(3)), &cluster());
+    assert!(never.starts_with("LeaderWorkerSet \"ml/agent\": waits until the cluster changes: 30000Mi"), "{never}");
+}
+
+#[test]
+fn the_pods_of_groups_that_run_count_by_their_place_in_the_group() {
+    let mut cluster = cluster();
+    for (name, node) in [("agent-0", "a"), ("agent-0-1", "a"), ("agent-0-0", "b")] {
+        runs(&mut cluster, "ml", name, node);
+    }
+    let told = |set: &Workload| warning(set, &cluster);
+    assert!(told(&groups(1, None, replicas(2))).contains("2 run, and 1 more fit now; remedy: replicas: 1"));
+    assert!(told(&groups(3, Some(8_000), replicas(1))).contains("3 workers of 9000Mi; 1 run, and 1 more fit now"));
+}
+
+#[test]
+fn a_surge_and_an_autoscaler_count_whole_groups() {
+    let surge = Scale { replicas: 2, surge: 1, autoscaler: None };
+    assert_eq!(
+        warning(&groups(1, None, surge), &cluster()),
+        "LeaderWorkerSet \"ml/agent\": a rollout needs 3 groups with 6 pods at a time of 9000Mi; 0 run, and 4 more fit now; \
+         remedy: rolloutStrategy: {rollingUpdateConfiguration: {maxSurge: 0, maxUnavailable: 1}}"
+    );
+    let scaled = Scale { replicas: 1, surge: 0, autoscaler: Some(("hpa".into(), 9)) };
+    assert_eq!(
+        warning(&groups(1, None, scaled), &cluster()),
+        "LeaderWorkerSet \"ml/agent\": HorizontalPodAutoscaler \"hpa\" may scale it to 9 groups with 18 pods of 9000Mi; 0 run, \
+         and 4 more fit now; remedy: maxReplicas: 2"
+    );
+    let huge = groups(u64::MAX - 1, None, replicas(u64::MAX));
+    assert!(warning(&huge, &cluster()).ends_with("remedy: lower what it declares, or add room"));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ForeignDeclaration, Given, Growth, Matter, Object};
+use super::{ForeignDeclaration, Given, Groups, Growth, Matter, Members, Object};
 use crate::capacity::gpu::Unknown;
 use crate::capacity::verdict::{Advice, Violation, count, matter_and_advice, quoted};
 
@@ -80,14 +80,15 @@ impl fmt::Display for Matter {
             Matter::Bypass { what } => {
                 write!(f, "reaches GPUs past the device plugin: {}; what it takes is not counted", quoted(what))
             }
-            Matter::ExceedsRoom { growth, demand, bound, wanted, fits, is_exact } => {
+            Matter::ExceedsRoom { growth, demand, bound, wanted, fits, is_exact, groups } => {
+                let wanted = groups.map_or_else(|| pods(*wanted), |groups| in_groups(*wanted, groups));
                 match growth {
                     Growth::Autoscaler(name) => {
-                        write!(f, "HorizontalPodAutoscaler {name:?} may scale it to {}", pods(*wanted))?;
+                        write!(f, "HorizontalPodAutoscaler {name:?} may scale it to {wanted}")?;
                     }
-                    Growth::Rollout => write!(f, "a rollout needs {} at a time", pods(*wanted))?,
-                    Growth::Replicas => write!(f, "it should have {}", pods(*wanted))?,
-                    Growth::Parallelism => write!(f, "a run needs {} at a time", pods(*wanted))?,
+                    Growth::Rollout => write!(f, "a rollout needs {wanted} at a time")?,
+                    Growth::Replicas => write!(f, "it should have {wanted}")?,
+                    Growth::Parallelism => write!(f, "a run needs {wanted} at a time")?,
                 }
                 let certain = if *is_exact { "" } else { " for certain" };
                 write!(f, " of {demand}; {bound} run, and {fits} more fit now{certain}")
@@ -161,7 +162,21 @@ impl fmt::Display for Matter {
 }
 
 fn pods(number: u64) -> String {
-    count(usize::try_from(number).unwrap_or(usize::MAX), "pod")
+    counted(number, "pod")
+}
+
+fn counted(number: u64, noun: &str) -> String {
+    count(usize::try_from(number).unwrap_or(usize::MAX), noun)
+}
+
+/// A number of pods with that of their groups.
+fn in_groups(number: u64, Groups { members, each, .. }: Groups) -> String {
+    let noun = match members {
+        Members::All => "pod",
+        Members::Leaders => "leader",
+        Members::Workers => "worker",
+    };
+    format!("{} with {}", counted(number / each.max(1), "group"), counted(number, noun))
 }
 
 impl Matter {
@@ -214,7 +229,9 @@ impl Matter {
             Matter::ExceedsRoom { is_exact: false, .. } => {
                 "let vramguard count memory, or run one GPU a node: then the number that fits is known".to_owned()
             }
-            Matter::ExceedsRoom { growth, bound, fits, .. } => largest(growth, bound.saturating_add(*fits)),
+            Matter::ExceedsRoom { growth, bound, fits, groups, .. } => {
+                largest(growth, bound.saturating_add(*fits), *groups)
+            }
             Matter::KeptOff { .. } => {
                 "look at its nodeSelector, affinity and tolerations, and whether the nodes are cordoned".to_owned()
             }
@@ -242,15 +259,21 @@ impl Matter {
 }
 
 /// The line that keeps a workload from growing beyond `most` pods.
-fn largest(growth: &Growth, most: u64) -> String {
+fn largest(growth: &Growth, most: u64, groups: Option<Groups>) -> String {
     let field = match growth {
+        Growth::Rollout if groups.is_some() => {
+            return "rolloutStrategy: {rollingUpdateConfiguration: {maxSurge: 0, maxUnavailable: 1}}".to_owned();
+        }
         Growth::Rollout => return "strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}".to_owned(),
         Growth::Autoscaler(_) => "maxReplicas",
         Growth::Replicas => "replicas",
         Growth::Parallelism => "parallelism",
     };
-    match most {
+    match most / groups.map_or(1, |groups| groups.each.max(1)) {
         0 => "lower what it declares, or add room".to_owned(),
+        most if groups.is_some_and(|groups| groups.others_need) => {
+            format!("{field}: {most}  # or fewer: the other pods of each group need room too")
+        }
         most => format!("{field}: {most}"),
     }
 }
