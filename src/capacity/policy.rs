@@ -221,6 +221,11 @@ impl Policies {
         &self.everywhere
     }
 
+    /// Whether a namespace has a VramPolicy.
+    pub fn has_own(&self, namespace: &str) -> bool {
+        self.namespaces.contains_key(namespace)
+    }
+
     /// The namespaces that have a VramPolicy.
     pub fn with_own(&self) -> impl Iterator<Item = &str> {
         self.namespaces.keys().map(String::as_str)

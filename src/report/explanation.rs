@@ -68,11 +68,11 @@ pub enum Origin {
     Namespace,
 }
 
-/// A place in a policy file.
+/// The place of a value in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The file; of a document in a snapshot, with the object in parentheses.
+    /// The file, or kind, namespace and name of a resource; of a document in a snapshot, with the object in parentheses.
     pub file: String,
     /// The line, from 1; `null` if it is not known.
     pub line: Option<u64>,

@@ -305,8 +305,7 @@ impl Generation {
     pub fn of(&self, namespace: &str) -> Option<(&Policy, Vec<&Policy>)> {
         let current = self.policies.of(namespace)?;
         let own = self.earlier.namespaces.get(namespace).into_iter().flatten();
-        let has_own = self.policies.with_own().any(|name| name == namespace);
-        let of_all = (!has_own).then_some(&self.earlier.everywhere).into_iter().flatten();
+        let of_all = (!self.policies.has_own(namespace)).then_some(&self.earlier.everywhere).into_iter().flatten();
         let lately = own.chain(of_all).filter(|past| past.until.elapsed() < GRACE).map(|past| past.policy.as_ref());
         Some((current, lately.filter(|past| *past != current.as_ref()).collect()))
     }
@@ -323,7 +322,7 @@ impl Earlier {
                 let known = earlier.namespaces.entry(name.to_owned());
                 // A namespace without a policy of its own had that of all others, and their earlier ones.
                 let known = known.or_insert_with(|| {
-                    if before.with_own().any(|own| own == name) { Vec::new() } else { self.everywhere.clone() }
+                    if before.has_own(name) { Vec::new() } else { self.everywhere.clone() }
                 });
                 known.insert(0, Past { policy: past.clone(), until: Instant::now() });
             }
