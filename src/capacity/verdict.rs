@@ -43,7 +43,7 @@ pub use observation::{
     uses_far_less, uses_more, uses_undeclared,
 };
 pub use plugin_config::{NoPluginConfig, SelectedBy};
-pub use policy::{not_in_force, unreadable_policy};
+pub use policy::{EARLIER_IN_FORCE, not_in_force, unreadable_policy};
 pub use reason::Reason;
 pub use recommendation::{Missing, Recommendation};
 pub use rerouted::Rerouted;

@@ -231,8 +231,10 @@ impl PolicyStore {
         let Configuration { documents, overrides, resources } = inputs.read();
         let before = self.current();
         let policies = Policies::after(Some((&inputs.documents, &before.policies)), &documents, &self.own_namespace);
-        self.states.send_replace(Arc::new(inputs.resources.states(resources, &policies)));
-        if !inputs.resources.are_complete(&inputs.awaited, documents.cluster.is_some()) {
+        let is_complete = inputs.resources.are_complete(&inputs.awaited, documents.cluster.is_some());
+        let in_force = if is_complete { &policies } else { &before.policies };
+        self.states.send_replace(Arc::new(inputs.resources.states(resources, in_force, !is_complete)));
+        if !is_complete {
             return;
         }
         let is_first = !std::mem::take(&mut inputs.awaited).is_empty();
@@ -321,9 +323,8 @@ impl Earlier {
             if let Some(past) = past {
                 let known = earlier.namespaces.entry(name.to_owned());
                 // A namespace without a policy of its own had that of all others, and their earlier ones.
-                let known = known.or_insert_with(|| {
-                    if before.has_own(name) { Vec::new() } else { self.everywhere.clone() }
-                });
+                let known =
+                    known.or_insert_with(|| if before.has_own(name) { Vec::new() } else { self.everywhere.clone() });
                 known.insert(0, Past { policy: past.clone(), until: Instant::now() });
             }
         }

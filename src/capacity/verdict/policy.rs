@@ -4,6 +4,9 @@
 use super::Condition;
 use crate::capacity::policy::{DocumentState, Field};
 
+/// The `reason` of the condition `InForce` while an earlier version of a document is in force.
+pub const EARLIER_IN_FORCE: &str = "EarlierVersionInForce";
+
 /// A policy document that is a resource and not in force.
 pub fn not_in_force(document: &str, why: &str) -> String {
     format!("{document} is not in force: {why}")
@@ -30,7 +33,7 @@ impl Condition {
             }
             DocumentState::Unreadable { why, earlier_in_force: true } => {
                 let which = "its last readable version is in force until it is corrected or vramguard restarts";
-                ("False", "EarlierVersionInForce", format!("{why}; {which}"))
+                ("False", EARLIER_IN_FORCE, format!("{why}; {which}"))
             }
             DocumentState::Unreadable { why, earlier_in_force: false } => ("False", "Unreadable", why.clone()),
         };

@@ -66,6 +66,10 @@ impl Reader {
         let numbers = scale::numbers(kind, value)?;
         let (mut templates, known) = (Vec::new(), self.workloads.templates.len());
         for row in kinds::rows(value).filter(|row| !row.is_left_out(value)) {
+            // A template that makes no pods, as that of the workers in groups of one, violates nothing.
+            if row.each(value)? == 0 {
+                continue;
+            }
             let read = self.template(row, id, place.clone(), value);
             // An object that cannot be read leaves nothing behind.
             templates.extend(read.inspect_err(|_| self.workloads.templates.truncate(known))?);
@@ -223,6 +227,8 @@ mod tests {
             );
             objects.reverse();
         }
+        let without = scene(&groups(&json!({"size": 1, "workerTemplate": template(), "leaderTemplate": template()})));
+        assert_eq!(without.workloads[0].templates.len(), 1, "a group of one has no workers");
         let alone = scene(&groups(&json!({"size": 3, "workerTemplate": template()})));
         assert_eq!((alone.workloads[0].templates[0].each, alone.workloads[0].templates[0].bound), (3, 3));
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{DocumentError, PolicyResource};
 use crate::capacity::policy::DocumentState;
-use crate::capacity::verdict::Condition;
+use crate::capacity::verdict::{Condition, EARLIER_IN_FORCE};
 use crate::k8s::publication;
 use crate::keys;
 
@@ -50,10 +50,11 @@ impl Kind {
     }
 
     /// The most bytes of a document that are read. A VramPolicy may be written by anyone with rights in a namespace, and
-    /// all of them together are kept in memory.
+    /// all of them together are kept in memory. There is no bound on all together: with it, the documents of some
+    /// namespaces would decide which others are read.
     const fn max_bytes(self) -> usize {
         match self {
-            Kind::Namespace => 64 << 10,
+            Kind::Namespace => 32 << 10,
             Kind::Cluster | Kind::Inventory => 1 << 20,
         }
     }
@@ -127,8 +128,6 @@ pub struct PolicyObject<K> {
     pub metadata: ObjectMeta,
     /// The document as it was read.
     pub document: PolicyResource,
-    /// Size of the document as JSON, in bytes.
-    pub bytes: usize,
     /// `status.conditions`.
     pub conditions: Vec<Value>,
     kind: PhantomData<K>,
@@ -172,7 +171,7 @@ impl<'de, K: OfKind> Deserialize<'de> for PolicyObject<K> {
             _ => Vec::new(),
         };
         let metadata = ObjectMeta { name, namespace, uid, generation, resource_version, ..ObjectMeta::default() };
-        Ok(PolicyObject { metadata, document, bytes, conditions, kind: PhantomData })
+        Ok(PolicyObject { metadata, document, conditions, kind: PhantomData })
     }
 }
 
@@ -200,9 +199,10 @@ const IN_FORCE: &str = "InForce";
 /// Type of the condition that says whether fields are ignored because the ClusterVramPolicy locks them.
 const LOCKED_FIELDS_IGNORED: &str = "LockedFieldsIgnored";
 
-/// Whether the conditions of a document say that it is in force.
+/// Whether the conditions of a document say that it, or an earlier version of it, is in force.
 pub fn is_in_force(conditions: &[Value]) -> bool {
-    conditions.iter().any(|condition| condition["type"] == IN_FORCE && condition["status"] == "True")
+    let is_so = |condition: &Value| condition["status"] == "True" || condition["reason"] == EARLIER_IN_FORCE;
+    conditions.iter().any(|condition| condition["type"] == IN_FORCE && is_so(condition))
 }
 
 /// The merge patch that brings the status of a document up to date; `None` if it is. `generation` is the one that was
@@ -263,7 +263,7 @@ mod tests {
             (0..8000).map(|number| (format!("model-{number}"), json!("1Gi"))).collect();
         let error = object(json!({ "models": models })).document.content.unwrap_err().to_string();
         assert!(error.starts_with("VramPolicy ml/default: has "), "{error}");
-        assert!(error.ends_with("bytes; at most 65536 are read"), "{error}");
+        assert!(error.ends_with("bytes; at most 32768 are read"), "{error}");
     }
 
     #[test]

@@ -200,11 +200,16 @@ impl WorkloadObject {
         let object = Object { kind: kind.kind.into(), namespace: namespace.into(), name: name.as_str().into() };
         let mut templates = Vec::new();
         for row in kinds::rows(&numbers).filter(|row| !row.is_left_out(&numbers)) {
+            // A template that makes no pods, as that of the workers in groups of one, violates nothing.
+            let each = row.each(&numbers)?;
+            if each == 0 {
+                continue;
+            }
             let template = self.spec.take(row.template);
             let mut template = template.ok_or_else(|| format!("{}: is missing", kinds::field(row.template)))?;
             scale::as_made_by(&mut template, namespace, &name);
             let pod = pod::translate(&template, Some(namespace), None);
-            templates.push(Template { members: row.members(&numbers), each: row.each(&numbers)?, pod });
+            templates.push(Template { members: row.members(&numbers), each, pod });
         }
         Ok(Some(Workload { object, templates, scale: Scale { replicas, surge, autoscaler: None } }))
     }

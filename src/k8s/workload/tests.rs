@@ -106,6 +106,11 @@ fn a_leader_worker_set_is_read_with_the_templates_of_its_groups() {
         read(json!({ "size": 4, "workerTemplate": template(), "leaderTemplate": small })),
         [(Some(Members::Workers), 3, declared(8_192)), (Some(Members::Leaders), 1, declared(2_048))]
     );
+    assert_eq!(
+        read(json!({ "size": 1, "workerTemplate": template(), "leaderTemplate": small })),
+        [(Some(Members::Leaders), 1, declared(2_048))],
+        "a group of one has no workers, whatever their template asks for"
+    );
     let alone = [(Some(Members::All), 4, declared(8_192))];
     assert_eq!(read(json!({ "size": 4, "workerTemplate": template() })), alone);
     assert_eq!(read(json!({ "size": 4, "workerTemplate": template(), "leaderTemplate": null })), alone);

@@ -19,9 +19,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Time between two generations, so that a document that changes all the time does not use up the processor.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Bytes of all documents together, as JSON. One namespace has at most a small part of that.
-const MAX_BYTES: usize = 16 << 20;
-
 /// The documents that are resources.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
@@ -32,6 +29,8 @@ pub(super) struct Resources {
     placed: Vec<Placed>,
     /// Whether a document has changed since then.
     have_changed: bool,
+    /// Whether changes wait until the ClusterVramPolicy can be read. Nothing is said of them meanwhile.
+    held_up: bool,
     /// Whether a ClusterVramPolicy counts only if its status says that it is in force.
     follow_status: bool,
 }
@@ -43,8 +42,6 @@ struct Known {
     generation: i64,
     /// Its last readable version.
     readable: Option<PolicyResource>,
-    /// Size of its present version, in bytes.
-    bytes: usize,
     /// Why its present version cannot be read.
     error: Option<String>,
     /// Its present conditions.
@@ -89,9 +86,10 @@ impl Resources {
         self.follow_status && name.kind == Kind::Cluster && resource::is_in_force(&known.conditions)
     }
 
-    /// Whether each document is in force, given what became of the readable ones and the policies in force.
-    pub(super) fn states(&mut self, placed: Vec<Placed>, policies: &Policies) -> Vec<State> {
-        (self.placed, self.have_changed) = (placed, false);
+    /// Whether each document is in force, given what became of the readable ones and the policies in force. `held_up` says
+    /// that nothing was put in force.
+    pub(super) fn states(&mut self, placed: Vec<Placed>, policies: &Policies, held_up: bool) -> Vec<State> {
+        (self.placed, self.have_changed, self.held_up) = (placed, false, held_up);
         self.states_now(policies)
     }
 
@@ -103,6 +101,7 @@ impl Resources {
             let of_readable = placed.and_then(|placed| Some((&placed.scope, placed.file.as_ref().ok()?)));
             let of_readable = of_readable.map(|(scope, file)| policies.state_of(scope, file.as_deref()));
             let state = match &known.error {
+                None if self.held_up => return None,
                 None => of_readable?,
                 Some(why) => {
                     let earlier_in_force = matches!(of_readable, Some(DocumentState::InForce { .. }));
@@ -142,21 +141,16 @@ impl PolicyStore {
     ///
     /// A version that cannot be read leaves the last readable one in force, and is logged.
     pub fn apply<K: OfKind>(&self, object: &PolicyObject<K>) {
-        let (name, mut document) = (object.resource_name(), object.document.clone());
+        let (name, document) = (object.resource_name(), object.document.clone());
         let mut inputs = self.inputs.lock();
         let resources = &mut inputs.resources;
-        let others: usize =
-            resources.known.iter().filter(|(other, _)| **other != name).map(|(_, known)| known.bytes).sum();
-        if others + object.bytes > MAX_BYTES {
-            document.refuse(format!("exceeds {} MiB together with all other policies", MAX_BYTES >> 20));
-        }
         let before = resources.known.get(&name);
         let (readable, error) = match &document.content {
             Ok(_) => (Some(document), None),
             Err(error) => (before.and_then(|before| before.readable.clone()), Some(error.reason())),
         };
         let generation = object.metadata.generation.unwrap_or_default();
-        let known = Known { generation, readable, bytes: object.bytes, error, conditions: object.conditions.clone() };
+        let known = Known { generation, readable, error, conditions: object.conditions.clone() };
         if before == Some(&known) {
             return;
         }

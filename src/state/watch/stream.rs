@@ -144,6 +144,10 @@ impl Source {
                     if error.is_gone() {
                         version = None;
                     }
+                    // It has answered, so this replica is not cut off.
+                    if self.optional && error.is_not_served() {
+                        tell(Event::Heard);
+                    }
                 }
             }
             tokio::time::sleep(pause).await;

@@ -128,7 +128,6 @@ async fn a_watch_that_fails_goes_on_from_what_it_saw() {
     );
 }
 
-/// An object that a broken list does not name must not count as deleted.
 #[tokio::test]
 async fn a_kind_that_was_never_served_has_no_objects_and_one_that_was_keeps_them() {
     let optional = |source: &mut Source| {
@@ -145,6 +144,7 @@ async fn a_kind_that_was_never_served_has_no_objects_and_one_that_was_keeps_them
     assert_eq!(told, ["list", "list", "listed a", "whole"], "a kind that must be there is not empty without it");
 }
 
+/// An object that a broken list does not name must not count as deleted.
 #[tokio::test]
 async fn a_list_that_breaks_off_is_never_whole() {
     let (status, body) = page(&["a", "b"], "7", "");
