@@ -75,11 +75,11 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
     directory.sweep();
     let (mut listener, socket) = directory.bind_registry()?;
     let mut stored = directory.stored_plugins();
-    if shared.config.takeover {
-        // Another socket is of a plugin that has started since, and that may have registered with the kubelet.
-        stored.retain(|(request, socket)| socket.is_some() && directory.id_of(&request.endpoint) == *socket);
-    }
-    if stored.is_empty() || !directory.has_link() {
+    let known = stored.len();
+    // Another socket is of a plugin that has started since, and that may have registered with the kubelet.
+    stored.retain(|(request, socket)| socket.is_some() && directory.id_of(&request.endpoint) == *socket);
+    // One that waits for the agent's socket registers when the link is made.
+    if stored.is_empty() || stored.len() < known || !directory.has_link() {
         directory.make_link()?;
     }
     let mut front = Front {
@@ -196,8 +196,14 @@ impl Front {
     }
 
     async fn look(&mut self) -> io::Result<Look> {
-        if self.shared.may_take_over() {
-            self.find().await;
+        if self.shared.kubelet().may_keep_both() {
+            for running in self.plugins.values().filter(|running| !running.plugin.is_found()) {
+                let endpoint = running.plugin.announced.borrow().request.endpoint.clone();
+                running.plugin.look_at_socket(running.socket, self.directory.id_of(&endpoint));
+            }
+            if self.shared.may_take_over() {
+                self.find().await;
+            }
             let (records, now) = (&mut self.records, self.directory.id_of(CHECKPOINT));
             let plugins = self.plugins.values().map(|running| &*running.plugin);
             takeover::look_at_records(&self.shared, plugins, (records, now)).await;
@@ -251,6 +257,10 @@ impl Front {
             // The next look is later than it has to be.
             return self.find().await;
         }
+        if !self.shared.kubelet().may_keep_both() {
+            let registered = self.plugins.values().filter(|running| !running.plugin.is_found());
+            registered.for_each(|running| running.plugin.cannot_be_newest());
+        }
         let is_found = |running: &Running| running.plugin.is_found();
         let found: Vec<String> = self
             .plugins
@@ -289,11 +299,7 @@ impl Running {
         match announced.source {
             Source::Found => plugin.is_connected_by_another(socket),
             Source::Registered if announced.request.endpoint != endpoint => false,
-            Source::Registered if self.socket == Some(socket) => {
-                // It is the plugin that registered with the agent, even if its connection was lost meanwhile.
-                plugin.shared.update_health(&plugin.resource.0, |health| health.overtaken = false);
-                false
-            }
+            Source::Registered if self.socket == Some(socket) => false,
             Source::Registered => {
                 let seen = unregistered.entry(endpoint.to_owned()).or_insert((socket, Instant::now()));
                 if seen.0 != socket {

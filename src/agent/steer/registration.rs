@@ -62,7 +62,8 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
     let mut current: Option<Registered> = None;
     for number in 1_u64.. {
         let mut announced = plugin.announced.subscribe();
-        if plugin.is_found()
+        // On a kubelet that keeps both, the end of the older one after this could make it ask the plugin.
+        if (plugin.is_found() || plugin.shared.kubelet().is_allowed())
             && let Some(last) = current.take()
         {
             plugin.shared.update_health(&plugin.resource.0, |health| health.registered = false);
@@ -79,9 +80,9 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
             Ok(registered) => {
                 tracing::info!(resource = %plugin.resource, number, "registered with the kubelet");
                 plugin.shared.outputs.counters.registrations.inc();
-                // The older registration ends only now.
+                // If the older registration has not ended yet, it ends only now.
                 let mut streams = current.insert(registered).streams.clone();
-                if plugin.is_found() {
+                if plugin.is_found() || plugin.shared.kubelet().may_keep_both() {
                     plugin.is_in_force(times).await;
                 }
                 plugin.shared.update_health(&plugin.resource.0, |health| health.registered = true);
