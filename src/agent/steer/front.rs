@@ -66,7 +66,8 @@ struct Front {
     /// The kubelet's record of devices at the last look.
     records: Option<FileId>,
     missing_since: Option<Instant>,
-    start: i64,
+    /// The time when the agent started, in milliseconds, plus the number of plugins that were started since.
+    next_start: i64,
 }
 
 /// Serves device plugins until told to stop, or until another agent takes over.
@@ -90,7 +91,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
         unregistered: BTreeMap::new(),
         records: None,
         missing_since: None,
-        start: Timestamp::now().as_millisecond(),
+        next_start: Timestamp::now().as_millisecond(),
     };
     stored.into_iter().for_each(|(request, _)| front.announce(request, Source::Registered));
 
@@ -179,8 +180,9 @@ impl Front {
         let (stop, mut follow, mut registration) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
         let following = plugin.clone();
         follow.spawn(async move { following.follow().await });
-        // Two plugins may start within the same millisecond.
-        let start = self.start + i64::try_from(self.plugins.len()).unwrap_or_default();
+        // Two plugins may start within the same millisecond, and one may start again after it was removed.
+        let start = self.next_start;
+        self.next_start += 1;
         registration.spawn(registration::keep(plugin.clone(), start, stop.clone()));
         self.plugins.insert(resource, Running { plugin, socket, follow, registration, stop });
     }
