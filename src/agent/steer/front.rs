@@ -73,7 +73,7 @@ struct Front {
 /// Serves device plugins until told to stop, or until another agent takes over.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Result<Ended> {
     let directory = Directory::new(&shared.config.kubelet);
-    directory.sweep();
+    directory.sweep().await;
     let (mut listener, socket) = directory.bind_registry()?;
     let mut stored = directory.stored_plugins();
     let known = stored.len();

@@ -111,7 +111,7 @@ impl Plugin {
         let begun = Instant::now();
         let mut agreed: Option<Instant> = None;
         loop {
-            let waits_for = if self.directory.has_other_endpoints() {
+            let waits_for = if self.directory.has_other_endpoints().await {
                 Some(WaitsFor::OtherAgent)
             } else {
                 (!self.kubelet_lists_devices().await).then_some(WaitsFor::Devices)
