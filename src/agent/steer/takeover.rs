@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::directory::FileId;
 use super::plugin::{Plugin, Source};
@@ -34,6 +34,10 @@ const EAGER: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_millis(100);
 /// The number of answers that must show a registration of the plugin before it is not repeated.
 const LOOKS: u32 = 3;
+/// Time between two of them. Together they take longer than the kubelet to process the end of the agent's stream.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// Time limit for all of them. The time limit of the hand-back has room for it.
+const ALL_LOOKS: Duration = Duration::from_secs(2);
 /// Time limit of one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -134,13 +138,18 @@ impl Plugin {
         if !self.shared.kubelet().is_allowed() {
             return false;
         }
-        for _ in 0..LOOKS {
-            if !self.kubelet_lists_devices().await {
-                return false;
+        let looks = async {
+            for look in 0..LOOKS {
+                if look > 0 {
+                    sleep(BETWEEN_LOOKS).await;
+                }
+                if !self.kubelet_lists_devices().await {
+                    return false;
+                }
             }
-            sleep(BETWEEN).await;
-        }
-        true
+            true
+        };
+        timeout(ALL_LOOKS, looks).await.unwrap_or(false)
     }
 
     /// Whether the kubelet lists exactly the healthy devices of the plugin. Without a registration of the agent, it has them
