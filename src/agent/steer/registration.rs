@@ -5,6 +5,7 @@
 //! when it ends, the kubelet has restarted or dropped the plugin, and the agent registers again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -31,6 +32,9 @@ const AFTER_END: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest time for the kubelet to make no call before a registration ends.
 const IDLE: Duration = Duration::from_secs(2);
+
+/// The longest wait for the kubelet to list the devices of a plugin that it asked in place of the agent.
+const ITSELF: Duration = Duration::from_secs(1);
 
 /// One registration in force. Its socket and its streams end when it is dropped.
 struct Registered {
@@ -132,6 +136,9 @@ async fn ready(plugin: &Plugin) {
     kubelet_listens(plugin).await;
     if plugin.is_found() {
         plugin.will_be_newest().await;
+    } else if plugin.bypassed.load(Ordering::Relaxed) {
+        // The kubelet has a registration of the plugin itself, unless it ended just now.
+        _ = timeout(ITSELF, plugin.will_be_newest()).await;
     }
     plugin.shared.update_health(&plugin.resource.0, |health| health.waits_for = None);
 }
