@@ -2,9 +2,9 @@
 //!
 //! The device plugin registers with the agent (its `KUBELET_SOCKET` names the agent's socket), and the agent registers
 //! with the kubelet in its place. With a takeover the plugin registers with the kubelet, and the agent after it: the
-//! kubelet then uses the agent, and the plugin when the agent ends. All calls and all device lists are passed on as the bytes that arrived. One call is
-//! answered here: `GetPreferredAllocation`, by [`crate::capacity::steering`]. So the kubelet, its PodResources API and
-//! its checkpoint record the GPU that the binding guard reserved.
+//! kubelet then uses the agent, and the plugin when the agent ends. All calls and all device lists are passed on as the
+//! bytes that arrived. One call is answered here: `GetPreferredAllocation`, by [`crate::capacity::steering`]. So the
+//! kubelet, its PodResources API and its checkpoint record the GPU that the binding guard reserved.
 //!
 //! The kubelet admits no pod while it waits for an answer, and an error fails the pod. So an answer always comes in
 //! time, and is never an error: from the ledger, else from the device plugin, else a guess.
@@ -111,7 +111,8 @@ pub struct Inputs {
     pub node: watch::Receiver<Arc<KnownNode>>,
     /// Reads a pod that is missing in `node`. Its caller waits at most 100 ms.
     pub read_pod: ReadPod,
-    /// Major and minor version of the kubelet, for takeovers; `None` as long as it is not known.
+    /// Major and minor version of the kubelet, which tells whether it keeps the registration of a plugin next to that of the
+    /// agent; `None` as long as it is not known.
     pub kubelet_version: watch::Receiver<Option<(u32, u32)>>,
 }
 
@@ -284,7 +285,12 @@ struct Shared {
 impl Shared {
     /// Whether a plugin that registers with the kubelet may be taken over; `None` if the agent was not told to.
     fn takeover(&self) -> Option<Takeover> {
-        self.config.takeover.then(|| Takeover::of(*self.inputs.kubelet_version.borrow()))
+        self.config.takeover.then(|| self.kubelet())
+    }
+
+    /// What the version of the kubelet means, whether or not the agent was told to take over.
+    fn kubelet(&self) -> Takeover {
+        Takeover::of(*self.inputs.kubelet_version.borrow())
     }
 
     fn may_take_over(&self) -> bool {

@@ -30,8 +30,9 @@ const LAST_REPORT: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Pause between attempts to write the last report.
 const RETRY: Duration = Duration::from_millis(300);
-/// Time limit for the hand-back.
-const HAND_BACK: Duration = Duration::from_secs(8);
+/// Time limit for the hand-back: 2 s for calls of the kubelet that are open, 2 s for looks at whether it has the plugin
+/// already, 5 s for the registration, and the pauses between them. With the last report it fits into the pod's time to end.
+const HAND_BACK: Duration = Duration::from_secs(10);
 /// Answers that wait to be noticed. Only that there was one is of interest here.
 const ANSWERS: usize = 64;
 

@@ -76,6 +76,8 @@ pub enum Missing {
     AgentOfPlugin(PodName),
     /// The agent observes only.
     Steer,
+    /// The same on a node whose kubelet, of this version, lets an agent take over the device plugin.
+    SteerAndTakeOver((u32, u32)),
     /// The agent does not take over the device plugin, which registers with a kubelet of this version that would allow it.
     Takeover(PodName, (u32, u32)),
     /// The agent would take over the device plugin, which the kubelet does not allow.
@@ -126,6 +128,11 @@ impl fmt::Display for Missing {
             Missing::Steer => {
                 write!(f, "its agent only observes: apply deploy/agent-steering/ in place of deploy/agent/")
             }
+            Missing::SteerAndTakeOver((major, minor)) => write!(
+                f,
+                "its agent only observes: apply deploy/agent-takeover/ in place of deploy/agent/. Its kubelet \
+                 v{major}.{minor} needs no change of the device plugin"
+            ),
             Missing::Plugin => write!(
                 f,
                 "no pod of NVIDIA's device plugin runs on it. Plugins of other vendors and of managed services cannot be \
@@ -185,8 +192,9 @@ impl Candidate {
             missing.insert(
                 0,
                 match self.kubelet.filter(|_| self.takeover().is_allowed() && registers_with_kubelet) {
-                    _ if !self.agents.is_empty() => Missing::Steer,
+                    Some(version) if !self.agents.is_empty() => Missing::SteerAndTakeOver(version),
                     Some(version) => Missing::AgentThatTakesOver(version),
+                    None if !self.agents.is_empty() => Missing::Steer,
                     None => Missing::Agent,
                 },
             );
@@ -298,7 +306,8 @@ mod tests {
         assert_eq!(unset(new, &[TAKES_OVER], (0, 14)), [Missing::NotYet], "its version does not matter");
         assert_eq!(unset(new, &[STEERS], plugin), [Missing::Takeover(name(), (1, 37))]);
         assert_eq!(unset(new, &[], plugin), [Missing::AgentThatTakesOver((1, 37))]);
-        assert_eq!(unset(new, &[OBSERVES], plugin), [Missing::Steer]);
+        assert_eq!(unset(new, &[OBSERVES], plugin), [Missing::SteerAndTakeOver((1, 37))]);
+        assert_eq!(unset(old, &[OBSERVES], plugin), [Missing::Steer, Missing::Variable(name())]);
         assert_eq!(unset(old, &[TAKES_OVER], plugin), [Missing::Kubelet(name(), Takeover::TooOld((1, 36)))]);
         assert_eq!(unset(None, &[TAKES_OVER], plugin), [Missing::Kubelet(name(), Takeover::VersionUnknown)]);
         assert_eq!(unset(old, &[TAKES_OVER], (0, 14)), [Missing::Version(name(), (0, 14))]);

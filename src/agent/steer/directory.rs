@@ -19,10 +19,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 
 use crate::agent::kubelet::KubeletDirectory;
 use crate::agent::kubelet::messages::{DevicePluginOptions, RegisterRequest};
@@ -33,6 +35,8 @@ use crate::keys;
 const ENDPOINT_OF: &str = "vramguard-";
 /// Target of the link, relative to it. The device plugin may see the directory under another path.
 const LINK_TARGET: &str = "vramguard/registry.sock";
+/// Time limit for a connection that shows whether a process listens at a socket.
+const CONNECT: Duration = Duration::from_millis(200);
 
 /// The agent's files.
 #[derive(Clone, Debug)]
@@ -151,9 +155,14 @@ impl Directory {
     }
 
     /// Whether another process listens at a socket that a kubelet was told by an agent.
-    pub(super) fn has_other_endpoints(&self) -> bool {
+    pub(super) async fn has_other_endpoints(&self) -> bool {
         let own = self.own.lock().clone();
-        self.endpoints().iter().any(|name| !own.contains(name) && self.is_listening(name))
+        for name in self.endpoints().iter().filter(|name| !own.contains(*name)) {
+            if self.is_listening(name).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// The sockets that agents told the kubelet, by file name.
@@ -163,8 +172,13 @@ impl Directory {
         names.filter(|name| name.starts_with(ENDPOINT_OF) && name.ends_with(".sock")).collect()
     }
 
-    fn is_listening(&self, endpoint: &str) -> bool {
-        std::os::unix::net::UnixStream::connect(self.socket(endpoint)).is_ok()
+    async fn is_listening(&self, endpoint: &str) -> bool {
+        match timeout(CONNECT, UnixStream::connect(self.socket(endpoint))).await {
+            Ok(Ok(_)) => true,
+            // Whoever listens there has not accepted the connections before this one.
+            Ok(Err(error)) => error.kind() == io::ErrorKind::WouldBlock,
+            Err(_) => true,
+        }
     }
 
     /// Identity of a file in the directory; `None` if it does not exist.
@@ -173,8 +187,12 @@ impl Directory {
     }
 
     /// Removes the sockets that earlier processes told the kubelet, if nobody listens there any more.
-    pub(super) fn sweep(&self) {
-        self.endpoints().iter().filter(|name| !self.is_listening(name)).for_each(|name| self.remove_endpoint(name));
+    pub(super) async fn sweep(&self) {
+        for name in self.endpoints() {
+            if !self.is_listening(&name).await {
+                self.remove_endpoint(&name);
+            }
+        }
     }
 
     /// The device plugins that registered with an earlier process, each with the identity of its socket then.
@@ -300,14 +318,33 @@ mod tests {
         let (live, live_name) = directory.bind_endpoint(1, 1).unwrap();
         let (dead, dead_name) = directory.bind_endpoint(1, 2).unwrap();
         drop(dead);
-        directory.sweep();
+        directory.sweep().await;
         assert!(directory.socket(&live_name).exists());
         assert!(!directory.socket(&dead_name).exists());
-        assert!(!directory.has_other_endpoints(), "this process listens there");
+        assert!(!directory.has_other_endpoints().await, "this process listens there");
         let another = Directory { own: Arc::default(), ..directory };
-        assert!(another.has_other_endpoints());
+        assert!(another.has_other_endpoints().await);
         drop(live);
-        assert!(!another.has_other_endpoints());
+        assert!(!another.has_other_endpoints().await);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_accepts_no_connection_listens_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = directory(&folder);
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind(directory.socket("vramguard-1-1.sock")).unwrap();
+        let _busy = socket.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(Ok(connection)) =
+            timeout(CONNECT, UnixStream::connect(directory.socket("vramguard-1-1.sock"))).await
+        {
+            waiting.push(connection);
+            assert!(waiting.len() < 100, "its queue is never full");
+        }
+        assert!(directory.has_other_endpoints().await);
+        directory.sweep().await;
+        assert!(directory.socket("vramguard-1-1.sock").exists());
     }
 
     #[tokio::test]

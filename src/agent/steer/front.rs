@@ -66,20 +66,21 @@ struct Front {
     /// The kubelet's record of devices at the last look.
     records: Option<FileId>,
     missing_since: Option<Instant>,
-    start: i64,
+    /// The time when the agent started, in milliseconds, plus the number of plugins that were started since.
+    next_start: i64,
 }
 
 /// Serves device plugins until told to stop, or until another agent takes over.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Result<Ended> {
     let directory = Directory::new(&shared.config.kubelet);
-    directory.sweep();
+    directory.sweep().await;
     let (mut listener, socket) = directory.bind_registry()?;
     let mut stored = directory.stored_plugins();
-    if shared.config.takeover {
-        // Another socket is of a plugin that has started since, and that may have registered with the kubelet.
-        stored.retain(|(request, socket)| socket.is_some() && directory.id_of(&request.endpoint) == *socket);
-    }
-    if stored.is_empty() || !directory.has_link() {
+    let known = stored.len();
+    // Another socket is of a plugin that has started since, and that may have registered with the kubelet.
+    stored.retain(|(request, socket)| socket.is_some() && directory.id_of(&request.endpoint) == *socket);
+    // One that waits for the agent's socket registers when the link is made.
+    if stored.is_empty() || stored.len() < known || !directory.has_link() {
         directory.make_link()?;
     }
     let mut front = Front {
@@ -90,7 +91,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> io::Res
         unregistered: BTreeMap::new(),
         records: None,
         missing_since: None,
-        start: Timestamp::now().as_millisecond(),
+        next_start: Timestamp::now().as_millisecond(),
     };
     stored.into_iter().for_each(|(request, _)| front.announce(request, Source::Registered));
 
@@ -179,8 +180,9 @@ impl Front {
         let (stop, mut follow, mut registration) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
         let following = plugin.clone();
         follow.spawn(async move { following.follow().await });
-        // Two plugins may start within the same millisecond.
-        let start = self.start + i64::try_from(self.plugins.len()).unwrap_or_default();
+        // Two plugins may start within the same millisecond, and one may start again after it was removed.
+        let start = self.next_start;
+        self.next_start += 1;
         registration.spawn(registration::keep(plugin.clone(), start, stop.clone()));
         self.plugins.insert(resource, Running { plugin, socket, follow, registration, stop });
     }
@@ -196,8 +198,14 @@ impl Front {
     }
 
     async fn look(&mut self) -> io::Result<Look> {
-        if self.shared.may_take_over() {
-            self.find().await;
+        if self.shared.kubelet().may_keep_both() {
+            for running in self.plugins.values().filter(|running| !running.plugin.is_found()) {
+                let endpoint = running.plugin.announced.borrow().request.endpoint.clone();
+                running.plugin.look_at_socket(running.socket, self.directory.id_of(&endpoint));
+            }
+            if self.shared.may_take_over() {
+                self.find().await;
+            }
             let (records, now) = (&mut self.records, self.directory.id_of(CHECKPOINT));
             let plugins = self.plugins.values().map(|running| &*running.plugin);
             takeover::look_at_records(&self.shared, plugins, (records, now)).await;
@@ -251,6 +259,10 @@ impl Front {
             // The next look is later than it has to be.
             return self.find().await;
         }
+        if !self.shared.kubelet().may_keep_both() {
+            let registered = self.plugins.values().filter(|running| !running.plugin.is_found());
+            registered.for_each(|running| running.plugin.cannot_be_newest());
+        }
         let is_found = |running: &Running| running.plugin.is_found();
         let found: Vec<String> = self
             .plugins
@@ -289,11 +301,7 @@ impl Running {
         match announced.source {
             Source::Found => plugin.is_connected_by_another(socket),
             Source::Registered if announced.request.endpoint != endpoint => false,
-            Source::Registered if self.socket == Some(socket) => {
-                // It is the plugin that registered with the agent, even if its connection was lost meanwhile.
-                plugin.shared.update_health(&plugin.resource.0, |health| health.overtaken = false);
-                false
-            }
+            Source::Registered if self.socket == Some(socket) => false,
             Source::Registered => {
                 let seen = unregistered.entry(endpoint.to_owned()).or_insert((socket, Instant::now()));
                 if seen.0 != socket {

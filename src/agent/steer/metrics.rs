@@ -94,7 +94,7 @@ impl Counters {
         );
         registry.register(
             "steer_bypassed",
-            "Allocations by a device plugin that was taken over, while the agent took its own registration for the newest",
+            "Allocations by the device plugin itself, while the agent took its own registration for the newest",
             self.bypassed.clone(),
         );
         registry.register("steer_unasked", "Allocations that the kubelet made without asking", self.unasked.clone());

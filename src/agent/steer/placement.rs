@@ -63,7 +63,7 @@ pub(super) async fn allocated(plugin: &Plugin, ids: BTreeSet<String>) {
         let recorded: BTreeSet<&String> = recorded.of(&plugin.resource).flat_map(|entry| &entry.devices).collect();
         // The kubelet may have asked the plugin a moment before the agent registered after it.
         let just_registered = plugin.registered_at.lock().is_some_and(|at| at.elapsed() < JUST_REGISTERED);
-        if plugin.is_found() && just_registered {
+        if just_registered {
             return;
         }
         if !ids.iter().all(|id| recorded.contains(id)) {

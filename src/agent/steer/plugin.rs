@@ -1,6 +1,7 @@
 //! The connection to one device plugin. Owns the list of its devices as the kubelet sees it, and who answers its calls.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +60,8 @@ pub(super) struct Plugin {
     pub(super) asked: parking_lot::Mutex<Option<Asked>>,
     /// How often the plugin may have registered with the kubelet after the agent.
     pub(super) overtaken: watch::Sender<u64>,
+    /// Whether the kubelet has asked the plugin itself since the agent registered last.
+    pub(super) bypassed: AtomicBool,
     /// Allocations that the agent passed on, and those that the kubelet recorded.
     pub(super) allocated: parking_lot::Mutex<Allocated>,
     /// When the agent registered last.
@@ -90,6 +93,7 @@ impl Plugin {
             register_again: Notify::new(),
             asked: parking_lot::Mutex::new(None),
             overtaken: watch::Sender::new(0),
+            bypassed: AtomicBool::new(false),
             allocated: parking_lot::Mutex::default(),
             registered_at: parking_lot::Mutex::default(),
             calls: watch::Sender::new(0),
@@ -106,6 +110,11 @@ impl Plugin {
     /// Whether the plugin is connected by another socket than this one, which was made since.
     pub(super) fn is_connected_by_another(&self, socket: FileId) -> bool {
         self.client.borrow().is_some() && *self.socket.lock() != Some(socket)
+    }
+
+    /// Whether the plugin is connected by this socket.
+    pub(super) fn is_connected_by(&self, socket: FileId) -> bool {
+        self.client.borrow().is_some() && *self.socket.lock() == Some(socket)
     }
 
     /// Waits until the plugin is connected.
@@ -187,7 +196,7 @@ impl Plugin {
         }
         // The agent may be the one that is cut off. Without a list, its registration ends.
         if self.devices.send_replace(None).is_some() {
-            tracing::warn!(resource = %self.resource, "the device plugin stays away; the kubelet is left to its own knowledge");
+            tracing::warn!(resource = %self.resource, "the device plugin stays away; the kubelet now decides without the agent");
         }
     }
 

@@ -5,6 +5,7 @@
 //! when it ends, the kubelet has restarted or dropped the plugin, and the agent registers again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -31,6 +32,9 @@ const AFTER_END: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest time for the kubelet to make no call before a registration ends.
 const IDLE: Duration = Duration::from_secs(2);
+
+/// The longest wait for the kubelet to list the devices of a plugin that it asked in place of the agent.
+const ITSELF: Duration = Duration::from_secs(1);
 
 /// One registration in force. Its socket and its streams end when it is dropped.
 struct Registered {
@@ -62,7 +66,8 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
     let mut current: Option<Registered> = None;
     for number in 1_u64.. {
         let mut announced = plugin.announced.subscribe();
-        if plugin.is_found()
+        // On a kubelet that keeps both, the end of the older one after this could make it ask the plugin.
+        if (plugin.is_found() || plugin.shared.kubelet().is_allowed())
             && let Some(last) = current.take()
         {
             plugin.shared.update_health(&plugin.resource.0, |health| health.registered = false);
@@ -79,9 +84,9 @@ pub(super) async fn keep(plugin: Arc<Plugin>, start: i64, stop: CancellationToke
             Ok(registered) => {
                 tracing::info!(resource = %plugin.resource, number, "registered with the kubelet");
                 plugin.shared.outputs.counters.registrations.inc();
-                // The older registration ends only now.
+                // If the older registration has not ended yet, it ends only now.
                 let mut streams = current.insert(registered).streams.clone();
-                if plugin.is_found() {
+                if plugin.is_found() || plugin.shared.kubelet().may_keep_both() {
                     plugin.is_in_force(times).await;
                 }
                 plugin.shared.update_health(&plugin.resource.0, |health| health.registered = true);
@@ -131,6 +136,9 @@ async fn ready(plugin: &Plugin) {
     kubelet_listens(plugin).await;
     if plugin.is_found() {
         plugin.will_be_newest().await;
+    } else if plugin.bypassed.load(Ordering::Relaxed) {
+        // The kubelet has a registration of the plugin itself, unless it ended just now.
+        _ = timeout(ITSELF, plugin.will_be_newest()).await;
     }
     plugin.shared.update_health(&plugin.resource.0, |health| health.waits_for = None);
 }

@@ -1,22 +1,23 @@
 //! A device plugin that registers with the kubelet itself, and the agent after it. Owns when a registration of the agent is
-//! the newest one, and the look at what shows that it is not.
+//! the newest one, and the look at what shows that it is not. That look is needed without a takeover too: on a kubelet that
+//! keeps two registrations, a plugin that no longer registers with the agent takes its place.
 //!
 //! The kubelet uses the newest registration of a resource. When any of them ends, it uses any of those that are left, so
 //! the agent never has two: it ends the last one, and registers anew when the plugin is the only one. The plugin has
 //! registered if the kubelet then lists its devices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::directory::FileId;
 use super::plugin::{Plugin, Source};
 use super::{Shared, WaitsFor};
 use crate::agent::kubelet::checkpoint;
 use crate::agent::kubelet::messages::ListAndWatchResponse;
-use crate::capacity::steering::takeover::Takeover;
 use crate::k8s::checkpoint::Checkpoint;
 
 /// Pause after the plugin has answered, before the agent's registration ends. A plugin that has started registers within
@@ -33,6 +34,10 @@ const EAGER: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_millis(100);
 /// The number of answers that must show a registration of the plugin before it is not repeated.
 const LOOKS: u32 = 3;
+/// Time between two of them. Together they take longer than the kubelet to process the end of the agent's stream.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// Time limit for all of them. The time limit of the hand-back has room for it.
+const ALL_LOOKS: Duration = Duration::from_secs(2);
 /// Time limit of one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -44,10 +49,32 @@ impl Plugin {
 
     /// Notes that the plugin may have registered with the kubelet after the agent, or is about to.
     pub(super) fn may_be_newest(&self) {
-        if self.shared.may_take_over() {
+        if self.shared.kubelet().may_keep_both() {
             self.overtaken.send_modify(|times| *times += 1);
             self.shared.update_health(&self.resource.0, |health| health.overtaken = true);
         }
+    }
+
+    /// Takes the socket of a plugin that registered with the agent into account: `registered` is the one at that time, and
+    /// `now` the one that exists. Another one is of a plugin that has started since, and it may register with the kubelet.
+    pub(super) fn look_at_socket(&self, registered: Option<FileId>, now: Option<FileId>) {
+        let Some(socket) = now else { return };
+        let health = self.shared.outputs.health.borrow().resources.get(self.resource.0.as_str()).cloned();
+        let overtaken = health.is_some_and(|health| health.overtaken);
+        if registered != now {
+            if !overtaken {
+                self.may_be_newest();
+            }
+        } else if overtaken && self.is_connected_by(socket) && !self.bypassed.load(Ordering::Relaxed) {
+            // It is the plugin that registered with the agent, even if its connection was lost meanwhile.
+            self.cannot_be_newest();
+        }
+    }
+
+    /// Notes that the plugin has not registered with the kubelet after the agent.
+    pub(super) fn cannot_be_newest(&self) {
+        self.bypassed.store(false, Ordering::Relaxed);
+        self.shared.update_health(&self.resource.0, |health| health.overtaken = false);
     }
 
     /// Notes that the agent has registered after the plugin, unless the plugin may have done so again since `times`.
@@ -59,8 +86,12 @@ impl Plugin {
         if let Ok(recorded) = checkpoint::read(&self.shared.config.kubelet).await {
             self.look_at(&recorded.unwrap_or_default());
         }
-        let overtaken = *self.overtaken.borrow() != times;
-        self.shared.update_health(&self.resource.0, |health| health.overtaken = overtaken);
+        self.bypassed.store(false, Ordering::Relaxed);
+        // Of a plugin that registers with the agent, its socket decides.
+        if self.is_found() {
+            let overtaken = *self.overtaken.borrow() != times;
+            self.shared.update_health(&self.resource.0, |health| health.overtaken = overtaken);
+        }
     }
 
     /// Waits until the agent has to register again: the plugin may have registered since `times` and answers, or it is away
@@ -84,7 +115,7 @@ impl Plugin {
         let begun = Instant::now();
         let mut agreed: Option<Instant> = None;
         loop {
-            let waits_for = if self.directory.has_other_endpoints() {
+            let waits_for = if self.directory.has_other_endpoints().await {
                 Some(WaitsFor::OtherAgent)
             } else {
                 (!self.kubelet_lists_devices().await).then_some(WaitsFor::Devices)
@@ -104,16 +135,21 @@ impl Plugin {
     ///
     /// Kubelet 1.37 refuses to repeat it, and then no longer notices the end of the plugin.
     pub(super) async fn is_registered_itself(&self) -> bool {
-        if !Takeover::of(*self.shared.inputs.kubelet_version.borrow()).is_allowed() {
+        if !self.shared.kubelet().is_allowed() {
             return false;
         }
-        for _ in 0..LOOKS {
-            if !self.kubelet_lists_devices().await {
-                return false;
+        let looks = async {
+            for look in 0..LOOKS {
+                if look > 0 {
+                    sleep(BETWEEN_LOOKS).await;
+                }
+                if !self.kubelet_lists_devices().await {
+                    return false;
+                }
             }
-            sleep(BETWEEN).await;
-        }
-        true
+            true
+        };
+        timeout(ALL_LOOKS, looks).await.unwrap_or(false)
     }
 
     /// Whether the kubelet lists exactly the healthy devices of the plugin. Without a registration of the agent, it has them
@@ -139,8 +175,7 @@ impl Plugin {
     }
 }
 
-/// Looks for allocations of plugins that are taken over and that the agent did not pass on, if the kubelet has recorded
-/// something since the last look.
+/// Looks for allocations that the agent did not pass on, if the kubelet has recorded something since the last look.
 pub(super) async fn look_at_records<'p>(
     shared: &Shared,
     plugins: impl Iterator<Item = &'p Plugin>,
@@ -154,14 +189,18 @@ pub(super) async fn look_at_records<'p>(
         Err(error) => return tracing::warn!("{error}"),
     };
     *last = now;
-    for plugin in plugins.filter(|plugin| plugin.is_found()) {
+    for plugin in plugins {
         let bypassed = plugin.look_at(&recorded);
         let claims = |health: &super::ResourceHealth| health.registered && !health.overtaken;
         let claimed = shared.outputs.health.borrow().resources.get(plugin.resource.0.as_str()).is_some_and(claims);
         if bypassed > 0 && claimed {
             tracing::warn!(resource = %plugin.resource, bypassed, "the kubelet asked the device plugin in place of the agent");
             shared.outputs.counters.bypassed.inc_by(bypassed as u64);
+            plugin.bypassed.store(true, Ordering::Relaxed);
             plugin.may_be_newest();
+            if !plugin.is_found() {
+                plugin.register_again.notify_one();
+            }
         }
     }
 }

@@ -45,6 +45,11 @@ impl Takeover {
     pub fn is_allowed(self) -> bool {
         self == Takeover::Allowed
     }
+
+    /// Whether the kubelet may keep the registration of a device plugin next to that of an agent, and ask either of them.
+    pub fn may_keep_both(self) -> bool {
+        !matches!(self, Takeover::TooOld(_))
+    }
 }
 
 /// The reason why it is not allowed.
@@ -139,6 +144,7 @@ mod tests {
         ] {
             assert_eq!(Takeover::of(version), expected, "{version:?}");
             assert_eq!(Takeover::of(version).is_allowed(), expected == Takeover::Allowed);
+            assert_eq!(Takeover::of(version).may_keep_both(), version.is_none_or(|version| version >= (1, 37)));
         }
     }
 

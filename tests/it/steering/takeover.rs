@@ -32,12 +32,13 @@ fn of(outcomes: &[Outcome], wanted: fn(&Outcome) -> bool) -> usize {
     outcomes.iter().filter(|outcome| wanted(outcome)).count()
 }
 
-/// Creates pods, and asserts that each is on its GPU.
+/// Creates pods, and asserts that each is on its GPU. An answer without the ledger excuses none: a kubelet that asks the
+/// device plugin would be excused as well.
 async fn are_steered(node: &SteeredNode, pods: &[Wanted]) {
     node.create(pods).await;
     let outcomes = node.outcomes(pods).await;
-    assert!(node.are_placed(pods, &outcomes), "{outcomes:?}{}", node.logs());
     let placed = of(&outcomes, |outcome| *outcome == Outcome::Placed);
+    assert_eq!(placed, pods.len(), "{outcomes:?}{}", node.logs());
     println!("{placed} of {} pods on the GPU that is reserved", pods.len());
 }
 
@@ -152,8 +153,8 @@ async fn pods_that_arrive_during_restarts_run() {
         }
         let outcomes = node.outcomes(&pods).await;
         let rejected = of(&outcomes, |outcome| matches!(outcome, Outcome::Rejected(_)));
-        let elsewhere = of(&outcomes, |outcome| matches!(outcome, Outcome::Elsewhere(_)));
-        println!("{what}: {} on their GPU, {elsewhere} on the other, {rejected} rejected", 8 - rejected - elsewhere);
+        let other = of(&outcomes, |outcome| matches!(outcome, Outcome::Elsewhere(_)));
+        println!("{what}: {} on their GPU, {other} on the other, {rejected} rejected", 8 - rejected - other);
         let messages = node.rejections(&pods).await;
         messages.iter().for_each(|message| println!("  {message}"));
         // A call that is open, and one that the kubelet makes before it has noticed the end, break off.

@@ -96,7 +96,7 @@ async fn a_plugin_that_starts_again_is_taken_over_again_and_no_claim_outlives_it
     let claims = stage.watches_claims();
     for _ in 0..3 {
         stage.restart_plugin().await;
-        assert!(!stage.agent.health.borrow().steers(), "the kubelet asks the plugin");
+        until("the end of the claim", || !stage.missing().is_empty()).await;
         stage.steers().await;
         stage.kubelet.admit("on-a");
         assert_eq!(stage.ask().await.0, ["GPU-a::0"]);
@@ -228,14 +228,76 @@ async fn a_plugin_with_the_variable_registers_with_the_agent_also_where_takeover
     assert!(!claims.is_finished(), "{:?}", claims.await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_that_the_kubelet_still_has_is_not_handed_back_again() {
-    let mut stage = Stage::new(|_| {});
+/// A kubelet that keeps several registrations, and a plugin that registered with an agent that may not take over.
+async fn with_the_variable(version: Option<(u32, u32)>, change: impl FnOnce(&mut Config)) -> Stage {
+    let mut stage = Stage::new(change);
     stage.kubelet.endpoints.lock().stack = true;
-    stage.agent.kubelet_version.send_replace(ALLOWS);
+    stage.agent.kubelet_version.send_replace(version);
     stage.plugin.serve();
     stage.plugin.register().await;
     stage.steers().await;
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_takeover_too_no_claim_outlives_the_variable_of_the_plugin() {
+    for version in [ALLOWS, None] {
+        let mut stage = with_the_variable(version, |_| {}).await;
+        let claims = stage.watches_claims();
+        stage.plugin.stop();
+        until("the end of the plugin", || !stage.missing().is_empty()).await;
+        stage.plugin.serve();
+        stage.plugin.register().await;
+        stage.steers().await;
+
+        // Without the variable, it registers with the kubelet, which asks it from then on.
+        stage.restart_plugin().await;
+        until("the reason", || stage.missing().contains("may have registered with the kubelet after the agent")).await;
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        assert!(!stage.agent.health.borrow().steers(), "{version:?}");
+        assert!(!stage.asks_agent());
+
+        // With the variable again.
+        stage.plugin.stop();
+        until("the end of its registration", || stage.asks_agent()).await;
+        stage.plugin.serve();
+        stage.plugin.register().await;
+        stage.steers().await;
+        assert!(!claims.is_finished(), "{:?}", claims.await);
+        claims.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_plugin_that_has_registered_with_the_kubelet_since_is_not_taken_for_steered() {
+    let mut stage = with_the_variable(ALLOWS, |config| config.at_stop = AtStop::End).await;
+    stage.agent.stop.cancel();
+    until("the end of the agent", || stage.agent.task.is_finished()).await;
+    stage.restart_plugin().await;
+
+    let again = start(Config::new(stage.kubelet.directory.clone()), node(&[]), unread());
+    again.kubelet_version.send_replace(ALLOWS);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(!again.health.borrow().steering().begun, "{:?}", again.health.borrow());
+    assert!(!stage.asks_agent(), "nothing was taken over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_takeover_too_an_allocation_that_bypasses_the_agent_makes_it_register_again() {
+    let stage = with_the_variable(ALLOWS, |_| {}).await;
+    // As after a hand-back, which the kubelet keeps.
+    stage.plugin.register_with_kubelet(&stage.kubelet).await;
+    stage.kubelet.record(&[("by-the-plugin", "GPU-b::1")]);
+    until("the end of the claim", || !stage.agent.health.borrow().steers()).await;
+    until("another registration", || stage.kubelet.registered.lock().len() == 3).await;
+    stage.steers().await;
+    let sockets = stage.kubelet.endpoints.lock().connected.clone();
+    assert_eq!(sockets.len(), 2, "the older registration has ended: {sockets:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_the_kubelet_still_has_is_not_handed_back_again() {
+    let stage = with_the_variable(ALLOWS, |_| {}).await;
     stage.agent.stop.cancel();
     assert_eq!(stage.agent.task.await.unwrap().unwrap(), Ended::Stopped);
     until("the hand-back", || stage.kubelet.endpoints.lock().connected == ["nvidia-gpu.sock"]).await;
