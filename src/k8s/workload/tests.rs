@@ -115,7 +115,7 @@ fn a_leader_worker_set_is_read_with_the_templates_of_its_groups() {
     assert_eq!(read(json!({ "size": 4, "workerTemplate": template() })), alone);
     assert_eq!(read(json!({ "size": 4, "workerTemplate": template(), "leaderTemplate": null })), alone);
     let missing = "object: spec.leaderWorkerTemplate.workerTemplate: is missing".to_owned();
-    assert_eq!(ask(&groups(&json!({ "leaderTemplate": template() })), None), Asked::Unread(missing));
+    assert_eq!(ask(&groups(&json!({ "size": 4, "leaderTemplate": template() })), None), Asked::Unread(missing));
 
     let before = groups(&json!({ "size": 4, "workerTemplate": template() }));
     let larger = groups(&json!({ "size": 5, "workerTemplate": template() }));
