@@ -158,7 +158,7 @@ async fn a_cron_job_that_runs_counts_with_the_pods_of_its_run() {
     let cluster = cluster().await;
     let cron = |parallelism: u32| {
         format!(
-            "{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: nightly, namespace: ml}}, spec: {{schedule: '* * * * *', \
+            "{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: nightly, namespace: ml}}, spec: {{schedule: '0 0 1 1 *', \
              concurrencyPolicy: Forbid, jobTemplate: {{spec: {{parallelism: {parallelism}, {TEMPLATE}}}}}}}}}"
         )
     };
