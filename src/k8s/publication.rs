@@ -94,6 +94,20 @@ pub fn raise(advertised: &Advertised, bound: Vram) -> Option<Value> {
     (!status.is_empty()).then(|| json!({ "status": status }))
 }
 
+/// Renders a condition of an object of ours. The time of its last transition is kept if its `status` is as in `before`.
+pub(super) fn condition(kind: &str, condition: Condition, before: &[Value], now: Timestamp) -> Value {
+    let before = before.iter().find(|before| before["type"] == kind);
+    let kept = before.filter(|before| before["status"] == condition.status);
+    let since = kept.and_then(|before| before.get("lastTransitionTime")).cloned();
+    json!({
+        "type": kind,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": since.unwrap_or_else(|| json!(seconds(now))),
+    })
+}
+
 /// Formats a time in whole seconds, as in node conditions.
 pub(super) fn seconds(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

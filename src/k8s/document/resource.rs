@@ -219,17 +219,9 @@ pub fn status_patch(
         wanted.push((LOCKED_FIELDS_IGNORED, Condition::locked_fields_ignored(state)));
     }
     let rendered = wanted.into_iter().map(|(name, condition)| {
-        let before = current.iter().find(|before| before["type"] == name);
-        let kept = before.filter(|before| before["status"] == condition.status);
-        let since = kept.and_then(|before| before.get("lastTransitionTime")).cloned();
-        json!({
-            "type": name,
-            "status": condition.status,
-            "reason": condition.reason,
-            "message": condition.message,
-            "observedGeneration": generation,
-            "lastTransitionTime": since.unwrap_or_else(|| json!(publication::seconds(now))),
-        })
+        let mut rendered = publication::condition(name, condition, current, now);
+        rendered["observedGeneration"] = json!(generation);
+        rendered
     });
     let rendered: Vec<Value> = rendered.collect();
     (rendered != current).then(|| json!({ "status": { "conditions": rendered } }))

@@ -50,8 +50,12 @@ pub fn patch(
         (ACCOUNTED, Condition::accounted(&facts.pools, usage, rules, &guards)),
         (OVERCOMMITTED, Condition::overcommitted(&pools)),
     ];
+    let before = current.get("conditions").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let agent = agent(ledger, current).map(|condition| (AGENT_REPORTS, condition));
-    let conditions = conditions.into_iter().chain(agent).map(|(kind, condition)| merged(kind, condition, current, now));
+    let conditions = conditions
+        .into_iter()
+        .chain(agent)
+        .map(|(kind, condition)| publication::condition(kind, condition, before, now));
     wanted.insert("conditions".into(), conditions.collect());
     wanted.retain(|field, value| current.get(field.as_str()) != Some(value));
     (!wanted.is_empty()).then(|| json!({ "status": wanted }))
@@ -95,19 +99,4 @@ pub fn digest(section: &Value) -> Value {
     let gpus = section["gpus"].as_array().into_iter().flatten();
     let unreadable = gpus.chain([section]).find_map(|part| part["unreadable"].as_str());
     json!({ "unreadable": unreadable })
-}
-
-/// Renders a condition. The time of its last transition is kept if its `status` did not change.
-fn merged(kind: &str, condition: Condition, current: &Value, now: Timestamp) -> Value {
-    let before = current.get("conditions").and_then(Value::as_array).into_iter().flatten();
-    let before = before.into_iter().find(|condition| condition["type"] == kind);
-    let kept = before.filter(|before| before["status"] == condition.status);
-    let since = kept.and_then(|before| before.get("lastTransitionTime")).cloned();
-    json!({
-        "type": kind,
-        "status": condition.status,
-        "reason": condition.reason,
-        "message": condition.message,
-        "lastTransitionTime": since.unwrap_or_else(|| json!(publication::seconds(now))),
-    })
 }
