@@ -35,9 +35,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::kubelet::KubeletDirectory;
 use crate::agent::kubelet::pod_resources::PodResourcesClient;
+use crate::agent::node;
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::observation::observer::Steering as Steered;
 use crate::capacity::pod::PodName;
+use crate::capacity::steering::doubt::Doubt;
 use crate::capacity::steering::takeover::Takeover;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
@@ -100,6 +102,8 @@ impl Config {
 
 /// Time between two looks at the kubelet's configuration file.
 const TOPOLOGY: Duration = Duration::from_secs(10);
+/// Pause between two looks for doubts whose time is over.
+const DOUBTS: Duration = Duration::from_secs(1);
 
 /// Reads one pod from the API server. `None` if there is no such pod on this node, or no answer.
 pub type ReadPod = Arc<dyn Fn(PodName) -> BoxFuture<'static, Option<KnownPod>> + Send + Sync>;
@@ -179,11 +183,8 @@ pub struct ResourceHealth {
     pub unasked: u64,
     /// Whether the ledger is read, and has GPUs of the resource.
     pub known: bool,
-    /// The number of latest answers in a row that were not by the ledger, because the agent could not find out who asks or
-    /// could not decide.
-    pub passed_on: u32,
-    /// Why the latest of them was not.
-    pub why_passed_on: Option<Fallback>,
+    /// Whether the latest answers are a reason to doubt that the next one is by the ledger.
+    pub doubt: Doubt,
 }
 
 /// What a registration after the device plugin's own waits for.
@@ -206,10 +207,6 @@ impl fmt::Display for WaitsFor {
     }
 }
 
-/// Answers in a row without the ledger with which a resource no longer counts as steered. A single one may be due to a busy
-/// moment, or to a static pod.
-const MAX_PASSED_ON: u32 = 2;
-
 impl ResourceHealth {
     /// Why the next container of the resource may not get the GPU that the ledger reserved; `None` if it does.
     fn missing(&self) -> Option<String> {
@@ -228,9 +225,7 @@ impl ResourceHealth {
         } else if !self.known {
             Some("its GPUs are not in the ledger, or no policy guards it".to_owned())
         } else {
-            let why = self.why_passed_on.map_or("", Fallback::label);
-            let passed_on = self.passed_on >= MAX_PASSED_ON;
-            passed_on.then(|| format!("the last {} answers were not by the ledger ({why})", self.passed_on))
+            self.doubt.reason()
         }
     }
 }
@@ -324,6 +319,7 @@ pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: Cancell
         () = placement::verify(&shared) => unreachable!("it never ends"),
         () = follow_node(&shared) => unreachable!("it never ends"),
         () = follow_topology(&shared) => unreachable!("it never ends"),
+        () = end_doubts(&shared) => unreachable!("it never ends"),
     }
 }
 
@@ -343,6 +339,18 @@ async fn follow_topology(shared: &Shared) {
             changed
         });
         tokio::time::sleep(TOPOLOGY).await;
+    }
+}
+
+/// Ends doubts whose time is over.
+async fn end_doubts(shared: &Shared) {
+    loop {
+        tokio::time::sleep(DOUBTS).await;
+        shared.outputs.health.send_if_modified(|health| {
+            let before = health.clone();
+            health.resources.values_mut().for_each(|resource| resource.doubt.pass_time(node::now()));
+            *health != before
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use crate::capacity::pod::PodName;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::vram::{Balance, Vram};
 
+pub mod doubt;
 pub mod identify;
 pub mod known;
 pub mod pick;

@@ -17,6 +17,7 @@ use crate::agent::kubelet::checkpoint;
 use crate::agent::kubelet::messages::{
     ContainerPreferredAllocationRequest, DeviceIdLists, DeviceIds, ListPodResourcesResponse, PreferredAllocationRequest,
 };
+use crate::agent::node;
 use crate::capacity::gpu::Resource;
 use crate::capacity::pod::PodName;
 use crate::capacity::steering::identify::{Allocations, ListedPod};
@@ -63,7 +64,7 @@ pub(super) async fn preferred(plugin: &Plugin, question: Bytes) -> Bytes {
     answer
 }
 
-/// Keeps in the health how many answers in a row were not by the ledger.
+/// Keeps in the health whether the latest answers were by the ledger.
 fn note(plugin: &Plugin, decision: &Decision) {
     let why = match decision.choice {
         // These say something about the container, and not about the agent.
@@ -71,10 +72,7 @@ fn note(plugin: &Plugin, decision: &Decision) {
         Choice::Stock(why) => Some(why),
         Choice::Devices { fallback, .. } => fallback.filter(|_| decision.caller.is_none()),
     };
-    plugin.shared.update_health(&plugin.resource.0, |health| {
-        health.passed_on = why.map_or(0, |_| health.passed_on.saturating_add(1));
-        health.why_passed_on = why;
-    });
+    plugin.shared.update_health(&plugin.resource.0, |health| health.doubt.answered(why, node::now()));
 }
 
 async fn decide_in_time(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {

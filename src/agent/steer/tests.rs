@@ -285,9 +285,11 @@ fn a_kubelet_that_aligns_devices_is_not_steered() {
     assert!(!with(TopologyPolicy::None, ResourceHealth { overtaken: true, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { unasked: 1, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { placements_match: Some(false), ..steered.clone() }));
-    let passed_on = |times| ResourceHealth { passed_on: times, why_passed_on: Some(Fallback::Late), ..steered.clone() };
-    assert!(with(TopologyPolicy::None, passed_on(1)), "a busy moment");
-    assert!(!with(TopologyPolicy::None, passed_on(2)));
+    let mut doubt = Doubt::default();
+    doubt.answered(Some(Fallback::Late), node::now());
+    assert!(with(TopologyPolicy::None, ResourceHealth { doubt: doubt.clone(), ..steered.clone() }), "a busy moment");
+    doubt.answered(Some(Fallback::Late), node::now());
+    assert!(!with(TopologyPolicy::None, ResourceHealth { doubt, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { known: false, ..steered.clone() }));
     assert!(!Health::default().steers(), "without a device plugin");
 }
