@@ -4,6 +4,7 @@
 #
 # The driver itself is left out: the container runtime has to bring it, as on any node.
 set -euo pipefail
+. "$(dirname "$0")/env.sh"
 name=$1 folder=$2 program=$3 entrypoint=$4
 rm -rf "$folder" && mkdir -p "$folder"/root/{bin,dev,etc,held,lib64,proc,sys,tmp,usr/lib,var}
 cp "$program" "$folder/root/bin/"
@@ -17,11 +18,4 @@ for library in $libraries "$system"/lib{m.so.6,dl.so.2,pthread.so.0,rt.so.1,gcc_
   cp -L "$library" "$folder/root$system/"
 done
 cp -L "$loader" "$folder/root$loader"
-tar -cf "$folder/layer.tar" -C "$folder/root" .
-digest=$(sha256sum "$folder/layer.tar" | cut -d' ' -f1)
-cat >"$folder/config.json" <<J
-{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:$digest"]},
- "config": {"Entrypoint": $entrypoint, "Env": ["PATH=/bin"]}}
-J
-echo "[{\"Config\": \"config.json\", \"RepoTags\": [\"$name\"], \"Layers\": [\"layer.tar\"]}]" >"$folder/manifest.json"
-tar -cf "$folder.tar" -C "$folder" manifest.json config.json layer.tar
+pack "$name" "$folder" "{\"Entrypoint\": $entrypoint, \"Env\": [\"PATH=/bin\"]}"

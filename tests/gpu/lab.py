@@ -57,8 +57,21 @@ def api(method, path, body=None, kind="application/json"):
     request.add_header("Authorization", "Bearer token-admin")
     request.add_header("Content-Type", kind)
     trust = ssl.create_default_context(cafile=f"{W}/tls/apiserver.crt")
-    with urllib.request.urlopen(request, context=trust, timeout=20) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, context=trust, timeout=20) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        error.msg = error.read().decode(errors="replace")
+        raise
+
+
+def exists(path):
+    try:
+        return bool(api("GET", path))
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return False
 
 
 def namespace(name):
@@ -75,11 +88,24 @@ def pods(space=None):
     return api("GET", path)["items"]
 
 
-def create(space, name, take, declare=None, grace=1, **settings):
-    """A pod with one process that takes `take` MiB, and declares `declare` MiB. `settings` are those of holder.rs."""
-    settings = {"TAKE_MIB": take, "HELD": "/held", "PRETEND": int(PRETEND), **settings}
-    environment = [{"name": key, "value": str(value)} for key, value in settings.items()]
-    environment.append({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
+def container(name, told, take, **settings):
+    """A container with one process that takes `take` MiB, and tells about it in the file `told`. `settings` are those of
+    holder.rs."""
+    settings = {"TAKE_MIB": take, "HELD": "/held", "PRETEND": int(PRETEND), "POD_NAME": told, **settings}
+    return {
+        "name": name,
+        "image": "gpu.test/holder:1",
+        "imagePullPolicy": "Never",
+        "command": ["/bin/holder"],
+        "env": [{"name": key, "value": str(value)} for key, value in settings.items()],
+        "resources": {"limits": {GPU: "1"}},
+        "volumeMounts": [{"name": "held", "mountPath": "/held"}],
+    }
+
+
+def create(space, name, take, declare=None, grace=1, inits=(), others=(), change=lambda pod: None, **settings):
+    """A pod with one process that takes `take` MiB, and declares `declare` MiB. `settings` are those of holder.rs, `inits`
+    and `others` further containers, and `change` gets the pod before it is created."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -91,19 +117,11 @@ def create(space, name, take, declare=None, grace=1, **settings):
             "enableServiceLinks": False,
             "dnsPolicy": "Default",
             "volumes": [{"name": "held", "hostPath": {"path": HELD}}],
-            "containers": [
-                {
-                    "name": "main",
-                    "image": "gpu.test/holder:1",
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/holder"],
-                    "env": environment,
-                    "resources": {"limits": {GPU: "1"}},
-                    "volumeMounts": [{"name": "held", "mountPath": "/held"}],
-                }
-            ],
+            "initContainers": list(inits),
+            "containers": [container("main", name, take, **settings), *others],
         },
     }
+    change(pod)
     os.makedirs(HELD, exist_ok=True)
     if os.path.exists(f"{HELD}/{name}"):
         os.remove(f"{HELD}/{name}")
@@ -145,6 +163,14 @@ def state(pod):
     if not pod["spec"].get("nodeName"):
         return "waiting"
     return "ready" if told else "starting"
+
+
+def why(pod):
+    """Why a pod has failed, as the kubelet or the process itself tells."""
+    ended = [c["state"].get("terminated") for c in pod["status"].get("containerStatuses", [])]
+    codes = [f"{e['reason']} {e['exitCode']}" for e in ended if e]
+    told = word(pod["metadata"]["name"])
+    return pod["status"].get("reason") or ", ".join(codes + [told[2]] if told and told[0] == "died" else codes) or "unknown"
 
 
 def states(space):
@@ -206,9 +232,16 @@ def mib(quantity):
     return int(int(number) * units[unit])
 
 
+def requested(containers):
+    return [mib(c["resources"].get("requests", {}).get(VRAM, "0")) for c in containers]
+
+
 def demand(pod):
-    """What the pod counts with in MiB, by its request."""
-    return sum(mib(c["resources"].get("requests", {}).get(VRAM, "0")) for c in pod["spec"]["containers"])
+    """What the pod counts with in MiB, by its requests: all containers that run together, or an init container."""
+    inits = pod["spec"].get("initContainers", [])
+    sidecars = sum(requested([c for c in inits if c.get("restartPolicy") == "Always"]))
+    once = requested([c for c in inits if c.get("restartPolicy") != "Always"])
+    return max([sidecars + sum(requested(pod["spec"]["containers"])), *(sidecars + size for size in once)])
 
 
 # The kubelet.
@@ -299,15 +332,18 @@ def check(space, steered=True):
     on, most, holds, wrong, unplaced = placements(), capacity(), {}, [], []
     running = [p for p in pods(space) if state(p) in ("ready", "starting")]
     for pod in running:
-        name, found = pod["metadata"]["name"], on.get((pod["metadata"]["uid"], "main"))
-        if not found:
-            unplaced.append(name)
-            continue
-        (gpu,) = found
-        holds.setdefault(gpu, []).append(demand(pod))
-        reserved = pod["metadata"]["annotations"].get("vramguard.dev/gpu.main")
-        if steered and reserved != gpu:
-            wrong.append(f"{name}: annotation {reserved}, kubelet {gpu}")
+        name = pod["metadata"]["name"]
+        for each in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]:
+            found = on.get((pod["metadata"]["uid"], each["name"]))
+            if not found:
+                unplaced.append(f"{name}/{each['name']}")
+                continue
+            (gpu,) = found
+            if each["name"] == "main":
+                holds.setdefault(gpu, []).append(demand(pod))
+            reserved = pod["metadata"]["annotations"].get(f"vramguard.dev/gpu.{each['name']}")
+            if steered and reserved != gpu:
+                wrong.append(f"{name}/{each['name']}: annotation {reserved}, kubelet {gpu}")
     if steered:
         expect(running and not wrong, f"{len(running)} of {len(running)} pods are on the GPU of their annotation {wrong or ''}")
     expect(not unplaced, f"the kubelet's checkpoint has a GPU for each of them {unplaced or ''}")

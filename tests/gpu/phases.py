@@ -10,6 +10,7 @@ from lab import *
 
 OVERHEAD = 720  # perProcessOverhead, by default
 GIB = 1024
+CROWD = 12 * len(cards())
 
 
 def arrivals(count):
@@ -57,8 +58,8 @@ def nothing_out_of_band(seconds=130):
 
 def unguarded():
     """The mixed crowd before vramguard is installed."""
-    sizes = arrivals(24)
-    say(f"without the guard: 24 pods that take {sum(sizes) // GIB} GiB in all")
+    sizes = arrivals(CROWD)
+    say(f"without the guard: {CROWD} pods that take {sum(sizes) // GIB} GiB in all")
     crowd("bare", sizes)
     tally = settle("bare")
     say(f"  {tally}; taken {taken('bare')} MiB; {used_text()}")
@@ -69,9 +70,9 @@ def unguarded():
 
 def burst(label):
     """The same crowd at once, under the guard."""
-    sizes, space = arrivals(24), f"burst-{label}"
+    sizes, space = arrivals(CROWD), f"burst-{label}"
     total = sum(capacity().values())
-    say(f"{label} ({mode()}): 24 pods that declare {sum(sizes) // GIB} GiB in all, on {total} MiB")
+    say(f"{label} ({mode()}): {CROWD} pods that declare {sum(sizes) // GIB} GiB in all, on {total} MiB")
     crowd(space, sizes)
     found = settle(space)
     say(f"  {found}; {held(space)} MiB held = {held(space) * 100 // total} %; taken {taken(space)} MiB; {used_text()}")
@@ -164,14 +165,15 @@ def truth():
 
 
 def twelve():
-    """Twelve of 8 GiB where nine fit: two pods hold the rest of both GPUs."""
+    """Twelve of 8 GiB where nine fit: pods hold the rest of all GPUs."""
     namespace("twelve")
     nothing_out_of_band()
     most = min(capacity().values())
     size = 8 * GIB + OVERHEAD
-    create("twelve", "rest-0", most - OVERHEAD, most - OVERHEAD)
+    for number in range(1, len(cards())):
+        create("twelve", f"rest-{number}", most - OVERHEAD, most - OVERHEAD)
     rest = most - 9 * size - size // 2
-    create("twelve", "rest-1", rest - OVERHEAD, rest - OVERHEAD)
+    create("twelve", "rest-0", rest - OVERHEAD, rest - OVERHEAD)
     say(f"the rest is held: {settle('twelve', quiet=3)}; {used_text()}")
     for number in range(12):
         create("twelve", f"agent-{number:02}", 8 * GIB, 8 * GIB)
@@ -186,13 +188,13 @@ def twelve():
 def slots():
     """As many pods as there are replicas, each of exactly a slot, which take exactly what they declare."""
     namespace("slots")
-    size = min(capacity().values()) // REPLICAS - OVERHEAD
-    say(f"{2 * REPLICAS} pods that declare and take {size} MiB")
-    for number in range(2 * REPLICAS):
+    size, count = min(capacity().values()) // REPLICAS - OVERHEAD, len(cards()) * REPLICAS
+    say(f"{count} pods that declare and take {size} MiB")
+    for number in range(count):
         create("slots", f"slot-{number:02}", size, size)
     found = settle("slots")
     say(f"  {found}; {used_text()}")
-    expect(found == {"ready": 2 * REPLICAS}, f"all {2 * REPLICAS} run and none died")
+    expect(found == {"ready": count}, f"all {count} run and none died")
     check("slots")
 
 
@@ -245,11 +247,11 @@ def forced(rounds=3):
     for number in range(int(rounds)):
         nothing_out_of_band()
         old, new = f"old-{number}", f"new-{number}"
-        for name in (old, f"other-{number}", new):
+        for name in (old, *(f"other-{number}-{n}" for n in range(1, len(cards()))), new):
             create("forced", name, size, size, grace=30, IGNORE_TERM=1)
             wait(f"{name} is ready", 0 if name == new else 20, lambda: word(name), 0.05)
         time.sleep(2)
-        expect(tally("forced") == {"ready": 2, "waiting": 1}, "two run, one waits")
+        expect(tally("forced") == {"ready": len(cards()), "waiting": 1}, "one runs on each GPU, one waits")
         uid = next(p["metadata"]["uid"] for p in pods("forced") if p["metadata"]["name"] == old)
         ids = [pid for pid, _, _ in processes() if pod_of(pid) == uid]
         start, seen = time.time(), {}
@@ -298,9 +300,75 @@ def greedy():
     clear("greedy")
 
 
+def containers():
+    """Pods with several GPU containers: an init container, a sidecar, a second app container."""
+    namespace("containers")
+    count = 3 * len(cards())
+    say(f"{count} pods with two or three GPU containers each ({mode()})")
+    for number in range(count):
+        name, size = f"several-{number:02}", [3, 9, 17][number // 3 % 3] * GIB
+        kind = ["init", "sidecar", "second"][number % 3]
+        # An init container that ends leaves its replica to an app container, for which the kubelet does not ask again.
+        more = container("more", f"{name}-more", size, **({"HOLD_S": 1} if kind == "init" else {}))
+        if kind == "sidecar":
+            more["restartPolicy"] = "Always"
+        places = {"others": [more]} if kind == "second" else {"inits": [more]}
+
+        def declared(pod):
+            pod["metadata"]["annotations"] = {f"{VRAM}.{each}": f"{size}Mi" for each in ("main", "more")}
+
+        create("containers", name, size, change=declared, **places)
+    found = settle("containers", quiet=6)
+    say(f"  {found}; {held('containers')} MiB held; {used_text()}")
+    expect(not found.get("died") and not found.get("rejected"), "none died")
+    check("containers")
+    answers()
+    clear("containers")
+
+
+def torch():
+    """PyTorch: a mixed crowd, of which one in four asks for more than it declared once it has that."""
+    namespace("torch")
+    sizes = arrivals(5 * len(cards()))
+    say(f"{len(sizes)} pods with PyTorch that declare {sum(sizes) // GIB} GiB in all ({mode()})")
+
+    def framework(pod):
+        main, spec = pod["spec"]["containers"][0], pod["spec"]
+        main["image"], main["command"] = "gpu.test/python:1", ["python3", "-B", "-u", "/scripts/torch_holder.py"]
+        for place, folder in {"/opt": "/opt", "/scripts": os.path.dirname(os.path.abspath(__file__))}.items():
+            spec["volumes"].append({"name": place[1:], "hostPath": {"path": folder}})
+            main["volumeMounts"].append({"name": place[1:], "mountPath": place, "readOnly": True})
+
+    for number, size in enumerate(sizes):
+        greedy = {"GREEDY": 1} if number % 4 == 3 else {}
+        name = f"torch-{number:02}-{size // GIB}g{'-greedy' if greedy else ''}"
+        create("torch", name, size, size, change=framework, **greedy)
+    found = settle("torch", seconds=150, quiet=15)
+    say(f"  {found}; {held('torch')} MiB held = {held('torch') * 100 // sum(capacity().values())} %; {used_text()}")
+    expect(not found.get("died") and not found.get("rejected"), "none died")
+    check("torch")
+    live = {p["metadata"]["uid"]: p for p in pods("torch") if state(p) == "ready"}
+    greedy = [p["metadata"]["name"] for p in live.values() if p["metadata"]["name"].endswith("greedy")]
+    refused = {name: (word(name) or ("", 0, ""))[2] for name in greedy}
+    expect(all(told.endswith("refused") for told in refused.values()), f"the allocator refused more to each of {len(greedy)}: {refused}")
+    use = {}
+    for pid, _, size in processes():
+        use[pod_of(pid)] = use.get(pod_of(pid), 0) + size
+    over = {live[uid]["metadata"]["name"]: (size, demand(live[uid])) for uid, size in use.items() if uid in live and size > demand(live[uid])}
+    expect(len(use) == len(live) and not over, f"the card shows {len(use)} of {len(live)}, and none over its demand {over or ''}")
+    extra = sorted(use[uid] - (demand(pod) - OVERHEAD) for uid, pod in live.items() if uid in use)
+    say(f"  by the card, each less what it declared: {extra} MiB")
+    for pod in list(live.values())[:1]:
+        set_here = [e for e in pod["spec"]["containers"][0]["env"] if e["name"].startswith(("PYTORCH", "CUDA", "VRAM"))]
+        say(f"  {pod['metadata']['name']} got {set_here}")
+    for name in found.get("died", [])[:3]:
+        say("  ", name, word(name))
+    clear("torch")
+
+
 def gap(how):
-    """A small pod every 0.3 s, while the agent is killed (`kill`) or deleted in order (`stop`), or while the device plugin
-    or the kubelet restarts (`plugin`, `kubelet`)."""
+    """A small pod every 0.3 s, while the agent is killed (`kill`) or deleted in order (`stop`), its manifests are deleted
+    (`remove`) or applied (`install`), or while the device plugin or the kubelet restarts (`plugin`, `kubelet`)."""
     space = f"gap-{how}"
     namespace(space)
     before, started = placements(), []
@@ -314,19 +382,23 @@ def gap(how):
     coming = threading.Thread(target=come)
     coming.start()
     time.sleep(3)
-    agent, event = agent_pod()["metadata"]["name"], time.time()
+    event, manifests = time.time(), f"{W}/agent"
     if how == "kill":
         os.kill(agent_id(), 9)
     elif how == "stop":
-        delete("vramguard-agent", agent, grace=30)
+        delete("vramguard-agent", agent_pod()["metadata"]["name"], grace=30)
+    elif how == "remove":
+        subprocess.run(["kubectl", "delete", "-k", manifests, "--wait=false"], check=True, stdout=subprocess.DEVNULL)
+    elif how == "install":
+        subprocess.run(["kubectl", "apply", "-k", manifests], check=True, stdout=subprocess.DEVNULL)
     else:
-        subprocess.run([f"{os.path.dirname(__file__)}/{how}.sh", "steered"], check=True)
+        subprocess.run([f"{os.path.dirname(__file__)}/{how}.sh"], check=True)
     coming.join()
     settle(space, quiet=6)
     found = pods(space)
-    bad = sorted((p["metadata"]["name"], p["status"].get("reason")) for p in found if state(p) in ("rejected", "died"))
+    bad = sorted((p["metadata"]["name"], why(p)) for p in found if state(p) in ("rejected", "died"))
     when = [started[int(n.rsplit("-", 1)[1])] - event for n, _ in bad]
-    say(f"  {how}: {tally(space)}; rejected {len(bad)} {sorted({r for _, r in bad})}" + (f", created {min(when):.2f} to {max(when):.2f} s after it" if bad else ""))
+    say(f"  {how}: {tally(space)}; failed {len(bad)} {sorted({r for _, r in bad})}" + (f", created {min(when):.2f} to {max(when):.2f} s after it" if bad else ""))
     on, moved = placements(), []
     for pod in found:
         gpu = on.get((pod["metadata"]["uid"], "main"))
@@ -335,9 +407,18 @@ def gap(how):
         if gpu and reserved and reserved not in gpu:
             moved.append((pod["metadata"]["name"], f"{started[int(pod['metadata']['name'].rsplit('-', 1)[1])] - event:+.1f} s"))
     say(f"  not on the GPU that was reserved: {len(moved)} {moved[:12]}; mode now {mode()}")
+    if fallbacks := [(l["why"], int(v)) for n, l, v in metrics() if n == "steer_fallbacks_total" and v] if agent_pod() else []:
+        say(f"  answers of this agent that were not the reserved GPU: {fallbacks}")
     lost = [key for key, gpu in before.items() if on.get(key) != gpu and key[0] in {p['metadata']['uid'] for p in pods()}]
     expect(not lost, "pods that ran keep their GPU")
-    wait("steered again", 60, lambda: mode() == "Steered")
+    if how == "remove":
+        wait("another mode", 60, lambda: mode() not in ("Steered", "none"))
+        gone = wait("the end of the agent's namespace", 60, lambda: not exists("/api/v1/namespaces/vramguard-agent"))
+        expect(gone, "all of the agent is gone")
+        replicas = int(node()["status"]["allocatable"].get(GPU, 0))
+        expect(replicas == REPLICAS * len(cards()), f"the node has its {REPLICAS * len(cards())} replicas: {replicas}")
+    else:
+        wait("steered again", 60, lambda: mode() == "Steered")
     say(f"  mode {mode()} {time.time() - event:.1f} s after it")
     clear(space)
 

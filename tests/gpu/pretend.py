@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Two GPUs that are not there, to try the phases on any machine.
+"""$GPUS GPUs that are not there, to try the phases on any machine.
 
   pretend.py FILE       keeps FILE, which the stand-in for the driver's library reads (../nvml/fake.rs), in step with the
                         processes named `holder` on this machine
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-TOTAL, RESERVED, CONTEXT = 143771, 616, 518
+TOTAL, RESERVED, CONTEXT, GPUS = 143771, 616, 518, int(os.environ["GPUS"])
 
 
 def uuid(index):
@@ -26,7 +26,7 @@ def holders():
                 continue
             variables = dict(v.split("=", 1) for v in open(f"/proc/{pid}/environ").read().split("\0") if "=" in v)
             what, _, mib = open(f"{os.environ['W']}/held/{variables['POD_NAME']}").read().split(" ", 2)
-            index = next(i for i in range(2) if variables.get("NVIDIA_VISIBLE_DEVICES") == uuid(i))
+            index = next(i for i in range(GPUS) if variables.get("NVIDIA_VISIBLE_DEVICES") == uuid(i))
             if what == "ready":
                 found.append((int(pid), index, int(mib) + CONTEXT))
         except (OSError, ValueError, KeyError, StopIteration):
@@ -37,7 +37,7 @@ def holders():
 def keep(file):
     while True:
         lines, found = ["driver 580.0"], holders()
-        for index in range(2):
+        for index in range(GPUS):
             lines.append(f"gpu {uuid(index)} {TOTAL} {RESERVED} {sum(m for _, i, m in found if i == index)}")
             lines += [f"process {pid} {mib} 0" for pid, i, mib in found if i == index]
         with open(f"{file}.new", "w") as new:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The node agent, by its manifests of the repository.
 #   up-agent.sh              it observes
-#   up-agent.sh steered      it also chooses the GPUs
+#   up-agent.sh steered      it also chooses the GPUs; KUBELET_SOCKET leads the device plugin to it
+#   up-agent.sh takeover     it also chooses the GPUs, and the device plugin is not changed (kubelet 1.37 or newer)
 #
 # DRIVER=FOLDER: it gets the driver's library from that folder of the node, and not from the RuntimeClass nvidia.
 set -euo pipefail
@@ -16,13 +17,18 @@ place() { realpath --relative-to="$W/agent" "$DEPLOY/$1"; }
   else
     echo "resources: [$(place agent)]"
   fi
-  [ "${1:-}" != steered ] || echo "components: [$(place components/steering)]"
+  [ -z "${1:-}" ] || echo "components: [$(place components/steering)]"
   # The image is on the node and in no registry.
   cat <<Y
 patches:
   - target: {kind: DaemonSet}
     patch: |
       - {op: add, path: /spec/template/spec/containers/0/imagePullPolicy, value: Never}
+Y
+  [ "${1:-}" != takeover ] || cat <<Y
+  - target: {kind: DaemonSet}
+    patch: |
+      - {op: replace, path: /spec/template/spec/containers/0/args, value: [agent, --steer, --takeover]}
 Y
   [ -z "${DRIVER:-}" ] || cat <<Y
   - patch: |
@@ -54,7 +60,10 @@ kubectl apply -f - >/dev/null <<Y
 Y
 kubectl kustomize "$W/agent" >"$W/agent.yaml"
 kubectl apply -f "$W/agent.yaml" >"$W/agent-apply.log"
-[ "${1:-}" != steered ] || "$here/plugin.sh" steered
+case ${1:-} in
+  steered) "$here/plugin.sh" steered ;;
+  takeover) [ "$(cat "$W/plugin.how")" = kubelet ] || "$here/plugin.sh" kubelet ;;
+esac
 if ! kubectl -n vramguard-agent rollout status daemonset/vramguard-agent --timeout="${PATIENCE:-60s}" >/dev/null; then
   kubectl -n vramguard-agent get pods -o wide
   kubectl -n vramguard-agent get events -o custom-columns=R:.reason,M:.message --no-headers | tail -n 5
@@ -63,5 +72,5 @@ if ! kubectl -n vramguard-agent rollout status daemonset/vramguard-agent --timeo
 fi
 state() { kubectl get gpuledger "$NODE" -o "jsonpath=$1"; }
 steered() { [ "$(state '{.status.mode}')" = steered ]; }
-[ "${1:-}" != steered ] || attempt 60 steered || true
+[ -z "${1:-}" ] || attempt 60 steered || true
 say "agent: mode $(state '{.status.mode}'), allocation policy $(state '{.status.agent.allocationPolicy}') $(state '{.status.agent.notSteered}')"

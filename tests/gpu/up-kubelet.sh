@@ -36,14 +36,14 @@ sharing:
       - name: nvidia.com/gpu
         replicas: $REPLICAS
 Y
-"$here/plugin.sh"
+"$here/plugin.sh" kubelet
 # GPU Feature Discovery does not run. These are the labels that it writes for this node, as far as vramguard reads them.
 if [ "$GPU" = nvidia ]; then
   gpus=$(nvidia-smi --query-gpu=uuid --format=csv,noheader | wc -l)
   memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
   product=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' ' '-')
 else
-  gpus=2 memory=143771 product=NVIDIA-H200
+  gpus=$GPUS memory=143771 product=NVIDIA-H200
 fi
 kubectl label node "$NODE" --overwrite nvidia.com/gpu.present=true "nvidia.com/gpu.count=$gpus" \
   "nvidia.com/gpu.memory=$memory" "nvidia.com/gpu.product=$product-SHARED" "nvidia.com/gpu.replicas=$REPLICAS" \
