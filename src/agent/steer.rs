@@ -39,8 +39,8 @@ use crate::agent::node;
 use crate::capacity::gpu::{GpuId, Resource};
 use crate::capacity::observation::observer::Steering as Steered;
 use crate::capacity::pod::PodName;
-use crate::capacity::steering::doubt::Doubt;
 use crate::capacity::steering::takeover::Takeover;
+use crate::capacity::steering::trust::Trust;
 use crate::capacity::steering::{CallerName, Fallback, KnownNode, KnownPod, Steering};
 use crate::k8s::kubelet_config::{TopologyPolicy, topology_policy};
 use crate::state;
@@ -102,8 +102,8 @@ impl Config {
 
 /// Time between two looks at the kubelet's configuration file.
 const TOPOLOGY: Duration = Duration::from_secs(10);
-/// Pause between two looks for doubts whose time is over.
-const DOUBTS: Duration = Duration::from_secs(1);
+/// Pause between two looks for trust that may return.
+const TRUST: Duration = Duration::from_secs(1);
 
 /// Reads one pod from the API server. `None` if there is no such pod on this node, or no answer.
 pub type ReadPod = Arc<dyn Fn(PodName) -> BoxFuture<'static, Option<KnownPod>> + Send + Sync>;
@@ -183,8 +183,8 @@ pub struct ResourceHealth {
     pub unasked: u64,
     /// Whether the ledger is read, and has GPUs of the resource.
     pub known: bool,
-    /// Whether the latest answers are a reason to doubt that the next one is by the ledger.
-    pub doubt: Doubt,
+    /// Whether the next answer can be trusted to be by the ledger, by the latest ones.
+    pub trust: Trust,
 }
 
 /// What a registration after the device plugin's own waits for.
@@ -225,7 +225,7 @@ impl ResourceHealth {
         } else if !self.known {
             Some("its GPUs are not in the ledger, or no policy guards it".to_owned())
         } else {
-            self.doubt.reason()
+            self.trust.lost()
         }
     }
 }
@@ -319,7 +319,7 @@ pub async fn run(config: Config, inputs: Inputs, outputs: Outputs, stop: Cancell
         () = placement::verify(&shared) => unreachable!("it never ends"),
         () = follow_node(&shared) => unreachable!("it never ends"),
         () = follow_topology(&shared) => unreachable!("it never ends"),
-        () = end_doubts(&shared) => unreachable!("it never ends"),
+        () = return_trust(&shared) => unreachable!("it never ends"),
     }
 }
 
@@ -342,13 +342,13 @@ async fn follow_topology(shared: &Shared) {
     }
 }
 
-/// Ends doubts whose time is over.
-async fn end_doubts(shared: &Shared) {
+/// Returns trust whose time has come.
+async fn return_trust(shared: &Shared) {
     loop {
-        tokio::time::sleep(DOUBTS).await;
+        tokio::time::sleep(TRUST).await;
         shared.outputs.health.send_if_modified(|health| {
             let before = health.clone();
-            health.resources.values_mut().for_each(|resource| resource.doubt.pass_time(node::now()));
+            health.resources.values_mut().for_each(|resource| resource.trust.pass_time(node::now()));
             *health != before
         });
     }

@@ -13,11 +13,11 @@ use crate::capacity::pod::PodName;
 use crate::capacity::pod::demand::Role;
 use crate::capacity::vram::{Balance, Vram};
 
-pub mod doubt;
 pub mod identify;
 pub mod known;
 pub mod pick;
 pub mod takeover;
+pub mod trust;
 
 use self::identify::{Allocations, Caller, Identity, identify};
 use self::pick::{Asker, Choice, Question, pick};

@@ -72,7 +72,7 @@ fn note(plugin: &Plugin, decision: &Decision) {
         Choice::Stock(why) => Some(why),
         Choice::Devices { fallback, .. } => fallback.filter(|_| decision.caller.is_none()),
     };
-    plugin.shared.update_health(&plugin.resource.0, |health| health.doubt.answered(why, node::now()));
+    plugin.shared.update_health(&plugin.resource.0, |health| health.trust.answered(why, node::now()));
 }
 
 async fn decide_in_time(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {

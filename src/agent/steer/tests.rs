@@ -285,11 +285,11 @@ fn a_kubelet_that_aligns_devices_is_not_steered() {
     assert!(!with(TopologyPolicy::None, ResourceHealth { overtaken: true, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { unasked: 1, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { placements_match: Some(false), ..steered.clone() }));
-    let mut doubt = Doubt::default();
-    doubt.answered(Some(Fallback::Late), node::now());
-    assert!(with(TopologyPolicy::None, ResourceHealth { doubt: doubt.clone(), ..steered.clone() }), "a busy moment");
-    doubt.answered(Some(Fallback::Late), node::now());
-    assert!(!with(TopologyPolicy::None, ResourceHealth { doubt, ..steered.clone() }));
+    let mut trust = Trust::default();
+    trust.answered(Some(Fallback::Late), node::now());
+    assert!(with(TopologyPolicy::None, ResourceHealth { trust: trust.clone(), ..steered.clone() }), "a busy moment");
+    trust.answered(Some(Fallback::Late), node::now());
+    assert!(!with(TopologyPolicy::None, ResourceHealth { trust, ..steered.clone() }));
     assert!(!with(TopologyPolicy::None, ResourceHealth { known: false, ..steered.clone() }));
     assert!(!Health::default().steers(), "without a device plugin");
 }
