@@ -118,7 +118,7 @@ fn renumbered(gpu: &Gpu) -> Gpu {
         GpuId::Uuid(uuid) => GpuId::Uuid(uuid.clone()),
         GpuId::Index(_) => GpuId::Index(0),
     };
-    Gpu { id, index: 0, ..gpu.clone() }
+    Gpu { id, index: 0.into(), ..gpu.clone() }
 }
 
 /// The holder without its GPU.
