@@ -14,7 +14,7 @@ use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::containers::Use;
 use crate::capacity::observation::report::{ContainerReport, Driver, GpuReport, Report};
 use crate::capacity::pod::PodName;
-use crate::capacity::recommend::Observed;
+use crate::capacity::recommend::Observations;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 use crate::capacity::vram::Vram;
@@ -32,17 +32,13 @@ impl GpuLedger {
     /// The report that an agent of this node has written; `None` if there is none that can be read. The reasons for
     /// unreadable GPUs are the texts that were written.
     pub fn agent_report(&self) -> Option<Report> {
-        let section = self.status.get("agent").filter(|section| !section.is_null())?;
-        AgentSection::deserialize(section).ok()?.report()
+        AgentSection::deserialize(self.agent_section()?).ok()?.report()
     }
 
     /// Adds what the agent of this node has reported. Of a report that cannot be read, or names no time, it adds that.
-    pub fn add_uses(&self, observed: &mut Observed) {
-        let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
-        let Some((time, report)) = time.zip(self.agent_report()) else {
-            if self.status.get("agent").is_some_and(|section| !section.is_null()) {
-                observed.unreadable.push(self.node().into());
-            }
+    pub fn add_uses(&self, observed: &mut Observations) {
+        let Some((time, report)) = self.reported().zip(self.agent_report()) else {
+            observed.unreadable.extend(self.agent_section().map(|_| Name::from(self.node())));
             return;
         };
         if !report.source.tells_processes() {
@@ -272,7 +268,7 @@ mod tests {
         assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)), "a pod that declares nothing");
         let gpu = &inventory.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
         assert_eq!((gpu.driver_reserved, gpu.total), (None, Vram::from_mib(81_559)));
-        let mut observed = Observed::default();
+        let mut observed = Observations::default();
         ledger.add_uses(&mut observed);
         assert!(observed.nodes.is_empty() && observed.containers.is_empty(), "it is no data for a recommendation");
         assert_eq!(observed.totals_only.keys().map(Name::as_str).collect::<Vec<_>>(), ["gpu-0"]);
