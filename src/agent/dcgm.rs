@@ -120,7 +120,7 @@ impl Exporter {
 
 fn reading(gpu: ExportedGpu) -> GpuReading {
     let ExportedGpu { uuid, index, product, mig, memory } = gpu;
-    GpuReading { uuid, index, product, mig, mps: false, memory, processes: Listing::NotTold }
+    GpuReading { uuid, index: index.into(), product, mig, mps: false, memory, processes: Listing::NotTold }
 }
 
 #[cfg(test)]

@@ -139,7 +139,11 @@ fn bytes(amount: Vram) -> f64 {
 fn gpus(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
     // A GPU behind two resources is one GPU.
     let once: BTreeMap<&str, &GpuReport> = report.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu)).collect();
-    let of = |gpu: &GpuReport| labels([("gpu", gpu.uuid.to_string()), ("index", gpu.index.to_string())]);
+    let of = |gpu: &GpuReport| {
+        let mut labels = labels([("gpu", gpu.uuid.to_string()), ("index", gpu.index.gpu.to_string())]);
+        labels.extend(gpu.index.mig.map(|mig| ("mig_index", mig.to_string())));
+        labels
+    };
     let amounts: [Family<GpuReport>; 4] = [
         ("gpu_memory_total", "All memory of a GPU, including what the driver keeps", |gpu| Some(gpu.total)),
         ("gpu_memory_reserved", "Memory of a GPU that the driver keeps; absent if not told", |gpu| gpu.reserved),

@@ -18,6 +18,7 @@ use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 
 use super::reading::{GpuReading, ProcessReading, Reading};
+use crate::capacity::gpu::GpuIndex;
 use crate::capacity::name::Name;
 use crate::capacity::observation::report::Driver;
 use crate::capacity::observation::{GpuMemory, Listing};
@@ -68,17 +69,15 @@ struct Depth {
 /// The GPU at one index.
 #[derive(Debug, Default)]
 struct Slot {
-    /// Whether it is split into MIG devices.
-    split: bool,
-    /// The GPU itself, or its MIG devices.
+    /// The GPU itself, or its MIG devices, if it is split into such.
     parts: Vec<Part>,
 }
 
 /// A GPU or a MIG device, and what was read of it before.
 #[derive(Debug)]
 struct Part {
-    /// The place of a MIG device on its GPU.
-    place: u32,
+    /// Index of a MIG device on its GPU; `None` for the GPU itself.
+    mig: Option<u32>,
     uuid: Name,
     product: String,
     /// Bytes in use at the last list of processes.
@@ -183,36 +182,30 @@ impl Slot {
     fn refresh(&mut self, device: &Device<'_>) -> Result<(), NvmlError> {
         let uuid = device.uuid()?;
         let product = device.name().unwrap_or_default();
-        self.split = device.mig_mode().is_ok_and(|mode| mode.current == 1);
         let mut before: BTreeMap<Name, Part> = self.parts.drain(..).map(|part| (part.uuid.clone(), part)).collect();
-        let mut part = |place: u32, uuid: String, product: String| {
+        let mut part = |mig: Option<u32>, uuid: String, product: String| {
             let known = before.remove(uuid.as_str());
             let part = known.unwrap_or_else(|| Part::new(uuid.as_str().into()));
-            Part { place, product, ..part }
+            Part { mig, product, ..part }
         };
-        if self.split {
+        if device.mig_mode().is_ok_and(|mode| mode.current == 1) {
             let places = device.mig_device_count().unwrap_or_default().min(MAX_MIG);
             for place in 0..places {
                 let Ok(mig) = device.mig_device_by_index(place) else { continue };
                 let name = mig.name().unwrap_or_else(|_| product.clone());
-                self.parts.extend(mig.uuid().ok().map(|uuid| part(place, uuid, name)));
+                self.parts.extend(mig.uuid().ok().map(|uuid| part(Some(place), uuid, name)));
             }
         } else {
-            self.parts.push(part(0, uuid, product));
+            self.parts.push(part(None, uuid, product));
         }
         Ok(())
     }
 
     fn read(&mut self, device: &Device<'_>, index: u32, depth: Depth) -> Vec<GpuReading> {
-        let split = self.split;
-        let read = |part: &mut Part| {
-            if !split {
-                return part.read(device, index, false, depth);
-            }
-            match device.mig_device_by_index(part.place) {
-                Ok(mig) => part.read(&mig, index, true, depth),
-                Err(error) => part.lost(index, true, &reason(&error)),
-            }
+        let read = |part: &mut Part| match part.mig.map(|place| device.mig_device_by_index(place)) {
+            None => part.read(device, index, depth),
+            Some(Ok(mig)) => part.read(&mig, index, depth),
+            Some(Err(error)) => part.lost(index, &reason(&error)),
         };
         self.parts.iter_mut().map(read).collect()
     }
@@ -220,32 +213,42 @@ impl Slot {
     /// The parts of a GPU of which nothing can be read.
     fn lost(&self, index: u32, why: &Unreadable) -> Vec<GpuReading> {
         if self.parts.is_empty() {
-            return vec![Part::new(Name::default()).lost(index, false, why)];
+            return vec![Part::new(Name::default()).lost(index, why)];
         }
-        self.parts.iter().map(|part| part.lost(index, self.split, why)).collect()
+        self.parts.iter().map(|part| part.lost(index, why)).collect()
     }
 }
 
 impl Part {
     fn new(uuid: Name) -> Part {
         let (compute, others) = (Ok(BTreeMap::new()), BTreeMap::new());
-        Part { place: 0, uuid, product: String::new(), used: None, compute, others, mps: false, sampled: 0 }
+        Part { mig: None, uuid, product: String::new(), used: None, compute, others, mps: false, sampled: 0 }
     }
 
-    fn lost(&self, index: u32, mig: bool, why: &Unreadable) -> GpuReading {
-        let (uuid, product) = (self.uuid.clone(), self.product.clone());
+    /// What is read of this part of the GPU at `index`.
+    fn reading(
+        &self,
+        index: u32,
+        memory: Result<GpuMemory, Unreadable>,
+        processes: Listing<ProcessReading>,
+    ) -> GpuReading {
         GpuReading {
-            uuid,
-            index,
-            product,
-            mig,
-            mps: false,
-            memory: Err(why.clone()),
-            processes: Listing::Unreadable(why.clone()),
+            uuid: self.uuid.clone(),
+            index: GpuIndex { gpu: index, mig: self.mig },
+            product: self.product.clone(),
+            mig: self.mig.is_some(),
+            mps: self.mps,
+            memory,
+            processes,
         }
     }
 
-    fn read(&mut self, device: &Device<'_>, index: u32, mig: bool, depth: Depth) -> GpuReading {
+    fn lost(&self, index: u32, why: &Unreadable) -> GpuReading {
+        let unreadable = self.reading(index, Err(why.clone()), Listing::Unreadable(why.clone()));
+        GpuReading { mps: false, ..unreadable }
+    }
+
+    fn read(&mut self, device: &Device<'_>, index: u32, depth: Depth) -> GpuReading {
         let info = device.memory_info();
         // A process that starts, ends, takes or gives memory changes what is in use.
         let used = info.as_ref().ok().map(|info| info.used);
@@ -275,8 +278,7 @@ impl Part {
             };
             all.into_iter().map(one).collect()
         });
-        let (uuid, product) = (self.uuid.clone(), self.product.clone());
-        GpuReading { uuid, index, product, mig, mps: self.mps, memory, processes: processes.into() }
+        self.reading(index, memory, processes.into())
     }
 
     /// Reads the lists of processes that draw, and of clients of MPS. A GPU without a display engine, and a MIG device,

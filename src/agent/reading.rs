@@ -1,6 +1,7 @@
 //! [`Reading`]: what one reading of the GPUs found, by either source. Owns the shape that [`super::nvml`] and
 //! [`super::dcgm`] fill.
 
+use crate::capacity::gpu::GpuIndex;
 use crate::capacity::name::Name;
 use crate::capacity::observation::report::Driver;
 use crate::capacity::observation::{GpuMemory, Listing};
@@ -23,8 +24,8 @@ pub struct Reading {
 pub struct GpuReading {
     /// Its UUID; empty for a GPU that was lost before its UUID was ever read.
     pub uuid: Name,
-    /// Index of the GPU.
-    pub index: u32,
+    /// Its index. A DCGM exporter does not tell the index of a MIG device on its GPU.
+    pub index: GpuIndex,
     /// Its product name; empty if it could not be read.
     pub product: String,
     /// Whether it is a MIG device.

@@ -175,6 +175,9 @@ pub struct ResourceHealth {
     pub registered: bool,
     /// Whether the plugin may have registered with the kubelet after the agent. Then the kubelet asks the plugin.
     pub overtaken: bool,
+    /// Why the kubelet's record of devices could not be read at the last look; `None` if it could, or if it does not matter.
+    /// The kubelet may have asked the plugin in place of the agent meanwhile.
+    pub records_unread: Option<String>,
     /// What the next registration waits for; `None` if for nothing.
     pub waits_for: Option<WaitsFor>,
     /// Whether each of the latest answers is what the kubelet then allocated; `None` before the first one.
@@ -218,6 +221,10 @@ impl ResourceHealth {
             Some("the kubelet has not registered the agent".to_owned())
         } else if self.overtaken {
             Some("the device plugin may have registered with the kubelet after the agent".to_owned())
+        } else if let Some(why) = &self.records_unread {
+            Some(format!(
+                "whether the kubelet asks the agent is not known, because its record of devices cannot be read: {why}"
+            ))
         } else if self.placements_match == Some(false) {
             Some("the kubelet allocated other devices than it was answered".to_owned())
         } else if self.unasked > 0 {

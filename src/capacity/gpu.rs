@@ -10,8 +10,10 @@ use crate::capacity::name::Name;
 use crate::capacity::vram::{Balance, Vram};
 use crate::keys;
 
+mod index;
 mod rules;
 
+pub use index::GpuIndex;
 pub use rules::{DriverReserve, Headroom, Overcommit, Rules};
 
 /// Name of an extended resource that GPUs or their replicas are requested by, such as `nvidia.com/gpu`.
@@ -61,8 +63,8 @@ impl fmt::Display for GpuId {
 pub struct Gpu {
     /// Identity on the node.
     pub id: GpuId,
-    /// Index on the node, in the order of NVML and of `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
-    pub index: u32,
+    /// Index on the node.
+    pub index: GpuIndex,
     /// Total memory, including what the driver keeps.
     pub total: Vram,
     /// Memory that the driver keeps, as the node agent reports it; `None` until then.
@@ -74,12 +76,12 @@ pub struct Gpu {
 impl Gpu {
     /// Makes a GPU of which only the index and the size are known.
     pub fn of_size(index: u32, total: Vram) -> Gpu {
-        Gpu { id: GpuId::Index(index), index, total, driver_reserved: None, out_of_band: Vram::ZERO }
+        Gpu { id: GpuId::Index(index), index: index.into(), total, driver_reserved: None, out_of_band: Vram::ZERO }
     }
 
-    /// Whether `id` names this GPU. Its index stays valid as a name once the UUID is known.
+    /// Whether `id` names this GPU. The index of a whole GPU stays valid as a name once the UUID is known.
     pub fn has_id(&self, id: &GpuId) -> bool {
-        self.id == *id || GpuId::Index(self.index) == *id
+        self.id == *id || self.index.is(id)
     }
 
     /// What CUDA reports as the total of this GPU: all its memory, without what the driver keeps once that is known.

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use crate::capacity::gpu::GpuIndex;
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
@@ -37,8 +38,8 @@ pub struct Look {
 pub struct GpuLook {
     /// The UUID that NVML reports.
     pub uuid: Name,
-    /// Index of the GPU, or of the GPU that the MIG device is a part of.
-    pub index: u32,
+    /// Its index.
+    pub index: GpuIndex,
     /// Whether this is a MIG device.
     pub mig: bool,
     /// Whether an MPS server runs on it.

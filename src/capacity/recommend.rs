@@ -25,7 +25,7 @@ const LOWER_BY: Vram = Vram::from_mib(512);
 
 /// What the node agents have reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
+pub struct Observations {
     /// When the agent of each node last reported. A node without an entry has no agent, or none whose report can be read.
     pub nodes: BTreeMap<Name, Moment>,
     /// When the agent of each node last reported that reads a source without processes. What it knows of containers is from
@@ -37,7 +37,7 @@ pub struct Observed {
     pub unreadable: Vec<Name>,
 }
 
-impl Observed {
+impl Observations {
     /// When the last of all agents reported: the present of objects that were read from files.
     pub fn latest(&self) -> Moment {
         self.nodes.values().chain(self.totals_only.values()).max().copied().unwrap_or_default()
@@ -78,7 +78,7 @@ pub struct Row {
 
 /// Recommends a declaration for each container that takes a shared GPU, in the order of workloads. `least` is how long a
 /// container must have been seen.
-pub fn rows(scene: &Scene, observed: &Observed, least: Duration, now: Moment) -> Vec<Row> {
+pub fn rows(scene: &Scene, observed: &Observations, least: Duration, now: Moment) -> Vec<Row> {
     let mut groups: BTreeMap<(Object, Name), Group<'_>> = BTreeMap::new();
     let per_process = scene.policies.rules().per_process_overhead;
     for subject in &scene.subjects {
@@ -132,7 +132,7 @@ struct Group<'s> {
 }
 
 impl<'s> Group<'s> {
-    fn add(&mut self, subject: &Subject, node: &Name, container: &str, observed: &'s Observed, now: Moment) {
+    fn add(&mut self, subject: &Subject, node: &Name, container: &str, observed: &'s Observations, now: Moment) {
         self.pods += 1;
         let Some(reported) = observed.nodes.get(node) else {
             let blind = observed.totals_only.contains_key(node);

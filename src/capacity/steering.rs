@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::capacity::gpu::{GpuId, Resource};
+use crate::capacity::gpu::{GpuId, GpuIndex, Resource};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::pod::PodName;
 use crate::capacity::pod::demand::Role;
@@ -80,8 +80,8 @@ pub enum Phase {
 pub struct GpuRoom {
     /// UUID of the GPU, or of the MIG device.
     pub uuid: Name,
-    /// Index of the GPU on the node.
-    pub index: u32,
+    /// Index of the GPU or MIG device on the node.
+    pub index: GpuIndex,
     /// Allocatable minus what the pods hold that are on the GPU or have it reserved, in MiB.
     pub room: Balance,
 }
@@ -90,7 +90,7 @@ impl GpuRoom {
     fn has_id(&self, id: &GpuId) -> bool {
         match id {
             GpuId::Uuid(uuid) => *uuid == self.uuid,
-            GpuId::Index(index) => *index == self.index,
+            GpuId::Index(_) => self.index.is(id),
         }
     }
 }

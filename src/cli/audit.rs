@@ -15,7 +15,7 @@ use super::{Failure, live, numbers};
 use crate::capacity::audit::{self as core, Assumption, scene::Scene};
 use crate::capacity::name::Name;
 use crate::capacity::policy::{Mode, Policies};
-use crate::capacity::recommend::Observed;
+use crate::capacity::recommend::Observations;
 use crate::capacity::verdict;
 use crate::capacity::verdict::finding::Place;
 use crate::k8s::audit::Reader;
@@ -248,7 +248,7 @@ pub(super) struct Found {
     /// Where it is from, and what could not be read.
     pub origin: Origin,
     /// What the node agents have reported, if it is wanted.
-    pub observed: Observed,
+    pub observed: Observations,
 }
 
 /// Reads the cluster or the files.
@@ -298,7 +298,7 @@ pub(super) async fn read(source: &Source, wanted: Wanted<'_>) -> Result<Found, F
     });
     origin.gaps.extend(unreadable);
     let policies = Policies::new(&configuration.documents, keys::NAMESPACE);
-    let observed = if wanted.observed { reader.observed() } else { Observed::default() };
+    let observed = if wanted.observed { reader.observed() } else { Observations::default() };
     let scene = reader.finish(policies, &configuration.overrides);
     origin.gaps.extend((lacks_policies && scene.installed).then(without_policies));
     Ok(Found { scene, origin, observed })

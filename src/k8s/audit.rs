@@ -33,7 +33,7 @@ use crate::capacity::cluster::Cluster;
 use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::Name;
 use crate::capacity::policy::Policies;
-use crate::capacity::recommend::Observed;
+use crate::capacity::recommend::Observations;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::finding::{Object, Place};
 use crate::capacity::vram::Vram;
@@ -326,8 +326,8 @@ impl Reader {
     }
 
     /// What the node agents have reported.
-    pub fn observed(&self) -> Observed {
-        let mut observed = Observed::default();
+    pub fn observed(&self) -> Observations {
+        let mut observed = Observations::default();
         self.ledgers.iter().for_each(|ledger| ledger.add_uses(&mut observed));
         observed
     }

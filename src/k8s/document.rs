@@ -24,6 +24,7 @@ mod schema;
 mod sources;
 mod values;
 
+use resource::Kind;
 pub(super) use schema::GpuResource;
 pub use sources::{Source, Sources, sources};
 
@@ -152,10 +153,10 @@ pub fn read_files<'a>(
 /// Reads a document that the API server has stored.
 pub fn read_resource(name: &str, object: &Value) -> PolicyResource {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let scope = match text("/kind").as_str() {
-        "ClusterVramPolicy" => Scope::Cluster,
-        "VramPolicy" => Scope::Namespace(text("/metadata/namespace")),
-        _ => Scope::Nodes,
+    let scope = match Kind::named(&text("/kind")) {
+        Some(Kind::Cluster) => Scope::Cluster,
+        Some(Kind::Namespace) => Scope::Namespace(text("/metadata/namespace")),
+        Some(Kind::Inventory) | None => Scope::Nodes,
     };
     let content = content(&Written::Object { name, object });
     PolicyResource { name: name.to_owned(), scope, content: content.map(|(_, content)| content) }
@@ -269,13 +270,13 @@ fn content(written: &Written<'_>) -> Result<(Scope, Content), DocumentError> {
     if head.api_version != keys::API_VERSION {
         return Err(at("apiVersion", format!("{:?} is not {}", head.api_version, keys::API_VERSION)));
     }
-    match head.kind.as_str() {
-        "ClusterVramPolicy" => {
+    match Kind::named(&head.kind) {
+        Some(Kind::Cluster) => {
             let document: schema::Document<schema::ClusterSpec> = written.parse()?;
             let policy = ClusterPolicy::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
             Ok((Scope::Cluster, Content::Cluster(Box::new(policy))))
         }
-        "VramPolicy" => {
+        Some(Kind::Namespace) => {
             let document: schema::Document<schema::NamespaceSpec> = written.parse()?;
             let namespace = document.metadata.namespace.map(|namespace| namespace.0);
             let namespace = namespace
@@ -283,12 +284,15 @@ fn content(written: &Written<'_>) -> Result<(Scope, Content), DocumentError> {
             let layer = Layer::try_from(document.spec).map_err(|(field, what)| at(field, what))?;
             Ok((Scope::Namespace(namespace), Content::Namespace(Box::new(layer))))
         }
-        "GpuInventory" => {
+        Some(Kind::Inventory) => {
             let document: schema::Document<schema::InventorySpec> = written.parse()?;
             let entries = document.spec.overrides().map_err(|(field, what)| at(&field, what))?;
             Ok((Scope::Nodes, Content::Inventory(entries)))
         }
-        other => Err(at("kind", format!("{other:?} is not ClusterVramPolicy, VramPolicy or GpuInventory"))),
+        None => {
+            let [cluster, namespace, inventory] = Kind::ALL.map(Kind::name);
+            Err(at("kind", format!("{:?} is not {cluster}, {namespace} or {inventory}", head.kind)))
+        }
     }
 }
 

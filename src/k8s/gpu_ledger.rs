@@ -167,6 +167,16 @@ impl GpuLedger {
         owners.into_iter().find(|owner| owner.kind == "Node").map(|owner| owner.uid.as_str())
     }
 
+    /// When the agent wrote its report; `None` if there is none that says so.
+    pub fn reported(&self) -> Option<Moment> {
+        moment(self.agent_section()?.get("time")?.as_str()?)
+    }
+
+    /// The section of the node agent, unread; `None` if no agent has written one.
+    pub(super) fn agent_section(&self) -> Option<&Value> {
+        self.status.get("agent").filter(|section| !section.is_null())
+    }
+
     /// Reads the reservations and the agent's report.
     ///
     /// # Errors

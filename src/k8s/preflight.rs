@@ -4,7 +4,6 @@
 use serde_json::Value;
 
 use super::gpu_ledger::GpuLedger;
-use super::pod::moment;
 use crate::capacity::cluster::REPORT_DEADLINE;
 use crate::capacity::pod::PodName;
 use crate::capacity::preflight::{Agent, Plugin, Reported};
@@ -82,14 +81,9 @@ fn version(image: &str) -> Option<(u32, u32)> {
 }
 
 impl GpuLedger {
-    /// When the agent wrote its report; `None` if there is none that says so.
-    pub fn reported(&self) -> Option<Moment> {
-        self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment)
-    }
-
     /// What the agent's report says about steering; `None` if there is no report.
     pub fn steering(&self, now: Moment) -> Option<Reported> {
-        let section = self.status.get("agent").filter(|section| !section.is_null())?;
+        let section = self.agent_section()?;
         let stale = self.reported().is_none_or(|at| at.until(now) > REPORT_DEADLINE);
         Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned) })
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::plan::columns;
 use super::text::{clean, count};
+use crate::capacity::gpu::GpuIndex;
 use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::report::Driver;
 use crate::capacity::observation::{GpuLook, Owner, Process};
@@ -42,7 +43,11 @@ pub struct Glance {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GpuRow {
+    /// Index of the GPU, or of the GPU that the MIG device is a part of.
     index: u32,
+    /// Index of the MIG device on its GPU; absent for a GPU, and if the source does not tell it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mig_index: Option<u32>,
     uuid: String,
     product: String,
     mig: bool,
@@ -128,7 +133,8 @@ impl Glance {
             }
             let listed = gpu.processes.listed();
             glance.gpus.push(GpuRow {
-                index: gpu.index,
+                index: gpu.index.gpu,
+                mig_index: gpu.index.mig,
                 uuid: gpu.uuid.to_string(),
                 product: clean(product),
                 mig: gpu.mig,
@@ -168,15 +174,13 @@ impl Glance {
             None => "?".to_owned(),
         };
         let rows = self.gpus.iter().map(|gpu| {
-            let sharing = if gpu.mig {
-                " (MIG)"
-            } else if gpu.mps {
-                " (MPS)"
-            } else {
-                ""
+            let sharing = match gpu {
+                GpuRow { mig: true, mig_index: None, .. } => " (MIG)",
+                GpuRow { mps: true, .. } => " (MPS)",
+                _ => "",
             };
             vec![
-                format!("{}{sharing}", gpu.index),
+                format!("{}{sharing}", gpu.place()),
                 known(&gpu.uuid).to_owned(),
                 gpu.product.clone(),
                 amount(gpu.total),
@@ -187,9 +191,9 @@ impl Glance {
         });
         columns(&mut text, &head, rows.collect(), &[3, 4, 5, 6]);
         let processes =
-            self.gpus.iter().flat_map(|gpu| gpu.processes.iter().flatten().map(move |one| (gpu.index, one)));
+            self.gpus.iter().flat_map(|gpu| gpu.processes.iter().flatten().map(move |one| (gpu.place(), one)));
         let rows: Vec<Vec<String>> = processes
-            .map(|(index, process)| {
+            .map(|(place, process)| {
                 let pod = process.pod_uid.as_deref().unwrap_or("no pod");
                 let container = process.container_id.as_deref().unwrap_or("-").chars().take(12).collect();
                 let busy = match process.busy {
@@ -199,7 +203,7 @@ impl Glance {
                 };
                 let program = process.program.clone();
                 let pid = process.pid.to_string();
-                vec![index.to_string(), pid, program, amount(process.used), busy.to_owned(), pod.to_owned(), container]
+                vec![place.to_string(), pid, program, amount(process.used), busy.to_owned(), pod.to_owned(), container]
             })
             .collect();
         if !rows.is_empty() {
@@ -210,6 +214,12 @@ impl Glance {
             let _ = write!(text, "\n{line}\n");
         }
         text
+    }
+}
+
+impl GpuRow {
+    fn place(&self) -> GpuIndex {
+        GpuIndex { gpu: self.index, mig: self.mig_index }
     }
 }
 
@@ -244,7 +254,7 @@ mod tests {
         let process = |owner, memory| Process { owner, memory: Some(mib(memory)), busy: Some(true) };
         let first = GpuLook {
             uuid: "GPU-3e095815".into(),
-            index: 0,
+            index: 0.into(),
             mig: false,
             mps: false,
             memory: Ok(GpuMemory { total: mib(81_559), reserved: Some(mib(480)), used: mib(9_374) }),
@@ -255,7 +265,7 @@ mod tests {
         };
         let lost = GpuLook {
             uuid: "".into(),
-            index: 1,
+            index: 1.into(),
             memory: Err(Unreadable::Lost),
             processes: Listing::Unreadable(Unreadable::Lost),
             ..first.clone()
@@ -300,7 +310,7 @@ mod tests {
         let mib = Vram::from_mib;
         let gpu = GpuLook {
             uuid: "GPU-3e095815".into(),
-            index: 0,
+            index: 0.into(),
             mig: false,
             mps: false,
             memory: Ok(GpuMemory { total: mib(81_079), reserved: None, used: mib(9_374) }),

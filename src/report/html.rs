@@ -31,7 +31,7 @@ const SCRIPT: &str = include_str!("html/page.js");
 
 /// What the page may do: apply its own style and run its own script. A server that serves the page sends it too.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-    script-src 'sha256-Sy4sIC6GOoHhtD3djgAz1bU+M0Ksxn1YLYryLyoeaG8='; base-uri 'none'; form-action 'none'";
+    script-src 'sha256-x65c8tYEhodyI+U+iE4HTcpQVmRAS93rQHIdmd+Pg1M='; base-uri 'none'; form-action 'none'";
 
 /// Renders reports of one cluster as a page.
 ///

@@ -102,6 +102,7 @@ fn the_script_builds_the_elements_that_the_markup_has() {
     let mut report = sample();
     report.gpus[3].used_mib = Some(70_321);
     report.gpus[3].total_mib += 1000; // used by others
+    report.gpus[0].holders[0].bounded_by = Some("allocator".to_owned());
     let page = render(&[report]);
     let written = elements(&browser, &page, "");
     let built = elements(&browser, &page, "#q=a"); // each finding, node and row has an `a`
@@ -117,6 +118,7 @@ fn the_script_builds_the_elements_that_the_markup_has() {
         panic!("built:\n{}\nwritten:\n{}", around(&built, at), around(&written, at));
     }
     assert_eq!(built.len(), written.len());
+    assert!(built.contains("Bounded by</th>") && built.contains("<td>allocator</td>"));
     assert!(built.contains("class=\"over\"") && built.contains("class=\"kept\"") && built.contains("class=\"used\""));
 }
 

@@ -261,7 +261,7 @@ impl Front {
         }
         if !self.shared.kubelet().may_keep_both() {
             let registered = self.plugins.values().filter(|running| !running.plugin.is_found());
-            registered.for_each(|running| running.plugin.cannot_be_newest());
+            registered.for_each(|running| running.plugin.is_the_only_one());
         }
         let is_found = |running: &Running| running.plugin.is_found();
         let found: Vec<String> = self

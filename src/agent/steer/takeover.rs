@@ -6,7 +6,7 @@
 //! the agent never has two: it ends the last one, and registers anew when the plugin is the only one. The plugin has
 //! registered if the kubelet then lists its devices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::plugin::{Plugin, Source};
 use super::{Shared, WaitsFor};
 use crate::agent::kubelet::checkpoint;
 use crate::agent::kubelet::messages::ListAndWatchResponse;
-use crate::k8s::checkpoint::Checkpoint;
+use crate::k8s::checkpoint::{Checkpoint, CheckpointEntry};
 
 /// Pause after the plugin has answered, before the agent's registration ends. A plugin that has started registers within
 /// milliseconds, and the node has no devices if the agent ends before that.
@@ -77,15 +77,20 @@ impl Plugin {
         self.shared.update_health(&self.resource.0, |health| health.overtaken = false);
     }
 
+    /// Notes that the kubelet keeps one registration, that of the agent. Nothing can bypass it.
+    pub(super) fn is_the_only_one(&self) {
+        self.cannot_be_newest();
+        self.shared.update_health(&self.resource.0, |health| health.records_unread = None);
+    }
+
     /// Notes that the agent has registered after the plugin, unless the plugin may have done so again since `times`.
     pub(super) async fn is_in_force(&self, times: u64) {
         *self.registered_at.lock() = Some(Instant::now());
         // An answer to a question before the last registration has nothing to do with the next allocation.
         *self.asked.lock() = None;
         self.allocated.lock().begins();
-        if let Ok(recorded) = checkpoint::read(&self.shared.config.kubelet).await {
-            self.look_at(&recorded.unwrap_or_default());
-        }
+        self.look_at(&read_records(&self.shared).await);
+        self.tell_unread();
         self.bypassed.store(false, Ordering::Relaxed);
         // Of a plugin that registers with the agent, its socket decides.
         if self.is_found() {
@@ -165,30 +170,60 @@ impl Plugin {
         !healthy.is_empty() && healthy == listed
     }
 
-    /// Takes into account what the kubelet has recorded. Returns the number of allocations that bypassed the agent.
-    fn look_at(&self, recorded: &Checkpoint) -> usize {
-        let records: BTreeMap<_, _> = recorded
-            .of(&self.resource)
-            .map(|entry| ((entry.pod.clone(), entry.container.clone()), entry.devices.iter().cloned().collect()))
-            .collect();
-        self.allocated.lock().recorded(records).len()
+    /// Takes into account what the kubelet has recorded, or why that cannot be read. Returns the number of allocations that
+    /// bypassed the agent.
+    fn look_at(&self, recorded: &Result<Checkpoint, String>) -> usize {
+        let mut allocated = self.allocated.lock();
+        match recorded {
+            Ok(recorded) => {
+                let record = |entry: &CheckpointEntry| {
+                    ((entry.pod.clone(), entry.container.clone()), entry.devices.iter().cloned().collect())
+                };
+                allocated.recorded(recorded.of(&self.resource).map(record).collect()).len()
+            }
+            Err(why) => {
+                allocated.failed(why);
+                0
+            }
+        }
+    }
+
+    /// Tells whether the records are known. What they showed must have been told before, because it may end the claim too.
+    fn tell_unread(&self) {
+        // A kubelet that turned out to keep one registration is not looked at again.
+        let matters = self.shared.kubelet().may_keep_both();
+        let unread = self.allocated.lock().unread().filter(|_| matters).map(str::to_owned);
+        self.shared.update_health(&self.resource.0, |health| health.records_unread = unread);
+    }
+
+    fn has_unread_records(&self) -> bool {
+        self.allocated.lock().unread().is_some()
     }
 }
 
-/// Looks for allocations that the agent did not pass on, if the kubelet has recorded something since the last look.
+/// What the kubelet has recorded, or why that cannot be read. A kubelet without a record has allocated nothing yet.
+async fn read_records(shared: &Shared) -> Result<Checkpoint, String> {
+    let read = checkpoint::read(&shared.config.kubelet).await;
+    read.map(Option::unwrap_or_default).map_err(|error| error.to_string())
+}
+
+/// Looks for allocations that the agent did not pass on, if the kubelet has recorded something since the last look that
+/// could read it.
 pub(super) async fn look_at_records<'p>(
     shared: &Shared,
-    plugins: impl Iterator<Item = &'p Plugin>,
+    plugins: impl Iterator<Item = &'p Plugin> + Clone,
     (last, now): (&mut Option<FileId>, Option<FileId>),
 ) {
-    if *last == now {
+    let were_unread = plugins.clone().any(Plugin::has_unread_records);
+    if *last == now && !were_unread {
         return;
     }
-    let recorded = match checkpoint::read(&shared.config.kubelet).await {
-        Ok(recorded) => recorded.unwrap_or_default(),
-        Err(error) => return tracing::warn!("{error}"),
-    };
-    *last = now;
+    let recorded = read_records(shared).await;
+    match &recorded {
+        Ok(_) => *last = now,
+        Err(why) if !were_unread => tracing::warn!("the kubelet's record of devices cannot be read: {why}"),
+        Err(_) => {}
+    }
     for plugin in plugins {
         let bypassed = plugin.look_at(&recorded);
         let claims = |health: &super::ResourceHealth| health.registered && !health.overtaken;
@@ -202,5 +237,6 @@ pub(super) async fn look_at_records<'p>(
                 plugin.register_again.notify_one();
             }
         }
+        plugin.tell_unread();
     }
 }

@@ -30,7 +30,7 @@ fn node(reserved: &[(&str, &str)]) -> KnownNode {
         demand: Some(Vram::ZERO),
         reserved: Some(GpuId::from(*gpu_id)),
     };
-    let room = |(index, uuid): (u32, &str)| GpuRoom { uuid: uuid.into(), index, room: Vram::ZERO.into() };
+    let room = |(index, uuid): (u32, &str)| GpuRoom { uuid: uuid.into(), index: index.into(), room: Vram::ZERO.into() };
     let rooms = [(0, "GPU-a"), (1, "GPU-b")].map(room).into();
     KnownNode { pods: reserved.iter().map(pod).collect(), pools: Some(BTreeMap::from([(gpu.clone(), rooms)])) }
 }

@@ -60,8 +60,8 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
     cluster
 }
 
-/// Adds a node whose shared GPUs count one by one: each GPU becomes a node with one GPU, named `node/index`. Its pods
-/// go to the GPU with the least free that can take them, the largest pod first.
+/// Adds a node whose shared GPUs count one by one: each GPU becomes a node with one GPU, named `node/index`, or by its
+/// UUID where GPUs share an index, as one that was lost and the one that has its index now. Its pods go to the GPU with the least free that can take them, the largest pod first.
 fn split(name: &str, facts: &NodeFacts, ledger: &NodeLedger, cluster: &mut Cluster) {
     let rules = *cluster.rules();
     let divides =
@@ -77,10 +77,12 @@ fn split(name: &str, facts: &NodeFacts, ledger: &NodeLedger, cluster: &mut Clust
                 allocation_policy: AllocationPolicy::Unverified,
                 ..(*pool).clone()
             };
+            let is_unique = contents.gpus.iter().filter(|other| other.index == gpu.index).count() == 1;
+            let gpu_name = if is_unique { gpu.index.to_string() } else { gpu.id.to_string() };
             // Each pool counts its GPUs from zero.
             let place = match several.len() {
-                1 => format!("{name}/{}", gpu.index),
-                _ => format!("{name}/{}/{}", pool.resource, gpu.index),
+                1 => format!("{name}/{gpu_name}"),
+                _ => format!("{name}/{}/{gpu_name}", pool.resource),
             };
             cluster.apply_node(&place, NodeFacts { pools: vec![one], ..facts.clone() });
             places.push((place, pool, gpu.allocatable(&rules).free()));
@@ -118,7 +120,7 @@ fn renumbered(gpu: &Gpu) -> Gpu {
         GpuId::Uuid(uuid) => GpuId::Uuid(uuid.clone()),
         GpuId::Index(_) => GpuId::Index(0),
     };
-    Gpu { id, index: 0, ..gpu.clone() }
+    Gpu { id, index: 0.into(), ..gpu.clone() }
 }
 
 /// The holder without its GPU.

@@ -191,7 +191,7 @@ mod tests {
     fn gpu(index: u32, processes: Result<Vec<Process>, Unreadable>) -> GpuLook {
         let memory = Ok(GpuMemory { total: mib(24_576), reserved: Some(mib(450)), used: mib(0) });
         let processes = processes.into();
-        GpuLook { uuid: format!("GPU-{index}").into(), index, mig: false, mps: false, memory, processes }
+        GpuLook { uuid: format!("GPU-{index}").into(), index: index.into(), mig: false, mps: false, memory, processes }
     }
 
     fn observe(containers: &mut Containers, at: i64, gpus: Vec<GpuLook>) -> Use {

@@ -11,7 +11,7 @@ use super::policy::{Devices, PolicyCheck};
 use super::replicas::Replicas;
 use super::report::{ContainerReport, Driver, GpuReport, MAX_CONTAINERS, Report};
 use super::{GpuLook, GpuMemory, Look};
-use crate::capacity::gpu::{AllocationPolicy, Resource};
+use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Source;
 use crate::capacity::time::Moment;
@@ -49,7 +49,7 @@ pub struct Steering {
 /// What is known of one GPU.
 #[derive(Clone, Debug)]
 struct Known {
-    index: u32,
+    index: GpuIndex,
     memory: GpuMemory,
     outside: Outside,
     unreadable: Option<Unreadable>,

@@ -135,7 +135,7 @@ mod tests {
             |(owner, memory): &(Owner, u64)| Process { owner: owner.clone(), memory: Some(mib(*memory)), busy: None };
         GpuLook {
             uuid: "GPU-0".into(),
-            index: 0,
+            index: 0.into(),
             mig: false,
             mps: false,
             memory: Ok(GpuMemory { total: mib(81_559), reserved: Some(mib(480)), used: mib(used) }),

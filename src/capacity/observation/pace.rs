@@ -50,7 +50,7 @@ mod tests {
             resource: Resource("nvidia.com/gpu".into()),
             replicas: NonZeroU32::new(replicas).unwrap(),
             uuid: "GPU-0".into(),
-            index: 0,
+            index: 0.into(),
             total: Vram::from_mib(81_559),
             reserved: Some(Vram::from_mib(480)),
             used: Vram::from_mib(used),

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use super::containers::{ContainerKey, Use};
 use super::finding::{Finding, Problem};
-use crate::capacity::gpu::{AllocationPolicy, Resource};
+use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Source;
 use crate::capacity::pod::PodName;
@@ -62,7 +62,7 @@ pub struct GpuReport {
     /// Its UUID.
     pub uuid: Name,
     /// Its index.
-    pub index: u32,
+    pub index: GpuIndex,
     /// All its memory, including what the driver keeps.
     pub total: Vram,
     /// Memory that the driver keeps; `None` if the source does not tell.
@@ -209,7 +209,7 @@ mod tests {
             resource: Resource("nvidia.com/gpu".into()),
             replicas: NonZeroU32::new(4).unwrap(),
             uuid: "GPU-0".into(),
-            index: 0,
+            index: 0.into(),
             total: mib(81_559),
             reserved: Some(mib(480)),
             used: mib(8_874),

@@ -92,12 +92,12 @@ fn used(peak: u64, since: i64, cycles: Option<u64>) -> Use {
     }
 }
 
-fn observed(of: &[(&str, Use)]) -> Observed {
+fn observed(of: &[(&str, Use)]) -> Observations {
     let containers = of.iter().map(|(pod, seen)| ((uid(pod), "main".into()), seen.clone()));
-    Observed {
+    Observations {
         nodes: BTreeMap::from([("a".into(), Moment(48 * HOUR))]),
         containers: containers.collect(),
-        ..Observed::default()
+        ..Observations::default()
     }
 }
 
@@ -105,7 +105,7 @@ fn bound(name: &str, node: &str, declared: Option<u64>) -> Subject {
     subject(pod(name, &["main"], declared), Stage::Bound(node.into()), "agent")
 }
 
-fn only(subjects: Vec<Subject>, observed: &Observed) -> Row {
+fn only(subjects: Vec<Subject>, observed: &Observations) -> Row {
     let rows = rows(&scene(subjects), observed, DAY, Moment(48 * HOUR));
     let [row] = rows.as_slice() else { panic!("{rows:?}") };
     row.clone()
@@ -113,7 +113,7 @@ fn only(subjects: Vec<Subject>, observed: &Observed) -> Row {
 
 #[test]
 fn a_node_whose_agent_does_not_see_processes_is_no_data_and_is_named() {
-    let blind = Observed {
+    let blind = Observations {
         totals_only: BTreeMap::from([("b".into(), Moment(48 * HOUR))]),
         ..observed(&[("p", used(5_000, 0, Some(3))), ("q", used(9_000, 0, Some(3)))])
     };
@@ -186,8 +186,12 @@ fn peaks_of_a_stale_report_count_and_are_marked() {
 fn the_amount_is_written_where_the_pod_declares_it_now() {
     let keys = |containers: &[&str], declarations: Declarations| {
         let pod = Pod { declarations, ..pod("p", containers, None) };
-        let rows =
-            rows(&scene(vec![subject(pod, Stage::Bound("a".into()), "agent")]), &Observed::default(), DAY, Moment(0));
+        let rows = rows(
+            &scene(vec![subject(pod, Stage::Bound("a".into()), "agent")]),
+            &Observations::default(),
+            DAY,
+            Moment(0),
+        );
         rows.iter().flat_map(|row| row.keys.iter().map(ToString::to_string)).collect::<Vec<_>>()
     };
     assert_eq!(keys(&["main"], Declarations::default()), ["vramguard.dev/vram"]);
@@ -206,7 +210,7 @@ fn the_amount_is_written_where_the_pod_declares_it_now() {
 fn a_gpu_that_nothing_shares_needs_no_declaration() {
     let mut whole = bound("p", "a", None);
     whole.pod.containers[0].gpus = vec![(crate::capacity::gpu::Resource("nvidia.com/mig-1g.10gb".into()), 1)];
-    assert_eq!(rows(&scene(vec![whole]), &Observed::default(), DAY, Moment(0)), []);
+    assert_eq!(rows(&scene(vec![whole]), &Observations::default(), DAY, Moment(0)), []);
 }
 
 proptest! {

@@ -82,6 +82,8 @@ pub type Recorded = (PodUid, Name);
 pub struct Allocated {
     /// Containers that the kubelet had recorded at the last look; `None` before the first one.
     known: Option<BTreeSet<Recorded>>,
+    /// Why the records could not be read at the last look; `None` if they could, or if there was no look.
+    unread: Option<String>,
     /// Devices of each allocation, oldest first.
     passed: Vec<(BTreeSet<String>, Moment)>,
 }
@@ -101,8 +103,22 @@ impl Allocated {
         self.known = None;
     }
 
+    /// Notes that a look could not read the records. Those of the look before stay known.
+    pub fn failed(&mut self, why: &str) {
+        self.unread = Some(why.to_owned());
+    }
+
+    /// Why the records are not known at present; `None` if the last look has read them.
+    ///
+    /// An allocation without the agent may be among those that could not be read. Of a look after a beginning, it would
+    /// count as old for ever.
+    pub fn unread(&self) -> Option<&str> {
+        self.unread.as_deref()
+    }
+
     /// Takes the records of a look into account. Returns the new ones that the agent did not pass on.
     pub fn recorded(&mut self, records: BTreeMap<Recorded, BTreeSet<String>>) -> Vec<Recorded> {
+        self.unread = None;
         let now_known = records.keys().cloned().collect();
         let Some(known) = self.known.replace(now_known) else { return Vec::new() };
         let mut bypassed = Vec::new();
@@ -159,6 +175,22 @@ mod tests {
         let bypassed = allocated.recorded(records(&[("old", &["a::0"]), ("again", &["a::1"])]));
         assert_eq!(bypassed, [(PodUid::from("again".to_owned()), "main".into())]);
         assert!(allocated.recorded(records(&[("old", &["a::0"]), ("again", &["a::1"])])).is_empty(), "told once");
+    }
+
+    #[test]
+    fn records_are_unread_until_a_look_reads_them_and_what_was_known_before_stays_known() {
+        let mut allocated = Allocated::default();
+        allocated.begins();
+        allocated.failed("permission denied");
+        assert_eq!(allocated.unread(), Some("permission denied"));
+        assert!(allocated.recorded(records(&[("hidden", &["a::0"])])).is_empty(), "it may be from before");
+        assert_eq!(allocated.unread(), None);
+
+        allocated.failed("permission denied");
+        assert!(allocated.unread().is_some());
+        let bypassed = allocated.recorded(records(&[("hidden", &["a::0"]), ("new", &["a::1"])]));
+        assert_eq!(bypassed, [(PodUid::from("new".to_owned()), "main".into())], "the failure hides nothing");
+        assert_eq!(allocated.unread(), None);
     }
 
     #[test]

@@ -22,7 +22,8 @@ fn pod(text: &str, demand: u64, reserved: &str, containers: &[&str]) -> KnownPod
 /// A node with two GPUs.
 fn node(pods: Vec<KnownPod>, free: [u64; 2]) -> KnownNode {
     let rooms = (0..).zip(["GPU-a", "GPU-b"]).zip(free);
-    let rooms = rooms.map(|((index, uuid), free)| GpuRoom { uuid: uuid.into(), index, room: mib(free).into() });
+    let rooms =
+        rooms.map(|((index, uuid), free)| GpuRoom { uuid: uuid.into(), index: index.into(), room: mib(free).into() });
     KnownNode { pods, pools: Some(BTreeMap::from([(gpu(), rooms.collect())])) }
 }
 

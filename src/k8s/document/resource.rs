@@ -31,6 +31,11 @@ impl Kind {
     /// All kinds, in the order of [`Kind`].
     pub const ALL: [Kind; 3] = [Kind::Cluster, Kind::Namespace, Kind::Inventory];
 
+    /// The kind that `kind` names; `None` for another text.
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The kind, as `kind` has it.
     pub const fn name(self) -> &'static str {
         match self {

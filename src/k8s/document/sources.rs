@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use super::resource::Kind;
 use super::{Head, PolicyResource, parse, split};
 use crate::capacity::policy::Scope;
 
@@ -60,10 +61,10 @@ pub fn sources<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>, resource
                 named.spec.collect("", line, &mut lines);
             }
             let source = Source { file: file.to_owned(), lines };
-            match (head.kind.as_str(), named.metadata.namespace) {
-                ("ClusterVramPolicy", _) => sources.cluster = Some(source),
-                ("VramPolicy", Some(namespace)) => _ = sources.namespaces.insert(namespace, source),
-                _ => {}
+            match (Kind::named(&head.kind), named.metadata.namespace) {
+                (Some(Kind::Cluster), _) => sources.cluster = Some(source),
+                (Some(Kind::Namespace), Some(namespace)) => _ = sources.namespaces.insert(namespace, source),
+                (Some(Kind::Namespace), None) | (Some(Kind::Inventory) | None, _) => {}
             }
         }
     }

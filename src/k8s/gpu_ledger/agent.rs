@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use super::LedgerError;
-use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, Resource};
+use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, GpuIndex, Resource};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::inventory::{Inventory, InventoryGpu, Source};
 use crate::capacity::time::Moment;
@@ -80,8 +80,11 @@ pub struct AgentGpu {
     pub replicas: NonZeroU32,
     /// UUID, as NVML reports it.
     pub uuid: String,
-    /// Index, as NVML counts.
+    /// Index of the GPU, or of the GPU that the MIG device is a part of, as NVML counts.
     pub index: u32,
+    /// Index of the MIG device on its GPU, as NVML counts; absent for a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig_index: Option<u32>,
     /// Total memory in MiB, including what the driver keeps.
     #[serde(rename = "totalMiB")]
     pub total: u64,
@@ -174,7 +177,7 @@ impl AgentSection {
             let reported = InventoryGpu {
                 gpu: Gpu {
                     id: GpuId::Uuid(gpu.uuid.into()),
-                    index: gpu.index,
+                    index: GpuIndex { gpu: gpu.index, mig: gpu.mig_index },
                     total: sized(gpu.total, "totalMiB")?,
                     driver_reserved: gpu.reserved.map(|mib| sized(mib, "reservedMiB")).transpose()?,
                     out_of_band: sized(gpu.out_of_band.unwrap_or_default(), "outOfBandMiB")?,

@@ -22,10 +22,11 @@ impl GpuLedger {
     /// What the agent of this node reported of what is used; `None` if no agent has reported. A section with a field that
     /// cannot be read tells nothing but that, with the field.
     pub fn observed(&self) -> Option<Observed> {
-        let section = self.status.get("agent").filter(|section| !section.is_null())?;
-        let unreadable = |error: LedgerError| {
-            let reported = section.get("time").and_then(|time| pod::moment(time.as_str()?));
-            Observed { reported, unreadable: Some(error.to_string()), ..Observed::default() }
+        let section = self.agent_section()?;
+        let unreadable = |error: LedgerError| Observed {
+            reported: self.reported(),
+            unreadable: Some(error.to_string()),
+            ..Observed::default()
         };
         let read = serde_path_to_error::deserialize(section)
             .map_err(|error| self.wrong(format!("status.agent.{}", error.path()), &wording::json(error.inner())))

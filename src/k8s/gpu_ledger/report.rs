@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::agent::{AgentContainer, AgentGpu, AgentPod, AgentSection, AllocationPolicyText};
 use super::{GpuLedger, time};
-use crate::capacity::gpu::{AllocationPolicy, Resource};
+use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::inventory::Source;
 use crate::capacity::observation::containers::Use;
 use crate::capacity::observation::report::{ContainerReport, Driver, GpuReport, Report};
 use crate::capacity::pod::PodName;
-use crate::capacity::recommend::Observed;
+use crate::capacity::recommend::Observations;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 use crate::capacity::vram::Vram;
@@ -32,17 +32,13 @@ impl GpuLedger {
     /// The report that an agent of this node has written; `None` if there is none that can be read. The reasons for
     /// unreadable GPUs are the texts that were written.
     pub fn agent_report(&self) -> Option<Report> {
-        let section = self.status.get("agent").filter(|section| !section.is_null())?;
-        AgentSection::deserialize(section).ok()?.report()
+        AgentSection::deserialize(self.agent_section()?).ok()?.report()
     }
 
     /// Adds what the agent of this node has reported. Of a report that cannot be read, or names no time, it adds that.
-    pub fn add_uses(&self, observed: &mut Observed) {
-        let time = self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment);
-        let Some((time, report)) = time.zip(self.agent_report()) else {
-            if self.status.get("agent").is_some_and(|section| !section.is_null()) {
-                observed.unreadable.push(self.node().into());
-            }
+    pub fn add_uses(&self, observed: &mut Observations) {
+        let Some((time, report)) = self.reported().zip(self.agent_report()) else {
+            observed.unreadable.extend(self.agent_section().map(|_| Name::from(self.node())));
             return;
         };
         if !report.source.tells_processes() {
@@ -94,7 +90,7 @@ impl AgentSection {
                 resource: Resource(gpu.resource.into()),
                 replicas: gpu.replicas,
                 uuid: gpu.uuid.into(),
-                index: gpu.index,
+                index: GpuIndex { gpu: gpu.index, mig: gpu.mig_index },
                 total: amount(gpu.total)?,
                 reserved: match gpu.reserved {
                     Some(reserved) => Some(amount(reserved)?),
@@ -142,7 +138,8 @@ fn gpu(gpu: &GpuReport) -> AgentGpu {
         resource: gpu.resource.to_string(),
         replicas: gpu.replicas,
         uuid: gpu.uuid.to_string(),
-        index: gpu.index,
+        index: gpu.index.gpu,
+        mig_index: gpu.index.mig,
         total: gpu.total.mib(),
         reserved: gpu.reserved.map(Vram::mib),
         used: Some(gpu.used.mib()),
@@ -190,7 +187,7 @@ mod tests {
             resource: Resource("nvidia.com/gpu".into()),
             replicas: NonZeroU32::new(16).unwrap(),
             uuid: "GPU-1".into(),
-            index: 0,
+            index: 0.into(),
             total: Vram::from_mib(81_559),
             reserved: Some(Vram::from_mib(480)),
             used: Vram::from_mib(8_874),
@@ -217,6 +214,16 @@ mod tests {
         }
     }
 
+    /// [`report`] of a GPU with a second MIG device.
+    fn mig_report() -> Report {
+        let device = |mig, uuid: &str| GpuReport {
+            uuid: uuid.into(),
+            index: GpuIndex { gpu: 2, mig: Some(mig) },
+            ..report().gpus[0].clone()
+        };
+        Report { gpus: vec![device(0, "MIG-a"), device(1, "MIG-b")], ..report() }
+    }
+
     fn ledger(patch: &Value) -> GpuLedger {
         let object = json!({"apiVersion": "vramguard.dev/v1alpha1", "kind": "GpuLedger", "metadata": {"name": "gpu-0"},
                             "status": patch["status"]});
@@ -225,7 +232,18 @@ mod tests {
 
     #[test]
     fn a_restarted_agent_reads_back_what_it_wrote() {
-        assert_eq!(ledger(&patch(&report(), Moment(0))).agent_report(), Some(report()));
+        for report in [report(), mig_report()] {
+            assert_eq!(ledger(&patch(&report, Moment(0))).agent_report(), Some(report));
+        }
+    }
+
+    #[test]
+    fn the_index_of_a_mig_device_is_next_to_that_of_its_gpu() {
+        let gpus = patch(&mig_report(), Moment(0))["status"]["agent"]["gpus"].take();
+        let indices = |field: &str| gpus.as_array().unwrap().iter().map(|gpu| gpu[field].clone()).collect::<Vec<_>>();
+        assert_eq!((indices("index"), indices("migIndex")), (vec![json!(2), json!(2)], vec![json!(0), json!(1)]));
+        let whole = patch(&report(), Moment(0))["status"]["agent"]["gpus"][0].take();
+        assert!(whole.get("migIndex").is_none());
     }
 
     #[test]
@@ -250,7 +268,7 @@ mod tests {
         assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)), "a pod that declares nothing");
         let gpu = &inventory.gpus[&Resource("nvidia.com/gpu".into())][0].gpu;
         assert_eq!((gpu.driver_reserved, gpu.total), (None, Vram::from_mib(81_559)));
-        let mut observed = Observed::default();
+        let mut observed = Observations::default();
         ledger.add_uses(&mut observed);
         assert!(observed.nodes.is_empty() && observed.containers.is_empty(), "it is no data for a recommendation");
         assert_eq!(observed.totals_only.keys().map(Name::as_str).collect::<Vec<_>>(), ["gpu-0"]);

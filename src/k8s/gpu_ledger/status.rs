@@ -67,13 +67,16 @@ fn gpus_of<'p>(facts: &'p NodeFacts, pool: &'p PoolUsage) -> impl Iterator<Item 
     pool.gpus.iter().zip(known.unwrap_or_default()).map(|(gpu_usage, gpu)| {
         let mut row = json!({
             "gpu": gpu_usage.id.to_string(),
-            "index": gpu.index,
+            "index": gpu.index.gpu,
             "resource": pool.resource.0.as_str(),
             "mode": pool.accounting.to_string(),
             "totalMiB": gpu_usage.total.mib(),
             "allocatableMiB": gpu_usage.allocatable.mib(),
             "heldMiB": gpu_usage.held.mib(),
         });
+        if let Some(mig) = gpu.index.mig {
+            row["migIndex"] = json!(mig);
+        }
         if let Some(free) = gpu_usage.free {
             row["freeMiB"] = json!(free.mib());
         }

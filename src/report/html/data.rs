@@ -84,13 +84,13 @@ struct BarData<'a>(
     u8,
 );
 
-/// Namespace, pod, container, amount, whether it declares one. Where a node agent saw the container: what is in use, peak, and
-/// what it saw in words.
+/// Namespace, pod, container, amount, what that comes from, what keeps it to that. Where a node agent saw the container: what is
+/// in use, peak, and what it saw in words.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum HolderData<'a> {
-    Unseen(usize, &'a str, usize, Option<u64>, u8),
-    Seen(usize, &'a str, usize, Option<u64>, u8, Option<u64>, Option<u64>, String),
+    Unseen(usize, &'a str, usize, Option<u64>, u8, Option<usize>),
+    Seen(usize, &'a str, usize, Option<u64>, u8, Option<usize>, Option<u64>, Option<u64>, String),
 }
 
 /// Namespace, node, cells. The first two are what the filters look at.
@@ -116,11 +116,12 @@ impl<'a> Interner<'a> {
         let data = |holder: &'a Holder| {
             let (namespace, container) = (self.number(&holder.namespace), self.number(&holder.container));
             let (pod, amount, basis) = (&holder.pod, holder.vram_mib, basis(holder));
+            let bound = holder.bounded_by.as_deref().map(|word| self.number(word));
             if (holder.used_mib, holder.peak_mib) == (None, None) {
-                return HolderData::Unseen(namespace, pod, container, amount, basis);
+                return HolderData::Unseen(namespace, pod, container, amount, basis, bound);
             }
             let (used, peak, seen) = (holder.used_mib, holder.peak_mib, seen(holder));
-            HolderData::Seen(namespace, pod, container, amount, basis, used, peak, seen)
+            HolderData::Seen(namespace, pod, container, amount, basis, bound, used, peak, seen)
         };
         holders.into_iter().map(data).collect()
     }

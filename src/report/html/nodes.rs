@@ -217,6 +217,7 @@ fn holders_markup(view: &NodeView) -> Markup {
     let unassigned = view.unassigned.iter().map(|holder| ("not known".to_owned(), *holder));
     let holders: Vec<(String, &Holder)> = of_bars.chain(unassigned).collect();
     let is_used = holders.iter().any(|(_, holder)| holder.peak_mib.is_some());
+    let is_bounded = holders.iter().any(|(_, holder)| holder.bounded_by.is_some());
     html! {
         @if !holders.is_empty() {
             details {
@@ -233,6 +234,7 @@ fn holders_markup(view: &NodeView) -> Markup {
                                 th scope="col" class="n" { "Peak" }
                             }
                             th scope="col" { "Counted by" }
+                            @if is_bounded { th scope="col" { "Bounded by" } }
                             @if is_used { th scope="col" { "Seen" } }
                         }
                     }
@@ -248,6 +250,7 @@ fn holders_markup(view: &NodeView) -> Markup {
                                     td class="n" { (taken_or_unknown(holder.peak_mib)) }
                                 }
                                 td { (holder.counted_by()) }
+                                @if is_bounded { td { (holder.bounded_by.as_deref().unwrap_or_default()) } }
                                 @if is_used { td { (seen(holder)) } }
                             }
                         }

@@ -73,8 +73,9 @@
     ok: ['ok', '○', 'Has room'],
   };
   const text = (number) => (number === null ? null : data.strings[number]);
-  const readHolder = ([namespace, pod, container, amount, basis, used = null, peak = null, seen = '']) => ({
-    namespace: text(namespace), pod, container: text(container), amount, declared: basis === 1, byUse: basis === 2, used, peak, seen,
+  const readHolder = ([namespace, pod, container, amount, basis, bound, used = null, peak = null, seen = '']) => ({
+    namespace: text(namespace), pod, container: text(container), amount, declared: basis === 1, byUse: basis === 2,
+    bound: text(bound), used, peak, seen,
   });
   const readBar = ([name, gpus, headroom, outside, allocatable, held, free, used, holders, inUse, stale]) => {
     const start = headroom + outside;
@@ -150,6 +151,7 @@
     ];
     if (holders.length === 0) return null;
     const isUsed = holders.some(([, holder]) => holder.peak !== null);
+    const isBounded = holders.some(([, holder]) => holder.bound !== null);
     const column = (title, kind) => element('th', { scope: 'col', class: kind }, title);
     const rows = holders.map(([where, holder]) => element('tr', {},
       element('th', { scope: 'row' }, `${holder.namespace}/${holder.pod}`),
@@ -158,13 +160,14 @@
       element('td', { class: 'n' }, taken(holder.amount)),
       ...(isUsed ? [holder.used, holder.peak].map((amount) => element('td', { class: 'n' }, taken(amount))) : []),
       element('td', {}, holder.byUse ? 'use: declares nothing' : holder.declared ? 'declaration' : 'slot: declares nothing'),
+      isBounded ? element('td', {}, holder.bound ?? '') : null,
       isUsed ? element('td', {}, holder.seen) : null));
     return element('details', {},
       element('summary', {}, counted(holders.length, 'holder')),
       element('table', { class: 'holders' },
         element('thead', {}, element('tr', {}, column('Namespace / pod', null), column('Container', null), column('GPU', null),
           column('GiB', 'n'), ...(isUsed ? [column('In use', 'n'), column('Peak', 'n')] : []), column('Counted by', null),
-          isUsed ? column('Seen', null) : null)),
+          isBounded ? column('Bounded by', null) : null, isUsed ? column('Seen', null) : null)),
         element('tbody', {}, ...rows)));
   };
   const buildAmounts = ({ unknown, held, allocatable, free }) => {

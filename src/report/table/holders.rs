@@ -7,6 +7,7 @@ use super::findings::more;
 use super::gpus::used_cell;
 use super::grid::{Cell, Column, Grid};
 use super::paint::Role;
+use crate::capacity::verdict::BoundedBy;
 use crate::capacity::vram::Vram;
 use crate::report::document::{Holder, Report, Status};
 use crate::report::summary::Tone;
@@ -51,9 +52,11 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     let shown = if page.all { rows.len() } else { ROWS };
     let is_used = rows.iter().take(shown).any(|(_, _, holder)| holder.peak_mib.is_some());
     let used = if is_used { vec![Column::number("USED"), Column::number("PEAK")] } else { Vec::new() };
+    let is_bounded = page.is_wide() && rows.iter().take(shown).any(|(_, _, holder)| holder.bounded_by.is_some());
+    let bounded = if is_bounded { vec![Column::word("BOUNDED BY")] } else { Vec::new() };
     let columns = vec![Column::name("POD", 24), Column::number("HELD")];
-    let others = vec![Column::word("AS"), Column::word("GPU"), Column::name("NODE", 12)];
-    let mut grid = Grid::new([columns, used, others].concat());
+    let others = vec![Column::word("GPU"), Column::name("NODE", 12)];
+    let mut grid = Grid::new([columns, used, vec![Column::word("AS")], bounded, others].concat());
     for (node, gpu, holder) in rows.iter().take(shown) {
         let by = match (holder.seen, holder.declared) {
             (true, _) => Cell::with("seen", Role::Doubtful),
@@ -68,7 +71,11 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
             let amounts = [holder.used_mib, holder.peak_mib];
             cells.extend(amounts.map(|mib| used_cell(mib, holder.stale.is_some())));
         }
-        cells.extend([by, Cell::new(page.paint.cut(&page.paint.text(gpu), 12)), Cell::new(page.paint.text(node))]);
+        cells.push(by);
+        if is_bounded {
+            cells.push(bounded_by(holder, page));
+        }
+        cells.extend([Cell::new(page.paint.cut(&page.paint.text(gpu), 12)), Cell::new(page.paint.text(node))]);
         grid.push(cells);
     }
     let about = ["of overcommitted GPUs".to_owned(), "in GiB".to_owned(), "largest first".to_owned()]
@@ -77,4 +84,13 @@ pub(super) fn section(report: &Report, page: &Page) -> Vec<String> {
     lines.extend(grid.lines(&page.paint, page.width));
     lines.extend(more(rows.len(), shown, page));
     lines
+}
+
+/// What keeps the container to what it declares. Where nothing does, it is one to look at first.
+fn bounded_by(holder: &Holder, page: &Page) -> Cell {
+    match holder.bounded_by.as_deref() {
+        Some(word) if word == BoundedBy::Nothing.word() => Cell::with(word, Role::Doubtful),
+        Some(word) => Cell::new(page.paint.text(word)),
+        None => Cell::known(None::<u64>),
+    }
 }

@@ -177,6 +177,24 @@ fn holders_of_overcommitted_gpus_are_listed_the_worst_gpu_and_the_largest_pod_fi
 }
 
 #[test]
+fn a_wide_table_of_holders_shows_what_keeps_each_to_its_declaration() {
+    let mut report = sample();
+    let holders = report.gpus.iter_mut().find(|gpu| gpu.status == Status::Overcommitted).map(|gpu| &mut gpu.holders);
+    for (holder, word) in holders.unwrap().iter_mut().zip(["allocator", "nothing"]) {
+        holder.bounded_by = Some(word.to_owned());
+    }
+    let text = render(&report, &at(140));
+    insta::assert_snapshot!(section(&text, "HOLDERS").join("\n"), @"
+    POD                                 HELD  USED  PEAK  AS        BOUNDED BY  GPU  NODE
+    agents/researcher-7d9f8b6c5d-abcde   8.8   8.7   8.7  declared  allocator   0    gke-agents-a100-pool-7f3d9c2b-x4kq
+    agents/researcher-7d9f8b6c5d-fghij   8.8   7.2   8.0  declared  nothing     0    gke-agents-a100-pool-7f3d9c2b-x4kq
+    agents/writer-0                      8.8   8.8   8.8  declared  -           0    gke-agents-a100-pool-7f3d9c2b-x4kq
+    ");
+    assert!([80, 100].iter().all(|width| !render(&report, &at(*width)).contains("BOUNDED BY")));
+    assert!(!render(&sample(), &at(140)).contains("BOUNDED BY"), "an older report does not tell");
+}
+
+#[test]
 fn bad_gpus_beyond_the_limit_are_summed_up_as_bad() {
     let mut report = large();
     for gpu in report.gpus.iter_mut().take(30) {

@@ -73,10 +73,30 @@ fn mig_devices_take_the_place_of_their_gpu() {
     );
     let seen = json(&machine);
     let devices = seen["gpus"].as_array().unwrap().iter();
-    let devices: Vec<_> = devices.map(|gpu| (gpu["uuid"].as_str().unwrap(), gpu["index"].as_u64().unwrap())).collect();
-    assert_eq!(devices, [("MIG-1", 0), ("MIG-2", 0), ("GPU-bbbb", 1)]);
+    let devices: Vec<_> = devices
+        .map(|gpu| (gpu["uuid"].as_str().unwrap(), gpu["index"].clone(), gpu.get("migIndex").cloned()))
+        .collect();
+    let expected = [("MIG-1", 0, Some(0)), ("MIG-2", 0, Some(1)), ("GPU-bbbb", 1, None)];
+    assert_eq!(devices, expected.map(|(uuid, index, mig)| (uuid, json!(index), mig.map(|mig: u32| json!(mig)))));
     assert_eq!(seen["gpus"][0]["processes"][0]["usedMiB"], 30);
     assert!(seen["gpus"][0]["processes"][0].get("busy").is_none(), "MIG devices have no utilization of processes");
+}
+
+#[test]
+fn each_mig_device_and_its_processes_are_told_apart_by_index() {
+    // NVML_ERROR_NO_PERMISSION
+    let machine = Machine::new(
+        "gpu GPU-aaaa 81559 480 100\nprocess 101 30 0\nmig MIG-1 9856 20 50\nprocess 101 30 0\n\
+         mig MIG-2 40192 20 60\nprocess 102 40 0\nmig MIG-3 9856 20 5\nfails processes 4\n",
+    );
+    let table = once(&machine, &[]).expect_success();
+    println!("{table}");
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let row = |first: &str, second: &str| rows.iter().any(|row| row.starts_with(&[first, second]));
+    assert!(row("0:0", "MIG-1") && row("0:1", "MIG-2"), "{table}");
+    assert!(row("0:0", "101") && row("0:1", "102"), "{table}");
+    assert_eq!(rows.iter().filter(|row| row.contains(&"30Mi")).count(), 1, "not once more for the GPU: {table}");
+    assert!(table.contains("GPU 0:2 (MIG-3): processes: "), "{table}");
 }
 
 #[test]

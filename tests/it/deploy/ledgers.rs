@@ -55,7 +55,7 @@ fn full() -> Value {
             "gpus": [
                 {"gpu": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e", "index": 0, "resource": "nvidia.com/gpu", "mode": "steered",
                  "totalMiB": 24576, "allocatableMiB": 23870, "heldMiB": 8912, "freeMiB": 15528},
-                {"gpu": "1", "index": 1, "resource": "nvidia.com/mig-1g.10gb", "mode": "slot", "totalMiB": 9856,
+                {"gpu": "1", "index": 1, "migIndex": 0, "resource": "nvidia.com/mig-1g.10gb", "mode": "slot", "totalMiB": 9856,
                  "allocatableMiB": 9600, "heldMiB": 0},
             ],
             "agent": {
@@ -65,7 +65,7 @@ fn full() -> Value {
                     "usedMiB": 8868, "peakMiB": 8868, "demandMiB": 8912, "since": "2026-11-22T21:00:00Z",
                     "idleSince": "2026-11-22T21:00:00Z", "cycles": 3, "problem": "Idle", "message": "computes nothing"}],
                 "gpus": [{"resource": "nvidia.com/gpu", "replicas": 4, "uuid": "GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e",
-                    "index": 0, "totalMiB": 24576, "reservedMiB": 512, "usedMiB": 8868, "outOfBandMiB": 0, "unreadable": "lost"}],
+                    "index": 0, "migIndex": 6, "totalMiB": 24576, "reservedMiB": 512, "usedMiB": 8868, "outOfBandMiB": 0, "unreadable": "lost"}],
                 "pods": [{"uid": "u", "container": "main", "gpu": "MIG-GPU-0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e/1/0"}],
             },
             "conditions": [

@@ -312,3 +312,59 @@ async fn a_plugin_that_the_kubelet_still_has_is_not_handed_back_again() {
     assert_eq!(registered, 1, "a kubelet that is told twice loses track of the plugin");
     assert_eq!(stage.kubelet.healthy().map(|ids| ids.len()), Some(4));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_claimed_until_the_record_of_the_kubelet_could_be_read_after_the_registration() {
+    let stage = stage(None).await;
+    std::fs::write(stage.kubelet.directory.checkpoint(), "{").unwrap();
+    stage.agent.kubelet_version.send_replace(ALLOWS);
+    until("the reason", || stage.missing().contains("its record of devices cannot be read")).await;
+    until("the registration", || stage.asks_agent()).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(!stage.agent.health.borrow().steers(), "an allocation by the plugin may be in the record");
+    stage.kubelet.record(&[("by-the-plugin", "GPU-b::1")]);
+    stage.steers().await;
+
+    // What was known stays known while the record cannot be read.
+    std::fs::write(stage.kubelet.directory.checkpoint(), "{").unwrap();
+    until("the end of the claim", || !stage.agent.health.borrow().steers()).await;
+    assert_eq!(stage.kubelet.registered.lock().len(), 2);
+    stage.kubelet.record(&[("by-the-plugin", "GPU-b::1")]);
+    stage.steers().await;
+    assert_eq!(stage.kubelet.registered.lock().len(), 2, "nothing was bypassed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn allocations_that_bypass_an_overtaken_agent_do_not_keep_it_from_steering_again() {
+    // The agent takes over, and the plugin goes on to be asked until it has registered again.
+    let stage = Stage::taken_over().await;
+    let mut bypassed = Vec::new();
+    let mut bypass = |stage: &Stage| {
+        bypassed.push(format!("bypass-{}", bypassed.len()));
+        let records: Vec<(&str, &str)> = bypassed.iter().map(|name| (name.as_str(), "GPU-b::1")).collect();
+        stage.kubelet.record(&records);
+    };
+    stage.kubelet.endpoints.lock().asked = Some("nvidia-gpu.sock".to_owned());
+    until("another registration", || {
+        let has_registered = stage.kubelet.registered.lock().len() == 3;
+        if !has_registered {
+            bypass(&stage);
+        }
+        has_registered
+    })
+    .await;
+    stage.steers().await;
+
+    // The agent may not take over, and the plugin is asked until it registers with the agent again.
+    let mut stage = with_the_variable(ALLOWS, |_| {}).await;
+    stage.restart_plugin().await;
+    until("the reason", || stage.missing().contains("may have registered with the kubelet after the agent")).await;
+    stage.kubelet.record(&[("by-the-plugin", "GPU-b::1")]);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(!stage.agent.health.borrow().steers());
+    stage.plugin.stop();
+    until("the end of its registration", || stage.asks_agent()).await;
+    stage.plugin.serve();
+    stage.plugin.register().await;
+    stage.steers().await;
+}

@@ -36,6 +36,25 @@ fn pods_on_a_node_that_was_not_read_are_reported_and_never_as_nothing() {
 }
 
 #[test]
+fn steering_keeps_each_mig_device_of_a_gpu_and_gpus_that_share_an_index() {
+    use crate::capacity::gpu::{Gpu, GpuId, GpuIndex};
+    let devices = |indices: [GpuIndex; 2]| {
+        let mut pool = pool(&[10_000; 2], 4);
+        let contents = pool.contents.as_mut().unwrap();
+        for ((gpu, index), uuid) in contents.gpus.iter_mut().zip(indices).zip(["MIG-a", "MIG-b"]) {
+            *gpu = Gpu { id: GpuId::from(uuid), index, ..gpu.clone() };
+        }
+        run_assuming(&scene(vec![("a", vec![pool])]), &[Assumption::Steered])
+    };
+    let names = |audit: &Audit| audit.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+    let mig = |mig| GpuIndex { gpu: 0, mig: Some(mig) };
+    let steered = devices([mig(0), mig(1)]);
+    assert_eq!((steered.totals.gpus, names(&steered)), (2, vec!["a/0:0".to_owned(), "a/0:1".to_owned()]));
+    let alike = devices([0.into(); 2]);
+    assert_eq!((alike.totals.gpus, names(&alike)), (2, vec!["a/MIG-a".to_owned(), "a/MIG-b".to_owned()]));
+}
+
+#[test]
 fn steering_keeps_the_gpus_and_pods_of_every_pool() {
     let name = || crate::capacity::gpu::Resource("nvidia.com/gpu.large".into());
     let mut scene = scene(vec![("a", vec![pool(&[24_000; 2], 4), Pool { resource: name(), ..pool(&[80_000; 2], 4) }])]);

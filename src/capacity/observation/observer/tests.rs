@@ -35,7 +35,7 @@ fn gpu(uuid: &str, processes: &[(Owner, u64)]) -> GpuLook {
         |(owner, memory): &(Owner, u64)| Process { owner: owner.clone(), memory: Some(mib(*memory)), busy: Some(true) };
     GpuLook {
         uuid: uuid.into(),
-        index: 0,
+        index: 0.into(),
         mig: false,
         mps: false,
         memory: Ok(GpuMemory { total: mib(24_576), reserved: Some(mib(450)), used: mib(used) }),

@@ -69,7 +69,7 @@ fn the_room_of_a_gpu_is_what_the_pods_on_it_leave() {
     let cluster = cluster(&[("p", "GPU-b")], &[]);
     let pools = KnownNode::pools(&cluster, "n").unwrap();
     let rooms: Vec<(&str, u32, u64)> =
-        pools[&gpu()].iter().map(|gpu| (&*gpu.uuid, gpu.index, gpu.room.free().mib())).collect();
+        pools[&gpu()].iter().map(|gpu| (&*gpu.uuid, gpu.index.gpu, gpu.room.free().mib())).collect();
     assert_eq!(rooms, [("GPU-a", 0, 10_000), ("GPU-b", 1, 6_000)]);
     assert_eq!(KnownNode::pools(&cluster, "unknown"), None);
 }

@@ -8,7 +8,8 @@ const UUIDS: [&str; 4] = ["GPU-a", "GPU-b", "MIG-c", "GPU-d"];
 
 fn rooms(free: &[u64]) -> Vec<GpuRoom> {
     let gpus = (0..).zip(UUIDS).zip(free);
-    gpus.map(|((index, uuid), free)| GpuRoom { uuid: uuid.into(), index, room: mib(*free).into() }).collect()
+    gpus.map(|((index, uuid), free)| GpuRoom { uuid: uuid.into(), index: index.into(), room: mib(*free).into() })
+        .collect()
 }
 
 fn ids(texts: &[&str]) -> Vec<String> {
