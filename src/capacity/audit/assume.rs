@@ -60,8 +60,10 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
     cluster
 }
 
-/// Adds a node whose shared GPUs count one by one: each GPU becomes a node with one GPU, named `node/index`, or by its
-/// UUID where GPUs share an index, as one that was lost and the one that has its index now. Its pods go to the GPU with the least free that can take them, the largest pod first.
+/// Adds a node whose shared GPUs count one by one: each GPU becomes a node with one GPU, named `node/index`. Its pods
+/// go to the GPU with the least free that can take them, the largest pod first.
+///
+/// GPUs that share an index, such as one that was lost and the one that has its index now, are named by their UUIDs.
 fn split(name: &str, facts: &NodeFacts, ledger: &NodeLedger, cluster: &mut Cluster) {
     let rules = *cluster.rules();
     let divides =
