@@ -87,11 +87,12 @@ impl GpuLedger {
         self.status.pointer("/agent/time").and_then(Value::as_str).and_then(moment)
     }
 
-    /// What the agent's report says about steering; `None` if there is no report.
+    /// What the agent's report says about steering; `None` if there is no report. Whether it is in doubt, a ledger alone
+    /// does not tell.
     pub fn steering(&self, now: Moment) -> Option<Reported> {
         let section = self.status.get("agent").filter(|section| !section.is_null())?;
         let stale = self.reported().is_none_or(|at| at.until(now) > REPORT_DEADLINE);
-        Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned) })
+        Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned), doubt: None })
     }
 }
 
