@@ -241,8 +241,16 @@ pub const VLLM_CONFIG: &str = "--config";
 /// SGLang: size of its KV cache in tokens.
 pub const SGLANG_MAX_TOKENS: &str = "--max-total-tokens";
 
+/// The node agent: the uid of its own pod. The container that has it is the agent's, and its report names the pod.
+pub const AGENT_POD_UID: &str = "VRAMGUARD_AGENT_POD_UID";
+/// The node agent: the namespace of its own pod.
+pub const AGENT_POD_NAMESPACE: &str = "VRAMGUARD_AGENT_POD_NAMESPACE";
+/// The node agent: the name of its own pod.
+pub const AGENT_POD_NAME: &str = "VRAMGUARD_AGENT_POD_NAME";
+
 /// The environment variables that vramguard reads. It ignores every other entry of a container's environment.
-pub const ENV_READ: [&str; 18] = [
+pub const ENV_READ: [&str; 19] = [
+    AGENT_POD_UID,
     ENV_VRAM_MIB,
     ENV_DEVICE_ORDER,
     ENV_VISIBLE_DEVICES,

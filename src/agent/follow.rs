@@ -9,6 +9,7 @@ use kube::Client;
 use super::node::{Ledger, Node, now};
 use crate::capacity::gpu::Resource;
 use crate::capacity::vram::Vram;
+use crate::k8s::agent_pod::agent_pod;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::node_pod::NodePod;
 use crate::k8s::object::NodeObject;
@@ -27,7 +28,14 @@ fn source(client: Client, fields: String) -> Source {
 /// Follows the pods of the node. `overhead` is what each process takes in addition to what it declares.
 pub(super) async fn pods(client: Client, node: Arc<Node>, overhead: Vram) {
     let mut listed = Vec::new();
+    let own = node.read(|state| state.observer.pod.as_ref().map(|own| own.uid.clone()));
     let tell = |event: Event<NodePod>| {
+        if let Event::Listed(pod) | Event::Applied(pod) = &event
+            && own.as_ref() == Some(&pod.uid())
+            && let Some(seen) = agent_pod(&pod.object)
+        {
+            node.update(|state| state.observer.sees_own(&seen));
+        }
         match event {
             Event::ListBegins => {
                 listed.clear();

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::node::inventory::Source;
+use crate::capacity::node::presence::NamedPod;
 use crate::capacity::observation::Look;
 use crate::capacity::observation::owners::Owners;
 use crate::capacity::verdict::Unreadable;
@@ -70,6 +71,8 @@ use steering::{Part, Reports};
 pub struct Config {
     /// Name of the node.
     pub node: String,
+    /// The pod that the agent runs in, without its container; `None` if it runs outside of one.
+    pub pod: Option<NamedPod>,
     /// What the GPUs are read from.
     pub gpus: Gpus,
     /// Where `/proc` of the machine is.
@@ -130,6 +133,7 @@ pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
         PolicyName::Nowhere | PolicyName::Known(_) => None,
     };
     let node = Arc::new(Node::new(config.node, config.gpus.source(), config.allocation_policy));
+    node.update(|state| state.observer.pod = config.pod);
     let counters = config.steering.as_ref().map(|_| Arc::<Counters>::default());
     let metrics = Arc::new(Metrics::new(node.clone(), counters.as_deref()));
     let kubelet = KubeletDirectory::new(config.kubelet);

@@ -61,7 +61,7 @@ pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics
             continue;
         }
         let wrote = timeout(DEADLINE, write(&client, &node, ledger, uid.as_deref(), &report)).await;
-        match wrote.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs()))) {
+        match wrote.unwrap_or_else(|_| Err(Unwritten::Other(format!("no answer within {} s", DEADLINE.as_secs())))) {
             Ok(()) => {
                 metrics.wrote(at);
                 log_findings(&report, written.as_ref());
@@ -79,30 +79,58 @@ pub(super) async fn follow(client: Client, node: Arc<Node>, metrics: Arc<Metrics
     }
 }
 
+/// Why a report was not written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unwritten {
+    /// The API server does not accept the agent's identity any more (401), or does not permit the write (403).
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Unwritten {
+    /// `what` could not be done.
+    fn new(what: &str, error: &kube::Error) -> Unwritten {
+        let why = format!("{what}: {error}");
+        match error {
+            kube::Error::Api(status) if [401, 403].contains(&status.code) => Unwritten::Refused(why),
+            _ => Unwritten::Other(why),
+        }
+    }
+}
+
 /// Writes the report as it is now, if there is a ledger.
 ///
 /// # Errors
 /// It cannot be written; the error says why.
-pub(super) async fn write_now(client: &Client, node: &Node) -> Result<(), String> {
+pub(super) async fn write_now(client: &Client, node: &Node) -> Result<(), Unwritten> {
     let (ledger, uid) = node.read(|state| (state.ledger, state.uid.clone()));
     match ledger {
         Ledger::Missing => Ok(()),
         Ledger::Present => write(client, node, ledger, uid.as_deref(), &node.report()).await,
-        Ledger::Unknown => Err("the GpuLedger has not been read".to_owned()),
+        Ledger::Unknown => Err(Unwritten::Other("the GpuLedger has not been read".to_owned())),
     }
 }
 
-async fn write(client: &Client, node: &Node, ledger: Ledger, uid: Option<&str>, report: &Report) -> Result<(), String> {
+async fn write(
+    client: &Client,
+    node: &Node,
+    ledger: Ledger,
+    uid: Option<&str>,
+    report: &Report,
+) -> Result<(), Unwritten> {
     let ledgers: Api<GpuLedger> = Api::all(client.clone());
     if ledger == Ledger::Missing {
-        let uid =
-            uid.ok_or_else(|| format!("node {:?} is not in the API, so no GpuLedger can be made for it", node.name))?;
+        let without = || format!("node {:?} is not in the API, so no GpuLedger can be made for it", node.name);
+        let uid = uid.ok_or_else(|| Unwritten::Other(without()))?;
         let new = GpuLedger::new(&node.name, uid, &Reservations::default(), &Rules::default());
         match ledgers.create(&PostParams::default(), &new).await {
             Ok(_) => tracing::info!("GpuLedger {:?} created", node.name),
             // The server, or another run of this agent, was first.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(format!("GpuLedger {:?} cannot be created: {error}", node.name)),
+            Err(error) => return Err(Unwritten::new(&format!("GpuLedger {:?} cannot be created", node.name), &error)),
         }
     }
     let patch = Patch::Merge(report::patch(report, now()));
@@ -114,9 +142,9 @@ async fn write(client: &Client, node: &Node, ledger: Ledger, uid: Option<&str>, 
         }
         Err(kube::Error::Api(status)) if status.code == 404 => {
             node.update(|state| state.ledger = Ledger::Missing);
-            Err(format!("GpuLedger {:?} is gone", node.name))
+            Err(Unwritten::Other(format!("GpuLedger {:?} is gone", node.name)))
         }
-        Err(error) => Err(format!("status of GpuLedger {:?}: {error}", node.name)),
+        Err(error) => Err(Unwritten::new(&format!("status of GpuLedger {:?}", node.name), &error)),
     }
 }
 

@@ -3,6 +3,9 @@
 //! The server counts a node as steered as long as the report says so, and the kubelet gets its devices from the agent. So
 //! an agent that stops first reports that it no longer steers, and only then hands the device plugin back to the kubelet,
 //! which lets it choose the GPUs. The kubelet goes back to a device plugin that was taken over by itself.
+//!
+//! `kubectl delete -k` removes the agent's account and rights together with its pod, so that its last report is refused. The
+//! server then sees the end of the pod that the reports name, and the device plugin is handed back too.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,12 +15,12 @@ use anyhow::{Context as _, anyhow};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::kubelet::KubeletDirectory;
 use super::node::Node;
-use super::report;
+use super::report::{self, Unwritten};
 use super::steer::metrics::Counters;
 use super::steer::{self, Answer, Ended, Health, Outputs};
 use crate::k8s::document::resource::Kind;
@@ -28,6 +31,10 @@ const LAST_REPORT: Duration = Duration::from_secs(5);
 /// Pause between the last report and the hand-back. It is usually enough for the kubelet to admit the pods that were bound
 /// before the server had that report.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long each attempt to write the last report must be refused, so that the agent's account or rights count as removed. An
+/// API server that has just started refuses everything until it has read the rights. In the same time the server sees that
+/// the pod is being deleted: its watch tells so at the moment at which the kubelet learns of it.
+const REFUSED: Duration = Duration::from_secs(2);
 /// Pause between attempts to write the last report.
 const RETRY: Duration = Duration::from_millis(300);
 /// Time limit for the hand-back: 2 s for calls of the kubelet that are open, 2 s for looks at whether it has the plugin
@@ -121,26 +128,58 @@ impl Part {
         reports.stop.cancel();
         let last = async {
             _ = reports.task.await;
-            while let Err(why) = report::write_now(client, node).await {
-                tracing::warn!("the last report: {why}");
-                sleep(RETRY).await;
-            }
+            write_last(client, node).await
         };
-        if timeout(LAST_REPORT, last).await.is_err() {
-            // The server would go on to reserve GPUs that nobody gives.
-            tracing::warn!(
-                "it cannot be reported within {} s that this node is no longer steered; a device plugin that registers with the \
-                 agent is not handed back, and the node has no GPUs until an agent runs here or the plugin restarts without \
-                 its KUBELET_SOCKET; one that was taken over chooses the GPUs itself",
-                LAST_REPORT.as_secs()
-            );
-            return;
+        match timeout(LAST_REPORT, last).await {
+            Ok(Last::Written) => {}
+            Ok(Last::Refused) => tracing::warn!(
+                "the account or the rights of this agent are gone, and its last report is refused; the server sees the end of \
+                 its pod instead, and the device plugins are handed back"
+            ),
+            Err(_) => {
+                // The server would go on to reserve GPUs that nobody gives.
+                tracing::warn!(
+                    "it cannot be reported within {} s that this node is no longer steered; a device plugin that registers with \
+                     the agent is not handed back, and the node has no GPUs until an agent runs here or the plugin restarts \
+                     without its KUBELET_SOCKET; one that was taken over chooses the GPUs itself",
+                    LAST_REPORT.as_secs()
+                );
+                return;
+            }
         }
         sleep(SETTLE).await;
         self.stop.cancel();
         if timeout(HAND_BACK, self.steering.join_next()).await.is_err() {
             tracing::warn!("the device plugins are not handed back within {} s", HAND_BACK.as_secs());
         }
+    }
+}
+
+/// What became of the last report.
+enum Last {
+    /// It is written.
+    Written,
+    /// The API server refuses it, and the server follows the pod that the reports name.
+    Refused,
+}
+
+/// Writes the last report, until it is written or certain to be refused.
+async fn write_last(client: &Client, node: &Node) -> Last {
+    // Of an agent outside of a pod, the server would believe the report before this one.
+    let in_pod = node.read(|state| state.observer.pod.is_some());
+    let mut refused: Option<Instant> = None;
+    loop {
+        match report::write_now(client, node).await {
+            Ok(()) => return Last::Written,
+            Err(why) => {
+                tracing::warn!("the last report: {why}");
+                refused = matches!(why, Unwritten::Refused(_)).then(|| refused.unwrap_or_else(Instant::now));
+            }
+        }
+        if in_pod && refused.is_some_and(|since| since.elapsed() >= REFUSED) {
+            return Last::Refused;
+        }
+        sleep(RETRY).await;
     }
 }
 

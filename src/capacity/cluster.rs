@@ -85,6 +85,7 @@ pub struct Cluster {
     reports_from: Moment,
     /// Pods that are gone from the API, and count until their memory is free.
     lingering: BTreeMap<PodUid, Lingers>,
+    agents: Agents,
 }
 
 impl Cluster {
@@ -109,6 +110,7 @@ impl Cluster {
             ranking_deferred: false,
             reports_from: Moment::default(),
             lingering: BTreeMap::new(),
+            agents: Agents::default(),
         }
     }
 
@@ -459,6 +461,7 @@ impl Cluster {
     }
 }
 
+mod agents;
 mod guarded;
 mod interner;
 mod kinds;
@@ -469,6 +472,7 @@ mod preemption;
 mod room;
 mod undeclared;
 
+use self::agents::Agents;
 use self::guarded::Guarded;
 use self::kinds::Kinds;
 use self::lingering::Lingers;

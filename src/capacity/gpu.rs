@@ -132,6 +132,9 @@ pub enum AllocationPolicy {
     Unverified,
     /// The node agent verified it, but has not reported for too long.
     Stale,
+    /// The node agent claims to answer for the device plugin, and no longer runs: see
+    /// [`crate::capacity::node::presence`].
+    Doubted,
     /// The GPU with the fewest allocated replicas; ties are broken at random.
     Distributed,
     /// The GPU with the most allocated replicas that has a free one; ties are broken at random.
@@ -317,7 +320,10 @@ impl Pool {
             Ok(contents) if contents.gpus.len() == 1 => Accounting::Exact,
             Ok(_) => match self.allocation_policy {
                 // Under `packed`, any GPU with a free replica may be next, so a prediction would hold less than slots.
-                AllocationPolicy::Unverified | AllocationPolicy::Stale | AllocationPolicy::Packed => Accounting::Slot,
+                AllocationPolicy::Unverified
+                | AllocationPolicy::Stale
+                | AllocationPolicy::Doubted
+                | AllocationPolicy::Packed => Accounting::Slot,
                 AllocationPolicy::Distributed => Accounting::Confirmed,
                 AllocationPolicy::Steered => Accounting::Steered,
             },

@@ -12,5 +12,6 @@ pub mod holder;
 pub mod inventory;
 pub mod ledger;
 pub mod occupancy;
+pub mod presence;
 pub mod reservation;
 pub mod usage;

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::gpu::{Accounting, Sharing};
+use super::node::presence::Doubt;
 use super::pod::PodName;
 use super::steering::takeover::Takeover;
 
@@ -52,6 +53,8 @@ pub struct Reported {
     pub stale: bool,
     /// Why the agent does not steer.
     pub not_steered: Option<String>,
+    /// Why its claim to steer does not count; `None` if it does, or if there is none.
+    pub doubt: Option<Doubt>,
 }
 
 /// Whether a node is steered.
@@ -96,6 +99,8 @@ pub enum Missing {
     Stale,
     /// The agent says why.
     Reported(String),
+    /// The agent said that it steers, and no longer runs.
+    Doubted(Doubt),
     /// All that can be seen from here is in place.
     NotYet,
 }
@@ -155,6 +160,9 @@ impl fmt::Display for Missing {
             Missing::Report => write!(f, "its agent has not reported: read its log"),
             Missing::Stale => write!(f, "the last report of its agent is older than ten minutes: read its log"),
             Missing::Reported(why) => write!(f, "its agent says: {why}"),
+            Missing::Doubted(doubt) => {
+                write!(f, "{doubt}: wait for the report of the agent that follows, or read its log")
+            }
             Missing::NotYet => write!(f, "all is in place, and the agent has not reported yet that it steers"),
         }
     }
@@ -203,6 +211,7 @@ impl Candidate {
             missing.push(match &self.report {
                 None => Missing::Report,
                 Some(report) if report.stale => Missing::Stale,
+                Some(Reported { doubt: Some(doubt), .. }) => Missing::Doubted(doubt.clone()),
                 Some(report) => report.not_steered.clone().map_or(Missing::NotYet, Missing::Reported),
             });
         }
@@ -235,6 +244,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capacity::node::presence::Absence;
 
     const STEERS: Agent = Agent { steers: true, takes_over: false };
     const TAKES_OVER: Agent = Agent { steers: true, takes_over: true };
@@ -286,9 +296,14 @@ mod tests {
         let other = || "/elsewhere.sock".to_owned();
         assert_eq!(plugin(|plugin| plugin.socket = Some(other())), [Missing::OtherSocket(name(), other())]);
         assert_eq!(missing(|node| node.report = None), [Missing::Report]);
-        let report = |stale, why: Option<&str>| Some(Reported { stale, not_steered: why.map(str::to_owned) });
+        let report = |stale, why: Option<&str>| {
+            Some(Reported { stale, not_steered: why.map(str::to_owned), ..Reported::default() })
+        };
         assert_eq!(missing(|node| node.report = report(true, None)), [Missing::Stale]);
         assert_eq!(missing(|node| node.report = report(false, Some("why"))), [Missing::Reported("why".to_owned())]);
+        let doubt = Doubt { pod: name(), why: Absence::Deleting };
+        let doubted = |node: &mut Candidate| node.report.as_mut().expect("a report").doubt = Some(doubt.clone());
+        assert_eq!(missing(doubted), [Missing::Doubted(doubt.clone())]);
         assert_eq!(missing(|_| {}), [Missing::NotYet]);
         assert_eq!(plugin(|plugin| plugin.version = None), [Missing::NotYet], "a digest tells no version");
     }

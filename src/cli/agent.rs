@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use clap::builder::NonEmptyStringValueParser;
 
 use super::Failure;
 use super::outputs::{self, Output};
@@ -15,8 +16,12 @@ use crate::agent::dcgm::{self, Exporter};
 use crate::agent::plugin_config::{self, ConfigMapName};
 use crate::agent::{self, Config, Gpus, PolicyName, steering};
 use crate::capacity::gpu::AllocationPolicy;
+use crate::capacity::name::PodUid;
+use crate::capacity::node::presence::NamedPod;
+use crate::capacity::pod::PodName;
 use crate::capacity::vram::Vram;
 use crate::k8s::device_plugin;
+use crate::keys;
 use crate::report::glance::Glance;
 use crate::server;
 
@@ -34,6 +39,20 @@ pub(super) struct Args {
     /// Name of the node that this agent runs on
     #[arg(long, value_name = "NAME", env = "NODE_NAME", required_unless_present = "once")]
     node_name: Option<String>,
+
+    /// Uid of the pod that this agent runs in. Its reports name the pod, and the server counts the node as steered only
+    /// while that pod runs. Set it by the variable, by which the server recognises the pod: deploy/agent does so
+    #[arg(long, value_name = "UID", env = keys::AGENT_POD_UID, value_parser = NonEmptyStringValueParser::new(),
+        requires_all = ["pod_namespace", "pod_name"])]
+    pod_uid: Option<String>,
+
+    /// Namespace of that pod
+    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAMESPACE, requires = "pod_uid")]
+    pod_namespace: Option<String>,
+
+    /// Name of that pod
+    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAME, requires = "pod_uid")]
+    pod_name: Option<String>,
 
     /// Address of the plain HTTP port: /healthz, /readyz, /metrics
     #[arg(long, value_name = "ADDRESS", env = "VRAMGUARD_AGENT_LISTEN", default_value = "0.0.0.0:8081")]
@@ -145,6 +164,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let interval = args.dcgm_exporter.as_ref().map_or(INTERVAL, |_| dcgm::INTERVAL);
     let config = Config {
         node: args.node_name.ok_or_else(|| Failure::Input(anyhow!("--node-name is missing")))?,
+        pod: pod(args.pod_uid, args.pod_namespace, args.pod_name),
         interval: args.interval_ms.map_or(interval, Duration::from_millis),
         gpus: gpus(args.dcgm_exporter, args.nvml_library),
         proc: args.proc,
@@ -159,6 +179,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         }),
     };
     Ok(agent::run(config, client).await?)
+}
+
+fn pod(uid: Option<String>, namespace: Option<String>, name: Option<String>) -> Option<NamedPod> {
+    let name = PodName { namespace: namespace?.into(), name: name?.into() };
+    Some(NamedPod { uid: PodUid::from(uid?), name, container: None })
 }
 
 fn policy(path: &PathBuf) -> anyhow::Result<AllocationPolicy> {

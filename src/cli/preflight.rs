@@ -7,15 +7,18 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::outputs::{self, Output};
 use super::{Failure, live};
 use crate::capacity::gpu::Rules;
-use crate::capacity::preflight::Candidate;
+use crate::capacity::preflight::{Candidate, Reported};
 use crate::capacity::time::Moment;
+use crate::k8s::agent_pod::agent_pod;
 use crate::k8s::gpu_ledger::GpuLedger;
 use crate::k8s::manifests;
+use crate::k8s::object::PodObject;
 use crate::k8s::preflight::{Part, part_of};
 use crate::k8s::snapshot::Snapshot;
 use crate::keys;
@@ -59,7 +62,8 @@ enum Format {
 /// written.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     outputs::check(&args.output, args.snapshot.iter()).map_err(Failure::Input)?;
-    let mut seen = Seen::default();
+    // A file may be without pods.
+    let mut seen = Seen { has_pods: args.snapshot.is_empty(), ..Seen::default() };
     if args.snapshot.is_empty() {
         let chosen = live::Chosen { kubeconfig: args.kubeconfig.as_deref(), context: args.context.as_deref() };
         let (objects, _) = live::connect(chosen, None).await?;
@@ -100,15 +104,22 @@ fn read_file(file: &Path, seen: &mut Seen) -> Result<(), Failure> {
 /// What was read.
 #[derive(Default)]
 struct Seen {
-    /// Nodes and ledgers.
+    /// Nodes and ledgers, and the pods of agents.
     snapshot: Snapshot,
+    /// Whether pods were read. A pod that was not read is then gone.
+    has_pods: bool,
     parts: Vec<(String, Part)>,
 }
 
 impl Seen {
     fn add(&mut self, object: Value) -> Result<(), String> {
         match object["kind"].as_str() {
-            Some("Pod") => self.parts.extend(part_of(&object)),
+            Some("Pod") => {
+                self.has_pods = true;
+                self.parts.extend(part_of(&object));
+                let pod = PodObject::deserialize(&object).map_err(|error| error.to_string())?;
+                self.snapshot.pods.extend(agent_pod(&pod).is_some().then_some(pod));
+            }
             Some("Node" | "GpuLedger") => self.snapshot.push(object)?,
             _ => {}
         }
@@ -123,6 +134,7 @@ impl Seen {
     /// Each node with GPUs, by name.
     fn nodes(self, now: Moment) -> Vec<(String, crate::capacity::preflight::Readiness)> {
         let index = Index::of_snapshot(&self.snapshot, Rules::default(), Vec::new());
+        let index = if self.has_pods { index.with_all_pods() } else { index };
         index.tick(now);
         let state = index.read();
         let mut candidates: BTreeMap<String, Candidate> = BTreeMap::new();
@@ -142,7 +154,8 @@ impl Seen {
         }
         for ledger in &self.snapshot.ledgers {
             if let Some(candidate) = candidates.get_mut(ledger.node()) {
-                candidate.report = ledger.steering(now);
+                let doubt = state.cluster.node(ledger.node()).and_then(|view| view.ledger.doubt());
+                candidate.report = ledger.steering(now).map(|report| Reported { doubt: doubt.cloned(), ..report });
             }
         }
         let socket = format!("/var/lib/kubelet/device-plugins/{}", keys::REGISTRY_SOCKET);

@@ -43,6 +43,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod agent_pod;
 pub mod audit;
 pub mod bounded;
 pub mod case;

@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::de::IgnoredAny;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
 use self::bounds::{
-    MAX_ANNOTATIONS, MAX_CONDITIONS, MAX_CONTAINERS, MAX_RESOURCES, MAX_SELECTOR, MAX_TOLERATIONS, READ_REQUIREMENTS,
-    READ_TERMS,
+    MAX_ANNOTATIONS, MAX_CONTAINERS, MAX_RESOURCES, MAX_SELECTOR, MAX_TOLERATIONS, READ_REQUIREMENTS, READ_TERMS,
 };
 use super::bounded::{Bounded, BoundedMap, Entry, Texts};
 pub use super::quantity::Quantity;
@@ -22,14 +21,16 @@ use crate::keys;
 
 pub mod bounds;
 mod env;
+mod status;
 
 pub use self::env::{Env, EnvVar, EnvVarSource, FieldRef};
+pub use self::status::{Condition, ContainerState, ContainerStatus, NoInstance, PodStatus};
 
 /// A Pod, reduced to the fields that vramguard reads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "ReadPod")]
 pub struct PodObject {
-    /// Name, generateName, namespace, uid, resourceVersion, and the annotations that vramguard reads.
+    /// Name, generateName, namespace, uid, resourceVersion, deletionTimestamp, and the annotations that vramguard reads.
     pub metadata: ObjectMeta,
     /// The desired state, written by the pod's author and by admission.
     pub spec: PodSpec,
@@ -271,44 +272,6 @@ pub struct Toleration {
 
 impl Entry for Toleration {}
 
-/// `status` of a Pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct PodStatus {
-    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
-    pub phase: Option<String>,
-    /// Conditions of the pod.
-    #[serde(deserialize_with = "null_as_default")]
-    pub conditions: Bounded<Condition, MAX_CONDITIONS>,
-}
-
-/// A condition of a Pod or a Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Condition {
-    /// Type of the condition.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// `True`, `False` or `Unknown`.
-    pub status: String,
-    /// Time of the last change of `status`, in RFC 3339.
-    #[serde(rename = "lastTransitionTime")]
-    pub last_transition_time: Option<String>,
-    /// Reason for machines, in CamelCase.
-    pub reason: Option<String>,
-    /// Message for people.
-    pub message: Option<String>,
-}
-
-impl Entry for Condition {
-    const READ_BEYOND: bool = true;
-
-    /// Whether the condition tells since when the pod is bound, or whether it is ready.
-    fn matters(&self) -> bool {
-        matches!(self.kind.as_str(), "PodScheduled" | "Ready")
-    }
-}
-
 /// A Node, reduced to the fields that vramguard reads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -405,6 +368,7 @@ struct Metadata {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
+    deletion_timestamp: Option<Time>,
     annotations: Option<OurAnnotations>,
 }
 
@@ -416,6 +380,7 @@ impl From<Metadata> for ObjectMeta {
             namespace: metadata.namespace,
             uid: metadata.uid,
             resource_version: metadata.resource_version,
+            deletion_timestamp: metadata.deletion_timestamp,
             annotations: metadata.annotations.map(|OurAnnotations(ours)| ours.into_kept()),
             ..ObjectMeta::default()
         }

@@ -81,11 +81,12 @@ fn version(image: &str) -> Option<(u32, u32)> {
 }
 
 impl GpuLedger {
-    /// What the agent's report says about steering; `None` if there is no report.
+    /// What the agent's report says about steering; `None` if there is no report. Whether it is in doubt, a ledger alone
+    /// does not tell.
     pub fn steering(&self, now: Moment) -> Option<Reported> {
         let section = self.agent_section()?;
         let stale = self.reported().is_none_or(|at| at.until(now) > REPORT_DEADLINE);
-        Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned) })
+        Some(Reported { stale, not_steered: section["notSteered"].as_str().map(str::to_owned), doubt: None })
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 pub use self::creation::{Admission, Creation};
 use self::creation::{namespace, object};
+use super::agent_pod::agent_pod;
 use super::node::{self, Override};
 use super::object::PodObject;
 use super::pod::{self, Guarded};
@@ -97,6 +98,9 @@ impl Simulation {
         let holders = objects.pods.iter().filter_map(pod::holder);
         for (uid, node, holder) in holders.filter(|(uid, ..)| Some(uid) != except) {
             cluster.apply_pod(&uid, &node, holder);
+        }
+        for (pod, agent) in objects.pods.iter().filter_map(|pod| Some((pod, agent_pod(pod)?))) {
+            cluster.apply_agent_pod(&pod::uid(&pod.metadata), agent);
         }
         for ledger in &objects.ledgers {
             let mut content = ledger.content_or_fault();

@@ -17,6 +17,7 @@ use crate::capacity::gpu::{Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::ledger::LedgerContent;
 use crate::capacity::time::Moment;
+use crate::k8s::agent_pod::agent_pod;
 use crate::k8s::gpu_ledger::{GpuLedger, status};
 use crate::k8s::node::{self, Advertised, Override};
 use crate::k8s::object::{NodeObject, PodObject};
@@ -86,8 +87,15 @@ pub struct LedgerSnapshot {
 impl Index {
     /// Creates an empty state under these rules.
     pub fn new(rules: Rules, overrides: Vec<Override>) -> Index {
+        let mut cluster = Cluster::new(rules, node::guarded_by(&overrides));
+        // The watch delivers every pod that has not ended.
+        cluster.follow_agent_pods();
+        Index::of_cluster(cluster, overrides)
+    }
+
+    fn of_cluster(cluster: Cluster, overrides: Vec<Override>) -> Index {
         let state = State {
-            cluster: Cluster::new(rules, node::guarded_by(&overrides)),
+            cluster,
             waiting: WaitingPods::default(),
             undeclared: BTreeMap::new(),
             overrides,
@@ -110,9 +118,9 @@ impl Index {
         }
     }
 
-    /// Creates the index of a static snapshot of a cluster.
+    /// Creates the index of a static snapshot of a cluster, which may lack the pods of agents.
     pub fn of_snapshot(snapshot: &Snapshot, rules: Rules, overrides: Vec<Override>) -> Index {
-        let index = Index::new(rules, overrides);
+        let index = Index::of_cluster(Cluster::new(rules, node::guarded_by(&overrides)), overrides);
         snapshot.nodes.iter().for_each(|node| index.apply_node(node));
         snapshot.pods.iter().for_each(|pod| index.apply_pod(pod));
         let mut state = index.state.write();
@@ -122,6 +130,13 @@ impl Index {
         (state.nodes_listed, state.pods_listed, state.ledgers_listed) = (true, true, true);
         drop(state);
         index
+    }
+
+    /// Declares that the snapshot has all pods of the cluster, so that an agent whose pod it lacks no longer runs.
+    #[must_use]
+    pub fn with_all_pods(self) -> Index {
+        self.update(|state| state.cluster.follow_agent_pods());
+        self
     }
 
     /// Marks that several schedulers place guarded pods. No policy field states this.
@@ -233,12 +248,17 @@ impl Index {
         let stage = pod::stage(object);
         self.oversized.note(&uid, object, &stage);
         let waiting = waiting::of(object);
+        let of_agent = agent_pod(object);
         let bound = object.spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         self.update(|state| {
             if stage == Stage::WithoutGpu && !bound {
                 state.without_gpu.insert(uid.clone());
             } else {
                 state.without_gpu.remove(&uid);
+            }
+            match of_agent {
+                Some(pod) => state.cluster.apply_agent_pod(&uid, pod),
+                None => state.cluster.delete_agent_pod(&uid),
             }
             state.note_rerouted(&uid, object, &stage);
             state.unbound.see(object, &stage);
@@ -263,6 +283,7 @@ impl Index {
         self.update(|state| {
             state.without_gpu.remove(uid);
             state.unbound.forget(uid);
+            state.cluster.delete_agent_pod(uid);
             if concerned {
                 state.cluster.end_pod(uid);
             }
@@ -279,6 +300,8 @@ impl Index {
             for uid in gone {
                 state.cluster.end_pod(&uid);
             }
+            let gone: Vec<PodUid> = state.cluster.agent_pods().filter(held).cloned().collect();
+            gone.iter().for_each(|uid| state.cluster.delete_agent_pod(uid));
             state.waiting.retain(|uid| listed.contains(uid));
             state.without_gpu.retain(|uid| listed.contains(uid));
             state.unbound.retain(|uid| listed.contains(uid));
@@ -290,6 +313,7 @@ impl Index {
     pub fn knows(&self, uid: &PodUid) -> bool {
         let state = self.state.read();
         state.cluster.holds(uid)
+            || state.cluster.is_agent_pod(uid)
             || state.waiting.contains(uid)
             || state.without_gpu.contains(uid)
             || state.unbound.get(uid).is_some()

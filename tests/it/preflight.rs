@@ -25,7 +25,7 @@ fn programs_get_the_same_as_json() {
     let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
     let nodes = report["nodes"].as_array().expect("a list");
     let steering: Vec<&str> = nodes.iter().filter_map(|node| node["steering"].as_str()).collect();
-    assert_eq!(steering, ["missing", "missing", "missing", "notNeeded", "steered", "missing"]);
+    assert_eq!(steering, ["missing", "missing", "missing", "missing", "notNeeded", "steered", "missing"]);
 }
 
 #[test]

@@ -168,3 +168,32 @@ fn the_workloads_of_the_examples_are_admitted_under_the_shipped_policies() {
     }
     assert!(workloads >= 2, "{workloads}");
 }
+
+/// The server recognises the pod of an agent by the first variable, and the agent names its pod by all three.
+#[test]
+fn the_daemonset_tells_the_agent_its_node_and_its_pod_in_every_variant() {
+    let variables = [
+        ("NODE_NAME", "spec.nodeName"),
+        ("VRAMGUARD_AGENT_POD_UID", "metadata.uid"),
+        ("VRAMGUARD_AGENT_POD_NAMESPACE", "metadata.namespace"),
+        ("VRAMGUARD_AGENT_POD_NAME", "metadata.name"),
+    ];
+    let mut help = std::process::Command::new(env!("CARGO_BIN_EXE_vramguard"));
+    let help = crate::support::run(help.args(["agent", "--help"]), std::time::Duration::from_secs(60)).expect_success();
+    let [daemonset] = objects(Path::new("deploy/agent/daemonset.yaml")).try_into().expect("one object");
+    let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().expect("a list");
+    let [agent] = containers.as_slice() else { panic!("{containers:?}") };
+    for (name, field) in variables {
+        assert!(help.contains(&format!("[env: {name}=")), "the agent does not read {name}:\n{help}");
+        let of_name = |variable: &&Value| variable["name"] == name;
+        let variable = agent["env"].as_array().expect("a list").iter().find(of_name);
+        let from = variable.and_then(|variable| variable.pointer("/valueFrom/fieldRef/fieldPath"));
+        assert_eq!(from, Some(&field.into()), "{name}");
+    }
+    let reset = |path: &PathBuf| {
+        let text = text(path);
+        variables.iter().any(|(name, _)| text.contains(name))
+    };
+    let others = files("deploy", &["yaml"]).into_iter().filter(|path| reset(path));
+    assert_eq!(others.collect::<Vec<_>>(), [PathBuf::from("deploy/agent/daemonset.yaml")], "no patch may change them");
+}

@@ -7,6 +7,7 @@
 
 mod guarded;
 mod node;
+mod presence;
 mod process;
 mod takeover;
 

@@ -215,7 +215,7 @@ const ORDER: [(&[&str], &[&str]); 2] = [
             "estimate",
         ],
     ),
-    (&["node"], &["inventory", "holder", "reservation", "usage", "occupancy", "ledger"]),
+    (&["node"], &["presence", "inventory", "holder", "reservation", "usage", "occupancy", "ledger"]),
 ];
 
 #[test]

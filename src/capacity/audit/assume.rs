@@ -27,6 +27,7 @@ pub(super) fn cluster(scene: &Scene, assumptions: &[Assumption]) -> Cluster {
     let old = &scene.cluster;
     let mut cluster = Cluster::new(*old.rules(), old.guarded());
     cluster.defer_ranking();
+    cluster.copy_agent_pods(old);
     let steered = assumptions.contains(&Assumption::Steered);
     let replicas = assumptions.iter().rev().find_map(|assumption| match assumption {
         Assumption::Replicas(replicas) => Some(*replicas),

@@ -32,6 +32,7 @@ impl Cluster {
             self.interner.ledger(content, |uid| node?.ledger.holders().get(uid));
         }
         let reports_from = self.reports_from;
+        let doubt = content.as_ref().and_then(|content| self.agents.doubt(name, content));
         let node = self.node_mut(name);
         let known_as = node.name.clone();
         let reserved = |ledger: &NodeLedger| -> BTreeSet<PodUid> {
@@ -40,6 +41,7 @@ impl Cluster {
         };
         let before = reserved(&node.ledger);
         node.ledger.set_content(content);
+        node.ledger.set_doubt(doubt);
         node.ledger.expire_reports(reports_from);
         let after = reserved(&node.ledger);
         for uid in before.difference(&after) {
@@ -88,6 +90,7 @@ impl Cluster {
     pub fn with_content(&self, name: &str, content: LedgerContent) -> Option<(NodeLedger, Vec<Pool>)> {
         let node = self.nodes.get(name)?;
         let mut ledger = node.ledger.clone();
+        ledger.set_doubt(self.agents.doubt(name, &content));
         ledger.set_content(Some(content));
         let reservations = ledger.content().into_iter().flat_map(|content| content.reservations.iter());
         let gone: Vec<PodUid> =

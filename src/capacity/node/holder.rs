@@ -110,6 +110,7 @@ impl Holder {
             AllocationPolicy::Steered
             | AllocationPolicy::Unverified
             | AllocationPolicy::Stale
+            | AllocationPolicy::Doubted
             | AllocationPolicy::Distributed
             | AllocationPolicy::Packed => Newcomer::Unassigned(replicas),
         }

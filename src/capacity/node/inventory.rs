@@ -12,6 +12,7 @@ use litemap::LiteMap;
 use crate::capacity::gpu::{AllocationPolicy, Contents, Gpu, GpuId, Pool, Resource, Sharing, Unknown};
 use crate::capacity::list::List;
 use crate::capacity::name::{Name, PodUid};
+use crate::capacity::node::presence::NamedPod;
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 
@@ -41,6 +42,8 @@ impl Source {
 pub struct Inventory {
     /// When the agent wrote the report; `None` if it names no time.
     pub reported: Option<Moment>,
+    /// The pod that the agent runs in; `None` if it runs outside of one, or is of a version that did not name it.
+    pub pod: Option<Box<NamedPod>>,
     /// Where the agent reads the GPUs.
     pub source: Source,
     /// How the device plugin of the node hands out replicas.

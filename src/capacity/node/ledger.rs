@@ -33,6 +33,7 @@ use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::{Holder, Newcomer, Part};
 use crate::capacity::node::inventory::Inventory;
 use crate::capacity::node::occupancy::{self, Occupancy};
+use crate::capacity::node::presence::Doubt;
 use crate::capacity::node::reservation::Reservations;
 use crate::capacity::node::usage::{Counted, NodeUsage, PoolUsage};
 use crate::capacity::pod::demand::{self, Role};
@@ -51,6 +52,8 @@ pub struct NodeLedger {
     startups_from: Moment,
     /// A report of the node agent that is older than this is stale.
     reports_from: Moment,
+    /// Why the agent's claim to steer does not count; `None` if it does, or if there is none.
+    doubt: Option<Box<Doubt>>,
 }
 
 /// Content of a node's `GpuLedger` object.
@@ -108,6 +111,17 @@ impl NodeLedger {
         let before = self.has_stale_report();
         self.reports_from = moment;
         self.has_stale_report() != before
+    }
+
+    /// Sets why the agent's claim to steer does not count. Returns whether that changes anything.
+    pub fn set_doubt(&mut self, doubt: Option<Doubt>) -> bool {
+        let before = std::mem::replace(&mut self.doubt, doubt.map(Box::new));
+        before != self.doubt
+    }
+
+    /// Why the agent's claim to steer does not count; `None` if it does, or if there is none.
+    pub fn doubt(&self) -> Option<&Doubt> {
+        self.doubt.as_deref()
     }
 
     /// Whether the agent of the node reported once, and not recently.
@@ -193,7 +207,8 @@ impl NodeLedger {
     /// The pools of the node from its labels, with the agent's report applied.
     ///
     /// Of a stale report, the GPUs and the GPU of each container stay in force: they change rarely, and forgetting them
-    /// would free memory that is held. How the device plugin chooses is no longer verified.
+    /// would free memory that is held. How the device plugin chooses is no longer verified. The same is true of a claim to
+    /// steer that does not count, because the agent no longer runs.
     pub fn reported(&self, pools: &[Pool]) -> Vec<Pool> {
         let Some(content) = &self.content else { return pools.to_vec() };
         if let Some(why) = &content.fault {
@@ -204,8 +219,14 @@ impl NodeLedger {
             Some(inventory) => {
                 let mut pools = inventory.applied_to(pools);
                 let verified = |pool: &&mut Pool| pool.allocation_policy != AllocationPolicy::Unverified;
+                let steered = |pool: &&mut Pool| pool.allocation_policy == AllocationPolicy::Steered;
                 if self.has_stale_report() {
                     pools.iter_mut().filter(verified).for_each(|pool| pool.allocation_policy = AllocationPolicy::Stale);
+                } else if self.doubt.is_some() {
+                    pools
+                        .iter_mut()
+                        .filter(steered)
+                        .for_each(|pool| pool.allocation_policy = AllocationPolicy::Doubted);
                 }
                 pools
             }
@@ -256,7 +277,8 @@ impl NodeLedger {
             // at its next start.
             None => Some(bound),
         };
-        NodeUsage { bound, free: free.unwrap_or(Vram::ZERO), published, pod_max, deficit, pools }
+        let doubt = self.doubt.clone();
+        NodeUsage { bound, free: free.unwrap_or(Vram::ZERO), published, pod_max, deficit, pools, doubt }
     }
 
     /// Computes the usage of one pool, from the holders that `counting` selects.
@@ -403,6 +425,7 @@ impl NodeLedger {
             AllocationPolicy::Steered => assigned.or_else(reserved).or(part.gpu.as_ref()).cloned(),
             AllocationPolicy::Unverified
             | AllocationPolicy::Stale
+            | AllocationPolicy::Doubted
             | AllocationPolicy::Distributed
             | AllocationPolicy::Packed => assigned.cloned(),
         }

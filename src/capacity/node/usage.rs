@@ -2,6 +2,7 @@
 //! results; [`super::ledger`] and [`super::occupancy`] compute them.
 
 use super::holder::{Holder, Newcomer};
+use super::presence::Doubt;
 use crate::capacity::gpu::{Accounting, GpuId, Resource};
 use crate::capacity::vram::Vram;
 
@@ -57,6 +58,8 @@ pub struct NodeUsage {
     pub deficit: Option<Vram>,
     /// Usage of each pool.
     pub pools: Vec<PoolUsage>,
+    /// Why the claim of the node's agent to steer does not count; `None` if it does, or if there is none.
+    pub doubt: Option<Box<Doubt>>,
 }
 
 /// Which holders count in a computation of free memory.

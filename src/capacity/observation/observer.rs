@@ -14,6 +14,7 @@ use super::{GpuLook, GpuMemory, Look};
 use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Source;
+use crate::capacity::node::presence::{AgentPod, Instance, NamedPod};
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
 
@@ -21,6 +22,8 @@ use crate::capacity::verdict::Unreadable;
 #[derive(Clone, Debug, Default)]
 pub struct Observer {
     source: Source,
+    /// The pod that the agent itself runs in; `None` if it runs outside of one.
+    pub pod: Option<NamedPod>,
     /// The pods of the node.
     pub owners: Owners,
     containers: Containers,
@@ -175,6 +178,16 @@ impl Observer {
         self.steering = Some(Steering { begun, resources: BTreeSet::new(), missing: Some(why.to_owned()) });
     }
 
+    /// Takes into account what the API server shows of the pod that the agent itself runs in.
+    pub fn sees_own(&mut self, seen: &AgentPod) {
+        let Some(own) = &mut self.pod else { return };
+        own.container = match &seen.container {
+            Instance::Running(id) => Some(id.clone()),
+            // It shows the end of an earlier instance, or nothing yet.
+            Instance::NotRunning(_) => None,
+        };
+    }
+
     /// The UUIDs of the GPUs that were seen.
     pub fn gpus(&self) -> Vec<Name> {
         self.gpus.keys().cloned().collect()
@@ -201,6 +214,7 @@ impl Observer {
             })
         };
         Report {
+            pod: self.pod.clone(),
             source: self.source,
             driver: self.driver.clone(),
             unreadable: self.unreadable.clone(),

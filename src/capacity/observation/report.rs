@@ -9,6 +9,7 @@ use super::finding::{Finding, Problem};
 use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::Name;
 use crate::capacity::node::inventory::Source;
+use crate::capacity::node::presence::NamedPod;
 use crate::capacity::pod::PodName;
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
@@ -25,6 +26,8 @@ pub const MAX_CONTAINERS: usize = 1024;
 /// What a node agent reports of its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// The pod that the agent runs in; `None` if it runs outside of one.
+    pub pod: Option<NamedPod>,
     /// Where the GPUs are read. It decides whether the use of containers and the memory outside of pods are told.
     pub source: Source,
     /// Versions of the driver; `None` before it was read.
@@ -114,6 +117,8 @@ impl Report {
 
     fn differs_for_bindings(&self, written: &Report) -> bool {
         self.source != written.source
+            // Without the instance that runs, the server does not count the agent's claim to steer.
+            || self.pod != written.pod
             || self.allocation_policy != written.allocation_policy
             || self.assigned != written.assigned
             || self.unreadable != written.unreadable
@@ -248,7 +253,13 @@ mod tests {
     #[test]
     fn what_bindings_depend_on_is_reported_at_once() {
         let over = || Some(Finding { problem: Problem::OverDeclaration, message: "over".into() });
-        let urgent: [&dyn Fn(&mut Report); 11] = [
+        let named = |container: &str| NamedPod {
+            uid: "u".into(),
+            name: PodName { namespace: "vramguard-agent".into(), name: "agent".into() },
+            container: Some(container.into()),
+        };
+        let urgent: [&dyn Fn(&mut Report); 12] = [
+            &|report| report.pod = Some(named("c1")),
             &|report| report.source = Source::DcgmExporter,
             &|report| report.gpus[0].reserved = None,
             &|report| container(report).finding = over(),

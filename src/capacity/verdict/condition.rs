@@ -5,6 +5,7 @@ use super::count;
 use super::observation::{agent_reports, agent_stale};
 use crate::capacity::gpu::{Accounting, AllocationPolicy, Pool, Resource, Rules, Sharing, Unknown};
 use crate::capacity::node::inventory::Source;
+use crate::capacity::node::presence::Doubt;
 use crate::capacity::node::usage::{NodeUsage, PoolUsage};
 use crate::capacity::vram::Vram;
 use crate::keys;
@@ -61,7 +62,8 @@ impl Condition {
         let Some(worst) = guarded.iter().map(|(_, pool)| pool.accounting).max() else {
             return pools.iter().find_map(not_accounted);
         };
-        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules)).collect();
+        let doubt = usage.doubt.as_deref();
+        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules, doubt)).collect();
         Some(Condition { status: "True", reason: reason(worst), message: each.join("; ") })
     }
 
@@ -79,7 +81,8 @@ impl Condition {
         let Some(worst) = guarded.iter().map(|(_, usage)| usage.accounting).max() else {
             return Condition::not_shared();
         };
-        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules)).collect();
+        let doubt = usage.doubt.as_deref();
+        let each: Vec<String> = guarded.iter().map(|(pool, usage)| accounted(pool, usage, rules, doubt)).collect();
         Condition { status: "True", reason: reason(worst), message: each.join("; ") }
     }
 
@@ -156,19 +159,20 @@ fn overcommitted(pool: &PoolUsage) -> String {
 }
 
 /// The message about a pool that is accounted for: accounting mode, allocatable and overcommit factor, and whether the
-/// node agent has fallen silent.
-fn accounted(pool: &Pool, usage: &PoolUsage, rules: &Rules) -> String {
+/// node agent has fallen silent or no longer runs.
+fn accounted(pool: &Pool, usage: &PoolUsage, rules: &Rules, doubt: Option<&Doubt>) -> String {
     let total = usage.allocatable.unwrap_or_default();
     let overcommit =
         if rules.overcommit.is_on() { format!(", overcommit {}", rules.overcommit) } else { String::new() };
-    let stale = match pool.allocation_policy {
-        AllocationPolicy::Stale => "; the last report of the node agent is too old, check its pod",
+    let why = match pool.allocation_policy {
+        AllocationPolicy::Stale => "; the last report of the node agent is too old, check its pod".to_owned(),
+        AllocationPolicy::Doubted => doubt.map(|doubt| format!("; not steered: {doubt}")).unwrap_or_default(),
         AllocationPolicy::Unverified
         | AllocationPolicy::Distributed
         | AllocationPolicy::Packed
-        | AllocationPolicy::Steered => "",
+        | AllocationPolicy::Steered => String::new(),
     };
-    format!("{}: {} accounting, {total} allocatable{overcommit}{stale}", pool.resource, usage.accounting)
+    format!("{}: {} accounting, {total} allocatable{overcommit}{why}", pool.resource, usage.accounting)
 }
 
 /// The `reason` of a condition for an accounting mode.

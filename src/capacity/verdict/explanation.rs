@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{count, cut, quoted};
 use crate::capacity::gpu::Resource;
+use crate::capacity::node::presence::Doubt;
 use crate::capacity::pod::placement::{KeptOff, Operator, Requirement, UNSCHEDULABLE};
 use crate::capacity::pod::{Declarations, PodName};
 use crate::capacity::policy::Mode;
@@ -46,6 +47,11 @@ pub fn hami_not_read(pods: usize) -> String {
          record of GPUs and amounts is not read; `vramguard audit` reads it",
         count(pods, "pod")
     )
+}
+
+/// The note that a node counts as one whose agent does not steer, although its agent last said that it does.
+pub fn not_steered(node: &str, doubt: &Doubt) -> String {
+    format!("node {node} is not steered: {doubt}")
 }
 
 /// The note that a pod is not held back under modes Audit and Off.

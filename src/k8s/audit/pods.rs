@@ -10,6 +10,7 @@ use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::holder::Holder;
 use crate::capacity::pod::{Declarations, Pod, PodName};
 use crate::capacity::verdict::finding::{ForeignDeclaration, Given, Object, Place};
+use crate::k8s::agent_pod::agent_pod;
 use crate::k8s::object::PodObject;
 use crate::k8s::pod;
 use crate::k8s::{counts, foreign};
@@ -152,6 +153,9 @@ impl Reader {
             self.owners.note(id, owner.clone());
         }
         let uid = pod::uid(&object.metadata);
+        if let Some(agent) = agent_pod(&object) {
+            self.cluster.apply_agent_pod(&uid, agent);
+        }
         let holder = match stage {
             pod::Stage::Holds(_, holder) => Some(holder),
             pod::Stage::WithoutGpu | pod::Stage::Unbound | pod::Stage::Ended => None,

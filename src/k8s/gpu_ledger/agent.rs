@@ -10,6 +10,8 @@ use super::LedgerError;
 use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId, GpuIndex, Resource};
 use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::inventory::{Inventory, InventoryGpu, Source};
+use crate::capacity::node::presence::NamedPod;
+use crate::capacity::pod::PodName;
 use crate::capacity::time::Moment;
 use crate::capacity::vram::Vram;
 use crate::k8s::{node, pod};
@@ -23,6 +25,8 @@ use crate::k8s::{node, pod};
 pub struct AgentSection {
     /// When the agent wrote the section, RFC 3339. A section that is not renewed is stale.
     pub time: Option<String>,
+    /// The pod that the agent runs in; absent if it runs outside of one.
+    pub pod: Option<AgentPodRef>,
     /// Where the agent reads the GPUs; absent in reports of agents that knew one source only, the driver.
     pub source: Option<SourceText>,
     /// How the GPU of a replica is chosen, as verified on the node; absent if it is not verified.
@@ -46,6 +50,22 @@ pub struct AgentSection {
     pub pods: Vec<AgentPod>,
     /// What each container uses. Of a source that does not tell processes, these are peaks that an earlier one has seen.
     pub containers: Vec<AgentContainer>,
+}
+
+/// Wire format of [`NamedPod`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPodRef {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod.
+    pub uid: String,
+    /// Id of the agent's container, as the container runtime gave it to this instance, without the name of the runtime;
+    /// absent as long as the agent has not seen it. It is written as `null` then, as [`AgentSection`] says.
+    #[serde(rename = "containerID", default)]
+    pub container: Option<String>,
 }
 
 /// Wire format of [`AllocationPolicy`].
@@ -165,6 +185,7 @@ impl AgentSection {
         };
         let mut inventory = Inventory {
             reported: self.time.map(reported).transpose()?,
+            pod: self.pod.map(|named| Box::new(NamedPod::from(named))),
             source: self.source.map_or(Source::Driver, Source::from),
             allocation_policy: self.allocation_policy.map_or(AllocationPolicy::Unverified, AllocationPolicy::from),
             ..Inventory::default()
@@ -210,6 +231,27 @@ impl From<AllocationPolicyText> for AllocationPolicy {
             AllocationPolicyText::Distributed => AllocationPolicy::Distributed,
             AllocationPolicyText::Packed => AllocationPolicy::Packed,
             AllocationPolicyText::Steered => AllocationPolicy::Steered,
+        }
+    }
+}
+
+impl From<AgentPodRef> for NamedPod {
+    fn from(named: AgentPodRef) -> NamedPod {
+        NamedPod {
+            uid: PodUid::from(named.uid),
+            name: PodName { namespace: named.namespace.into(), name: named.name.into() },
+            container: named.container.map(Name::from),
+        }
+    }
+}
+
+impl From<&NamedPod> for AgentPodRef {
+    fn from(named: &NamedPod) -> AgentPodRef {
+        AgentPodRef {
+            namespace: named.name.namespace.to_string(),
+            name: named.name.name.to_string(),
+            uid: named.uid.to_string(),
+            container: named.container.as_ref().map(Name::to_string),
         }
     }
 }

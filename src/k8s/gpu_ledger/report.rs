@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::agent::{AgentContainer, AgentGpu, AgentPod, AgentSection, AllocationPolicyText};
+use super::agent::{AgentContainer, AgentGpu, AgentPod, AgentPodRef, AgentSection, AllocationPolicyText};
 use super::{GpuLedger, time};
 use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
 use crate::capacity::name::{Name, PodUid};
@@ -62,9 +62,10 @@ impl AgentSection {
         });
         AgentSection {
             time: Some(time(at)),
+            pod: report.pod.as_ref().map(AgentPodRef::from),
             source: Some(report.source.into()),
             allocation_policy: match report.allocation_policy {
-                AllocationPolicy::Unverified | AllocationPolicy::Stale => None,
+                AllocationPolicy::Unverified | AllocationPolicy::Stale | AllocationPolicy::Doubted => None,
                 AllocationPolicy::Distributed => Some(AllocationPolicyText::Distributed),
                 AllocationPolicy::Packed => Some(AllocationPolicyText::Packed),
                 AllocationPolicy::Steered => Some(AllocationPolicyText::Steered),
@@ -123,6 +124,8 @@ impl AgentSection {
             source: self.source.map_or(Source::Driver, Source::from),
             driver: self.driver_version.map(|version| Driver { version: version.into(), cuda }),
             unreadable: self.unreadable.map(Unreadable::Other),
+            // It was that of an earlier run.
+            pod: None,
             // It is verified again by what the new run sees.
             allocation_policy: AllocationPolicy::Unverified,
             not_steered: None,
@@ -180,6 +183,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::capacity::node::presence::NamedPod;
     use crate::capacity::observation::finding::{Finding, Problem};
 
     fn report() -> Report {
@@ -291,6 +295,28 @@ mod tests {
         assert_eq!(inventory.assigned[&PodUid::from("u")].len(), 1);
         assert_eq!(inventory.peak_of(&"u".into(), "main"), Some(Vram::from_mib(8_900)));
         assert_eq!((inventory.peak_of(&"u".into(), "side"), inventory.peak_of(&"v".into(), "main")), (None, None));
+    }
+
+    #[test]
+    fn the_server_reads_the_pod_that_the_agent_names_as_its_own() {
+        let named = |container: Option<&str>| NamedPod {
+            uid: "u".into(),
+            name: PodName { namespace: "vramguard-agent".into(), name: "agent-x".into() },
+            container: container.map(Name::from),
+        };
+        let read = |pod: Option<NamedPod>| {
+            let written = patch(&Report { pod, ..report() }, Moment(0));
+            let named = ledger(&written).content().unwrap().inventory.unwrap().pod.map(|named| *named);
+            (written["status"]["agent"]["pod"].clone(), named)
+        };
+        let object = |id: Option<&str>| json!({"namespace": "vramguard-agent", "name": "agent-x", "uid": "u", "containerID": id});
+        assert_eq!(read(None), (Value::Null, None));
+        assert_eq!(read(Some(named(Some("4c01")))), (object(Some("4c01")), Some(named(Some("4c01")))));
+        assert_eq!(
+            read(Some(named(None))),
+            (object(None), Some(named(None))),
+            "null removes what an earlier run wrote"
+        );
     }
 
     #[test]

@@ -32,6 +32,8 @@ use crate::keys;
 
 /// The most names of nodes that are listed with one reason.
 const MAX_NAMES: usize = 100;
+/// The most nodes of which a note says that they are no longer steered.
+const MAX_NOT_STEERED: usize = 8;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +110,7 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         }));
     let of_hami = cluster.map_or(0, |cluster| cluster.of_hami);
     explanation.notes.extend((of_hami > 0).then(|| verdict::hami_not_read(of_hami)));
+    explanation.notes.extend(not_steered(simulation.cluster()));
     match cluster {
         Some(snapshot) => explanation.nodes = asked.nodes(snapshot)?,
         None => explanation.notes.push(verdict::NO_CLUSTER.to_owned()),
@@ -116,6 +119,12 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
         explanation.notes.push(verdict::not_held_back(policy.mode));
     }
     Ok(explanation)
+}
+
+/// The first nodes whose agents said that they steer, and no longer run.
+fn not_steered(cluster: &Cluster) -> impl Iterator<Item = String> {
+    let doubted = cluster.node_names().filter_map(|name| Some((name, cluster.node(name)?.ledger.doubt()?)));
+    doubted.take(MAX_NOT_STEERED).map(|(name, doubt)| verdict::not_steered(name, doubt))
 }
 
 /// The policy resources for this namespace that are not in force, and why.

@@ -306,3 +306,20 @@ fn the_quotas_of_the_namespace_say_what_is_left() {
     let uncounted = explain_with(&[("cluster.yaml", CLUSTER)], "team", None, Some(&quota("team", "")));
     assert_eq!((uncounted.quotas[0].used_mib, uncounted.quotas[0].left_mib), (None, None), "unknown is not zero");
 }
+
+#[test]
+fn a_node_whose_agent_no_longer_runs_is_named() {
+    let steered = "{apiVersion: vramguard.dev/v1alpha1, kind: GpuLedger, metadata: {name: a}, status: {agent: {time: \
+                   '2026-01-01T00:00:00Z', allocationPolicy: Steered, pod: {namespace: vramguard-agent, name: agent-x, uid: x, \
+                   containerID: '1'}}}}\n---\n";
+    let agent = "{apiVersion: v1, kind: Pod, metadata: {namespace: vramguard-agent, name: agent-x, uid: x}, spec: {nodeName: a, \
+                 containers: [{name: agent, env: [{name: VRAMGUARD_AGENT_POD_UID, value: x}]}]}, status: {containerStatuses: \
+                 [{name: agent, containerID: 'containerd://1', state: {STATE: {}}}]}}\n";
+    let notes = |state: &str| {
+        let cluster = format!("{}{steered}{}", node("a", 24_576, ""), agent.replace("STATE", state));
+        explain(&pod("vramguard.dev/vram: 8Gi", ""), Some(&cluster)).notes.join("\n")
+    };
+    let note = "node a is not steered: the container of its agent in pod \"vramguard-agent/agent-x\" does not run";
+    assert!(notes("terminated").contains(note), "{}", notes("terminated"));
+    assert!(!notes("running").contains("not steered"), "{}", notes("running"));
+}

@@ -142,3 +142,29 @@ fn other_overrides_need_the_nodes_again() {
     assert!(!index.set_rules(Rules::default(), &[described]));
     assert!(index.read().cluster.guards(&Resource("nvidia.com/gpu".into())));
 }
+
+#[test]
+fn the_pods_of_agents_are_kept_until_they_are_gone_and_no_other_pods_are() {
+    let agent = |name: &str, phase: &str| -> PodObject {
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "vramguard-agent", "uid": name },
+            "spec": { "nodeName": "gpu-0", "containers": [
+                { "name": "agent", "env": [{ "name": "VRAMGUARD_AGENT_POD_UID", "value": name }] },
+            ] },
+            "status": { "phase": phase },
+        }))
+        .unwrap()
+    };
+    let index = index();
+    let known = |index: &Index| index.read().cluster.agent_pods().map(ToString::to_string).collect::<Vec<_>>();
+    for name in ["a", "b", "c", "d"] {
+        index.apply_pod(&agent(name, "Running"));
+    }
+    index.apply_pod(&pod("with-gpu", Some("gpu-0"), "Running"));
+    assert_eq!(known(&index), ["a", "b", "c", "d"]);
+    assert!(index.knows(&PodUid::from("a".to_owned())), "a relist must remember that it named the pod");
+    index.delete_pod(&agent("a", "Running"));
+    index.apply_pod(&agent("b", "Failed"));
+    index.reset_pods(&BTreeSet::from([PodUid::from("c".to_owned()), PodUid::from("with-gpu".to_owned())]));
+    assert_eq!(known(&index), ["c"]);
+}

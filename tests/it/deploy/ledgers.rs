@@ -60,6 +60,7 @@ fn full() -> Value {
             ],
             "agent": {
                 "time": "2026-11-22T21:00:00Z", "source": "NVML", "allocationPolicy": "Steered",
+                "pod": {"namespace": "vramguard-agent", "name": "vramguard-agent-x", "uid": "u", "containerID": "4c01"},
                 "driverVersion": "580.159.04", "cudaVersion": "13.0", "unreadable": "no", "usedMiB": 9374, "used": "9374Mi",
                 "containers": [{"uid": "u", "container": "main", "namespace": "ml", "pod": "llm-0", "gpu": "GPU-0b6f1b1c",
                     "usedMiB": 8868, "peakMiB": 8868, "demandMiB": 8912, "since": "2026-11-22T21:00:00Z",

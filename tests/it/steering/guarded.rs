@@ -17,17 +17,17 @@ use crate::support::{ControlPlane, GpuNode, RealNode, eventually, stays};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A guarded cluster with one real node of two GPUs, whose agent steers.
-struct Cluster {
+pub(super) struct Cluster {
     // Dropped in this order: the control plane holds the machine-wide lock.
-    agent: Agent,
+    pub agent: Agent,
     guard: Guard,
-    node: RealNode,
-    plane: ControlPlane,
+    pub node: RealNode,
+    pub plane: ControlPlane,
 }
 
 impl Cluster {
     /// A cluster with these further arguments of device plugin and agent, once the node is steered.
-    async fn start(plugin: &[&str], agent: &[&str]) -> Option<Cluster> {
+    pub(super) async fn start(plugin: &[&str], agent: &[&str]) -> Option<Cluster> {
         let plane = ControlPlane::start().await;
         let gpus = GpuNode { gpus: 2, ..GpuNode::new(RealNode::NAME) };
         let mut node = match RealNode::try_launch(&plane, &gpus, plugin).await {
@@ -47,12 +47,12 @@ impl Cluster {
         Some(cluster)
     }
 
-    fn logs(&self) -> String {
+    pub(super) fn logs(&self) -> String {
         let (agent, server) = (self.agent.process.log_tail(), self.guard.server.log_tail());
         format!("\n{agent}{server}{}", self.node.kubelet_log_tail())
     }
 
-    async fn ledger(&self) -> anyhow::Result<Value> {
+    pub(super) async fn ledger(&self) -> anyhow::Result<Value> {
         let found = self.plane.kubectl(&["get", "gpuledger", RealNode::NAME, "-o", "json"]).await;
         ensure!(found.status.success(), "{}", found.stderr);
         Ok(serde_json::from_str(&found.stdout)?)
@@ -69,10 +69,15 @@ impl Cluster {
     }
 
     async fn create(&self, names: &[&str]) {
+        self.create_each(names, "10Gi").await;
+    }
+
+    /// Creates pods that each declare this amount.
+    pub(super) async fn create_each(&self, names: &[&str], amount: &str) {
         let pod = |name: &&str| {
             json!({
                 "apiVersion": "v1", "kind": "Pod",
-                "metadata": { "name": name, "namespace": "ml", "annotations": { "vramguard.dev/vram": "10Gi" } },
+                "metadata": { "name": name, "namespace": "ml", "annotations": { "vramguard.dev/vram": amount } },
                 "spec": {
                     "hostNetwork": true, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
                     "containers": [{ "name": "main", "image": RealNode::IMAGE, "imagePullPolicy": "Never",
@@ -108,7 +113,7 @@ impl Cluster {
         Ok(run)
     }
 
-    async fn settles(&self, running: usize, waiting: usize) -> Vec<String> {
+    pub(super) async fn settles(&self, running: usize, waiting: usize) -> Vec<String> {
         eventually("the pods to settle", PATIENCE, async || self.counted(running, waiting).await).await
     }
 

@@ -329,3 +329,23 @@ fn the_allocation_policy_is_verified_without_processes_too() {
     let report = observer.report(at(1));
     assert_eq!((report.allocation_policy, report.assigned.len()), (AllocationPolicy::Packed, 2));
 }
+
+#[test]
+fn a_report_names_the_container_of_its_agent_only_while_it_is_seen_to_run() {
+    let mut observer = observer();
+    assert_eq!(observer.report(at(0)).pod, None, "an agent outside of a pod");
+    let name = PodName { namespace: "vramguard-agent".into(), name: "agent".into() };
+    observer.pod = Some(NamedPod { uid: "u".into(), name, container: None });
+    let mut before = observer.report(at(0));
+    let mut sees = |container: Instance| {
+        observer.sees_own(&AgentPod { node: "n".into(), deleting: false, container });
+        let report = observer.report(at(0));
+        let change = report.change_from(&before);
+        before = report;
+        (before.pod.as_ref().and_then(|pod| pod.container.clone()), change)
+    };
+    assert_eq!(sees(Instance::Running("c1".into())), (Some("c1".into()), Change::Placement));
+    assert_eq!(sees(Instance::Running("c1".into())), (Some("c1".into()), Change::Slight));
+    assert_eq!(sees(Instance::NotRunning("Error".into())), (None, Change::Placement), "the end of an earlier one");
+    assert_eq!(sees(Instance::Running("c2".into())), (Some("c2".into()), Change::Placement));
+}

@@ -74,6 +74,7 @@ impl World {
         let first = match allocation_policy {
             AllocationPolicy::Unverified => Object::default(),
             AllocationPolicy::Stale
+            | AllocationPolicy::Doubted
             | AllocationPolicy::Distributed
             | AllocationPolicy::Packed
             | AllocationPolicy::Steered => {
