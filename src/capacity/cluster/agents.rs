@@ -51,8 +51,11 @@ impl Cluster {
             return;
         }
         let node = pod.node.clone();
-        self.agents.pods.insert(uid.clone(), pod);
+        let before = self.agents.pods.insert(uid.clone(), pod);
         self.doubt_again(&node);
+        if let Some(before) = before.filter(|before| before.node != node) {
+            self.doubt_again(&before.node);
+        }
     }
 
     /// Records that a pod ended or is gone, if it is one in which an agent ran.

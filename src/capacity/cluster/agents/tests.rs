@@ -93,6 +93,15 @@ fn where_pods_of_agents_may_be_missing_only_one_that_is_seen_can_be_in_doubt() {
 }
 
 #[test]
+fn a_pod_that_turns_up_on_another_node_no_longer_counts_here() {
+    let mut cluster = cluster();
+    cluster.apply_ledger("n", Some(report("a", Some("c1"))));
+    cluster.apply_agent_pod(&uid("a"), runs("c1"));
+    cluster.apply_agent_pod(&uid("a"), AgentPod { node: "m".into(), ..runs("c1") });
+    assert_eq!(mode(&cluster), Accounting::Slot);
+}
+
+#[test]
 fn a_copy_of_a_cluster_judges_by_the_same_pods() {
     let mut cluster = Cluster::new(rules(), BTreeSet::new());
     cluster.apply_agent_pod(&uid("a"), runs("c2"));
