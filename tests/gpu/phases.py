@@ -10,6 +10,7 @@ from lab import *
 
 OVERHEAD = 720  # perProcessOverhead, by default
 GIB = 1024
+TORCH = os.environ.get("TORCH", "2.11")  # version of the PyTorch under /opt
 CROWD = 12 * len(cards())
 
 
@@ -329,11 +330,13 @@ def containers():
 def torch():
     """PyTorch: a mixed crowd, of which one in four asks for more than it declared once it has that."""
     namespace("torch")
-    sizes = arrivals(5 * len(cards()))
+    sizes = arrivals(CROWD)
     say(f"{len(sizes)} pods with PyTorch that declare {sum(sizes) // GIB} GiB in all ({mode()})")
 
     def framework(pod):
         main, spec = pod["spec"]["containers"][0], pod["spec"]
+        # The image does not tell its framework by its name.
+        pod["metadata"]["annotations"]["vramguard.dev/framework"] = f"PyTorch@{TORCH}"
         main["image"], main["command"] = "gpu.test/python:1", ["python3", "-B", "-u", "/scripts/torch_holder.py"]
         for place, folder in {"/opt": "/opt", "/scripts": os.path.dirname(os.path.abspath(__file__))}.items():
             spec["volumes"].append({"name": place[1:], "hostPath": {"path": folder}})
@@ -361,7 +364,7 @@ def torch():
     for pod in list(live.values())[:1]:
         set_here = [e for e in pod["spec"]["containers"][0]["env"] if e["name"].startswith(("PYTORCH", "CUDA", "VRAM"))]
         say(f"  {pod['metadata']['name']} got {set_here}")
-    for name in found.get("died", [])[:3]:
+    for name in states("torch").get("died", [])[:3]:
         say("  ", name, word(name))
     clear("torch")
 

@@ -9,7 +9,7 @@ folder=$W/images/python libraries=/usr/lib/$(uname -m)-linux-gnu
 rm -rf "$folder" && mkdir -p "$folder"/root/{dev,etc,held,opt,proc,scripts,sys,tmp,var,usr/bin,usr/lib,usr/lib64}
 for name in bin lib lib64; do ln -s "usr/$name" "$folder/root/$name"; done
 cp -a /usr/bin/python3* "$folder/root/usr/bin/"
-tar -C / --exclude='libcuda.so*' --exclude='libnvidia-*' --exclude='*.a' --exclude=__pycache__ -cf - usr/lib/python3* "${libraries#/}" |
+(cd / && tar --exclude='libcuda.so*' --exclude='libnvidia-*' --exclude='*.a' --exclude=__pycache__ -cf - usr/lib/python3* "${libraries#/}") |
   tar -C "$folder/root" -xf -
 cp -L /lib64/ld-linux-* "$folder/root/usr/lib64/"
 cp "$B/busybox" "$folder/root/usr/bin/"
