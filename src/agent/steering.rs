@@ -33,7 +33,7 @@ const LAST_REPORT: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long each attempt to write the last report must be refused, so that the agent's account or rights count as removed. An
 /// API server that has just started refuses everything until it has read the rights. In the same time the server sees that
-/// the pod is being deleted: its watch tells so at the moment at which the kubelet learns of it.
+/// the pod is being deleted, as the agent has seen it.
 const REFUSED: Duration = Duration::from_secs(2);
 /// Pause between attempts to write the last report.
 const RETRY: Duration = Duration::from_millis(300);
@@ -133,8 +133,8 @@ impl Part {
         match timeout(LAST_REPORT, last).await {
             Ok(Last::Written) => {}
             Ok(Last::Refused) => tracing::warn!(
-                "the account or the rights of this agent are gone, and its last report is refused; the server sees the end of \
-                 its pod instead, and the device plugins are handed back"
+                "the account or the rights of this agent are gone, and its last report is refused; the server sees that its \
+                 pod is being deleted instead, and the device plugins are handed back"
             ),
             Err(_) => {
                 // The server would go on to reserve GPUs that nobody gives.
@@ -165,8 +165,6 @@ enum Last {
 
 /// Writes the last report, until it is written or certain to be refused.
 async fn write_last(client: &Client, node: &Node) -> Last {
-    // Of an agent outside of a pod, the server would believe the report before this one.
-    let in_pod = node.read(|state| state.observer.pod.is_some());
     let mut refused: Option<Instant> = None;
     loop {
         match report::write_now(client, node).await {
@@ -176,7 +174,9 @@ async fn write_last(client: &Client, node: &Node) -> Last {
                 refused = matches!(why, Unwritten::Refused(_)).then(|| refused.unwrap_or_else(Instant::now));
             }
         }
-        if in_pod && refused.is_some_and(|since| since.elapsed() >= REFUSED) {
+        // Otherwise the server would believe the report before this one: the agent may be stopped by a liveness probe, or run
+        // outside of a pod.
+        if node.read(|state| state.observer.is_deleted()) && refused.is_some_and(|since| since.elapsed() >= REFUSED) {
             return Last::Refused;
         }
         sleep(RETRY).await;

@@ -24,6 +24,8 @@ pub struct Observer {
     source: Source,
     /// The pod that the agent itself runs in; `None` if it runs outside of one.
     pub pod: Option<NamedPod>,
+    /// Whether the API server has shown that the deletion of this pod has begun.
+    is_deleted: bool,
     /// The pods of the node.
     pub owners: Owners,
     containers: Containers,
@@ -180,12 +182,18 @@ impl Observer {
 
     /// Takes into account what the API server shows of the pod that the agent itself runs in.
     pub fn sees_own(&mut self, seen: &AgentPod) {
+        self.is_deleted |= seen.deleting;
         let Some(own) = &mut self.pod else { return };
         own.container = match &seen.container {
             Instance::Running(id) => Some(id.clone()),
             // It shows the end of an earlier instance, or nothing yet.
             Instance::NotRunning(_) => None,
         };
+    }
+
+    /// Whether the pod that the agent itself runs in is being deleted, which the server sees as well.
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted
     }
 
     /// The UUIDs of the GPUs that were seen.

@@ -348,4 +348,7 @@ fn a_report_names_the_container_of_its_agent_only_while_it_is_seen_to_run() {
     assert_eq!(sees(Instance::Running("c1".into())), (Some("c1".into()), Change::Slight));
     assert_eq!(sees(Instance::NotRunning("Error".into())), (None, Change::Placement), "the end of an earlier one");
     assert_eq!(sees(Instance::Running("c2".into())), (Some("c2".into()), Change::Placement));
+    assert!(!observer.is_deleted());
+    observer.sees_own(&AgentPod { node: "n".into(), deleting: true, container: Instance::Running("c2".into()) });
+    assert!(observer.is_deleted());
 }
