@@ -384,7 +384,7 @@ pub async fn run_in_cluster(
     stop: CancellationToken,
 ) -> std::io::Result<Ended> {
     let generation = policies.current();
-    let index = Arc::new(Index::new(*generation.policies.rules(), generation.overrides.clone()));
+    let index = Arc::new(Index::of_agent(*generation.policies.rules(), generation.overrides.clone()));
     let pods = Arc::new(NodePods::default());
     let (sender, receiver) = watch::channel(Arc::new(KnownNode::default()));
     let read_pod = inputs::read_pod(client.clone(), node.clone(), index.clone());

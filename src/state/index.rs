@@ -93,6 +93,13 @@ impl Index {
         Index::of_cluster(cluster, overrides)
     }
 
+    /// As [`Index::new`], for an agent: it does not compare its own claim to steer with its pod.
+    pub fn of_agent(rules: Rules, overrides: Vec<Override>) -> Index {
+        let mut cluster = Cluster::new(rules, node::guarded_by(&overrides));
+        cluster.ignore_agent_pods();
+        Index::of_cluster(cluster, overrides)
+    }
+
     fn of_cluster(cluster: Cluster, overrides: Vec<Override>) -> Index {
         let state = State {
             cluster,

@@ -13,8 +13,19 @@ use crate::capacity::node::presence::{AgentPod, Doubt};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Agents {
     pods: BTreeMap<PodUid, AgentPod>,
-    /// Whether these are all such pods of the cluster. If not, a pod that is not here may exist.
-    complete: bool,
+    known: Known,
+}
+
+/// Which of these pods are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Known {
+    /// Those that were applied. Others may exist.
+    #[default]
+    Given,
+    /// All of the cluster.
+    All,
+    /// None, and every claim counts.
+    Ignored,
 }
 
 impl Agents {
@@ -24,10 +35,11 @@ impl Agents {
         let claims = inventory.allocation_policy == AllocationPolicy::Steered;
         let named = inventory.pod.as_ref().filter(|_| claims)?;
         let seen = self.pods.get(&named.uid);
-        if seen.is_none() && !self.complete {
-            return None;
+        match self.known {
+            Known::Ignored => None,
+            Known::Given if seen.is_none() => None,
+            Known::Given | Known::All => named.doubt(node, seen),
         }
-        named.doubt(node, seen)
     }
 }
 
@@ -35,7 +47,7 @@ impl Cluster {
     /// Declares that all pods of agents are applied here, from the beginning. A report that names a pod which is not here
     /// then claims nothing. Without it, as for files that may lack pods, such a report counts.
     pub fn follow_agent_pods(&mut self) {
-        self.agents.complete = true;
+        self.agents.known = Known::All;
         let nodes: Vec<String> = self.nodes.keys().cloned().collect();
         nodes.iter().for_each(|node| self.doubt_again(node));
     }
@@ -45,9 +57,15 @@ impl Cluster {
         self.agents = other.agents.clone();
     }
 
+    /// Declares that the claims of agents are not compared with their pods. It is for an agent, which knows that it steers: its
+    /// own pod may be deleted already while the kubelet still asks it.
+    pub fn ignore_agent_pods(&mut self) {
+        self.agents.known = Known::Ignored;
+    }
+
     /// Records a pod in which an agent runs. Idempotent.
     pub fn apply_agent_pod(&mut self, uid: &PodUid, pod: AgentPod) {
-        if self.agents.pods.get(uid) == Some(&pod) {
+        if self.agents.known == Known::Ignored || self.agents.pods.get(uid) == Some(&pod) {
             return;
         }
         let node = pod.node.clone();
