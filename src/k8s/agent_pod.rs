@@ -16,19 +16,20 @@ pub fn container_of(pod: &PodObject) -> Option<&str> {
     Some(&container.name)
 }
 
-/// The pod of an agent as the API server shows it; `None` if it is another pod, has no node or has ended.
+/// The pod of an agent as the API server shows it; `None` if it is another pod or has no node. In one that has ended, no
+/// container runs.
 pub fn agent_pod(pod: &PodObject) -> Option<AgentPod> {
     let node = pod.spec.node_name.as_deref().filter(|node| !node.is_empty())?;
     let container = container_of(pod)?;
-    if matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return None;
-    }
     let status = pod.status.containers.iter().find(|status| status.name == container);
-    Some(AgentPod {
-        node: node.into(),
-        deleting: pod.metadata.deletion_timestamp.is_some(),
-        container: status.map_or_else(|| Instance::NotRunning(Name::default()), instance),
-    })
+    let container = match pod.status.phase.as_deref() {
+        // The kubelet that evicts a pod may leave the status of its containers as it was.
+        Some(phase @ ("Succeeded" | "Failed")) => {
+            Instance::NotRunning(cut(pod.status.reason.as_deref().unwrap_or(phase)))
+        }
+        _ => status.map_or_else(|| Instance::NotRunning(Name::default()), instance),
+    };
+    Some(AgentPod { node: node.into(), deleting: pod.metadata.deletion_timestamp.is_some(), container })
 }
 
 fn instance(status: &ContainerStatus) -> Instance {
@@ -101,7 +102,10 @@ mod tests {
         }
         let mut evicted = running;
         evicted["status"]["phase"] = json!("Failed");
-        assert_eq!(read(evicted), None);
+        let ended = |pod: &Value| read(pod.clone()).expect("an agent's pod").container;
+        assert_eq!(ended(&evicted), Instance::NotRunning("Failed".into()));
+        evicted["status"]["reason"] = json!("Evicted");
+        assert_eq!(ended(&evicted), Instance::NotRunning("Evicted".into()));
     }
 
     #[test]

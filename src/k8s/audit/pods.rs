@@ -144,6 +144,10 @@ impl Reader {
         let object: PodObject = typed(value)?;
         counted(value)?;
         let stage = pod::stage(&object);
+        let uid = pod::uid(&object.metadata);
+        if let Some(agent) = agent_pod(&object) {
+            self.cluster.apply_agent_pod(&uid, agent);
+        }
         if stage == pod::Stage::Ended || has_ended(&object) {
             return Ok(());
         }
@@ -151,10 +155,6 @@ impl Reader {
         if label(value, keys::LWS_NAME).is_some() {
             // The workers of a group are owned by way of their leader.
             self.owners.note(id, owner.clone());
-        }
-        let uid = pod::uid(&object.metadata);
-        if let Some(agent) = agent_pod(&object) {
-            self.cluster.apply_agent_pod(&uid, agent);
         }
         let holder = match stage {
             pod::Stage::Holds(_, holder) => Some(holder),

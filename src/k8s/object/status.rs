@@ -13,6 +13,8 @@ use crate::k8s::bounded::{Bounded, Entry};
 pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: Option<String>,
+    /// Why it is in this phase, in CamelCase, such as `Evicted`.
+    pub reason: Option<String>,
     /// Conditions of the pod.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Bounded<Condition, MAX_CONDITIONS>,
