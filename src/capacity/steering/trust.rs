@@ -50,9 +50,11 @@ impl Trust {
         (self.length, self.until) = (Some(length), Some(now.after(length)));
     }
 
-    /// Returns the trust if its time has come at a moment.
+    /// Returns the trust if its time has come at a moment. It has also come if it is further away than it ever was: then the
+    /// clock was set back.
     pub fn pass_time(&mut self, now: Moment) {
-        if self.until.is_some_and(|until| until <= now) {
+        let furthest = now.after(self.length.unwrap_or_default());
+        if self.until.is_some_and(|until| until <= now || until > furthest) {
             (self.in_a_row, self.why, self.until) = (0, None, None);
         }
     }
@@ -101,6 +103,17 @@ mod tests {
         trust.pass_time(after(29));
         assert!(trust.lost().is_some());
         trust.pass_time(after(30));
+        assert_eq!(trust.lost(), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_keep_trust_away() {
+        let mut trust = Trust::default();
+        trust.answered(Some(Fallback::Late), NOW);
+        trust.answered(Some(Fallback::Late), NOW);
+        trust.pass_time(NOW);
+        assert!(trust.lost().is_some());
+        trust.pass_time(NOW.before(Duration::from_secs(3_600)));
         assert_eq!(trust.lost(), None);
     }
 
