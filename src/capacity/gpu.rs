@@ -79,9 +79,11 @@ impl Gpu {
         Gpu { id: GpuId::Index(index), index: index.into(), total, driver_reserved: None, out_of_band: Vram::ZERO }
     }
 
-    /// Whether `id` names this GPU. The index of a whole GPU stays valid as a name once the UUID is known.
+    /// Whether `id` names this GPU. The index of a whole GPU stays valid as a name once the UUID is known. It names no MIG
+    /// device, also where the source of the device does not tell its own index.
     pub fn has_id(&self, id: &GpuId) -> bool {
-        self.id == *id || self.index.is(id)
+        let is_mig = matches!(&self.id, GpuId::Uuid(uuid) if uuid.starts_with("MIG-"));
+        self.id == *id || (!is_mig && self.index.is(id))
     }
 
     /// What CUDA reports as the total of this GPU: all its memory, without what the driver keeps once that is known.

@@ -16,7 +16,7 @@ pub struct GpuIndex {
 }
 
 impl GpuIndex {
-    /// Whether `id` is this index. The index of a GPU names none of its MIG devices.
+    /// Whether `id` is this index. The index of a GPU names none of its MIG devices that have an index of their own.
     pub fn is(self, id: &GpuId) -> bool {
         self.mig.is_none() && *id == GpuId::Index(self.gpu)
     }
@@ -42,12 +42,18 @@ impl fmt::Display for GpuIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capacity::gpu::Gpu;
+    use crate::capacity::vram::Vram;
 
     #[test]
     fn the_index_of_a_gpu_names_none_of_its_mig_devices() {
         let (gpu, first) = (GpuIndex::from(0), GpuIndex { gpu: 0, mig: Some(0) });
         assert!(gpu.is(&GpuId::Index(0)) && !gpu.is(&GpuId::Index(1)));
         assert!(!first.is(&GpuId::Index(0)));
+        // A DCGM exporter tells no index of a MIG device.
+        let exported = |uuid: &str| Gpu { id: GpuId::from(uuid), ..Gpu::of_size(0, Vram::ZERO) };
+        assert!(exported("GPU-a").has_id(&GpuId::Index(0)));
+        assert!(!exported("MIG-a").has_id(&GpuId::Index(0)) && exported("MIG-a").has_id(&"MIG-a".into()));
     }
 
     #[test]
