@@ -47,11 +47,13 @@ pub(super) struct Args {
     pod_uid: Option<String>,
 
     /// Namespace of that pod
-    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAMESPACE, requires = "pod_uid")]
+    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAMESPACE, value_parser = NonEmptyStringValueParser::new(),
+        requires = "pod_uid")]
     pod_namespace: Option<String>,
 
     /// Name of that pod
-    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAME, requires = "pod_uid")]
+    #[arg(long, value_name = "NAME", env = keys::AGENT_POD_NAME, value_parser = NonEmptyStringValueParser::new(),
+        requires = "pod_uid")]
     pod_name: Option<String>,
 
     /// Address of the plain HTTP port: /healthz, /readyz, /metrics
