@@ -34,8 +34,8 @@ pub use binding::Refusal;
 pub use bounded::{Bound, BoundedBy, Why};
 pub use condition::{Condition, OVERCOMMITTED, unknown};
 pub use explanation::{
-    Counts, NO_CLUSTER, NO_GPU_AT_ALL, NO_POLICY, Source, Unsuitable, exists_already, hami_not_read, not_for_us,
-    not_held_back, not_steered, requirement, source,
+    Counts, NO_CLUSTER, NO_GPU_AT_ALL, NO_POLICY, Source, Unsuitable, exists_already, hami_not_read, more_not_steered,
+    not_for_us, not_held_back, not_steered, requirement, source,
 };
 pub use never_fits::{LargestNode, MadeOf, NeverFits, Remedy, never_fits};
 pub use node::{publication_undone, quota_not_kept};

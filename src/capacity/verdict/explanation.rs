@@ -54,6 +54,11 @@ pub fn not_steered(node: &str, doubt: &Doubt) -> String {
     format!("node {node} is not steered: {doubt}")
 }
 
+/// The note that so many further nodes are not steered for such a reason.
+pub fn more_not_steered(nodes: usize) -> String {
+    format!("not steered for such a reason either: {}, which vramguard preflight names", count(nodes, "more node"))
+}
+
 /// The note that a pod is not held back under modes Audit and Off.
 pub fn not_held_back(mode: Mode) -> String {
     format!(

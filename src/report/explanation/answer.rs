@@ -121,10 +121,15 @@ pub fn answer(question: Question<'_>) -> Result<Explanation, String> {
     Ok(explanation)
 }
 
-/// The first nodes whose agents said that they steer, and no longer run.
-fn not_steered(cluster: &Cluster) -> impl Iterator<Item = String> {
+/// The nodes whose agents said that they steer, and no longer run: the first ones by name, and how many more there are.
+fn not_steered(cluster: &Cluster) -> Vec<String> {
     let doubted = cluster.node_names().filter_map(|name| Some((name, cluster.node(name)?.ledger.doubt()?)));
-    doubted.take(MAX_NOT_STEERED).map(|(name, doubt)| verdict::not_steered(name, doubt))
+    let doubted: Vec<_> = doubted.collect();
+    let mut notes: Vec<String> =
+        doubted.iter().take(MAX_NOT_STEERED).map(|(name, doubt)| verdict::not_steered(name, doubt)).collect();
+    let more = doubted.len().saturating_sub(MAX_NOT_STEERED);
+    notes.extend((more > 0).then(|| verdict::more_not_steered(more)));
+    notes
 }
 
 /// The policy resources for this namespace that are not in force, and why.
