@@ -414,14 +414,17 @@ def gap(how):
         say(f"  answers of this agent that were not the reserved GPU: {fallbacks}")
     lost = [key for key, gpu in before.items() if on.get(key) != gpu and key[0] in {p['metadata']['uid'] for p in pods()}]
     expect(not lost, "pods that ran keep their GPU")
+    expect(not moved, "each pod is on the GPU that was reserved for it")
+    # Of these alone, a pod that the kubelet admits in that moment has to fail.
+    expect(not bad or how in ("kill", "kubelet"), "none failed")
     if how == "remove":
-        wait("another mode", 60, lambda: mode() not in ("Steered", "none"))
+        expect(wait("another mode", 60, lambda: mode() not in ("Steered", "none")), "the node is in another mode")
         gone = wait("the end of the agent's namespace", 60, lambda: not exists("/api/v1/namespaces/vramguard-agent"))
         expect(gone, "all of the agent is gone")
         replicas = int(node()["status"]["allocatable"].get(GPU, 0))
         expect(replicas == REPLICAS * len(cards()), f"the node has its {REPLICAS * len(cards())} replicas: {replicas}")
     else:
-        wait("steered again", 60, lambda: mode() == "Steered")
+        expect(wait("steered again", 60, lambda: mode() == "Steered"), "the node is steered again")
     say(f"  mode {mode()} {time.time() - event:.1f} s after it")
     clear(space)
 

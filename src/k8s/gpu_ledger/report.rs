@@ -311,6 +311,12 @@ mod tests {
         };
         let object = |id: Option<&str>| json!({"namespace": "vramguard-agent", "name": "agent-x", "uid": "u", "containerID": id});
         assert_eq!(read(None), (Value::Null, None));
+        let outside = patch(&report(), Moment(0));
+        assert_eq!(
+            outside["status"]["agent"].as_object().unwrap().get("pod"),
+            Some(&Value::Null),
+            "it removes an earlier one"
+        );
         assert_eq!(read(Some(named(Some("4c01")))), (object(Some("4c01")), Some(named(Some("4c01")))));
         assert_eq!(
             read(Some(named(None))),

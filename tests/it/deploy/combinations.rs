@@ -31,6 +31,10 @@ fn find<'o>(objects: &'o [Value], kind: &str) -> Option<&'o Value> {
     objects.iter().find(|object| object["kind"] == kind)
 }
 
+/// The variables that tell an agent its node and its pod.
+const OWN: [&str; 4] =
+    ["NODE_NAME", "VRAMGUARD_AGENT_POD_UID", "VRAMGUARD_AGENT_POD_NAMESPACE", "VRAMGUARD_AGENT_POD_NAME"];
+
 /// The path of a folder of the checkout as seen from another one. A kustomization names no absolute paths.
 fn relative(from: &Path, to: &Path) -> String {
     let up = "../".repeat(from.components().count() - 1);
@@ -87,7 +91,9 @@ fn the_agent_that_steers_has_the_device_plugins_directory_and_the_one_that_obser
         assert_eq!(has(&pod["volumes"], "device-plugins"), steers, "{base}");
         assert_eq!(has(&container["volumeMounts"], "device-plugins"), steers, "{base}");
         assert!(has(&pod["volumes"], "pod-resources"), "{base}: what it had before stays");
-        assert!(has(&container["env"], "NODE_NAME"), "{base}: what it had before stays");
+        for name in OWN {
+            assert!(has(&container["env"], name), "{base}: what it had before stays");
+        }
         assert_eq!(container["args"].to_string().contains("--steer"), steers, "{base}");
         let rules = find(&objects, "ClusterRole").expect("its rights")["rules"].to_string();
         assert_eq!(rules.contains("\"get\""), steers, "{base}: {rules}");
@@ -118,6 +124,7 @@ fn the_agent_that_reads_an_exporter_needs_no_gpu_and_finds_it_on_its_own_node() 
         assert!(pod.get(absent).is_none(), "{absent}: {pod}");
     }
     let env = pod["containers"][0]["env"].as_array().expect("variables");
+    assert!(OWN.iter().all(|name| env.iter().any(|variable| variable["name"] == *name)), "{env:?}");
     let names: Vec<&str> = env.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
     assert!(!names.iter().any(|name| name.starts_with("NVIDIA_")), "{names:?}");
     // A variable sees only those before it.
