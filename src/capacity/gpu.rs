@@ -82,8 +82,11 @@ impl Gpu {
     /// Whether `id` names this GPU. The index of a whole GPU stays valid as a name once the UUID is known. It names no MIG
     /// device, also where the source of the device does not tell its own index.
     pub fn has_id(&self, id: &GpuId) -> bool {
-        let is_mig = matches!(&self.id, GpuId::Uuid(uuid) if uuid.starts_with("MIG-"));
-        self.id == *id || (!is_mig && self.index.is(id))
+        let uuid = match &self.id {
+            GpuId::Uuid(uuid) => Some(uuid.as_str()),
+            GpuId::Index(_) => None,
+        };
+        self.id == *id || self.index.names(uuid, id)
     }
 
     /// What CUDA reports as the total of this GPU: all its memory, without what the driver keeps once that is known.

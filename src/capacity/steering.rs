@@ -87,10 +87,11 @@ pub struct GpuRoom {
 }
 
 impl GpuRoom {
-    fn has_id(&self, id: &GpuId) -> bool {
+    /// Whether `id` names this GPU, as [`Gpu::has_id`](crate::capacity::gpu::Gpu::has_id).
+    pub fn has_id(&self, id: &GpuId) -> bool {
         match id {
             GpuId::Uuid(uuid) => *uuid == self.uuid,
-            GpuId::Index(_) => self.index.is(id),
+            GpuId::Index(_) => self.index.names(Some(self.uuid.as_str()), id),
         }
     }
 }

@@ -16,9 +16,11 @@ pub struct GpuIndex {
 }
 
 impl GpuIndex {
-    /// Whether `id` is this index. The index of a GPU names none of its MIG devices that have an index of their own.
-    pub fn is(self, id: &GpuId) -> bool {
-        self.mig.is_none() && *id == GpuId::Index(self.gpu)
+    /// Whether `id` is the index of a GPU that has this index, and `uuid` if that is known. The index of a GPU names none of
+    /// its MIG devices, also where their source does not tell their own index.
+    pub fn names(self, uuid: Option<&str>, id: &GpuId) -> bool {
+        let is_mig = self.mig.is_some() || uuid.is_some_and(|uuid| uuid.starts_with("MIG-"));
+        !is_mig && *id == GpuId::Index(self.gpu)
     }
 }
 
@@ -43,17 +45,21 @@ impl fmt::Display for GpuIndex {
 mod tests {
     use super::*;
     use crate::capacity::gpu::Gpu;
-    use crate::capacity::vram::Vram;
+    use crate::capacity::steering::GpuRoom;
+    use crate::capacity::vram::{Balance, Vram};
 
     #[test]
     fn the_index_of_a_gpu_names_none_of_its_mig_devices() {
         let (gpu, first) = (GpuIndex::from(0), GpuIndex { gpu: 0, mig: Some(0) });
-        assert!(gpu.is(&GpuId::Index(0)) && !gpu.is(&GpuId::Index(1)));
-        assert!(!first.is(&GpuId::Index(0)));
+        assert!(gpu.names(None, &GpuId::Index(0)) && !gpu.names(None, &GpuId::Index(1)));
+        assert!(!first.names(None, &GpuId::Index(0)));
         // A DCGM exporter tells no index of a MIG device.
         let exported = |uuid: &str| Gpu { id: GpuId::from(uuid), ..Gpu::of_size(0, Vram::ZERO) };
         assert!(exported("GPU-a").has_id(&GpuId::Index(0)));
         assert!(!exported("MIG-a").has_id(&GpuId::Index(0)) && exported("MIG-a").has_id(&"MIG-a".into()));
+        let room = |uuid: &str| GpuRoom { uuid: uuid.into(), index: 0.into(), room: Balance::from(Vram::ZERO) };
+        assert!(room("GPU-a").has_id(&GpuId::Index(0)));
+        assert!(!room("MIG-a").has_id(&GpuId::Index(0)) && room("MIG-a").has_id(&"MIG-a".into()));
     }
 
     #[test]

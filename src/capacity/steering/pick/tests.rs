@@ -117,7 +117,8 @@ fn case() -> impl Strategy<Value = Case> {
     let all: Vec<String> = UUIDS.iter().flat_map(|uuid| (0..4).map(move |n| format!("{uuid}::{n}"))).collect();
     let number = all.len();
     let demand = prop::option::of((0..8u64).prop_map(mib));
-    let wanted = prop::option::of(prop::sample::select(vec!["GPU-a", "GPU-b", "2", "GPU-gone"]).prop_map(GpuId::from));
+    let wanted =
+        prop::option::of(prop::sample::select(vec!["GPU-a", "1", "2", "MIG-c", "GPU-gone"]).prop_map(GpuId::from));
     let asker = prop_oneof![
         3 => (demand, wanted).prop_map(|(demand, wanted)| Asker::Known { demand, wanted }),
         1 => Just(Asker::Unknown { why: Fallback::SeveralCandidates, before: Vec::new() }),
@@ -178,7 +179,11 @@ proptest! {
         let most = possible.iter().map(|(_, balance)| *balance).max().expect("the chosen one");
         match &case.asker {
             Asker::Known { wanted: Some(wanted), demand } => {
-                let is_wanted = |index: usize| *wanted == GpuId::Index(index as u32) || *wanted == GpuId::from(UUIDS[index]);
+                // An index names no MIG device.
+                let is_wanted = |index: usize| match wanted {
+                    GpuId::Index(wanted) => *wanted as usize == index && UUIDS[index].starts_with("GPU-"),
+                    GpuId::Uuid(wanted) => *wanted == *UUIDS[index],
+                };
                 match (possible.iter().any(|(index, _)| is_wanted(*index)), demand) {
                     (true, _) => prop_assert!(is_wanted(index) && fallback.is_none()),
                     (false, None) => prop_assert!(balance == most && fallback == Some(Fallback::DemandUnknown)),
