@@ -162,6 +162,9 @@ pub struct Pool {
     pub allocation_policy: AllocationPolicy,
     /// Whether the node enforces hard limits of GPU memory, as a `GpuInventory` says.
     pub hard_limits: bool,
+    /// Whether a current report of the node agent tells which processes use the GPUs, so that memory which outlives its pod
+    /// is seen.
+    pub tells_processes: bool,
 }
 
 /// The GPUs of a [`Pool`] and their replicas.
@@ -396,11 +399,12 @@ impl Pool {
 
     /// Whether kube-scheduler's sum over the node does not keep each GPU of the pool from being overcommitted.
     ///
-    /// With one GPU that is so only if startups are serialized or several schedulers place pods.
+    /// With one GPU that is so if startups are serialized, if several schedulers place pods, or if an agent shows memory that
+    /// pods have left behind: kube-scheduler gives the room of a pod away as soon as the pod is gone from the API.
     pub fn needs_reservations(&self, rules: &Rules) -> bool {
         match self.accounting() {
             Accounting::Slot | Accounting::Confirmed | Accounting::Steered | Accounting::Unknown => true,
-            Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers,
+            Accounting::Exact => rules.serialize_per_gpu || rules.several_schedulers || self.tells_processes,
             Accounting::Exclusive => false,
         }
     }

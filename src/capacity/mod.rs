@@ -122,6 +122,7 @@
 //!     }),
 //!     allocation_policy: AllocationPolicy::Unverified,
 //!     hard_limits: false,
+//!     tells_processes: false,
 //! };
 //! let usage_of = |pool: &Pool| NodeLedger::default().usage(std::slice::from_ref(pool), &rules, |_| true);
 //! let demand = Demand::declared("8Gi".parse()?, rules.per_process_overhead, 1).unwrap().total;

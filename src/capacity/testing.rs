@@ -55,6 +55,7 @@ pub(crate) fn pool(sizes: &[u64], replicas: u32) -> Pool {
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(replicas).expect("at least one replica") }),
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     }
 }
 

@@ -226,6 +226,7 @@ fn unreadable(resource: &Resource, value: &str) -> Pool {
         contents: Err(why),
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     }
 }
 
@@ -249,6 +250,7 @@ fn from_override(resource: &Resource, capacity: u64, described: &Override, label
         contents,
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: described.hard_limits,
+        tells_processes: false,
     }
 }
 
@@ -261,6 +263,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
             contents,
             allocation_policy: AllocationPolicy::Unverified,
             hard_limits: false,
+            tells_processes: false,
         };
     }
     if keys::is_renamed_resource(&resource.0) {
@@ -271,6 +274,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
             contents,
             allocation_policy: AllocationPolicy::Unverified,
             hard_limits: false,
+            tells_processes: false,
         };
     }
     // With renameByDefault the shared GPUs have a resource name of their own, and the other GPUs keep the plain name.
@@ -291,6 +295,7 @@ fn from_labels(resource: &Resource, count: u64, capacity: &Capacity, labels: &BT
         contents,
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `kubelet` | nothing: it answers as the kubelet's PodResources socket does |
 //! | `once` | `vramguard agent --once` |
 //! | `cluster` | the agent against a real API server, under the manifests of `deploy/agent` |
+//! | `one_gpu` | the agent beside a server and a scheduler, on a node with one GPU |
 //! | `exporter` | nothing: it answers as a DCGM exporter does |
 //! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
 //! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
@@ -17,5 +18,6 @@ mod exporter;
 pub(crate) mod fake;
 mod kubelet;
 mod once;
+mod one_gpu;
 mod plugin_config;
 mod totals;

@@ -94,6 +94,8 @@ fn single_gpus_are_annotated_and_reserved_only_where_the_scheduler_does_not_keep
     for rules in [Rules { serialize_per_gpu: true, ..rules }, Rules { several_schedulers: true, ..rules }] {
         assert_eq!(task(&holder(&[GPU]), &exact, &rules), Task::Reserve);
     }
+    let watched = Pool { tells_processes: true, ..pool(GPU, 1, 4) };
+    assert_eq!(task(&holder(&[GPU]), &[watched], &rules), Task::Reserve, "memory may outlive its pod");
     assert_eq!(task(&holder(&[GPU]), &[pool(GPU, 2, 4)], &rules), Task::Reserve);
     assert_eq!(task(&holder(&[GPU]), &[pool(GPU, 2, 1)], &rules), Task::Annotate);
     assert_eq!(task(&Holder { request: None, ..holder(&[GPU]) }, &exact, &rules), Task::None);

@@ -3,7 +3,7 @@
 //! Owns every step in the life of a reservation after [`super::assume`]; [`crate::capacity::node::reservation`] draws
 //! that life. Some steps need a quorum read of the pod. The controller makes those reads, and writes the result.
 
-use crate::capacity::gpu::{GpuId, Pool, Resource, Rules};
+use crate::capacity::gpu::{Accounting, GpuId, Pool, Resource, Rules};
 use crate::capacity::name::PodUid;
 use crate::capacity::node::holder::Holder;
 use crate::capacity::node::ledger::NodeLedger;
@@ -20,7 +20,8 @@ pub struct Upkeep {
     /// Pods that have a reservation and should have been seen here by now. A quorum read of the pod decides whether its
     /// reservation stays: see [`Reservation::survives`].
     pub doubtful: Vec<(PodUid, PodName)>,
-    /// Pods that were seen bound here without a reservation. `reservations` contains one for each of them.
+    /// Pods that were seen bound here without a reservation, and may be bound past the guard. `reservations` contains one
+    /// for each of them.
     pub adopted: Vec<PodUid>,
 }
 
@@ -68,7 +69,12 @@ impl NodeLedger {
             };
             if pools.iter().any(counts) && !reservations.contains(uid) {
                 reservations.insert(uid.clone(), Reservation::adopt(holder, now));
-                adopted.push(uid.clone());
+                // The guard only names the single GPU to a pod while nothing else makes reservations necessary.
+                let is_named = holder.annotated
+                    && pools.iter().filter(|pool| counts(pool)).all(|pool| pool.accounting() == Accounting::Exact);
+                if !is_named {
+                    adopted.push(uid.clone());
+                }
             }
         }
         self.record_gpus(&mut reservations, pools);
@@ -119,8 +125,26 @@ impl Reservation {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::capacity::testing;
+
+    #[test]
+    fn a_pod_to_which_the_guard_has_named_the_single_gpu_was_not_bound_past_it() {
+        let patience = Patience { request_timeout: Duration::ZERO, skew: Duration::ZERO };
+        let adopted = |gpus: &[u64], annotated: bool| {
+            let pool = Pool { tells_processes: true, ..testing::pool(gpus, 4) };
+            let mut ledger = NodeLedger::default();
+            ledger.confirm(testing::uid("p"), Holder { annotated, ..testing::holder(4_000) });
+            let upkeep = ledger.upkeep(&[pool], &testing::rules(), |_| true, &patience, Moment(0));
+            assert!(upkeep.reservations.contains(&testing::uid("p")));
+            upkeep.adopted.len()
+        };
+        assert_eq!(adopted(&[10_000], true), 0, "there was no agent yet, or it did not report");
+        assert_eq!(adopted(&[10_000], false), 1);
+        assert_eq!(adopted(&[10_000, 10_000], true), 1, "any user may write the annotation");
+    }
 
     #[test]
     fn only_a_pod_with_a_request_bound_after_the_ledger_in_a_guarded_namespace_is_a_slip() {

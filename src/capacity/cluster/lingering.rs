@@ -5,8 +5,8 @@
 //! the agent reports what its processes still use as memory outside of pods. A report that does not come is waited for up
 //! to a deadline, and so is one that can show it: an agent may have changed to a source that does not tell processes.
 //!
-//! This is for nodes on which the binding guard decides. Where one GPU is behind a resource, kube-scheduler has given the
-//! room away by then, and the node would seem overcommitted.
+//! This is for nodes on which the binding guard decides. Elsewhere kube-scheduler has given the room away by then, and the
+//! node would seem overcommitted. The reports that show processes also put the binding guard in charge of one single GPU.
 
 use std::time::Duration;
 
@@ -91,6 +91,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::num::NonZeroU32;
 
+    use super::super::NodeView;
     use super::*;
     use crate::capacity::gpu::{AllocationPolicy, Gpu, GpuId};
     use crate::capacity::node::inventory::{Inventory, InventoryGpu, Source};
@@ -216,15 +217,39 @@ mod tests {
         assert!(!counts(&cluster, "p"));
     }
 
-    #[test]
-    fn where_kube_scheduler_decides_a_pod_is_released_at_once() {
+    /// A node with one GPU, whose agent once showed that `p` uses memory, and now reads this source.
+    fn with_one_gpu(source: Source) -> Cluster {
         let mut cluster = cluster();
         cluster.apply_node("n", facts(vec![pool(&[10_000], 4)]));
         let mut content = report(1, &["p"], 0);
-        content.inventory.as_mut().expect("a report").gpus.values_mut().for_each(|gpus| gpus.truncate(1));
+        let inventory = content.inventory.as_mut().expect("a report");
+        inventory.gpus.values_mut().for_each(|gpus| gpus.truncate(1));
+        inventory.source = source;
         cluster.apply_ledger("n", Some(content));
+        cluster
+    }
+
+    #[test]
+    fn where_kube_scheduler_decides_a_pod_is_released_at_once() {
+        let mut cluster = with_one_gpu(Source::DcgmExporter);
         cluster.end_pod(&uid("p"));
         assert!(!counts(&cluster, "p"), "its successor may be bound already");
+    }
+
+    #[test]
+    fn on_one_gpu_the_successor_of_a_pod_waits_until_the_agent_no_longer_shows_its_memory() {
+        let mut cluster = with_one_gpu(Source::Driver);
+        let refused = |cluster: &Cluster| {
+            let NodeView { facts, ledger, .. } = cluster.node("n").expect("the node");
+            ledger.assume(&uid("next"), &holder(4_000), &facts.pools, &rules(), NOW).is_err()
+        };
+        assert!(refused(&cluster), "4,000 of 10,000 MiB are held twice");
+        cluster.end_pod(&uid("p"));
+        assert!(refused(&cluster), "its process may be there still");
+        let mut content = report(2, &[], 0);
+        content.inventory.as_mut().expect("a report").gpus.values_mut().for_each(|gpus| gpus.truncate(1));
+        cluster.apply_ledger("n", Some(content));
+        assert!(!refused(&cluster));
     }
 
     #[test]

@@ -85,9 +85,10 @@ impl Inventory {
     pub fn applied_to(&self, pools: &[Pool]) -> Vec<Pool> {
         let replaced = |pool: &Pool| match self.gpus.get(&pool.resource) {
             Some(gpus) => self.replace(pool, gpus),
-            None => Pool { allocation_policy: self.allocation_policy, ..pool.clone() },
+            None => pool.clone(),
         };
-        pools.iter().map(replaced).collect()
+        let (allocation_policy, tells_processes) = (self.allocation_policy, self.source.tells_processes());
+        pools.iter().map(replaced).map(|pool| Pool { allocation_policy, tells_processes, ..pool }).collect()
     }
 
     fn replace(&self, pool: &Pool, reported: &[InventoryGpu]) -> Pool {
@@ -108,7 +109,7 @@ impl Inventory {
             Sharing::Exclusive | Sharing::Unstated if shared => Sharing::UnknownMethod,
             said @ (Sharing::Exclusive | Sharing::Unstated) => said,
         };
-        Pool { sharing, contents, allocation_policy: self.allocation_policy, ..pool.clone() }
+        Pool { sharing, contents, ..pool.clone() }
     }
 }
 
@@ -154,6 +155,7 @@ mod tests {
             contents: Err(why),
             allocation_policy: AllocationPolicy::Unverified,
             hard_limits: false,
+            tells_processes: false,
         }
     }
 

@@ -221,6 +221,7 @@ impl NodeLedger {
                 let verified = |pool: &&mut Pool| pool.allocation_policy != AllocationPolicy::Unverified;
                 let steered = |pool: &&mut Pool| pool.allocation_policy == AllocationPolicy::Steered;
                 if self.has_stale_report() {
+                    pools.iter_mut().for_each(|pool| pool.tells_processes = false);
                     pools.iter_mut().filter(verified).for_each(|pool| pool.allocation_policy = AllocationPolicy::Stale);
                 } else if self.doubt.is_some() {
                     pools

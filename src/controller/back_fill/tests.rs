@@ -46,6 +46,7 @@ fn lacking(names: &[String]) -> Vec<MissingAnnotations> {
         contents: Ok(Contents { gpus, replicas: NonZeroU32::new(4).unwrap() }),
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     };
     let request = Vram::from_mib(5720);
     let part = Part { container: "main".into(), role: Role::App, amount: Amount::Requested(request), gpu: None };

@@ -305,6 +305,7 @@ pub fn imagined(gpus: u32, size: Vram) -> Pool {
         }),
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     }
 }
 

@@ -30,12 +30,16 @@ pub(super) async fn start() -> ControlPlane {
         .kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/gpuledgers.vramguard.dev"])
         .await
         .expect_success();
-    // kwok would run the pods of the DaemonSet as its own.
-    let mut objects = manifests(&plane, "deploy/agent").await;
-    objects.retain(|object| object["kind"] != "DaemonSet");
-    plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).await;
+    install(&plane).await;
     plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
     plane
+}
+
+/// Applies the manifests of the agent, but not its DaemonSet, whose pods kwok would run as its own.
+pub(super) async fn install(plane: &ControlPlane) {
+    let mut objects = manifests(plane, "deploy/agent").await;
+    objects.retain(|object| object["kind"] != "DaemonSet");
+    plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).await;
 }
 
 /// A kubeconfig of the agent's account with a token for a pod on this node, as its kubelet would request it.

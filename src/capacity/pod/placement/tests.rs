@@ -195,6 +195,7 @@ fn two_gpus(replicas: u32) -> NodeFacts {
         contents,
         allocation_policy: AllocationPolicy::Unverified,
         hard_limits: false,
+        tells_processes: false,
     };
     NodeFacts { pools: vec![pool], ..NodeFacts::default() }
 }
