@@ -32,6 +32,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use crate::agent::kubelet::KubeletDirectory;
 use crate::agent::kubelet::pod_resources::PodResourcesClient;
@@ -349,13 +350,23 @@ async fn follow_topology(shared: &Shared) {
     }
 }
 
-/// Returns trust whose time has come.
+/// Returns trust whose time has come, if the kubelet lists its pods: without that list no answer is by the ledger.
 async fn return_trust(shared: &Shared) {
     loop {
         tokio::time::sleep(TRUST).await;
+        let is_due = |health: &Health| health.resources.values().any(|resource| resource.trust.is_due(node::now()));
+        if !is_due(&shared.outputs.health.borrow()) {
+            continue;
+        }
+        let can_answer = match shared.pod_resources.list(answer::DECIDE).await {
+            Ok(_) => true,
+            // The kubelet is asked too often just now, which says nothing.
+            Err(error) if error.code() == Code::ResourceExhausted => continue,
+            Err(_) => false,
+        };
         shared.outputs.health.send_if_modified(|health| {
             let before = health.clone();
-            health.resources.values_mut().for_each(|resource| resource.trust.pass_time(node::now()));
+            health.resources.values_mut().for_each(|resource| resource.trust.pass_time(node::now(), can_answer));
             *health != before
         });
     }

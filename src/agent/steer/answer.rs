@@ -28,7 +28,7 @@ use crate::k8s::checkpoint::Checkpoint;
 /// Time limit of an answer. The kubelet admits no pod meanwhile.
 pub(super) const DEADLINE: Duration = Duration::from_millis(280);
 /// Time limit of a decision. The rest is for the device plugin's own answer.
-const DECIDE: Duration = Duration::from_millis(200);
+pub(super) const DECIDE: Duration = Duration::from_millis(200);
 /// Pause after the kubelet refused to list its pods because it was asked too often.
 const REFUSED: Duration = Duration::from_millis(10);
 /// Time limit for reading pods and the ledger from the API server.

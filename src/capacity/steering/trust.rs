@@ -1,8 +1,9 @@
-//! Trust that the next answer is by the ledger. Owns when answers that were not end the claim that a node is steered, and
-//! when it is made again.
+//! Trust that the next answer is by the ledger. Owns when answers without the ledger end the claim that a node is steered,
+//! and when it is made again.
 //!
-//! Only another question shows whether the cause is gone, and a node that is not steered may get none: its pods may all be
-//! larger than a slot. So trust returns by itself.
+//! Often only another question shows whether the cause is gone, and a node that is not steered may get none: its pods may
+//! all be larger than a slot. So trust returns by itself. If the cause is still there, the pods that are bound until the
+//! next report may get another GPU than was reserved for them, which is why trust returns more and more slowly.
 
 use std::time::Duration;
 
@@ -50,12 +51,23 @@ impl Trust {
         (self.length, self.until) = (Some(length), Some(now.after(length)));
     }
 
-    /// Returns the trust if its time has come at a moment. It has also come if it is further away than it ever was: then the
-    /// clock was set back.
-    pub fn pass_time(&mut self, now: Moment) {
+    /// Whether the time has come at a moment for trust to return. It has also come if it is further away than it ever was:
+    /// then the clock was set back.
+    pub fn is_due(&self, now: Moment) -> bool {
         let furthest = now.after(self.length.unwrap_or_default());
-        if self.until.is_some_and(|until| until <= now || until > furthest) {
+        self.until.is_some_and(|until| until <= now || until > furthest)
+    }
+
+    /// Returns the trust if its time has come at a moment. `can_answer` is whether all that can be tried without a question
+    /// works now; if not, trust stays away once more for as long.
+    pub fn pass_time(&mut self, now: Moment, can_answer: bool) {
+        if !self.is_due(now) {
+            return;
+        }
+        if can_answer {
             (self.in_a_row, self.why, self.until) = (0, None, None);
+        } else {
+            self.until = self.length.map(|length| now.after(length));
         }
     }
 
@@ -100,9 +112,21 @@ mod tests {
         trust.answered(Some(Fallback::PodNotFound), NOW);
         let reason = "the last 2 answers were not by the ledger (PodNotFound); steering is tried again 30 s later";
         assert_eq!(trust.lost().as_deref(), Some(reason));
-        trust.pass_time(after(29));
+        trust.pass_time(after(29), true);
         assert!(trust.lost().is_some());
-        trust.pass_time(after(30));
+        trust.pass_time(after(30), true);
+        assert_eq!(trust.lost(), None);
+    }
+
+    #[test]
+    fn trust_stays_away_while_what_can_be_tried_does_not_work() {
+        let mut trust = Trust::default();
+        trust.answered(Some(Fallback::ListFailed), NOW);
+        trust.answered(Some(Fallback::ListFailed), NOW);
+        trust.pass_time(after(30), false);
+        trust.pass_time(after(59), true);
+        assert!(trust.lost().is_some());
+        trust.pass_time(after(60), true);
         assert_eq!(trust.lost(), None);
     }
 
@@ -111,9 +135,9 @@ mod tests {
         let mut trust = Trust::default();
         trust.answered(Some(Fallback::Late), NOW);
         trust.answered(Some(Fallback::Late), NOW);
-        trust.pass_time(NOW);
+        trust.pass_time(NOW, true);
         assert!(trust.lost().is_some());
-        trust.pass_time(NOW.before(Duration::from_secs(3_600)));
+        trust.pass_time(NOW.before(Duration::from_secs(3_600)), true);
         assert_eq!(trust.lost(), None);
     }
 
@@ -126,7 +150,7 @@ mod tests {
             let since = seconds;
             while trust.lost().is_some() {
                 seconds += 1;
-                trust.pass_time(after(seconds));
+                trust.pass_time(after(seconds), true);
             }
             lengths.push(seconds - since);
         }
@@ -146,12 +170,12 @@ mod tests {
             let mut bad: Vec<u64> = Vec::new();
             for (pause, good) in steps {
                 seconds += pause;
-                trust.pass_time(after(seconds));
+                trust.pass_time(after(seconds), true);
                 trust.answered((!good).then_some(Fallback::Late), after(seconds));
                 if good { bad.clear() } else { bad.push(seconds) }
                 prop_assert_eq!(trust.lost().is_some(), bad.len() >= 2, "{:?}", bad);
                 let mut later = trust.clone();
-                later.pass_time(after(seconds + 600));
+                later.pass_time(after(seconds + 600), true);
                 prop_assert_eq!(later.lost(), None, "it is never away for longer than ten minutes");
             }
         }
