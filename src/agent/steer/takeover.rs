@@ -192,8 +192,10 @@ impl Plugin {
     fn tell_unread(&self) {
         // A kubelet that turned out to keep one registration is not looked at again.
         let matters = self.shared.kubelet().may_keep_both();
-        let unread = self.allocated.lock().unread().filter(|_| matters).map(str::to_owned);
-        self.shared.update_health(&self.resource.0, |health| health.records_unread = unread);
+        // Read only while the health is locked: another task may read the records at the same time, and tell that first.
+        self.shared.update_health(&self.resource.0, |health| {
+            health.records_unread = self.allocated.lock().unread().filter(|_| matters).map(str::to_owned);
+        });
     }
 
     fn has_unread_records(&self) -> bool {

@@ -110,8 +110,9 @@ impl Allocated {
 
     /// Why the records are not known at present; `None` if the last look has read them.
     ///
-    /// An allocation without the agent may be among those that could not be read. Of a look after a beginning, it would
-    /// count as old for ever.
+    /// An allocation by the device plugin may be among those that could not be read. The first look after a beginning is
+    /// what later ones are compared with, so an allocation before it is never noticed: nothing is claimed until that look
+    /// has succeeded.
     pub fn unread(&self) -> Option<&str> {
         self.unread.as_deref()
     }
