@@ -8,6 +8,7 @@ use kube::Client;
 
 use super::node::{Ledger, Node, now};
 use crate::capacity::gpu::Resource;
+use crate::capacity::node::presence::AgentPod;
 use crate::capacity::vram::Vram;
 use crate::k8s::agent_pod::agent_pod;
 use crate::k8s::gpu_ledger::GpuLedger;
@@ -30,11 +31,13 @@ pub(super) async fn pods(client: Client, node: Arc<Node>, overhead: Vram) {
     let mut listed = Vec::new();
     let own = node.read(|state| state.observer.pod.as_ref().map(|own| own.uid.clone()));
     let tell = |event: Event<NodePod>| {
-        if let Event::Listed(pod) | Event::Applied(pod) = &event
+        if let Event::Listed(pod) | Event::Applied(pod) | Event::Deleted(pod) = &event
             && own.as_ref() == Some(&pod.uid())
             && let Some(seen) = agent_pod(&pod.object)
         {
-            node.update(|state| state.observer.sees_own(&seen));
+            // A deletion by force may be all that the watch shows.
+            let deleting = seen.deleting || matches!(event, Event::Deleted(_));
+            node.update(|state| state.observer.sees_own(&AgentPod { deleting, ..seen }));
         }
         match event {
             Event::ListBegins => {

@@ -135,9 +135,13 @@ async fn write(
     }
     let patch = Patch::Merge(report::patch(report, now()));
     match ledgers.patch_status(&node.name, &PatchParams::default(), &patch).await {
-        Ok(_) => {
-            // The watch may lag, and a ledger that seems to be missing would be written again.
-            node.update(|state| state.ledger = Ledger::Present);
+        Ok(stored) => {
+            let names = stored.agent_report().and_then(|report| report.pod).map(|pod| pod.uid);
+            node.update(|state| {
+                // The watch may lag, and a ledger that seems to be missing would be written again.
+                state.ledger = Ledger::Present;
+                state.observer.stored(names.as_ref());
+            });
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.code == 404 => {

@@ -1,8 +1,9 @@
 //! Steering as a part of the agent. Owns its start, what the report says of it, and the order in which it stops.
 //!
-//! The server counts a node as steered as long as the report says so, and the kubelet gets its devices from the agent. So
-//! an agent that stops first reports that it no longer steers, and only then hands the device plugin back to the kubelet,
-//! which lets it choose the GPUs. The kubelet goes back to a device plugin that was taken over by itself.
+//! The server counts a node as steered while the report says so and the pod that it names runs, and the kubelet gets its
+//! devices from the agent. So an agent that stops first reports that it no longer steers, and only then hands the device
+//! plugin back to the kubelet, which lets it choose the GPUs. The kubelet goes back to a device plugin that was taken over by
+//! itself.
 //!
 //! `kubectl delete -k` removes the agent's account and rights together with its pod, so that its last report is refused. The
 //! server then sees the end of the pod that the reports name, and the device plugin is handed back too.
@@ -31,10 +32,6 @@ const LAST_REPORT: Duration = Duration::from_secs(5);
 /// Pause between the last report and the hand-back. It is usually enough for the kubelet to admit the pods that were bound
 /// before the server had that report.
 const SETTLE: Duration = Duration::from_secs(1);
-/// How long each attempt to write the last report must be refused, so that the agent's account or rights count as removed. An
-/// API server that has just started refuses everything until it has read the rights. In the same time the server sees that
-/// the pod is being deleted, as the agent has seen it.
-const REFUSED: Duration = Duration::from_secs(2);
 /// Pause between attempts to write the last report.
 const RETRY: Duration = Duration::from_millis(300);
 /// Time limit for the hand-back: 2 s for calls of the kubelet that are open, 2 s for looks at whether it has the plugin
@@ -174,9 +171,7 @@ async fn write_last(client: &Client, node: &Node) -> Last {
                 refused = matches!(why, Unwritten::Refused(_)).then(|| refused.unwrap_or_else(Instant::now));
             }
         }
-        // Otherwise the server would believe the report before this one: the agent may be stopped by a liveness probe, or run
-        // outside of a pod.
-        if node.read(|state| state.observer.is_deleted()) && refused.is_some_and(|since| since.elapsed() >= REFUSED) {
+        if refused.is_some_and(|since| node.read(|state| state.observer.ends_known(since.elapsed()))) {
             return Last::Refused;
         }
         sleep(RETRY).await;

@@ -2,6 +2,7 @@
 //! become the next report; it is told each of them, and does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::containers::{ContainerKey, Containers};
 use super::finding::Finding;
@@ -12,11 +13,16 @@ use super::replicas::Replicas;
 use super::report::{ContainerReport, Driver, GpuReport, MAX_CONTAINERS, Report};
 use super::{GpuLook, GpuMemory, Look};
 use crate::capacity::gpu::{AllocationPolicy, GpuIndex, Resource};
-use crate::capacity::name::Name;
+use crate::capacity::name::{Name, PodUid};
 use crate::capacity::node::inventory::Source;
 use crate::capacity::node::presence::{AgentPod, Instance, NamedPod};
 use crate::capacity::time::Moment;
 use crate::capacity::verdict::Unreadable;
+
+/// How long each attempt to write the last report must be refused, so that the agent's account or rights count as removed. An
+/// API server that has just started refuses everything until it has read the rights. In the same time the server sees that
+/// the pod is being deleted, as the agent has seen it.
+const REFUSED: Duration = Duration::from_secs(2);
 
 /// The state of a node agent.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +32,8 @@ pub struct Observer {
     pub pod: Option<NamedPod>,
     /// Whether the API server has shown that the deletion of this pod has begun.
     is_deleted: bool,
+    /// Whether the report that the API server has stored names this pod.
+    is_named: bool,
     /// The pods of the node.
     pub owners: Owners,
     containers: Containers,
@@ -191,9 +199,19 @@ impl Observer {
         };
     }
 
-    /// Whether the pod that the agent itself runs in is being deleted, which the server sees as well.
-    pub fn is_deleted(&self) -> bool {
-        self.is_deleted
+    /// Notes which pod the stored report names. It is none if the definition of `GpuLedger` is of a version without that
+    /// field, because the API server drops it then.
+    pub fn stored(&mut self, names: Option<&PodUid>) {
+        self.is_named = names.is_some() && names == self.pod.as_ref().map(|own| &own.uid);
+    }
+
+    /// Whether the server learns that this agent no longer steers, although its last report was refused for this long: it
+    /// sees the deletion of the pod that the stored report names.
+    ///
+    /// Otherwise it would believe the report before. The agent may have been stopped by a liveness probe, or run outside of
+    /// a pod.
+    pub fn ends_known(&self, refused: Duration) -> bool {
+        self.is_deleted && self.is_named && refused >= REFUSED
     }
 
     /// The UUIDs of the GPUs that were seen.

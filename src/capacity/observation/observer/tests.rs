@@ -348,7 +348,23 @@ fn a_report_names_the_container_of_its_agent_only_while_it_is_seen_to_run() {
     assert_eq!(sees(Instance::Running("c1".into())), (Some("c1".into()), Change::Slight));
     assert_eq!(sees(Instance::NotRunning("Error".into())), (None, Change::Placement), "the end of an earlier one");
     assert_eq!(sees(Instance::Running("c2".into())), (Some("c2".into()), Change::Placement));
-    assert!(!observer.is_deleted());
-    observer.sees_own(&AgentPod { node: "n".into(), deleting: true, container: Instance::Running("c2".into()) });
-    assert!(observer.is_deleted());
+}
+
+#[test]
+fn the_end_of_steering_is_known_without_a_report_only_by_the_deletion_of_the_pod_that_the_stored_one_names() {
+    let own = PodUid::from("own".to_owned());
+    let ends_known = |deleting: bool, stored: Option<&str>, refused: Duration| {
+        let mut observer = observer();
+        let name = PodName { namespace: "vramguard-agent".into(), name: "agent".into() };
+        observer.pod = Some(NamedPod { uid: own.clone(), name, container: None });
+        observer.sees_own(&AgentPod { node: "n".into(), deleting, container: Instance::Running("c1".into()) });
+        observer.stored(stored.map(|uid| PodUid::from(uid.to_owned())).as_ref());
+        observer.ends_known(refused)
+    };
+    assert!(ends_known(true, Some("own"), REFUSED));
+    assert!(!ends_known(true, Some("own"), REFUSED - Duration::from_millis(1)), "the API server may have just started");
+    assert!(!ends_known(false, Some("own"), REFUSED), "a probe stopped it, and the server sees a pod that stays");
+    assert!(!ends_known(true, None, REFUSED), "the definition of GpuLedger does not know the field");
+    assert!(!ends_known(true, Some("other"), REFUSED));
+    assert!(!observer().ends_known(REFUSED), "it runs outside of a pod");
 }
