@@ -26,7 +26,7 @@ use crate::report::assemble::{self, Origin};
 use crate::report::baseline::{self, FailOn};
 use crate::report::document::{Gap, Report};
 use crate::report::{Format, ReportApi};
-use crate::state::objects::{Objects, Unread};
+use crate::state::objects::{Objects, Unread, has_all_pods};
 use crate::state::policies;
 
 mod output;
@@ -315,6 +315,9 @@ async fn read_live(objects: &Objects, reader: &mut Reader, progress: &Progress) 
     progress.end();
     let mut gaps = read.map_err(live::failure)?;
     gaps.extend(unread.gap());
+    if has_all_pods(&gaps) {
+        reader.has_all_pods();
+    }
     Ok(gaps)
 }
 

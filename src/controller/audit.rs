@@ -22,7 +22,7 @@ use crate::k8s::document::resource;
 use crate::report;
 use crate::report::assemble::{self, Origin};
 use crate::report::document::{Gap, Report};
-use crate::state::objects::{Objects, Unread};
+use crate::state::objects::{Objects, Unread, has_all_pods};
 
 mod bound;
 mod reports;
@@ -106,6 +106,9 @@ async fn look(controller: &Controller, with_page: bool) -> anyhow::Result<Audit>
         tracing::warn!("audit: {why:?}");
     }
     gaps.extend(left_out);
+    if has_all_pods(&gaps) {
+        reader.has_all_pods();
+    }
     let generation = controller.policies.current();
     let now = now();
     reader.read_at(Moment(now.as_millisecond()));

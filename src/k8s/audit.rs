@@ -325,6 +325,12 @@ impl Reader {
         self.objects
     }
 
+    /// Declares that all pods of the cluster were added, and after the ledgers. A report then claims nothing whose agent is in
+    /// none of them.
+    pub fn has_all_pods(&mut self) {
+        self.cluster.follow_agent_pods();
+    }
+
     /// What the node agents have reported.
     pub fn observed(&self) -> Observations {
         let mut observed = Observations::default();

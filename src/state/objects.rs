@@ -37,6 +37,10 @@ const fn of(
     Resource { path, kind, plural, namespaced, lacks }
 }
 
+/// What a gap is about that lacks pods.
+const PODS: &str = "pods";
+/// What a gap is about that lacks objects of any kind.
+const OBJECTS: &str = "objects";
 const APPS: &str = "/apis/apps/v1";
 const BATCH: &str = "/apis/batch/v1";
 const OWNERS: Option<&str> = Some("templates of this kind are not checked, and its pods may be named one by one");
@@ -76,7 +80,7 @@ const RESOURCES: [Resource; 21] = [
     of("/apis/resource.k8s.io/v1", "ResourceClaim", "resourceclaims", true, DRA),
     of("/apis/resource.k8s.io/v1beta2", "ResourceClaim", "resourceclaims", true, DRA),
     of("/apis/resource.k8s.io/v1beta1", "ResourceClaim", "resourceclaims", true, DRA),
-    of("/api/v1", "Pod", "pods", true, None),
+    of("/api/v1", "Pod", PODS, true, None),
 ];
 
 /// The objects of a cluster.
@@ -122,7 +126,7 @@ impl Unread {
             1 => format!("1 object could not be read: {first}; it is not counted"),
             _ => format!("{count} objects could not be read, the first: {first}; they are not counted"),
         };
-        Some(Gap { what: "objects".to_owned(), why })
+        Some(Gap { what: OBJECTS.to_owned(), why })
     }
 }
 
@@ -151,6 +155,11 @@ pub enum ObjectsError {
     /// An object cannot be read.
     #[error("{0}")]
     Object(String),
+}
+
+/// Whether all pods of the cluster were read, as far as these gaps tell.
+pub fn has_all_pods(gaps: &[Gap]) -> bool {
+    gaps.iter().all(|gap| gap.what != PODS && gap.what != OBJECTS)
 }
 
 impl Objects {
