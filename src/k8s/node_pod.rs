@@ -1,5 +1,5 @@
 //! Pod object → what a node agent needs to know of a pod on its node. Owns which fields that takes beyond those of
-//! [`PodObject`]: the ids of containers, which the server never reads.
+//! [`PodObject`]: the ids of all containers.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use super::agent_pod::without_runtime;
 use super::object::PodObject;
 use super::pod;
 use crate::capacity::name::{Name, PodUid};
@@ -30,8 +31,8 @@ impl<'de> Deserialize<'de> for NodePod {
         let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
         let statuses = lists.iter().filter_map(|list| value["status"][list].as_array()).flatten();
         let ids = statuses.filter_map(|status| {
-            let (_runtime, id) = status["containerID"].as_str()?.split_once("://")?;
-            Some((status["name"].as_str()?.to_owned(), id.to_owned()))
+            let id = without_runtime(status["containerID"].as_str()?)?;
+            Some((status["name"].as_str()?.to_owned(), id.as_str().to_owned()))
         });
         Ok(NodePod { object, ids: ids.collect() })
     }
