@@ -26,7 +26,8 @@ impl NodeLedger {
     /// Reserves a place for a pod on this node.
     ///
     /// `holder` is what the pod will hold once it is bound. A pod never gets a second reservation on the node: if it
-    /// has one, the answer names the GPU of that one. Its time starts anew if the pod has not been seen here yet.
+    /// has one, the answer names the GPU of that one. If the pod has not been seen here yet, it must still fit as the
+    /// node counts now, and the time of the reservation starts anew.
     ///
     /// # Errors
     ///
@@ -41,11 +42,14 @@ impl NodeLedger {
     ) -> Result<Assumed, Unplaced> {
         let mut reservations = self.content().map(|content| content.reservations.clone()).unwrap_or_default();
         if let Some(reservation) = reservations.get_mut(uid) {
-            let gpu = reservation.gpu.clone();
             if reservation.state != State::Assumed {
                 // The pod has been seen bound here, so the reservation does not expire.
-                return Ok(Assumed { gpu, write: None });
+                return Ok(Assumed { gpu: reservation.gpu.clone(), write: None });
             }
+            // The node may have changed its mode since the first bind. A device plugin that chooses the GPU may give
+            // the pod another one than the reserved one, so the pod has to fit again.
+            let gpu = self.choose_again(uid, holder, reservation.gpu.as_ref(), pools, rules)?;
+            reservation.gpu.clone_from(&gpu);
             // A second bind of the pod to this node is in progress, and it may take as long as the first one. So the
             // reservation expires later.
             reservation.since = reservation.since.max(now);
@@ -72,6 +76,20 @@ impl NodeLedger {
     ) -> Result<Option<GpuId>, Unplaced> {
         let pool = pool_for(holder, pools)?;
         self.place(uid, holder, pool, rules).map_err(|free| self.unplaced(holder, pool, free, rules))
+    }
+
+    /// Returns the GPU of a pod that has a reservation which names `reserved`, if the pod still fits.
+    fn choose_again(
+        &self,
+        uid: &PodUid,
+        holder: &Holder,
+        reserved: Option<&GpuId>,
+        pools: &[Pool],
+        rules: &Rules,
+    ) -> Result<Option<GpuId>, Unplaced> {
+        let pool = pool_for(holder, pools)?;
+        let kept = self.place_again(uid, holder, reserved, pool, rules);
+        kept.map_err(|free| self.unplaced(holder, pool, free, rules))
     }
 
     fn unplaced(&self, holder: &Holder, pool: &Pool, free: Vram, rules: &Rules) -> Unplaced {

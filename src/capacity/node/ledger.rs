@@ -339,10 +339,38 @@ impl NodeLedger {
     /// Fails if the demand does not fit. The error is the largest demand that would fit. It is 0 if the GPUs or the
     /// demand are not known.
     pub fn place(&self, uid: &PodUid, newcomer: &Holder, pool: &Pool, rules: &Rules) -> Result<Option<GpuId>, Vram> {
+        let (occupancy, demand) = self.without(uid, newcomer, pool, rules)?;
+        occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
+    }
+
+    /// As [`NodeLedger::place`], for a pod with a reservation that names the GPU `reserved`. The pod gets no other GPU,
+    /// because an earlier bind of it may still commit.
+    ///
+    /// # Errors
+    /// As for [`NodeLedger::place`].
+    pub fn place_again(
+        &self,
+        uid: &PodUid,
+        newcomer: &Holder,
+        reserved: Option<&GpuId>,
+        pool: &Pool,
+        rules: &Rules,
+    ) -> Result<Option<GpuId>, Vram> {
+        let (occupancy, demand) = self.without(uid, newcomer, pool, rules)?;
+        occupancy.place_again(demand, newcomer.comes_to(pool), reserved).map(|gpu| gpu.cloned())
+    }
+
+    /// The occupancy of a pool without a pod, and the demand of that pod. The error is 0.
+    fn without<'p>(
+        &self,
+        uid: &PodUid,
+        newcomer: &Holder,
+        pool: &'p Pool,
+        rules: &Rules,
+    ) -> Result<(Occupancy<'p>, Vram), Vram> {
         let others = self.shares(pool, rules, Counted::All, Some(uid));
         let occupancy = Occupancy::of(pool, rules, others).ok_or(Vram::ZERO)?;
-        let demand = newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?;
-        occupancy.place(demand, newcomer.comes_to(pool)).map(|gpu| gpu.cloned())
+        Ok((occupancy, newcomer.amount(pool.slot(rules), rules).ok_or(Vram::ZERO)?))
     }
 
     fn occupancy<'p>(&self, pool: &'p Pool, rules: &Rules, counting: Counted) -> Option<Occupancy<'p>> {

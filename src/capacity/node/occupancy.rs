@@ -270,6 +270,24 @@ impl<'a> Occupancy<'a> {
         Ok(chosen.map(|gpu| &self.contents.gpus[gpu].id))
     }
 
+    /// As [`Occupancy::place`], for a pod with a reservation. In mode steered it keeps its reserved GPU. If the
+    /// reservation names none, the pod may be on any GPU, as when the device plugin chooses.
+    pub(super) fn place_again(
+        &self,
+        demand: Vram,
+        newcomer: Newcomer,
+        reserved: Option<&GpuId>,
+    ) -> Result<Option<&GpuId>, Vram> {
+        let (Accounting::Steered, Newcomer::Steered(replicas)) = (self.accounting, newcomer) else {
+            return self.place(demand, newcomer);
+        };
+        let Some(gpu) = reserved.and_then(|gpu| self.position(gpu)) else {
+            return self.place(demand, Newcomer::Unassigned(replicas));
+        };
+        let free = self.free_steered(gpu, replicas).map_or(Vram::ZERO, Balance::free);
+        if demand <= free { Ok(Some(&self.contents.gpus[gpu].id)) } else { Err(free) }
+    }
+
     /// What one more steered pod can get of a GPU in the worst case. `None` if the GPU takes no further pod: it may have
     /// too few free replicas, a starting pod may block it, or it may be overcommitted.
     ///

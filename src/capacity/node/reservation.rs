@@ -26,6 +26,9 @@
 //! when the request timeout has passed, plus the skew between the clocks of two replicas of vramguard. An old reservation
 //! is void if a quorum read made after that finds the pod unbound. To assume the pod again renews `since`, because
 //! another bind is then under way.
+//!
+//! *Assume again*: the node may have changed its mode since the first time. So the pod must still fit. Where the device
+//! plugin chooses the GPU now, the reservation no longer names one.
 
 use std::fmt;
 use std::time::Duration;

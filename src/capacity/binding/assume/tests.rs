@@ -104,6 +104,38 @@ fn a_pod_assumed_again_keeps_its_gpu_and_gets_younger_but_never_older() {
 }
 
 #[test]
+fn a_pod_asked_for_again_is_refused_once_the_device_plugin_may_give_it_another_gpu() {
+    // GPU 1 was reserved while the agent steered. Since then it has reported that it does not.
+    let slots = |request| {
+        let held = [
+            ("p", reservation(pod(request), Some(1), State::Assumed, 5)),
+            ("q", reservation(pod(9000), Some(0), State::Confirmed, 5)),
+        ];
+        let content = content(AllocationPolicy::Unverified, reservations(held));
+        assume(&cluster(), content, "p", &pod(request), 9)
+    };
+    let refused = slots(6000).unwrap_err();
+    assert!(matches!(refused, Unplaced::Shortfall { .. }), "{refused:?}");
+    // A pod that fits on any GPU is no longer promised one.
+    let again = slots(1000).unwrap();
+    assert_eq!(again.gpu, None);
+    assert_eq!(again.write.unwrap().of(&uid("p")), Some(&reservation(pod(1000), None, State::Assumed, 9)));
+}
+
+#[test]
+fn a_pod_asked_for_again_is_refused_if_others_have_filled_its_gpu() {
+    // The device plugin put q onto GPU 0 while the agent did not steer.
+    let held = reservations([
+        ("p", reservation(pod(6000), Some(0), State::Assumed, 5)),
+        ("q", reservation(pod(9000), Some(0), State::Confirmed, 5)),
+    ]);
+    let Unplaced::Shortfall { free, .. } = assume(&cluster(), under(held), "p", &pod(6000), 9).unwrap_err() else {
+        panic!("the reason is not the memory")
+    };
+    assert_eq!(free, mib(1000));
+}
+
+#[test]
 fn a_pod_whose_place_is_settled_is_answered_without_a_write() {
     for state in [State::Confirmed, State::Adopted] {
         let held = reservations([("p", reservation(pod(6000), Some(1), state, 5))]);

@@ -2,11 +2,14 @@
 //!
 //! The caches of the replicas lag, and their events are repeated and reordered. Clocks differ, answers are lost, and
 //! binds commit late or never. Controllers write based on what they saw some time ago. The runs are long and random,
-//! while [`model`](super::model) is short and complete.
+//! while [`model`](super::model) is short and complete. In [`modes`], the nodes also change their mode meanwhile.
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::capacity::node::presence::{AgentPod, Instance};
+
+mod modes;
 
 const NODES: [&str; 2] = ["a", "b"];
 /// The sizes of each node's GPUs, in MiB. With [`REPLICAS`] replicas of each, a node has four pods at most.
@@ -32,6 +35,7 @@ enum Event {
     Node { node: usize, there: bool },
     Pod { pod: usize, phase: Phase },
     Ledger { node: usize, object: Object },
+    Agent { node: usize, instance: Option<u32> },
 }
 
 /// One replica of the server.
@@ -49,6 +53,8 @@ struct Bind {
     node: usize,
     gpu: Option<u32>,
     asked: i64,
+    /// The version of the ledger with its reservation.
+    version: u64,
 }
 
 /// A pending write of a controller.
@@ -66,6 +72,8 @@ struct World {
     replicas: Vec<Replica>,
     binds: Vec<Bind>,
     proposals: Vec<Proposal>,
+    /// The instance of each node's agent that runs in a pod; `None` if the pod is being deleted or does not exist.
+    agents: Vec<Option<u32>>,
     now: i64,
 }
 
@@ -95,6 +103,7 @@ impl World {
             replicas: ahead.iter().map(replica).collect(),
             binds: vec![],
             proposals: vec![],
+            agents: vec![None; 2],
             now: 1_700_000_000_000,
         };
         (0..ahead.len()).for_each(|replica| world.restart(replica));
@@ -102,12 +111,16 @@ impl World {
     }
 
     fn holder(&self, pod: usize, gpu: Option<u32>) -> Holder {
-        let demand = self.demands[pod];
-        if self.allocation_policy == AllocationPolicy::Steered { annotated(demand, gpu) } else { super::pod(demand) }
+        annotated(self.demands[pod], gpu)
     }
 
     fn uid(pod: usize) -> PodUid {
         PodUid::from(format!("uid-{pod}"))
+    }
+
+    /// The uid of the pod of a node's agent.
+    fn agent(node: usize) -> PodUid {
+        PodUid::from(format!("uid-agent-{node}"))
     }
 
     fn tell(&mut self, event: &Event) {
@@ -131,6 +144,14 @@ impl World {
                 self.replicas[replica].cluster.apply_ledger(NODES[node], object.content.clone());
                 self.replicas[replica].seen[node] = object;
             }
+            Event::Agent { node, instance: Some(instance) } => {
+                let container = Instance::Running(instance.to_string().into());
+                let pod = AgentPod { node: NODES[node].into(), deleting: false, container };
+                self.replicas[replica].cluster.apply_agent_pod(&World::agent(node), pod);
+            }
+            Event::Agent { node, instance: None } => {
+                self.replicas[replica].cluster.delete_agent_pod(&World::agent(node));
+            }
         }
     }
 
@@ -139,6 +160,7 @@ impl World {
         self.replicas[replica].inbox.clear();
         for node in 0..NODES.len() {
             self.apply(replica, Event::Node { node, there: true });
+            self.apply(replica, Event::Agent { node, instance: self.agents[node] });
             let object = self.ledgers[node].clone();
             self.apply(replica, Event::Ledger { node, object });
         }
@@ -155,6 +177,7 @@ impl World {
 
     fn restart(&mut self, replica: usize) {
         self.replicas[replica].cluster = Cluster::new(rules(), BTreeSet::new());
+        self.replicas[replica].cluster.follow_agent_pods();
         self.relist(replica);
     }
 
@@ -163,11 +186,17 @@ impl World {
         if self.ledgers[node].version != version {
             return false;
         }
-        let before = self.ledgers[node].content.take().unwrap_or_default();
-        let object = Object { version: version + 1, content: Some(LedgerContent { reservations, ..before }) };
-        self.ledgers[node] = object.clone();
-        self.tell(&Event::Ledger { node, object });
+        self.change(node, |content| content.reservations = reservations);
         true
+    }
+
+    /// Changes a ledger, whatever version it has, and sends the event to all replicas.
+    fn change(&mut self, node: usize, change: impl FnOnce(&mut LedgerContent)) {
+        let object = &mut self.ledgers[node];
+        object.version += 1;
+        change(object.content.get_or_insert_default());
+        let object = object.clone();
+        self.tell(&Event::Ledger { node, object });
     }
 
     /// Lets a scheduler bind a pod through a replica.
@@ -195,7 +224,8 @@ impl World {
                         GpuId::Index(index) => index,
                         GpuId::Uuid(uuid) => panic!("no GPU here is named {uuid}"),
                     });
-                    self.binds.push(Bind { pod, node, gpu, asked: self.now });
+                    let version = self.ledgers[node].version;
+                    self.binds.push(Bind { pod, node, gpu, asked: self.now, version });
                 }
                 return;
             }
@@ -313,6 +343,11 @@ impl World {
             let assumed: Vec<_> = assumed.map(|(_, r)| (r.holder.request.unwrap().mib(), index(&r.gpu))).collect();
             self.assert_fits(node, &assumed);
         }
+        self.check_published();
+    }
+
+    /// Asserts that no replica would publish less for a node than what the pods request that it sees there.
+    fn check_published(&self) {
         for replica in &self.replicas {
             for NodeView { ledger, usage, .. } in NODES.iter().filter_map(|name| replica.cluster.node(name)) {
                 let seen: Vram = ledger.holders().values().filter_map(|holder| holder.request).sum();
@@ -321,16 +356,19 @@ impl World {
         }
     }
 
+    /// The pods that have a reservation on a node.
+    fn promised(&self, node: usize) -> BTreeSet<PodUid> {
+        let content = self.ledgers[node].content.as_ref();
+        content.into_iter().flat_map(|content| content.reservations.iter()).map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// Asserts that all bound pods have a reservation, and that no other pod has one.
     fn check_calm(&self) {
         self.check();
-        for (node, object) in self.ledgers.iter().enumerate() {
+        for (node, name) in NODES.iter().enumerate() {
             let bound: BTreeSet<PodUid> = self.bound_to(node).map(|(pod, _)| World::uid(pod)).collect();
-            let reservations = object.content.as_ref().map(|content| &content.reservations);
-            let promised: BTreeSet<PodUid> =
-                reservations.into_iter().flat_map(Reservations::iter).map(|(uid, _)| uid.clone()).collect();
-            assert_eq!(promised, bound);
-            let usage = self.replicas[0].cluster.node(NODES[node]).unwrap().usage;
+            assert_eq!(self.promised(node), bound);
+            let usage = self.replicas[0].cluster.node(name).unwrap().usage;
             let sum = self.bound_to(node).map(|(pod, _)| self.demands[pod]).sum();
             assert_eq!((usage.bound.mib(), usage.deficit), (sum, None));
         }
@@ -371,13 +409,17 @@ enum Step {
 const PODS: usize = 8;
 
 fn steps(replicas: usize) -> impl Strategy<Value = Vec<Step>> {
+    proptest::collection::vec(step(replicas), 0..100)
+}
+
+fn step(replicas: usize) -> impl Strategy<Value = Step> {
     let (node, replica, pod) = (0..NODES.len(), 0..replicas, 0..PODS);
     let bind = (replica.clone(), pod.clone(), node.clone(), proptest::bool::weighted(0.85));
     let deliver = (replica.clone(), 0usize..8, proptest::bool::weighted(0.2));
     let bind = bind.prop_map(|(replica, pod, node, answered)| Step::Bind { replica, pod, node, answered });
     let deliver = deliver.prop_map(|(replica, event, again)| Step::Deliver { replica, event, again });
     let propose = (replica.clone(), node.clone()).prop_map(|(replica, node)| Step::Propose { replica, node });
-    let step = prop_oneof![
+    prop_oneof![
         8 => bind,
         6 => (0usize..4).prop_map(Step::Commit),
         1 => (0usize..4).prop_map(Step::Fail),
@@ -389,8 +431,7 @@ fn steps(replicas: usize) -> impl Strategy<Value = Vec<Step>> {
         5 => propose,
         4 => (0usize..3).prop_map(Step::Settle),
         2 => (0i64..95_000).prop_map(Step::Pass),
-    ];
-    proptest::collection::vec(step, 0..100)
+    ]
 }
 
 fn play(world: &mut World, step: &Step) {
