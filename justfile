@@ -31,7 +31,7 @@ pure:
 chaos rounds="3":
     VRAMGUARD_ROUNDS={{ rounds }} cargo test --locked --test it -- --ignored --nocapture chaos::
 
-# Steers 280 pods through faults of agent, device plugin, kubelet, containerd and API server on a real kubelet: three minutes
+# Steers 280 pods of mixed demands on a real kubelet through random faults of its parts: some minutes; VRAMGUARD_SEED repeats a run
 steering:
     cargo test --locked --test it -- --ignored --nocapture steering::long
 

@@ -23,7 +23,7 @@ mod faults;
 mod hardware;
 mod node_agent;
 mod run;
-mod seed;
+pub(crate) mod seed;
 mod view;
 
 use std::time::Duration;

@@ -2,11 +2,11 @@
 
 /// A SplitMix64 generator, which is small and good enough to shuffle pods.
 #[derive(Clone)]
-pub(super) struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
     /// A separate sequence for each part of a run, so that a part can draw more numbers without changing the others.
-    pub(super) fn of(seed: u64, part: &str) -> Chance {
+    pub(crate) fn of(seed: u64, part: &str) -> Chance {
         let salt = part.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
         });
@@ -22,22 +22,22 @@ impl Chance {
     }
 
     /// A number in `low..=high`.
-    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.draw() % (high - low + 1)
     }
 
     /// True in `chances` of 100 draws.
-    pub(super) fn percent(&mut self, chances: u64) -> bool {
+    pub(crate) fn percent(&mut self, chances: u64) -> bool {
         self.draw() % 100 < chances
     }
 
     /// One of the elements.
-    pub(super) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[usize::try_from(self.draw() % all.len() as u64).expect("an index")]
     }
 
     /// Shuffles the elements.
-    pub(super) fn shuffle<T>(&mut self, all: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, all: &mut [T]) {
         for last in (1..all.len()).rev() {
             all.swap(last, usize::try_from(self.draw() % (last as u64 + 1)).expect("an index"));
         }
@@ -45,7 +45,7 @@ impl Chance {
 }
 
 /// The seed in `VRAMGUARD_SEED`, or one from the clock. It is printed, so that a run can be repeated.
-pub(super) fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let given = std::env::var("VRAMGUARD_SEED").ok();
     let seed = match given {
         Some(text) => text.parse().unwrap_or_else(|e| panic!("VRAMGUARD_SEED={text:?}: {e}")),

@@ -2,7 +2,7 @@
 //!
 //! The test reserves the GPUs in place of the binding guard, so that it decides which they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -11,116 +11,25 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
+use vramguard::agent::kubelet::KubeletDirectory;
+use vramguard::agent::kubelet::pod_resources::PodResourcesClient;
 
 use super::A;
+use super::excuse;
 use super::process::{Agent, Answered};
-
+use super::seen::{self, Devices, Outcome};
+use super::wanted::Wanted;
 use crate::support::{Component, ControlPlane, GpuNode, RealNode, eventually, pause};
 
 /// Limit for pods to run: the test runtime copies files for each container.
 const PATIENCE: Duration = Duration::from_secs(180);
-const REPLICAS: u32 = 24;
+/// Limit for one answer of the PodResources API.
+const LIST: Duration = Duration::from_secs(5);
 
-/// A pod of the test, and the GPU that is reserved for it.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    pub name: String,
-    gpu: &'static str,
-    apps: Vec<String>,
-    /// Init containers, each with whether it keeps running.
-    inits: Vec<(String, bool)>,
-    another_node: bool,
-}
-
-/// What became of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Each of its GPU containers is on the reserved GPU.
-    Placed,
-    /// A container is on this other GPU.
-    Elsewhere(String),
-    /// The kubelet rejected it, for this reason.
-    Rejected(String),
-}
-
-impl Outcome {
-    /// Whether no container is on another GPU. A pod may be rejected while the node has no healthy devices.
-    pub(super) fn is_right(&self) -> bool {
-        match self {
-            Outcome::Placed => true,
-            Outcome::Rejected(why) => ["NodeAffinity", "UnexpectedAdmissionError"].contains(&why.as_str()),
-            Outcome::Elsewhere(_) => false,
-        }
-    }
-}
-
-impl Wanted {
-    pub(super) fn pod(name: &str, gpu: &'static str) -> Wanted {
-        Wanted { name: name.to_owned(), gpu, apps: vec!["main".to_owned()], inits: Vec::new(), another_node: false }
-    }
-
-    pub(super) fn with_app(mut self, name: &str) -> Wanted {
-        self.apps.push(name.to_owned());
-        self
-    }
-
-    pub(super) fn with_init(mut self, name: &str, sidecar: bool) -> Wanted {
-        self.inits.push((name.to_owned(), sidecar));
-        self
-    }
-
-    /// Gives the pod a node selector that its node does not match.
-    pub(super) fn for_another_node(mut self) -> Wanted {
-        self.another_node = true;
-        self
-    }
-
-    pub(super) fn is_for_another_node(&self) -> bool {
-        self.another_node
-    }
-
-    /// The rows of the ledger for this pod.
-    fn reservations(&self, uid: &str) -> Vec<Value> {
-        let row = |name: &str, role: &str| {
-            json!({ "uid": uid, "namespace": "ml", "pod": self.name, "container": name, "role": role,
-                "resource": "nvidia.com/gpu", "replicas": 1, "gpu": self.gpu, "basis": "Slot", "state": "Confirmed",
-                "since": jiff::Timestamp::now() })
-        };
-        let inits = self.inits.iter().map(|(name, sidecar)| row(name, if *sidecar { "Sidecar" } else { "Init" }));
-        self.apps.iter().map(|name| row(name, "App")).chain(inits).collect()
-    }
-
-    fn object(&self) -> Value {
-        let container = |name: &str| {
-            json!({ "name": name, "image": RealNode::IMAGE, "imagePullPolicy": "Never",
-                "resources": { "limits": { "nvidia.com/gpu": "1" } } })
-        };
-        let init = |(name, sidecar): &(String, bool)| {
-            let mut container = container(name);
-            if *sidecar {
-                container["restartPolicy"] = json!("Always");
-            } else {
-                container["command"] = json!(["sh", "-c", "true"]);
-            }
-            container
-        };
-        let selector = if self.another_node { json!({ "kubernetes.io/hostname": "another" }) } else { json!({}) };
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "name": self.name, "namespace": "ml" },
-            "spec": {
-                "schedulerName": "the-test", "nodeSelector": selector,
-                "hostNetwork": true, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
-                "initContainers": self.inits.iter().map(init).collect::<Vec<_>>(),
-                "containers": self.apps.iter().map(|name| container(name)).collect::<Vec<_>>(),
-            },
-        })
-    }
-}
-
-/// A node with two GPUs, whose device plugin registers with an agent.
+/// A node with several GPUs, whose device plugin registers with an agent.
 pub(super) struct SteeredNode {
     agent: Agent,
+    resources: PodResourcesClient,
     node: RealNode,
     plane: ControlPlane,
 }
@@ -137,18 +46,19 @@ pub(super) fn kill_device_plugin(node: &mut SteeredNode) {
     node.node.start_device_plugin();
 }
 
-/// Stops the agent for a while, as a node without CPU time does.
-pub(super) async fn hang_agent(node: &SteeredNode) {
-    node.agent.process.pause();
-    pause(Duration::from_millis(1_500)).await;
-    node.agent.process.resume();
-}
-
 impl SteeredNode {
     /// A node whose device plugin registers with the agent.
     pub(super) async fn start() -> Option<SteeredNode> {
+        SteeredNode::start_of(2, 24).await
+    }
+
+    /// As [`SteeredNode::start`], with this many GPUs and replicas of each.
+    pub(super) async fn start_of(gpus: u32, replicas: u32) -> Option<SteeredNode> {
         let socket = "--kubelet-socket=/var/lib/kubelet/device-plugins/vramguard.sock";
-        SteeredNode::start_with(&[socket, "--preferred-allocation"], &[]).await
+        let gpus = GpuNode { gpus, replicas, ..GpuNode::new(RealNode::NAME) };
+        let node = SteeredNode::launch_of(gpus, &[socket, "--preferred-allocation"], &[]).await?;
+        node.steers().await;
+        Some(node)
     }
 
     /// A node with these further arguments of device plugin and agent, once the agent steers.
@@ -160,8 +70,12 @@ impl SteeredNode {
 
     /// As [`SteeredNode::start_with`], once the kubelet has its devices, and whether the agent steers or not.
     pub(super) async fn launch(plugin: &[&str], agent: &[&str]) -> Option<SteeredNode> {
+        let gpus = GpuNode { gpus: 2, replicas: 24, ..GpuNode::new(RealNode::NAME) };
+        SteeredNode::launch_of(gpus, plugin, agent).await
+    }
+
+    async fn launch_of(gpus: GpuNode, plugin: &[&str], agent: &[&str]) -> Option<SteeredNode> {
         let plane = ControlPlane::start().await;
-        let gpus = GpuNode { gpus: 2, replicas: REPLICAS, ..GpuNode::new(RealNode::NAME) };
         let node = match RealNode::try_launch(&plane, &gpus, plugin).await {
             Ok(node) => node,
             Err(skip) => {
@@ -169,7 +83,8 @@ impl SteeredNode {
                 return None;
             }
         };
-        let mut node = SteeredNode { agent: Agent::new(&plane, &node, agent).await, node, plane };
+        let resources = PodResourcesClient::new(&KubeletDirectory::new(node.kubelet_folder()));
+        let mut node = SteeredNode { agent: Agent::new(&plane, &node, agent).await, resources, node, plane };
         node.start_agent();
         node.ready().await;
         node.node.label(&node.plane, gpus.labels()).await;
@@ -232,15 +147,29 @@ impl SteeredNode {
         self.node.kill_runtime();
     }
 
-    /// Stops the API server for a while.
-    pub(super) async fn hang_api_server(&self) {
+    /// Stops the agent for this time, as a node without CPU time does.
+    pub(super) async fn hang_agent(&self, time: Duration) {
+        self.agent.process.pause();
+        pause(time).await;
+        self.agent.process.resume();
+    }
+
+    /// Stops the API server for this time.
+    pub(super) async fn hang_api_server(&self, time: Duration) {
         self.plane.pause_component(Component::ApiServer);
-        pause(Duration::from_secs(3)).await;
+        pause(time).await;
         self.plane.resume_component(Component::ApiServer);
     }
 
     pub(super) async fn restart_kubelet(&mut self) {
         self.node.restart_kubelet(&self.plane).await;
+    }
+
+    /// The kubelet, which is killed and started again after a pause. Nothing waits until it has its devices.
+    pub(super) async fn kill_kubelet(&mut self, pause_of: Duration) {
+        self.node.stop_kubelet(&self.plane).await;
+        pause(pause_of).await;
+        self.node.start_kubelet();
     }
 
     /// Creates the pods, reserves their GPUs and binds them.
@@ -252,15 +181,11 @@ impl SteeredNode {
         let ledger = self.ledger().await.expect("the agent made the ledger");
         let mut rows = ledger["spec"]["reservations"].as_array().cloned().unwrap_or_default();
         rows.extend(pods.iter().flat_map(|pod| pod.reservations(&uid(pod))));
-        let patch = json!({ "spec": { "reservations": rows } }).to_string();
-        let arguments = ["patch", "gpuledger", RealNode::NAME, "--type=merge", "-p", &patch];
-        self.plane.kubectl(&arguments).await.expect_success();
+        self.reserve(&rows).await;
         let client = self.plane.client();
         let bind = |pod: &Wanted| {
             let pods: Api<Pod> = Api::namespaced(client.clone(), "ml");
-            let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name },
-                "target": { "apiVersion": "v1", "kind": "Node", "name": RealNode::NAME } });
-            let name = pod.name.clone();
+            let (name, binding) = (pod.name.clone(), pod.binding());
             async move { pods.create_subresource::<Value, Value>("binding", &name, &PostParams::default(), &binding).await }
         };
         for bound in futures::future::join_all(pods.iter().map(bind)).await {
@@ -268,10 +193,21 @@ impl SteeredNode {
         }
     }
 
+    /// Deletes the pods, and releases their reservations once they are gone.
     pub(super) async fn delete(&self, pods: &[Wanted]) {
         let names = pods.iter().map(|pod| pod.name.as_str());
         let arguments: Vec<&str> =
             ["delete", "pod", "--namespace", "ml", "--wait=true"].into_iter().chain(names).collect();
+        self.plane.kubectl(&arguments).await.expect_success();
+        let ledger = self.ledger().await.expect("the agent made the ledger");
+        let mut rows = ledger["spec"]["reservations"].as_array().cloned().unwrap_or_default();
+        rows.retain(|row| pods.iter().all(|pod| row["pod"] != pod.name));
+        self.reserve(&rows).await;
+    }
+
+    async fn reserve(&self, rows: &[Value]) {
+        let patch = json!({ "spec": { "reservations": rows } }).to_string();
+        let arguments = ["patch", "gpuledger", RealNode::NAME, "--type=merge", "-p", &patch];
         self.plane.kubectl(&arguments).await.expect_success();
     }
 
@@ -281,11 +217,24 @@ impl SteeredNode {
         Ok(listed.into_iter().filter_map(|pod| Some((pod.metadata.name.clone()?, pod))).collect())
     }
 
-    /// Waits until each pod has its devices or was rejected.
+    /// Waits until each pod runs with its devices or was rejected.
     pub(super) async fn outcomes(&self, pods: &[Wanted]) -> Vec<Outcome> {
+        self.observed_outcomes(pods, |_| {}).await
+    }
+
+    /// As [`SteeredNode::outcomes`]. Each answer of the PodResources API meanwhile is told.
+    pub(super) async fn observed_outcomes(&self, pods: &[Wanted], mut tell: impl FnMut(&Devices)) -> Vec<Outcome> {
         eventually("the kubelet to decide about all pods", PATIENCE, async || {
-            let (objects, checkpoint) = (self.objects().await?, self.checkpoint()?);
-            pods.iter().map(|pod| outcome(pod, &objects, &checkpoint)).collect()
+            let listed = seen::listed(&self.resources.list(LIST).await?);
+            tell(&listed);
+            let file = self.node.kubelet_folder().join("device-plugins/kubelet_internal_checkpoint");
+            let recorded = seen::recorded(&std::fs::read_to_string(file)?)?;
+            let objects = self.objects().await?;
+            let outcome = |pod: &Wanted| {
+                let object = objects.get(&pod.name).with_context(|| format!("{} is gone", pod.name))?;
+                seen::outcome(pod, object, &listed, &recorded)
+            };
+            pods.iter().map(outcome).collect()
         })
         .await
     }
@@ -298,18 +247,6 @@ impl SteeredNode {
             .filter(|status| status.phase.as_deref() == Some("Failed"))
             .filter_map(|status| status.message)
             .collect()
-    }
-
-    /// Devices by uid of the pod and name of the container, from the kubelet's checkpoint.
-    fn checkpoint(&self) -> anyhow::Result<BTreeMap<(String, String), String>> {
-        let file = self.node.kubelet_folder().join("device-plugins/kubelet_internal_checkpoint");
-        let checkpoint: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
-        let entries = checkpoint["Data"]["PodDeviceEntries"].as_array().cloned().unwrap_or_default();
-        let entry = |entry: &Value| {
-            let text = |field: &str| entry[field].as_str().map(str::to_owned);
-            Some(((text("PodUID")?, text("ContainerName")?), entry["DeviceIDs"].to_string()))
-        };
-        Ok(entries.iter().filter_map(entry).collect())
     }
 
     /// Waits until the pods run, on whichever GPU.
@@ -341,28 +278,25 @@ impl SteeredNode {
         std::fs::read_to_string(self.plane.folder().join("agent.log")).unwrap_or_default()
     }
 
-    /// Whether no pod is on another GPU but those of which an answer says so.
+    /// Whether no pod is on another GPU, except those that an answer excuses.
     pub(super) fn are_right(&self, pods: &[Wanted], outcomes: &[Outcome]) -> bool {
-        pods.iter().zip(outcomes).all(|(pod, outcome)| outcome.is_right() || self.is_excused(pod, outcome))
+        let excused = self.excused(outcomes);
+        pods.iter().zip(outcomes).all(|(pod, outcome)| outcome.is_right(pod) || excused.contains(&pod.name))
     }
 
-    /// Whether each pod is on its GPU, but for those of which an answer says that it is not by the ledger.
+    /// Whether each pod is on its GPU, or rejected because it is for another node, or excused by an answer.
     pub(super) fn are_placed(&self, pods: &[Wanted], outcomes: &[Outcome]) -> bool {
-        let is_placed =
-            |(pod, outcome): (&Wanted, &Outcome)| *outcome == Outcome::Placed || self.is_excused(pod, outcome);
-        pods.iter().zip(outcomes).all(is_placed)
+        let excused = self.excused(outcomes);
+        pods.iter().zip(outcomes).all(|(pod, outcome)| outcome.is_as_wanted(pod) || excused.contains(&pod.name))
     }
 
-    /// Whether a pod is on another GPU, and an answer says that it is not by the ledger. Without the API server the agent may not know the
-    /// reservation of a pod that the kubelet knows already, and on a machine that is too busy an answer is late.
-    pub(super) fn is_excused(&self, pod: &Wanted, outcome: &Outcome) -> bool {
-        if !matches!(outcome, Outcome::Elsewhere(_)) {
-            return false;
-        }
-        let of_pod = format!("ml/{}/", pod.name);
-        // The caller of an answer that was late is not known.
-        let is_of_pod = |caller: &str| caller.is_empty() || caller.starts_with(&of_pod);
-        self.answers().iter().any(|answer| !answer.fallback.is_empty() && is_of_pod(&answer.caller))
+    /// The names of the pods that are on another GPU, and that an answer excuses: see [`excuse`].
+    pub(super) fn excused(&self, outcomes: &[Outcome]) -> BTreeSet<String> {
+        let misplaced = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Elsewhere(misplaced) => Some(misplaced),
+            Outcome::Placed | Outcome::Rejected(_) => None,
+        });
+        excuse::excused(&misplaced.collect::<Vec<_>>(), &self.answers())
     }
 
     /// All answers of the agent so far.
@@ -415,27 +349,4 @@ impl SteeredNode {
     pub(super) fn logs(&self) -> String {
         format!("\n{}{}", self.agent.process.log_tail(), self.node.kubelet_log_tail())
     }
-}
-
-fn outcome(
-    pod: &Wanted,
-    objects: &BTreeMap<String, Pod>,
-    checkpoint: &BTreeMap<(String, String), String>,
-) -> anyhow::Result<Outcome> {
-    let object = objects.get(&pod.name).with_context(|| format!("{} is gone", pod.name))?;
-    let status = object.status.clone().unwrap_or_default();
-    if status.phase.as_deref() == Some("Failed") {
-        return Ok(Outcome::Rejected(status.reason.unwrap_or_default()));
-    }
-    let uid = object.metadata.uid.clone().context("an object has a uid")?;
-    for container in &pod.apps {
-        let devices = checkpoint.get(&(uid.clone(), container.clone()));
-        let devices = devices.with_context(|| format!("{}/{container} has no device: {:?}", pod.name, status.phase))?;
-        if !devices.contains(pod.gpu) {
-            return Ok(Outcome::Elsewhere(format!("{container}: {devices}")));
-        }
-    }
-    // A pod may be rejected after its devices were allocated.
-    ensure!(status.phase.as_deref() == Some("Running"), "{} is {:?}", pod.name, status.phase);
-    Ok(Outcome::Placed)
 }

@@ -1,15 +1,20 @@
 //! The agent of the tests: `vramguard agent --steer` under the account of the manifests, with a stand-in for the driver.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{A, B};
+use super::uuid;
 use crate::agent::fake::Machine;
 use crate::support::guard::manifests;
 use crate::support::{ControlPlane, Process, RealNode, eventually, free_port};
+
+/// What the driver keeps of each GPU.
+pub(super) const DRIVER_RESERVE_MIB: u64 = 450;
 
 /// An agent of the real node.
 pub(super) struct Agent {
@@ -24,6 +29,10 @@ pub(super) struct Agent {
 pub(super) struct Answered {
     /// Namespace and name of the pod, and the container; empty if it is not known.
     pub caller: String,
+    /// When it was given.
+    pub at: Timestamp,
+    /// Ids of the devices; empty if the device plugin chose them.
+    pub given: BTreeSet<String>,
     /// Empty if the wanted GPU was given.
     pub fallback: String,
     pub ms: f64,
@@ -33,9 +42,12 @@ impl Answered {
     /// Reads a line of the log; `None` if it tells of something else.
     pub(super) fn of_log(line: &str) -> Option<Answered> {
         let line: Value = serde_json::from_str(line).ok()?;
+        let text = |field: &str| line[field].as_str().unwrap_or_else(|| panic!("no {field} in {line}"));
         (line["message"] == "asked for a device").then(|| Answered {
-            caller: line["caller"].as_str().unwrap_or_default().replace('"', ""),
-            fallback: line["why"].as_str().unwrap_or_default().to_owned(),
+            caller: text("caller").replace('"', ""),
+            at: text("timestamp").parse().expect("a time"),
+            given: serde_json::from_str(text("given")).expect("a list of ids"),
+            fallback: text("why").to_owned(),
             ms: line["ms"].as_f64().unwrap_or(f64::NAN),
         })
     }
@@ -65,7 +77,9 @@ impl Agent {
         let bound = ["--bound-object-kind=Node", &format!("--bound-object-name={}", RealNode::NAME)];
         let token = plane.kubectl(&[&account[..], &bound[..]].concat()).await.expect_success();
         let kubeconfig = plane.kubeconfig_for_token("agent", token.trim());
-        let machine = Machine::new(&format!("gpu {A} 24576 450 0\ngpu {B} 24576 450 0\n"));
+        let gpus = node.gpus();
+        let gpu = |n| format!("gpu {} {} {DRIVER_RESERVE_MIB} 0\n", uuid(n), gpus.memory_mib);
+        let machine = Machine::new(&(0..gpus.gpus).map(gpu).collect::<String>());
         let http = free_port();
         let (name, value) = machine.variable();
         let process = Process::new("agent", Path::new(env!("CARGO_BIN_EXE_vramguard")), plane.folder())

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use super::node::{Outcome, SteeredNode, Wanted};
+use super::node::SteeredNode;
+use super::seen::Outcome;
+use super::wanted::Wanted;
 use super::{A, B, burst};
 use crate::support::{assets, eventually, pause};
 

@@ -187,6 +187,11 @@ impl RealNode {
         self.device_plugin.start();
     }
 
+    /// The GPUs that the device plugin advertises.
+    pub(crate) fn gpus(&self) -> &GpuNode {
+        &self.gpus
+    }
+
     /// Kills containerd, which is started again at once.
     pub(crate) fn kill_runtime(&self) {
         self.runtime.kill(&self.folder);
