@@ -3,8 +3,8 @@
 //! On N nodes, heartbeats are N / 216 writes a second at most. A node whose amounts change all the time writes every
 //! 120 s, and then needs no heartbeats. So 5,000 nodes write 23.2 times a second if nothing happens, and 41.7 times if
 //! everything changes all the time. Writes about placements come on top, at most one in two seconds on each node: one for
-//! each start and end of a GPU pod, which costs the API server several times as many writes anyway, and one for each
-//! 256 MiB that a pod without a declaration grows or that memory outside of pods falls.
+//! each start of a container with a GPU, its first use of the GPU and its end, which cost the API server several times as
+//! many writes anyway, and one for each 256 MiB that a pod without a declaration grows or that memory outside of pods falls.
 
 use std::time::Duration;
 

@@ -98,8 +98,8 @@ pub enum Change {
     Slight,
     /// An amount for people: it may wait for its turn.
     Amounts,
-    /// Something that bindings depend on: the GPUs, the GPU of a container, memory that is no longer there, or that a
-    /// container takes from others.
+    /// Something that bindings depend on: the GPUs, the GPU of a container, the first use of a GPU by a container, memory that
+    /// is no longer there, or that a container takes from others.
     Placement,
 }
 
@@ -125,8 +125,8 @@ impl Report {
             || self.gpus.len() != written.gpus.len()
             || self.gpus.iter().zip(&written.gpus).any(|(now, before)| now.differs_for_bindings(before))
             || self.containers.iter().any(|(key, now)| now.is_newly_over(written.containers.get(key)))
-            // A pod that is gone counts until a report no longer shows it.
-            || written.containers.keys().any(|key| !self.containers.contains_key(key))
+            // A pod that is gone counts until a report no longer shows it, if one has shown it before.
+            || !self.containers.keys().eq(written.containers.keys())
             || self.containers.iter().any(|(key, now)| now.has_outgrown(written.containers.get(key)))
     }
 
@@ -136,7 +136,6 @@ impl Report {
         self.driver != written.driver
             || self.not_steered != written.not_steered
             || self.gpus.iter().zip(&written.gpus).any(differs)
-            || !self.containers.keys().eq(written.containers.keys())
             || self.containers.values().zip(written.containers.values()).any(|(now, before)| now.differs(before))
     }
 }
@@ -304,6 +303,11 @@ mod tests {
             Change::Placement,
             "a pod that is gone counts until then"
         );
+        let another = |report: &mut Report| {
+            let first_use = container(report).clone();
+            report.containers.insert(("v".into(), "main".into()), first_use);
+        };
+        assert_eq!(change(another), Change::Placement, "only a pod that was shown counts once it is gone");
         let finding = |message: &str| Some(Finding { problem: Problem::Idle, message: message.into() });
         assert_eq!(change(|report| container(report).finding = finding("idle")), Change::Amounts);
     }
