@@ -9,12 +9,14 @@
 //! | `exporter` | nothing: it answers as a DCGM exporter does |
 //! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
 //! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
+//! | `hang` | an agent that steers and hangs |
 //! | `cost` | CPU time and memory, measured and printed |
 
 mod cluster;
 mod cost;
 mod exporter;
 pub(crate) mod fake;
+mod hang;
 mod kubelet;
 mod once;
 mod plugin_config;
