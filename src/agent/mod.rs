@@ -217,6 +217,7 @@ pub async fn glance(gpus: Gpus, proc: PathBuf) -> Result<Glance, Unreadable> {
             pid: process.pid,
             name: processes.name_of(process.pid).unwrap_or_default(),
             container: place.as_ref().map(|place| place.container.clone()).unwrap_or_default(),
+            utilization: process.utilization,
         };
         listed.map(program).collect()
     };
