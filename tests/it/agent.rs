@@ -10,7 +10,7 @@
 //! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
 //! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
 //! | `hang` | an agent that steers and hangs |
-//! | `cost` | CPU time and memory, measured and printed |
+//! | `cost` | CPU time and memory of an agent that steers, against a real API server |
 
 mod cluster;
 mod cost;
