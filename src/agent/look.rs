@@ -66,7 +66,8 @@ impl Found {
         let gpus = self.reading.gpus.iter().zip(&self.places).map(|(gpu, places)| {
             let mut process = |(process, place): (&ProcessReading, &Option<InPod>)| {
                 let place = place.as_ref().map(|place| (place.pod.clone(), place.container.as_str()));
-                Process { owner: owners.owner(place, at), memory: process.memory, busy: process.busy }
+                let busy = process.utilization.map(|percent| percent > 0);
+                Process { owner: owners.owner(place, at), memory: process.memory, busy }
             };
             GpuLook {
                 uuid: gpu.uuid.clone(),

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::node::Node;
+use super::node::{Node, now};
 use super::steer::metrics::Counters;
 use crate::capacity::gpu::AllocationPolicy;
 use crate::capacity::observation::finding::Problem;
@@ -102,7 +102,8 @@ impl Collector for Seen {
         let steered = (labels([]), f64::from(report.allocation_policy == AllocationPolicy::Steered));
         gauge(&mut encoder, "steered", help, None, self.steers.then_some(steered))?;
         gpus(&mut encoder, &report)?;
-        containers(&mut encoder, &report)
+        containers(&mut encoder, &report)?;
+        idle(&mut encoder, &report, now())
     }
 }
 
@@ -169,14 +170,15 @@ fn gpus(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
     )
 }
 
+fn container_labels(name: &str, container: &ContainerReport) -> Labels {
+    labels([
+        ("namespace", container.pod.namespace.to_string()),
+        ("pod", container.pod.name.to_string()),
+        ("container", name.to_owned()),
+    ])
+}
+
 fn containers(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
-    let of = |name: &str, container: &ContainerReport| {
-        labels([
-            ("namespace", container.pod.namespace.to_string()),
-            ("pod", container.pod.name.to_string()),
-            ("container", name.to_owned()),
-        ])
-    };
     let amounts: [Family<ContainerReport>; 3] = [
         (
             "container_memory_used",
@@ -196,7 +198,7 @@ fn containers(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Resu
         let samples = report
             .containers
             .iter()
-            .filter_map(|((_, container), row)| Some((of(container, row), bytes(amount(row)?))));
+            .filter_map(|((_, name), row)| Some((container_labels(name, row), bytes(amount(row)?))));
         gauge(encoder, name, help, Some(&Unit::Bytes), samples)?;
     }
     let count = |problem| {
@@ -206,4 +208,85 @@ fn containers(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Resu
     let findings = findings.into_iter().filter(|_| report.source.tells_processes());
     let help = "Containers with a finding, by its problem; absent if the source does not tell processes";
     gauge(encoder, "findings", help, None, findings)
+}
+
+fn idle(encoder: &mut DescriptorEncoder<'_>, report: &Report, at: Moment) -> fmt::Result {
+    // While a GPU cannot be read, nobody knows whether its containers compute, and the time must not go on.
+    let unread = |row: &ContainerReport| {
+        let is_unread = |gpu: &GpuReport| gpu.uuid == row.seen.gpu && gpu.unreadable.is_some();
+        report.unreadable.is_some() || report.gpus.iter().any(is_unread)
+    };
+    let samples = report.containers.iter().filter(|(_, row)| !unread(row)).filter_map(|((_, name), row)| {
+        let since = row.seen.idle_since?;
+        Some((container_labels(name, row), since.until(at).as_secs_f64()))
+    });
+    let help =
+        "Time since a container last computed on a GPU; absent while it computes, and if the driver does not tell";
+    gauge(encoder, "container_idle", help, Some(&Unit::Seconds), samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::PolicyName;
+    use crate::capacity::node::inventory::Source;
+    use crate::capacity::observation::owners::{LiveContainer, LivePod};
+    use crate::capacity::observation::{GpuLook, GpuMemory, Listing, Look, Owner, Process};
+    use crate::capacity::pod::PodName;
+    use crate::capacity::verdict::Unreadable;
+
+    fn pod(name: &str) -> LivePod {
+        let container = LiveContainer {
+            name: "main".into(),
+            id: Some(format!("{name}-c").into()),
+            demand: None,
+            declares: false,
+            overhead: Vram::ZERO,
+            annotation: "vramguard.dev/vram".into(),
+        };
+        let pod = PodName { namespace: "ml".into(), name: name.into() };
+        LivePod { uid: name.into(), cgroup_uid: name.into(), name: pod, containers: vec![container] }
+    }
+
+    /// A node whose GPU runs one process of each of these pods, as the driver tells whether it computes.
+    fn node(pods: &[(&str, Option<bool>)], at: Moment) -> Arc<Node> {
+        let node = Arc::new(Node::new("gpu-0".to_owned(), Source::Driver, PolicyName::Nowhere));
+        let process = |(name, busy): &(&str, Option<bool>)| {
+            let owner = Owner::Container { pod: (*name).into(), container: "main".into() };
+            Process { owner, memory: Some(Vram::from_mib(1)), busy: *busy }
+        };
+        let gpu = GpuLook {
+            uuid: "GPU-a".into(),
+            index: 0.into(),
+            mig: false,
+            mps: false,
+            memory: Ok(GpuMemory { total: Vram::from_mib(9), reserved: None, used: Vram::from_mib(3) }),
+            processes: Listing::Listed(pods.iter().map(process).collect()),
+        };
+        node.update(|state| {
+            state.observer.owners.reset(pods.iter().map(|(name, _)| pod(name)).collect(), at);
+            state.observer.observe(&Look { at, gpus: vec![gpu] }, None);
+        });
+        node
+    }
+
+    #[test]
+    fn idle_time_is_shown_of_containers_of_which_it_is_known() {
+        let at = Moment(now().0 - 90_000);
+        let node = node(&[("idle", Some(false)), ("computes", Some(true)), ("untold", None)], at);
+        let metrics = Metrics::new(node.clone(), None);
+        let idle = || -> Vec<String> {
+            let page = metrics.page().unwrap();
+            let is_sample = |line: &&str| line.starts_with("vramguard_agent_container_idle_seconds{");
+            page.lines().filter(is_sample).map(str::to_owned).collect()
+        };
+        let shown = idle();
+        let [sample] = shown.as_slice() else { panic!("{shown:?}") };
+        let labels = "vramguard_agent_container_idle_seconds{namespace=\"ml\",pod=\"idle\",container=\"main\"} ";
+        let seconds: f64 = sample.strip_prefix(labels).expect(sample).parse().unwrap();
+        assert!((90.0..120.0).contains(&seconds), "{seconds}");
+
+        node.update(|state| state.observer.failed(Unreadable::NoDriver));
+        assert_eq!(idle(), [""; 0], "nobody knows whether it computes now");
+    }
 }

@@ -16,6 +16,7 @@
 //! | `node` | what the parts share |
 //! | `report` | writing `status.agent` of the node's `GpuLedger` |
 //! | [`steering`] | [`steer`] as a part of the agent: its start, its report, its stop |
+//! | `watchdog` | the end of a process that hangs while the kubelet waits for it |
 //! | `health`, `metrics` | the plain HTTP port |
 
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,7 @@ pub mod reading;
 mod report;
 pub mod steer;
 pub mod steering;
+mod watchdog;
 
 use dcgm::Exporter;
 use kubelet::KubeletDirectory;
@@ -128,6 +130,10 @@ impl Gpus {
 pub async fn run(config: Config, client: Client) -> anyhow::Result<()> {
     let listener = webhook::listen(config.listen).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, http = %listener.local_addr()?, "watching");
+    // The kubelet waits for no other agent.
+    if config.steering.is_some() {
+        watchdog::start(watchdog::LIMITS, watchdog::end).context("the watchdog cannot be started")?;
+    }
     let map = match &config.allocation_policy {
         PolicyName::ConfigMap(config) => Some(config.map.clone()),
         PolicyName::Nowhere | PolicyName::Known(_) => None,
@@ -211,6 +217,7 @@ pub async fn glance(gpus: Gpus, proc: PathBuf) -> Result<Glance, Unreadable> {
             pid: process.pid,
             name: processes.name_of(process.pid).unwrap_or_default(),
             container: place.as_ref().map(|place| place.container.clone()).unwrap_or_default(),
+            utilization: process.utilization,
         };
         listed.map(program).collect()
     };

@@ -265,7 +265,7 @@ impl Part {
             let sizes = sizes.map(|((total, reserved), used)| GpuMemory { total, reserved: Some(reserved), used });
             sizes.ok_or_else(|| Unreadable::Other("a size of memory that no GPU has".to_owned()))
         });
-        let busy = if depth.utilization { self.busy(device) } else { None };
+        let used_by = if depth.utilization { self.utilization(device) } else { None };
         let processes: Result<Vec<ProcessReading>, Unreadable> = self.compute.clone().map(|mut all| {
             // A process that computes and draws is in two lists with the same amount.
             for (pid, memory) in &self.others {
@@ -273,8 +273,9 @@ impl Part {
                 *known = (*known).max(*memory);
             }
             let one = |(pid, memory): (u32, Option<Vram>)| {
-                let busy = busy.as_ref().map(|busy| busy.contains(&pid));
-                ProcessReading { pid, memory, busy }
+                // The driver has no sample of a process that did nothing.
+                let utilization = used_by.as_ref().map(|of| of.get(&pid).copied().unwrap_or(0));
+                ProcessReading { pid, memory, utilization }
             };
             all.into_iter().map(one).collect()
         });
@@ -290,16 +291,22 @@ impl Part {
         self.others = amounts(clients.into_iter().chain(drawing));
     }
 
-    /// The processes that computed since the last question; `None` if the driver does not tell.
-    fn busy(&mut self, device: &Device<'_>) -> Option<Vec<u32>> {
+    /// Utilization of the SMs since the last question, in percent, by process; `None` if the driver does not tell. A
+    /// process with several samples has the largest one.
+    fn utilization(&mut self, device: &Device<'_>) -> Option<BTreeMap<u32, u32>> {
         match device.process_utilization_stats(self.sampled) {
             Ok(samples) => {
                 let newest = samples.iter().map(|sample| sample.timestamp).max().unwrap_or_default();
                 self.sampled = self.sampled.max(newest);
-                Some(samples.iter().filter(|sample| sample.sm_util > 0).map(|sample| sample.pid).collect())
+                let mut largest = BTreeMap::new();
+                for sample in samples {
+                    let known: &mut u32 = largest.entry(sample.pid).or_default();
+                    *known = sample.sm_util.max(*known);
+                }
+                Some(largest)
             }
             // There is no sample since then: no process was there.
-            Err(NvmlError::NotFound) => Some(Vec::new()),
+            Err(NvmlError::NotFound) => Some(BTreeMap::new()),
             Err(_) => None,
         }
     }

@@ -45,6 +45,7 @@ pub struct ProcessReading {
     pub pid: u32,
     /// Memory that it uses; `None` if the driver does not tell.
     pub memory: Option<Vram>,
-    /// Whether it computed lately; `None` if the driver was not asked, or does not tell.
-    pub busy: Option<bool>,
+    /// Utilization of the SMs by this process since the question before, in percent; `None` if the driver was not
+    /// asked, or does not tell.
+    pub utilization: Option<u32>,
 }

@@ -84,6 +84,9 @@ struct ProcessRow {
     /// Whether it computed a moment ago; absent if the driver does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     busy: Option<bool>,
+    /// Utilization of the SMs by this process, in percent; absent if the driver does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sm_percent: Option<u32>,
 }
 
 /// What is known of a process beside its memory.
@@ -95,6 +98,8 @@ pub struct Program {
     pub name: String,
     /// Id of its container; empty if it is in none.
     pub container: String,
+    /// Utilization of the SMs by it, in percent; `None` if the driver does not tell.
+    pub utilization: Option<u32>,
 }
 
 impl Glance {
@@ -201,14 +206,16 @@ impl Glance {
                     Some(false) => "idle",
                     None => "?",
                 };
+                let percent = process.sm_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent}%"));
                 let program = process.program.clone();
-                let pid = process.pid.to_string();
-                vec![place.to_string(), pid, program, amount(process.used), busy.to_owned(), pod.to_owned(), container]
+                let (place, pid, used) = (place.to_string(), process.pid.to_string(), amount(process.used));
+                vec![place, pid, program, used, busy.to_owned(), percent, pod.to_owned(), container]
             })
             .collect();
         if !rows.is_empty() {
             text.push('\n');
-            columns(&mut text, &["GPU", "PID", "PROGRAM", "USED", "STATE", "POD UID", "CONTAINER"], rows, &[0, 1, 3]);
+            let head = ["GPU", "PID", "PROGRAM", "USED", "STATE", "SM", "POD UID", "CONTAINER"];
+            columns(&mut text, &head, rows, &[0, 1, 3, 5]);
         }
         for line in self.not_told.into_iter().chain(self.unreadable.iter().map(String::as_str)) {
             let _ = write!(text, "\n{line}\n");
@@ -235,6 +242,7 @@ fn row((process, program): (&Process, &Program)) -> ProcessRow {
         container_id: Some(program.container.clone()).filter(|id| !id.is_empty()),
         used: process.memory.map(Vram::mib),
         busy: process.busy,
+        sm_percent: program.utilization,
     }
 }
 
@@ -271,8 +279,13 @@ mod tests {
             ..first.clone()
         };
         let programs = [
-            Program { pid: 20_144, name: "python3".into(), container: "4c01db0b339c4de2a3f07ee2".into() },
-            Program { pid: 7, name: "Xorg\u{1b}[31m".into(), container: String::new() },
+            Program {
+                pid: 20_144,
+                name: "python3".into(),
+                container: "4c01db0b339c4de2a3f07ee2".into(),
+                utilization: Some(97),
+            },
+            Program { pid: 7, name: "Xorg\u{1b}[31m".into(), container: String::new(), utilization: None },
         ];
         let driver = Driver { version: "580.159.04".into(), cuda: Some("13.0".into()) };
         Glance::new(Source::Driver, Some(&driver), [(&first, "NVIDIA H100", &programs[..]), (&lost, "", &[])])
@@ -287,9 +300,9 @@ mod tests {
         0    GPU-3e095815  NVIDIA H100  81559Mi     480Mi  9374Mi          2
         1    ?                                ?         ?       ?          ?
 
-        GPU    PID  PROGRAM           USED  STATE     POD UID                               CONTAINER
-          0  20144  python3         8868Mi  computes  0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e  4c01db0b339c
-          0      7  Xorg\u{1b}[31m       ?  ?         no pod                                -
+        GPU    PID  PROGRAM           USED  STATE      SM  POD UID                               CONTAINER
+          0  20144  python3         8868Mi  computes  97%  0b6f1b1c-5e8e-4a3c-9a34-7d1f1f0a1c2e  4c01db0b339c
+          0      7  Xorg\u{1b}[31m       ?  ?           -  no pod                                -
 
         GPU 1 (?): memory and processes: the GPU fell off the bus; its pods have lost it, and it comes back with a restart of the machine
         ");
@@ -301,7 +314,8 @@ mod tests {
         let lost = read["gpus"][1].as_object().unwrap();
         assert!(["totalMiB", "reservedMiB", "usedMiB", "processes"].iter().all(|field| !lost.contains_key(*field)));
         assert_eq!(read["gpus"][0]["processes"][0]["usedMiB"], 8_868);
-        assert!(read["gpus"][0]["processes"][1].get("usedMiB").is_none());
+        assert_eq!(read["gpus"][0]["processes"][0]["smPercent"], 97);
+        assert!(["usedMiB", "smPercent"].iter().all(|field| read["gpus"][0]["processes"][1].get(*field).is_none()));
         assert_eq!(read["unreadable"].as_array().unwrap().len(), 1);
     }
 

@@ -10,12 +10,14 @@
 //! | `exporter` | nothing: it answers as a DCGM exporter does |
 //! | `totals` | `vramguard agent --dcgm-exporter`, once and against a real API server |
 //! | `plugin_config` | `--plugin-config-map` against a real API server, under the rights of the example |
-//! | `cost` | CPU time and memory, measured and printed |
+//! | `hang` | an agent that steers and hangs |
+//! | `cost` | CPU time and memory of an agent that steers, against a real API server |
 
 mod cluster;
 mod cost;
 mod exporter;
 pub(crate) mod fake;
+mod hang;
 mod kubelet;
 mod once;
 mod one_gpu;

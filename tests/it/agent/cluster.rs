@@ -20,24 +20,26 @@ const NAMESPACE: &str = "vramguard-agent";
 
 /// A control plane with two GPU nodes and the manifests of the agent.
 pub(super) async fn start() -> ControlPlane {
+    start_with(&["gpu-0", "gpu-1"].map(|name| GpuNode { gpus: 2, ..GpuNode::new(name) }), "deploy/agent").await
+}
+
+/// A control plane with these GPU nodes and these manifests of the agent.
+pub(super) async fn start_with(nodes: &[GpuNode], kustomization: &str) -> ControlPlane {
     let plane = ControlPlane::start().await;
-    for name in ["gpu-0", "gpu-1"] {
-        plane.add_gpu_node(&GpuNode { gpus: 2, ..GpuNode::new(name) }).await;
+    for node in nodes {
+        plane.add_gpu_node(node).await;
     }
-    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/crds/customresourcedefinition-gpuledgers.yaml");
-    plane.apply(&std::fs::read_to_string(crd).expect("it is shipped")).await;
-    plane
-        .kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/gpuledgers.vramguard.dev"])
-        .await
-        .expect_success();
-    install(&plane).await;
+    let definitions = manifests(&plane, "deploy/crds").await;
+    plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": definitions}).to_string()).await;
+    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "--all", "crd"]).await.expect_success();
+    install(&plane, kustomization).await;
     plane.kubectl(&["create", "namespace", "ml"]).await.expect_success();
     plane
 }
 
-/// Applies the manifests of the agent, but not its DaemonSet, whose pods kwok would run as its own.
-pub(super) async fn install(plane: &ControlPlane) {
-    let mut objects = manifests(plane, "deploy/agent").await;
+/// Applies these manifests of the agent, but not its DaemonSet, whose pods kwok would run as its own.
+pub(super) async fn install(plane: &ControlPlane, kustomization: &str) {
+    let mut objects = manifests(plane, kustomization).await;
     objects.retain(|object| object["kind"] != "DaemonSet");
     plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).await;
 }

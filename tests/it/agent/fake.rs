@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::support::{run, write};
+use crate::support::{free_port, run, write};
 
 /// A machine without GPUs that seems to have some.
 pub(crate) struct Machine {
@@ -70,6 +70,18 @@ impl Machine {
     /// Name and value of the variable that the stand-in reads.
     pub(crate) fn variable(&self) -> (&'static str, PathBuf) {
         ("VRAMGUARD_FAKE_NVML", self.state())
+    }
+
+    /// A kubeconfig whose API server is a port that refuses connections.
+    pub(crate) fn kubeconfig_of_no_server(&self) -> PathBuf {
+        let kubeconfig = self.folder.path().join("kubeconfig");
+        let server = format!("http://127.0.0.1:{}", free_port());
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"{server}\"}}}}]\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
+        );
+        write(&kubeconfig, text);
+        kubeconfig
     }
 
     pub(crate) fn folder(&self) -> &Path {

@@ -1,7 +1,8 @@
-//! A stand-in for the kubelet's PodResources socket: it answers two gRPC calls with what the test sets.
+//! A stand-in for the kubelet's sockets. PodResources answers two gRPC calls with what the test sets. Registrations of
+//! device plugins are accepted where a test wants it, and nothing is ever allocated.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,9 +14,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixListener;
 use tokio::task::{JoinHandle, JoinSet};
+use vramguard::agent::kubelet::device_plugin::DevicePluginClient;
 use vramguard::agent::kubelet::messages::{
     AllocatableResourcesResponse, ContainerDevices, ContainerResources, ListPodResourcesResponse, PodResources,
+    RegisterRequest,
 };
+use vramguard::agent::kubelet::registry;
+
+use crate::support::write;
 
 /// What the kubelet knows.
 #[derive(Clone, Debug, Default)]
@@ -29,12 +35,12 @@ pub(super) struct Known {
 /// A listening socket. Drop closes it.
 pub(super) struct Kubelet {
     known: Arc<Mutex<Known>>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -46,13 +52,45 @@ impl Kubelet {
         _ = std::fs::remove_file(&socket); // of an earlier kubelet
         let listener = UnixListener::bind(&socket).expect("a socket");
         let known = Arc::new(Mutex::new(known));
-        let task = tokio::spawn(serve(listener, known.clone()));
-        Kubelet { known, task }
+        let tasks = vec![tokio::spawn(serve(listener, known.clone()))];
+        Kubelet { known, tasks }
+    }
+
+    /// Accepts the registrations of device plugins, and follows the devices of each.
+    pub(super) fn takes_registrations(&mut self, directory: &Path) {
+        write(&directory.join("config.yaml"), "kind: KubeletConfiguration");
+        let folder = directory.join("device-plugins");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let listener = UnixListener::bind(folder.join("kubelet.sock")).expect("a socket");
+        self.tasks.push(tokio::spawn(register(listener, folder)));
     }
 
     /// Changes what the kubelet knows.
     pub(super) fn knows(&self, change: impl FnOnce(&mut Known)) {
         change(&mut self.known.lock().expect("no test panics with the lock"));
+    }
+}
+
+async fn register(listener: UnixListener, folder: PathBuf) {
+    // Dropped with this future, which ends the registrations.
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((socket, _)) = listener.accept().await else { return };
+        let folder = folder.clone();
+        connections.spawn(async move {
+            let mut plugins = JoinSet::new();
+            let register = |request: RegisterRequest| {
+                let plugin = DevicePluginClient::new(folder.join(request.endpoint));
+                plugins.spawn(async move {
+                    let Ok(mut lists) = plugin.list_and_watch().await else { return };
+                    while let Ok(Some(_)) = lists.message().await {}
+                });
+                Ok(())
+            };
+            // The agent also connects without a registration, to see whether somebody listens.
+            _ = registry::serve(socket, register).await;
+            plugins.join_all().await;
+        });
     }
 }
 

@@ -49,15 +49,16 @@ fn gpus_and_their_processes_are_listed_with_pod_and_container() {
     assert_eq!(
         first["processes"],
         json!([
-            {"pid": 101, "program": "python3", "podUid": UID, "containerId": CONTAINER, "usedMiB": 8868, "busy": true},
-            {"pid": 102, "program": "Xorg", "usedMiB": 500, "busy": false},
+            {"pid": 101, "program": "python3", "podUid": UID, "containerId": CONTAINER, "usedMiB": 8868, "busy": true,
+             "smPercent": 97},
+            {"pid": 102, "program": "Xorg", "usedMiB": 500, "busy": false, "smPercent": 0},
         ])
     );
     assert_eq!(
         seen["gpus"][1]["processes"],
         json!([
-            {"pid": 103, "program": "blender", "usedMiB": 300, "busy": false},
-            {"pid": 104, "program": "", "busy": false},
+            {"pid": 103, "program": "blender", "usedMiB": 300, "busy": false, "smPercent": 0},
+            {"pid": 104, "program": "", "busy": false, "smPercent": 0},
         ]),
         "a process in two lists counts once, and an amount that is not told is absent"
     );
@@ -79,7 +80,8 @@ fn mig_devices_take_the_place_of_their_gpu() {
     let expected = [("MIG-1", 0, Some(0)), ("MIG-2", 0, Some(1)), ("GPU-bbbb", 1, None)];
     assert_eq!(devices, expected.map(|(uuid, index, mig)| (uuid, json!(index), mig.map(|mig: u32| json!(mig)))));
     assert_eq!(seen["gpus"][0]["processes"][0]["usedMiB"], 30);
-    assert!(seen["gpus"][0]["processes"][0].get("busy").is_none(), "MIG devices have no utilization of processes");
+    let absent = ["busy", "smPercent"].map(|field| seen["gpus"][0]["processes"][0].get(field));
+    assert_eq!(absent, [None; 2], "MIG devices have no utilization of processes");
 }
 
 #[test]

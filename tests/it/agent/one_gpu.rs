@@ -22,7 +22,7 @@ async fn runs(cluster: &GuardedCluster, name: &str) -> String {
 #[tokio::test]
 async fn on_one_gpu_the_successor_of_a_pod_deleted_by_force_waits_until_the_card_shows_its_memory_free() {
     let cluster = GuardedCluster::start(&[GpuNode::new("gpu-0")], &[("cluster.yaml", ENFORCE)]).await;
-    install(&cluster.plane).await;
+    install(&cluster.plane, "deploy/agent").await;
     let machine = Machine::new("gpu GPU-aaaa 24576 450 0\n");
     let (mut agent, _) = agent(&cluster.plane, "gpu-0", &machine).await;
     agent.start();
