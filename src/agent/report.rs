@@ -136,7 +136,7 @@ async fn write(
     let patch = Patch::Merge(report::patch(report, now()));
     match ledgers.patch_status(&node.name, &PatchParams::default(), &patch).await {
         Ok(stored) => {
-            let names = stored.agent_report().and_then(|report| report.pod).map(|pod| pod.uid);
+            let names = stored.agent_pod();
             node.update(|state| {
                 // The watch may lag, and a ledger that seems to be missing would be written again.
                 state.ledger = Ledger::Present;

@@ -172,6 +172,11 @@ impl GpuLedger {
         moment(self.agent_section()?.get("time")?.as_str()?)
     }
 
+    /// The pod in which the agent runs that has written its section, as that section names it; `None` if it names none.
+    pub fn agent_pod(&self) -> Option<PodUid> {
+        Some(PodUid::from(self.agent_section()?.get("pod")?.get("uid")?.as_str()?.to_owned()))
+    }
+
     /// The section of the node agent, unread; `None` if no agent has written one.
     pub(super) fn agent_section(&self) -> Option<&Value> {
         self.status.get("agent").filter(|section| !section.is_null())

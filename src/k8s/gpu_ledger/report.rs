@@ -306,7 +306,9 @@ mod tests {
         };
         let read = |pod: Option<NamedPod>| {
             let written = patch(&Report { pod, ..report() }, Moment(0));
-            let named = ledger(&written).content().unwrap().inventory.unwrap().pod.map(|named| *named);
+            let ledger = ledger(&written);
+            let named = ledger.content().unwrap().inventory.unwrap().pod.map(|named| *named);
+            assert_eq!(ledger.agent_pod(), named.as_ref().map(|named| named.uid.clone()));
             (written["status"]["agent"]["pod"].clone(), named)
         };
         let object = |id: Option<&str>| json!({"namespace": "vramguard-agent", "name": "agent-x", "uid": "u", "containerID": id});
