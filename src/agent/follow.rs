@@ -93,6 +93,7 @@ pub(super) async fn ledger(client: Client, node: Arc<Node>) {
         let earlier = if std::mem::replace(&mut restored, true) { None } else { ledger.agent_report() };
         node.update(|state| {
             state.ledger = Ledger::Present;
+            state.observer.stored(ledger.agent_pod().as_ref());
             if let Some(report) = earlier {
                 state.observer.restore(report, now());
             }

@@ -135,13 +135,9 @@ async fn write(
     }
     let patch = Patch::Merge(report::patch(report, now()));
     match ledgers.patch_status(&node.name, &PatchParams::default(), &patch).await {
-        Ok(stored) => {
-            let names = stored.agent_pod();
-            node.update(|state| {
-                // The watch may lag, and a ledger that seems to be missing would be written again.
-                state.ledger = Ledger::Present;
-                state.observer.stored(names.as_ref());
-            });
+        Ok(_) => {
+            // The watch may lag, and a ledger that seems to be missing would be written again.
+            node.update(|state| state.ledger = Ledger::Present);
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.code == 404 => {
