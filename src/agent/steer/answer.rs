@@ -27,12 +27,13 @@ use crate::k8s::checkpoint::Checkpoint;
 
 /// Time limit of an answer. The kubelet admits no pod meanwhile.
 pub(super) const DEADLINE: Duration = Duration::from_millis(280);
-/// Time limit of a decision. The rest is for the device plugin's own answer.
+/// Time limit of a decision by what the agent knows. The rest is for the device plugin's own answer.
 pub(super) const DECIDE: Duration = Duration::from_millis(200);
+/// Time limit of a decision that also needs pods and the ledger from the API server. If they do not come, the agent still
+/// chooses the GPU, and the device plugin is not asked.
+const READ: Duration = Duration::from_millis(250);
 /// Pause after the kubelet refused to list its pods because it was asked too often.
 const REFUSED: Duration = Duration::from_millis(10);
-/// Time limit for reading pods and the ledger from the API server.
-const READ_PODS: Duration = Duration::from_millis(100);
 
 /// Answers a question of the kubelet. Never later than [`DEADLINE`], and never with an error.
 pub(super) async fn preferred(plugin: &Plugin, question: Bytes) -> Bytes {
@@ -40,7 +41,7 @@ pub(super) async fn preferred(plugin: &Plugin, question: Bytes) -> Bytes {
     // The kubelet asks about one container at a time.
     let decoded = PreferredAllocationRequest::decode(question.clone()).unwrap_or_default();
     let decision = match decoded.container_requests.as_slice() {
-        [container] => decide_in_time(plugin, container).await,
+        [container] => decide_in_time(plugin, container, started).await,
         _ => stock(Fallback::Contradiction),
     };
     let devices = match &decision.choice {
@@ -75,17 +76,35 @@ fn note(plugin: &Plugin, decision: &Decision) {
     plugin.shared.update_health(&plugin.resource.0, |health| health.trust.answered(why, node::now()));
 }
 
-async fn decide_in_time(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {
+async fn decide_in_time(
+    plugin: &Plugin,
+    container: &ContainerPreferredAllocationRequest,
+    started: Instant,
+) -> Decision {
+    let known = async {
+        match tokio::time::timeout(DECIDE, decide(plugin, container)).await {
+            Ok(Known::Decided(decision)) => decision,
+            Ok(Known::Lacks(names, allocations)) => {
+                let left = READ.saturating_sub(started.elapsed());
+                decide_with(plugin, container, names, &allocations, left).await
+            }
+            Err(_) => stock(Fallback::Late),
+        }
+    };
     // An answer is worth more than a crash: the kubelet would fail the pod, and its owner would create it again at once.
-    let decision = AssertUnwindSafe(decide(plugin, container)).catch_unwind();
-    match tokio::time::timeout(DECIDE, decision).await {
-        Ok(Ok(decision)) => decision,
-        Ok(Err(_panic)) => stock(Fallback::Internal),
-        Err(_) => stock(Fallback::Late),
-    }
+    AssertUnwindSafe(known).catch_unwind().await.unwrap_or_else(|_panic| stock(Fallback::Internal))
 }
 
-async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Decision {
+/// How far what the agent knows is enough.
+enum Known {
+    /// It is.
+    Decided(Decision),
+    /// It lacks these pods, of which the kubelet has allocated this.
+    Lacks(Vec<PodName>, Allocations),
+}
+
+/// Decides by what the agent knows.
+async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest) -> Known {
     let shared = &plugin.shared;
     let question = asked(container);
     let recorded = match checkpoint::read(&shared.config.kubelet).await {
@@ -98,7 +117,7 @@ async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest
     };
     let devices: BTreeSet<String> = recorded.of(&plugin.resource).flat_map(|entry| entry.devices.clone()).collect();
     if !is_listing_safe(&question, &devices) {
-        return stock(Fallback::Unrecorded);
+        return Known::Decided(stock(Fallback::Unrecorded));
     }
     let listed = loop {
         match shared.pod_resources.list(DECIDE).await {
@@ -107,25 +126,36 @@ async fn decide(plugin: &Plugin, container: &ContainerPreferredAllocationRequest
             Err(error) if error.code() == Code::ResourceExhausted => tokio::time::sleep(REFUSED).await,
             Err(error) => {
                 tracing::warn!("the kubelet does not list its pods: {}", error.message());
-                return stock(Fallback::ListFailed);
+                return Known::Decided(stock(Fallback::ListFailed));
             }
         }
     };
     let allocations = allocations(&plugin.resource, listed, &recorded);
     let node = shared.inputs.node.borrow().clone();
-    let first = shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Due);
-    let names = match first {
-        Step::Decided(decision) => return decision,
-        Step::Read(names) => names,
-    };
+    match shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Due) {
+        Step::Decided(decision) => Known::Decided(decision),
+        Step::Read(names) => Known::Lacks(names, allocations),
+    }
+}
+
+/// Decides with the pods that the agent lacked, as far as the API server answers in time.
+async fn decide_with(
+    plugin: &Plugin,
+    container: &ContainerPreferredAllocationRequest,
+    names: Vec<PodName>,
+    allocations: &Allocations,
+    limit: Duration,
+) -> Decision {
+    let shared = &plugin.shared;
     let reads = names.into_iter().map(|name| (shared.inputs.read_pod)(name));
-    let read = tokio::time::timeout(READ_PODS, join_all(reads)).await.unwrap_or_default();
-    let mut node = (*node).clone();
+    let read = tokio::time::timeout(limit, join_all(reads)).await.unwrap_or_default();
+    // The watch may have shown them meanwhile.
+    let mut node = (**shared.inputs.node.borrow()).clone();
     for pod in read.into_iter().flatten() {
         node.pods.retain(|known| known.uid != pod.uid);
         node.pods.push(pod);
     }
-    match shared.steering.lock().decide(&plugin.resource, &question, &node, &allocations, Reading::Done) {
+    match shared.steering.lock().decide(&plugin.resource, &asked(container), &node, allocations, Reading::Done) {
         Step::Decided(decision) => decision,
         Step::Read(_) => stock(Fallback::PodNotFound),
     }
