@@ -164,25 +164,31 @@ mod tests {
         }
     }
 
+    /// Limits for a busy machine, which may delay a test for longer than an agent.
+    const QUICK: Limits =
+        Limits { every: Duration::from_millis(50), late: Duration::from_secs(4), patience: Duration::from_secs(2) };
+
+    /// Watches a runtime, and sends the time for which it was silent in place of ending the process.
+    fn watched(runtime: &Runtime) -> Receiver<Duration> {
+        let (sender, ended) = mpsc::channel();
+        runtime.block_on(async { start(QUICK, move |silent| sender.send(silent).unwrap()).unwrap() });
+        ended
+    }
+
     #[test]
     fn a_runtime_is_ended_when_all_its_threads_block_and_not_before() {
-        // A busy machine may delay a test for longer than an agent.
-        let limits = Limits { every: SECOND / 20, late: 4 * SECOND, patience: 2 * SECOND };
         let runtime = runtime();
-        let (sender, ended) = mpsc::channel();
-        runtime.block_on(async { start(limits, move |silent| sender.send(silent).unwrap()).unwrap() });
+        let ended = watched(&runtime);
         assert_eq!(ended.recv_timeout(3 * SECOND), Err(RecvTimeoutError::Timeout), "it beats");
         block(&runtime, 6 * SECOND);
         let silent = ended.recv_timeout(10 * SECOND).expect("it hangs");
-        assert!(silent >= limits.patience, "{silent:?}");
+        assert!(silent >= QUICK.patience, "{silent:?}");
     }
 
     #[test]
     fn the_end_of_the_runtime_ends_the_watchdog_and_not_the_process() {
-        let limits = Limits { every: SECOND / 20, late: 4 * SECOND, patience: 2 * SECOND };
         let runtime = runtime();
-        let (sender, ended) = mpsc::channel();
-        runtime.block_on(async { start(limits, move |silent| sender.send(silent).unwrap()).unwrap() });
+        let ended = watched(&runtime);
         drop(runtime);
         assert_eq!(ended.recv_timeout(10 * SECOND), Err(RecvTimeoutError::Disconnected));
     }

@@ -316,7 +316,7 @@ async fn read_live(objects: &Objects, reader: &mut Reader, progress: &Progress) 
     let mut gaps = read.map_err(live::failure)?;
     gaps.extend(unread.gap());
     if has_all_pods(&gaps) {
-        reader.has_all_pods();
+        reader.follow_agent_pods();
     }
     Ok(gaps)
 }

@@ -107,7 +107,7 @@ async fn look(controller: &Controller, with_page: bool) -> anyhow::Result<Audit>
     }
     gaps.extend(left_out);
     if has_all_pods(&gaps) {
-        reader.has_all_pods();
+        reader.follow_agent_pods();
     }
     let generation = controller.policies.current();
     let now = now();

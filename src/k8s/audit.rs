@@ -327,7 +327,7 @@ impl Reader {
 
     /// Declares that all pods of the cluster were added, and after the ledgers. A report then claims nothing whose agent is in
     /// none of them.
-    pub fn has_all_pods(&mut self) {
+    pub fn follow_agent_pods(&mut self) {
         self.cluster.follow_agent_pods();
     }
 

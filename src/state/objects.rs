@@ -311,3 +311,18 @@ fn short(error: &StreamError) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_pods_were_read_unless_a_gap_may_be_about_one() {
+        let gap = |what: &str| Gap { what: what.to_owned(), why: "forbidden".to_owned() };
+        assert!(has_all_pods(&[]) && has_all_pods(&[gap("resourcequotas")]));
+        assert!(!has_all_pods(&[gap("resourcequotas"), gap("pods")]), "those of one namespace only");
+        let mut unread = Unread::default();
+        unread.note("a field is too long");
+        assert!(!has_all_pods(&[unread.gap().expect("an object was not read")]), "it may be a pod");
+    }
+}

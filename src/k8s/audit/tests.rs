@@ -390,6 +390,7 @@ fn a_share_of_a_gpu_that_kai_did_not_reserve_counts_as_nothing() {
     assert_eq!(held(&[share("a", "999999"), kai_node(), reservation("ml")]), whole, "a tenant's pod reserves nothing");
 }
 
+mod agents;
 mod lengths;
 mod policies;
 
